@@ -1,0 +1,56 @@
+"""One call for a pipeline in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from qua2sedimo.runtime import quantized_module, replace_layers
+from qua2sedimo.settings import StudySettings
+from qua2sedimo.study import Progress, Study, silent
+
+
+def quantize(
+    pipeline: Any,
+    bits: float = 3.5,
+    prompts: Sequence[str | int] = (),
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    configurations: int = 100,
+    folder: str | Path | None = None,
+    progress: Progress = silent,
+) -> Any:
+    """Quantize the denoiser of a diffusers pipeline in place, to at most ``bits`` average bits; returns the pipeline.
+
+    Runs a whole study: ``configurations`` random configurations are measured on ``prompts`` (or class labels; none
+    for an unconditional pipeline) called with ``arguments`` (steps, guidance, size). With ``folder`` the study is
+    kept there and can be resumed, reported and exported; without, it is thrown away.
+
+    Raises :class:`Qua2SeDiMoError` on a budget that cannot be reached, or a pipeline without a denoiser.
+    """
+    place: Any = nullcontext(folder) if folder is not None else tempfile.TemporaryDirectory(prefix="qua2sedimo-")
+    with place as where:
+        settings = StudySettings(
+            model=str(getattr(pipeline.config, "_name_or_path", "") or type(pipeline).__name__),
+            inputs=list(prompts),
+            arguments=dict(arguments or {}),
+        )
+        study = Study.create(Path(where), settings, pipeline)
+        study.check_budget(bits)
+        study.build_bank(progress)
+        study.measure(configurations, progress)
+        study.fit(progress=progress)
+        choice = study.choose(bits, progress=progress)
+        study.switch.restore()
+        modules = study.modules
+        replace_layers(
+            study.denoiser,
+            {
+                name: quantized_module(modules[name], value)
+                for name, value in study.bank.values(choice.configuration).items()
+            },
+        )
+    return pipeline

@@ -1,0 +1,379 @@
+"""The command line: one command a stage. It parses, calls Study, prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qua2sedimo import zoo
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.settings import StudySettings
+
+app = typer.Typer(
+    help="Find out which layers of a diffusion denoiser bear low-bit weights, and pack the model accordingly.\n\n"
+    "Start with `qua2sedimo demo`. For your own pipeline: `qua2sedimo run MODEL STUDY --bits 3.5 --prompt …`. "
+    "A study is a folder; every stage leaves its result there, can be run alone, and goes on where it stopped.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+StudyFolder = Annotated[Path, typer.Argument(help="The study folder.", metavar="STUDY")]
+Bits = Annotated[float, typer.Option(help="Average bits per weight, every overhead counted.", min=1.0, max=16.0)]
+Model = Annotated[
+    str,
+    typer.Argument(help=f"Zoo name ({', '.join(zoo.ENTRIES)}), pipeline folder, or hub name.", metavar="MODEL"),
+]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", help="What to paint; repeat it. Class numbers for class-conditional."),
+]
+Options = Annotated[
+    str,
+    typer.Option(help="`wide` (2 to 8 bits where they pay), `paper` (4 and 3 bits), or a list: `uaq-4,kmeans_a-3`."),
+]
+Arguments = Annotated[
+    str, typer.Option(help='Pipeline arguments as JSON, e.g. `{"num_inference_steps": 12}`.', metavar="JSON")
+]
+Configurations = Annotated[int, typer.Option(help="Random configurations to measure in all.", min=20)]
+Images = Annotated[int, typer.Option(help="Images per measured configuration.", min=2)]
+
+
+def settings_for(
+    model: str,
+    prompts: list[str] | None,
+    arguments: str,
+    options: str,
+    images: int,
+    component: str | None,
+    seed: int,
+) -> StudySettings:
+    """What a new study asks for; zoo models bring their own inputs and arguments."""
+    entry = zoo.ENTRIES.get(model)
+    inputs: list[str | int] = [int(p) if p.isdigit() else p for p in prompts or ()]
+    try:
+        given: dict[str, Any] = json.loads(arguments)
+    except json.JSONDecodeError as error:
+        raise Qua2SeDiMoError(f"--arguments is not JSON: {error}", "Example: '{\"num_inference_steps\": 12}'") from None
+    return StudySettings(
+        model=model if entry or not Path(model).exists() else str(Path(model).resolve()),
+        component=component,
+        inputs=inputs or (list(entry.inputs) if entry else []),
+        arguments={**(entry.arguments if entry else {}), **given},
+        images=images,
+        options=options,
+        seed=seed,
+    )
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the study, the report and the packed model go.")] = Path("demo"),
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(zoo.ENTRIES)}.")] = "avatars-pixart",
+    bits: Bits = 3.5,
+    configurations: Configurations = 100,
+    images: Images = 12,
+) -> None:
+    """Shrink a trained text-to-image model that comes with the package, in a few minutes, with pictures."""
+    if model not in zoo.ENTRIES:
+        raise Qua2SeDiMoError(f"unknown zoo model '{model}'", f"Known: {', '.join(zoo.ENTRIES)}.")
+    settings = settings_for(model, None, "{}", "wide", images, None, 0)
+    _everything(out / model, settings, bits, configurations)
+
+
+@app.command()
+def run(
+    model: Model,
+    study: StudyFolder,
+    bits: Bits = 3.5,
+    prompt: Prompts = None,
+    arguments: Arguments = "{}",
+    options: Options = "wide",
+    configurations: Configurations = 100,
+    images: Images = 16,
+    component: Annotated[str | None, typer.Option(help="Which denoiser, if the pipeline has several.")] = None,
+    seed: int = 0,
+) -> None:
+    """All stages: trace, quantize, measure, fit, explain, choose, export, compare, report. Resumes."""
+    _everything(study, settings_for(model, prompt, arguments, options, images, component, seed), bits, configurations)
+
+
+def _everything(folder: Path, settings: StudySettings, bits: float, configurations: int) -> None:
+    from qua2sedimo.comparison import compare, table_json
+    from qua2sedimo.files import write_text
+    from qua2sedimo.report import write_report
+    from qua2sedimo.report.assemble import report_data
+    from qua2sedimo.study import Study
+    from qua2sedimo.terminal import comparison_table, console, progress, size
+
+    study = Study.create(folder, settings)
+    study.check_budget(bits)
+    console.print(
+        f"[bold]{settings.model}[/bold]: {len(study.space.layers)} weight layers, {study.space.weights / 1e6:.2f} M "
+        f"weights, {size(2 * study.space.weights)} in 16 bits → at most {bits:g} average bits"
+    )
+    with progress() as report:
+        study.build_bank(report)
+        study.measure(configurations, report)
+        study.fit(progress=report)
+        choice = study.choose(bits, progress=report)
+        packed = study.export(bits, folder / f"packed-{bits:g}")
+        rows = compare(study, choice, folder / f"packed-{bits:g}", progress=report)
+        page = write_report(report_data(study, choice, rows), folder / "report.html")
+    write_text(folder / "table.json", table_json(rows))
+    console.print(comparison_table(rows))
+    console.print(
+        f"Quantized layers on disk: {packed.quantized_bytes:,} bytes = {packed.average_bits:.4f} average bits "
+        f"(found by {choice.origin})"
+    )
+    console.print(f"Report             {page}", soft_wrap=True)
+    console.print(f"Packed checkpoint  {folder / f'packed-{bits:g}'}", soft_wrap=True)
+
+
+@app.command()
+def init(
+    model: Model,
+    study: StudyFolder,
+    prompt: Prompts = None,
+    arguments: Arguments = "{}",
+    options: Options = "wide",
+    images: Images = 16,
+    component: Annotated[str | None, typer.Option(help="Which denoiser, if the pipeline has several.")] = None,
+    seed: int = 0,
+) -> None:
+    """Make a study folder with its study.yaml, to be edited and measured stage by stage."""
+    from qua2sedimo.study import Study
+    from qua2sedimo.terminal import console
+
+    made = Study.create(study, settings_for(model, prompt, arguments, options, images, component, seed))
+    console.print(f"{study / 'study.yaml'}: {len(made.settings.inputs)} inputs. Next: qua2sedimo measure {study}")
+
+
+@app.command()
+def inspect(
+    model: Model,
+    options: Options = "wide",
+    layer: Annotated[str, typer.Option(help="Show only layers that match this pattern.")] = "*",
+    component: Annotated[str | None, typer.Option(help="Which denoiser, if the pipeline has several.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    prompt: Prompts = None,
+) -> None:
+    """Show the weight layers of a model: operation, block, shape, and bytes under each option."""
+    import tempfile
+
+    from qua2sedimo.study import Study
+    from qua2sedimo.terminal import console, layer_table, size
+
+    with tempfile.TemporaryDirectory() as folder:
+        study = Study.create(
+            folder,
+            settings_for(
+                model,
+                prompt or ["a picture"] if model not in zoo.ENTRIES else None,
+                "{}",
+                options,
+                2,
+                component,
+                0,
+            ),
+        )
+        space, graph = study.space, study.graph
+        low, high = space.byte_range()
+        if as_json:
+            layers = [
+                {
+                    **vars(graph.layers[n]),
+                    "bytes": {str(o): o.nbytes(space.shapes[n]) for o in space.options[n]},
+                }
+                for n in space.layers
+            ]
+            edges = [[graph.nodes[a].name, graph.nodes[b].name] for a, b in graph.edges]
+            print(
+                json.dumps({"denoiser": graph.denoiser, "layers": layers, "edges": edges, "bypassed": graph.bypassed})
+            )
+            return
+        console.print(layer_table(study, layer))
+        console.print(
+            f"16 bits: {size(2 * space.weights)}; these options reach {8 * low / space.weights:.2f} to "
+            f"{8 * high / space.weights:.2f} average bits ({size(low)} to {size(high)}). "
+            f"Graph: {len(graph.nodes)} nodes, {len(graph.edges)} edges."
+        )
+        for name in graph.bypassed:
+            console.print(f"left alone: {name} (its module is never called, or does not reach the output)")
+
+
+@app.command()
+def measure(study: StudyFolder, configurations: Configurations = 100) -> None:
+    """Measure random configurations until there are so many; run again, it goes on."""
+    from qua2sedimo.study import Study
+    from qua2sedimo.terminal import console, progress
+
+    opened = Study(study)
+    with progress() as report:
+        opened.build_bank(report)
+        records = opened.measure(configurations, report)
+    objective = opened.settings.objective
+    best = max(records, key=lambda r: r.value(objective))
+    console.print(
+        f"{len(records)} configurations in {study / 'records.db'}; best {objective} {best.value(objective):.2f} "
+        f"at {best.average_bits:.2f} bits. Next: qua2sedimo fit {study}"
+    )
+
+
+@app.command()
+def fit(
+    study: StudyFolder,
+    loss: Annotated[str | None, typer.Option(help="srcc, lambdarank, hybrid or mse.")] = None,
+) -> None:
+    """Fit the predictor to the measured configurations, and say how well it ranks those it never saw."""
+    from qua2sedimo.predictor import FitSettings
+    from qua2sedimo.report.assemble import predictor_quality
+    from qua2sedimo.study import Study
+    from qua2sedimo.terminal import console, progress
+
+    opened = Study(study)
+    chosen = FitSettings(loss=loss or opened.settings.loss, seed=opened.settings.seed)
+    with progress() as report:
+        ensemble = opened.fit(chosen, report)
+    quality = predictor_quality(opened, ensemble)
+    rows = {"predictor": quality.rank_correlation, **quality.baselines}
+    for name, value in rows.items():
+        console.print(
+            f"{name:<26} rank correlation {value.value:.3f} [{value.low:.3f}, {value.high:.3f}]", markup=False
+        )
+    if quality.noise_ceiling is not None:
+        console.print(f"{'noise ceiling of labels':<26} {quality.noise_ceiling:.3f}")
+    console.print(f"Next: qua2sedimo explain {study}")
+
+
+@app.command()
+def explain(study: StudyFolder) -> None:
+    """Score every option of every layer, and print what a bit costs by operation and by block."""
+    from qua2sedimo.report.assemble import findings
+    from qua2sedimo.sensitivity import step_costs, strip
+    from qua2sedimo.study import Study
+    from qua2sedimo.terminal import console, sensitivity_table
+
+    opened = Study(study)
+    scores = opened.explain()
+    costs = step_costs(opened.space, scores)
+    for by in ("operation", "block"):
+        console.print(sensitivity_table(strip(costs, opened.graph.layers, by), by))
+    for sentence in findings(opened, scores):
+        console.print(sentence)
+    console.print(f"Next: qua2sedimo choose {study} --bits 3.5")
+
+
+@app.command()
+def choose(study: StudyFolder, bits: Bits = 3.5, candidates: int = 8) -> None:
+    """Find the best configurations within the budget, measure them, and keep the best measured one."""
+    from qua2sedimo.study import Study
+    from qua2sedimo.terminal import candidates_table, console, progress
+
+    opened = Study(study)
+    with progress() as report:
+        choice = opened.choose(bits, candidates, report)
+    console.print(candidates_table(choice, opened.settings.objective))
+    console.print(f"Next: qua2sedimo export {study} OUT --bits {bits:g}")
+
+
+@app.command()
+def export(
+    study: StudyFolder, out: Annotated[Path, typer.Argument(help="The folder to write.")], bits: Bits = 3.5
+) -> None:
+    """Write the choice as a packed pipeline that `DiffusionPipeline.from_pretrained` loads."""
+    from qua2sedimo.study import Study
+    from qua2sedimo.terminal import console, size
+
+    packed = Study(study).export(bits, out)
+    console.print(
+        f"{out}: {packed.weights / 1e6:.2f} M weights in {size(packed.quantized_bytes)}, {packed.average_bits:.4f} bits"
+    )
+
+
+@app.command()
+def generate(
+    folder: Annotated[Path, typer.Argument(help="An exported pipeline folder (or any pipeline).", metavar="OUT")],
+    prompt: Prompts = None,
+    arguments: Arguments = "{}",
+    count: Annotated[int, typer.Option(help="Pictures to make.", min=1)] = 1,
+    seed: int = 0,
+    to: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("pictures"),
+) -> None:
+    """Paint with an exported model."""
+    from PIL import Image
+
+    from qua2sedimo.denoisers import load_pipeline
+    from qua2sedimo.evaluation import Generation, Generator
+    from qua2sedimo.evaluation.generate import check_inputs
+    from qua2sedimo.evaluation.measure import to_uint8
+    from qua2sedimo.terminal import console, progress
+
+    pipeline = load_pipeline(str(folder))
+    info = folder / "qua2sedimo.json"
+    saved = json.loads(info.read_text()).get("arguments", {}) if info.is_file() else {}
+    inputs: list[str | int] = [int(p) if p.isdigit() else p for p in prompt or ()]
+    check_inputs(pipeline, inputs)
+    total = max(count, len(inputs))
+    with progress() as report:
+        made = Generator(pipeline, Generation(inputs, {**saved, **json.loads(arguments)}, seed))(
+            0, total, lambda done: report(done, total, "painting")
+        )
+    to.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(to_uint8(made)):
+        picture = Image.fromarray(image.squeeze())
+        enlarge = max(1, 256 // max(picture.size))
+        picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST).save(
+            to / f"{i:04d}.png"
+        )
+    console.print(f"{total} pictures in {to}")
+
+
+@app.command()
+def report(study: StudyFolder, bits: Bits = 3.5, images: Annotated[int, typer.Option(min=8)] = 96) -> None:
+    """Write report.html: the comparison with uniform quantization, pictures, sensitivity, and the choice."""
+    from qua2sedimo.comparison import compare
+    from qua2sedimo.report import write_report
+    from qua2sedimo.report.assemble import report_data
+    from qua2sedimo.study import Study
+    from qua2sedimo.terminal import comparison_table, console, progress
+
+    opened = Study(study)
+    packed = study / f"packed-{bits:g}"
+    with progress() as show:
+        choice = opened.choose(bits, progress=show)
+        opened.export(bits, packed)
+        rows = compare(opened, choice, packed, images, show)
+        page = write_report(report_data(opened, choice, rows), study / "report.html")
+    console.print(comparison_table(rows))
+    console.print(f"Report  {page}", soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; problems with the input end it with one clear message and status 1."""
+    from rich.console import Console
+
+    errors = Console(stderr=True)
+    try:
+        app(standalone_mode=True)
+    except Qua2SeDiMoError as error:
+        errors.print(f"[bold red]error:[/bold red] {_plain(error.message)}", highlight=False, soft_wrap=True)
+        if error.remedy:
+            errors.print(f"[dim]→[/dim] {_plain(error.remedy)}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        errors.print("\nStopped. Nothing measured is lost: run the same command again to go on.")
+        sys.exit(130)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The table at the end: full precision, uniform configurations and ours, on the same fresh images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from qua2sedimo import zoo
+from qua2sedimo.evaluation.compare import Comparison, References
+from qua2sedimo.evaluation.measure import to_uint8
+from qua2sedimo.evaluation.metrics import METRICS, Estimate
+from qua2sedimo.evaluation.replay import replay
+from qua2sedimo.files import read_json, write_json, write_via
+from qua2sedimo.options import Option
+from qua2sedimo.study import Choice, Progress, Study, silent
+
+#: What a user would do without this tool: one option for every layer.
+UNIFORM = tuple(Option(method, bits) for bits in (4, 3) for method in ("uaq", "kmeans_a", "kmeans_c"))
+_SHOWN = 12
+#: Images of the comparison are none of those that chose the configuration.
+_FIRST = 100_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; ``pictures`` are its first images, uint8 [n, height, width, channels]."""
+
+    name: str
+    kind: str  # "full", "uniform" or "ours"
+    average_bits: float
+    nbytes: int
+    metrics: dict[str, Estimate]
+    pictures: np.ndarray
+
+
+def compare(study: Study, choice: Choice, packed: Path, images: int = 96, progress: Progress = silent) -> list[Row]:
+    """Measure every row on ``images`` images; rows measured before are read from the study folder.
+
+    The pictures of "ours" come from the packed checkpoint in the folder ``packed``, loaded by a new process.
+    """
+    return _Comparing(study, choice, packed, images, progress).rows()
+
+
+class _Comparing:
+    def __init__(self, study: Study, choice: Choice, packed: Path, images: int, progress: Progress) -> None:
+        self.study, self.choice, self.packed = study, choice, packed
+        self.images = range(_FIRST, _FIRST + images)
+        self.folder = study.folder / "comparison"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._progress, self._done, self._total = progress, 0, len(UNIFORM) + 2
+        self._comparison: Comparison | None = None
+
+    def rows(self) -> list[Row]:
+        space, study = self.study.space, self.study
+        made = [self._row("full precision", "full", 16.0, 2 * space.weights, self._full)]
+        for option in UNIFORM:
+            configuration = space.uniform(option)
+
+            def generate(configuration=configuration) -> np.ndarray:  # type: ignore[no-untyped-def]
+                study.switch.apply(configuration)
+                return study.generator(self.images.start, self.images.stop)
+
+            bits, nbytes = space.average_bits(configuration), space.nbytes(configuration)
+            made.append(self._row(f"uniform {option}", "uniform", bits, nbytes, generate))
+        name = f"ours, {self.choice.bits_asked:g} bits"
+        made.append(self._row(name, "ours", self.choice.average_bits, self.choice.nbytes, self._ours))
+        return made
+
+    def _row(self, name: str, kind: str, bits: float, nbytes: int, generate: Callable[[], np.ndarray]) -> Row:
+        stem = name.replace(" ", "-").replace(",", "")
+        path, pictures = self.folder / f"{stem}.json", self.folder / f"{stem}.safetensors"
+        key = [self.study.identity, self.study.settings.protocol, len(self.images)]
+        key += [self.choice.configuration.digest] if kind == "ours" else []
+        if not (path.exists() and pictures.exists() and read_json(path)["key"] == key):
+            images = generate()
+            metrics = {m: asdict(e) for m, e in self.comparison(images).items()}
+            shown = to_uint8(images[:_SHOWN])
+            write_via(pictures, lambda temporary: save_file({"pictures": shown}, temporary))
+            write_json(path, {"key": key, "metrics": metrics})
+        self._done += 1
+        self._progress(self._done, self._total, "comparing with uniform quantization")
+        estimates = {m: Estimate(**e) for m, e in read_json(path)["metrics"].items()}
+        return Row(name, kind, bits, nbytes, estimates, load_file(pictures)["pictures"])
+
+    @property
+    def comparison(self) -> Comparison:
+        """Made when the first row has to be measured: its references cost images too."""
+        if self._comparison is None:
+            study = self.study
+            study.switch.restore()
+            paired = study.generator(self.images.start, self.images.stop)
+            other = study.generator(self.images.stop, self.images.stop + len(self.images))
+            real = zoo.reference_images(study.settings.model) if study.settings.model in zoo.ENTRIES else None
+            inputs = [i for i in map(study.generator.generation.input, self.images) if i is not None]
+            self._comparison = Comparison(References(paired, other, real), inputs, list(METRICS), study.input_score)
+        return self._comparison
+
+    def _full(self) -> np.ndarray:
+        return self.comparison.references.paired
+
+    def _ours(self) -> np.ndarray:
+        return replay(self.packed, self.study.generator.generation, self.images, self.folder)
+
+
+def table_json(rows: list[Row]) -> str:
+    """The table for machines."""
+    return json.dumps(
+        [
+            {
+                "name": row.name,
+                "average_bits": row.average_bits,
+                "bytes": row.nbytes,
+                "metrics": {m: asdict(e) for m, e in row.metrics.items()},
+            }
+            for row in rows
+        ],
+        indent=1,
+    )

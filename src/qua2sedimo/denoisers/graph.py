@@ -1,0 +1,84 @@
+"""The graph of a denoiser: weight layers and the places where their data meet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from qua2sedimo.denoisers.layers import WeightLayer
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.files import read_json, write_text
+
+FORMAT = 1
+
+#: What a combine node does with the data that meet in it.
+COMBINES = ("add", "multiply", "modulate", "product", "concat", "combine")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A weight layer (``kind == "layer"``) or a combine node; ``inputs`` are indices of earlier nodes.
+
+    ``sees`` names the denoiser's inputs (hidden_states, timestep, …) that the node's value depends on.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[int, ...]
+    sees: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in topological order, the weight layers among them, and the layers found outside the data flow.
+
+    ``bypassed`` layers are never called as modules (a fused call reads their weights), or do not reach the
+    output; they cannot be measured by quantizing the module and are left alone.
+    """
+
+    denoiser: str
+    nodes: tuple[Node, ...]
+    layers: dict[str, WeightLayer]
+    bypassed: tuple[str, ...] = ()
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Node index of each layer."""
+        return {node.name: i for i, node in enumerate(self.nodes) if node.kind == "layer"}
+
+    @cached_property
+    def edges(self) -> list[tuple[int, int]]:
+        return [(source, i) for i, node in enumerate(self.nodes) for source in node.inputs]
+
+    def reaching(self, targets: Sequence[int], hops: int) -> set[int]:
+        """Nodes from which some target is at most ``hops`` edges away, the targets included."""
+        found, frontier = set(targets), set(targets)
+        for _ in range(hops):
+            frontier = {source for i in frontier for source in self.nodes[i].inputs} - found
+            found |= frontier
+        return found
+
+    def save(self, path: Path) -> None:
+        content = {
+            "format": FORMAT,
+            "denoiser": self.denoiser,
+            "nodes": [[n.name, n.kind, list(n.inputs), list(n.sees)] for n in self.nodes],
+            "layers": [vars(layer) for layer in self.layers.values()],
+            "bypassed": list(self.bypassed),
+        }
+        write_text(path, json.dumps(content))
+
+    @classmethod
+    def load(cls, path: Path) -> Graph:
+        content = read_json(path)
+        if content.get("format") != FORMAT:
+            raise Qua2SeDiMoError(
+                f"{path}: format {content.get('format')} is not {FORMAT}",
+                "Delete it; it will be traced again.",
+            )
+        nodes = tuple(Node(n, kind, tuple(inputs), tuple(sees)) for n, kind, inputs, sees in content["nodes"])
+        layers = {x["name"]: WeightLayer(**{**x, "shape": tuple(x["shape"])}) for x in content["layers"]}
+        return cls(content["denoiser"], nodes, layers, tuple(content["bypassed"]))

@@ -1,0 +1,118 @@
+"""Pipelines: load one by name or folder, find its denoiser, capture what the pipeline calls it with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qua2sedimo import zoo
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.quiet import quiet
+
+#: Components that denoise, in the order in which they are looked for.
+DENOISERS = ("transformer", "unet", "transformer_2", "prior", "decoder")
+
+
+def load_pipeline(model: str, dtype: torch.dtype = torch.float32, device: str | None = None) -> Any:
+    """A diffusers pipeline from a zoo name, a local pipeline folder, or a hub name.
+
+    Raises :class:`Qua2SeDiMoError` if it is none of these.
+    """
+    from diffusers import DiffusionPipeline
+
+    if model in zoo.ENTRIES:
+        pipeline = zoo.load(model, dtype)
+    else:
+        folder = Path(model).expanduser()
+        if folder.exists():
+            _check_pipeline_folder(folder)
+        elif model.count("/") > 1 or model.startswith((".", "/", "~")):
+            raise Qua2SeDiMoError(f"{model}: no such folder")
+        elif "/" not in model:
+            raise Qua2SeDiMoError(
+                f"unknown model '{model}'",
+                f"Give a zoo name ({', '.join(zoo.ENTRIES)}), a pipeline folder, or a hub name OWNER/NAME.",
+            )
+        try:
+            with quiet():
+                pipeline = DiffusionPipeline.from_pretrained(
+                    str(folder) if folder.exists() else model, torch_dtype=dtype
+                )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise Qua2SeDiMoError(
+                f"cannot load pipeline '{model}': {str(error).splitlines()[0]}",
+                "Check the name and the network, or download the pipeline and give its folder.",
+            ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device or default_device())
+
+
+def default_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _check_pipeline_folder(folder: Path) -> None:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        hint = (
+            "It holds config.json only: a denoiser without its pipeline." if (folder / "config.json").is_file() else ""
+        )
+        raise Qua2SeDiMoError(
+            f"{folder} is no diffusers pipeline: model_index.json is missing. {hint}".rstrip(),
+            "Give the folder that DiffusionPipeline.save_pretrained wrote.",
+        )
+    try:
+        json.loads(index.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise Qua2SeDiMoError(f"{index} is damaged: {error}", "Save or download the pipeline again.") from error
+
+
+def denoiser_of(pipeline: Any, component: str | None = None) -> tuple[str, nn.Module]:
+    """(component name, module) of the denoiser; ``component`` chooses among several."""
+    names = [component] if component else [n for n in DENOISERS if isinstance(getattr(pipeline, n, None), nn.Module)]
+    module = getattr(pipeline, names[0], None) if names else None
+    if not isinstance(module, nn.Module):
+        have = [n for n, value in pipeline.components.items() if isinstance(value, nn.Module)]
+        raise Qua2SeDiMoError(
+            f"{type(pipeline).__name__} has no denoiser '{component or ' / '.join(DENOISERS)}'; its modules: {have}",
+            "Name the one to quantize with --component.",
+        )
+    return names[0], module
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments of one call of the denoiser."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class _Captured(Exception):
+    """Ends the pipeline's run as soon as the denoiser has been called."""
+
+
+def capture_call(pipeline: Any, denoiser: nn.Module, arguments: Mapping[str, Any]) -> Call:
+    """The first call the pipeline makes of its denoiser when called with ``arguments``."""
+    captured: list[Call] = []
+
+    def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        captured.append(Call(args, dict(kwargs)))
+        raise _Captured
+
+    hook = denoiser.register_forward_pre_hook(remember, with_kwargs=True)
+    try:
+        pipeline(**arguments)
+    except _Captured:
+        return captured[0]
+    finally:
+        hook.remove()
+    raise Qua2SeDiMoError(f"{type(pipeline).__name__} never called {type(denoiser).__name__}", "Choose --component.")

@@ -1,0 +1,49 @@
+"""Files that are whole or absent: written beside their place, flushed, and renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qua2sedimo.errors import Qua2SeDiMoError
+
+
+def write_via(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file, flush it to disk, and rename it to ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise Qua2SeDiMoError(
+            f"cannot write {path}: {error.strerror or error}",
+            "Free disk space or choose another folder, then run the command again.",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_via(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=1))
+
+
+def read_json(path: Path) -> Any:
+    """The file's content; a missing or damaged file is an error that names it and the remedy."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise Qua2SeDiMoError(f"{path} does not exist") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise Qua2SeDiMoError(
+            f"{path} is damaged: {error}", "Delete it and run the command again; it will be made anew."
+        ) from error

@@ -1,0 +1,165 @@
+"""What can be chosen: options, the search space they span, configurations in it, and their exact size.
+
+All sizes are bytes of packed tensors with every overhead (codebooks, scales, zero points) counted; *average
+bits* is 8 × those bytes / number of quantized weights, and equals what a packed checkpoint holds on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.quantizers import METHODS, packed_bytes
+
+#: Options of the paper (section 3.1): three methods at 4 and 3 bits.
+PAPER_BITS = (4, 3)
+#: Bit widths of the wide set. 7 bits buys little over 6 and 8, and more options need more measurements; at 8 bits
+#: uniform levels are as good as any.
+WIDE_BITS = {"uaq": (2, 3, 4, 5, 6, 8)}
+_WIDE_CODEBOOKS = (2, 3, 4, 5, 6)
+
+
+@dataclass(frozen=True, order=True)
+class Option:
+    """One way to store one weight layer: a method of the quantizer registry at a bit width (2 to 8)."""
+
+    method: str
+    bits: int
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise Qua2SeDiMoError(f"unknown quantization method '{self.method}'; known: {', '.join(METHODS)}")
+        if not 2 <= self.bits <= 8:
+            raise Qua2SeDiMoError(f"option '{self.method}': bits must be 2 to 8, got {self.bits}")
+
+    def __str__(self) -> str:
+        return f"{self.method}-{self.bits}"
+
+    @classmethod
+    def parse(cls, text: str) -> Option:
+        """``"kmeans_c-4"`` → ``Option("kmeans_c", 4)``."""
+        method, _, bits = text.rpartition("-")
+        if not bits.isdigit():
+            raise Qua2SeDiMoError(f"option '{text}' is not of the form METHOD-BITS, e.g. 'uaq-4'")
+        return cls(method, int(bits))
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        """Packed bytes of a weight of this shape (first dimension: output channels), overhead included."""
+        return packed_bytes(self.method, shape, self.bits)
+
+
+def options_for(option_set: str, shape: tuple[int, ...]) -> tuple[Option, ...]:
+    """The options of a layer: ``paper``, ``wide``, or a comma-separated list like ``"uaq-4,kmeans_a-3"``.
+
+    ``wide`` is the paper's six and, of the other widths, those that can pay: an option whose overhead exceeds
+    one bit per weight is dropped, since the same method family one bit wider (UAQ) is smaller and better.
+    """
+    paper = [Option(method, bits) for method in METHODS for bits in PAPER_BITS]
+    if option_set == "paper":
+        return tuple(sorted(paper))
+    if option_set == "wide":
+        weights = math.prod(shape)
+        every = [Option(method, bits) for method in METHODS for bits in WIDE_BITS.get(method, _WIDE_CODEBOOKS)]
+        paying = [o for o in every if 8 * o.nbytes(shape) <= (o.bits + 1) * weights]
+        return tuple(sorted({*paper, *paying}))
+    return tuple(sorted({Option.parse(text.strip()) for text in option_set.split(",")}))
+
+
+class Configuration(Mapping[str, Option]):
+    """One option per layer: an immutable, hashable mapping from layer name to :class:`Option`."""
+
+    def __init__(self, choices: Mapping[str, Option] | Iterable[tuple[str, Option]]) -> None:
+        self._choices = dict(choices)
+
+    def __getitem__(self, layer: str) -> Option:
+        return self._choices[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._choices)
+
+    def __len__(self) -> int:
+        return len(self._choices)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._choices.items()))
+
+    def __repr__(self) -> str:
+        return f"Configuration({len(self)} layers, {self.digest})"
+
+    @cached_property
+    def digest(self) -> str:
+        """Twelve hex digits that name this configuration in files and records."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+    def to_json(self) -> str:
+        return json.dumps({layer: str(option) for layer, option in self.items()}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Configuration:
+        return cls({layer: Option.parse(option) for layer, option in json.loads(text).items()})
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The layers of a denoiser (name → weight shape) and the options of each: all configurations there are."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    options: Mapping[str, tuple[Option, ...]]
+
+    @classmethod
+    def of(cls, shapes: Mapping[str, tuple[int, ...]], option_set: str) -> SearchSpace:
+        return cls(dict(shapes), {name: options_for(option_set, shape) for name, shape in shapes.items()})
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(self.shapes)
+
+    @cached_property
+    def weights(self) -> int:
+        """Number of weights of all layers together."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @cached_property
+    def hash(self) -> str:
+        """Names this space: records, scores and banks of another space are refused, not mixed."""
+        content = [(name, list(self.shapes[name]), [str(o) for o in self.options[name]]) for name in self.layers]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    @cached_property
+    def union(self) -> tuple[Option, ...]:
+        """Every option that any layer has, sorted."""
+        return tuple(sorted({option for options in self.options.values() for option in options}))
+
+    def nbytes(self, configuration: Mapping[str, Option]) -> int:
+        """Packed bytes of all layers under the configuration."""
+        return sum(configuration[name].nbytes(shape) for name, shape in self.shapes.items())
+
+    def average_bits(self, configuration: Mapping[str, Option]) -> float:
+        return 8 * self.nbytes(configuration) / self.weights
+
+    def uniform(self, option: Option) -> Configuration:
+        """The configuration that gives every layer the same option, whether or not the space offers it."""
+        return Configuration(dict.fromkeys(self.layers, option))
+
+    def byte_range(self) -> tuple[int, int]:
+        """Least and most packed bytes any configuration of the space can have."""
+        sizes = [[o.nbytes(self.shapes[name]) for o in self.options[name]] for name in self.layers]
+        return sum(map(min, sizes)), sum(map(max, sizes))
+
+    def encode(self, configuration: Mapping[str, Option]) -> np.ndarray:
+        """Option index of each layer, in :attr:`layers` order: int64 array [layers]."""
+        try:
+            return np.array([self.options[name].index(configuration[name]) for name in self.layers])
+        except (KeyError, ValueError) as error:
+            raise Qua2SeDiMoError(f"configuration does not belong to this search space: {error}") from None
+
+    def decode(self, choice: Iterable[int]) -> Configuration:
+        """Inverse of :meth:`encode`."""
+        return Configuration((name, self.options[name][int(i)]) for name, i in zip(self.layers, choice))

@@ -1,0 +1,18 @@
+"""How a weight is quantized: methods, packing, and the quantized weight as a value; only tensors in here."""
+
+from qua2sedimo.quantizers.method import Method, quantization_error, stored_dtype
+from qua2sedimo.quantizers.packing import pack, packed_length, unpack
+from qua2sedimo.quantizers.registry import METHODS, packed_bytes
+from qua2sedimo.quantizers.value import QuantizedWeight
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "QuantizedWeight",
+    "pack",
+    "packed_bytes",
+    "packed_length",
+    "quantization_error",
+    "stored_dtype",
+    "unpack",
+]

@@ -1,0 +1,208 @@
+"""From a study's results to the plain data of a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from qua2sedimo.comparison import Row
+from qua2sedimo.evaluation.metrics import METRICS, Estimate, mean_estimate, metric
+from qua2sedimo.predictor import Ensemble
+from qua2sedimo.predictor.baselines import ridge_out_of_fold
+from qua2sedimo.records import Record
+from qua2sedimo.report.data import (
+    LayerChoice,
+    LayerScore,
+    MeasuredPoint,
+    MetricInfo,
+    MetricValue,
+    PictureRow,
+    PredictorQuality,
+    ReportData,
+    TableRow,
+)
+from qua2sedimo.sensitivity import Scores, step_costs, strip
+from qua2sedimo.study import Choice, Study, versions
+
+_REPLICATES = 400
+
+
+def report_data(study: Study, choice: Choice, rows: list[Row]) -> ReportData:
+    """Everything the report shows of one choice of a study."""
+    scores, ensemble = study.explain(), study.ensemble()
+    space = study.space
+    return ReportData(
+        title=f"{study.settings.model} at {choice.average_bits:.2f} bits",
+        model=study.settings.model,
+        pipeline=type(study.pipeline).__name__,
+        layers=len(space.layers),
+        weights=space.weights,
+        full_bytes=2 * space.weights,
+        budget_bits=choice.bits_asked,
+        ours_bits=choice.average_bits,
+        ours_bytes=choice.nbytes,
+        table=[TableRow(r.name, r.kind, r.average_bits, r.nbytes, _values(r.metrics)) for r in rows],  # type: ignore[arg-type]
+        metric_infos=[
+            MetricInfo(m.name, m.title, m.unit, m.higher_is_better, m.explanation)
+            for m in METRICS.values()
+            if m.name in rows[0].metrics
+        ],
+        pictures=[PictureRow(r.name, [image.squeeze() for image in r.pictures]) for r in _shown(rows)],
+        captions=[str(value) for value in _captions(study, rows)],
+        objective=study.settings.objective,
+        points=_points(study, choice, rows),
+        scores=_scores(study, scores),
+        choices=_choices(study, choice, scores),
+        predictor=predictor_quality(study, ensemble),
+        provenance=_provenance(study, choice),
+        findings=findings(study, scores),
+    )
+
+
+def predictor_quality(study: Study, ensemble: Ensemble) -> PredictorQuality:
+    """Rank correlations on records that neither trained nor selected the fold that predicts them."""
+    records = study.records.all("sample")
+    positions, predicted = ensemble.out_of_fold()
+    records = [records[i] for i in positions]
+    choices, objective = study.training_data(records)
+    place = {int(p): i for i, p in enumerate(positions)}
+    folds = [[place[i] for i in fold.test] for fold in ensemble.folds]
+    baselines = {
+        "ridge on one-hot options": ridge_out_of_fold(study.space, choices, objective, folds),
+        "sum of relative errors": np.array([-study.bank.relative_mse(r.configuration) for r in records]),
+        "average bits": np.array([r.average_bits for r in records]),
+    }
+    sign = 1 if metric(study.settings.objective).higher_is_better else -1
+    return PredictorQuality(
+        rank_correlation=_rank_correlation(predicted, objective),
+        baselines={name: _rank_correlation(values, objective) for name, values in baselines.items()},
+        predicted=[float(sign * y) for y in predicted],
+        measured=[float(sign * y) for y in objective],
+        noise_ceiling=noise_ceiling(records, study.settings.objective),
+    )
+
+
+def noise_ceiling(records: list[Record], objective: str) -> float | None:
+    """Rank correlation a perfect predictor could reach: √ of the split-half reliability of the labels.
+
+    Odd against even images, stepped up to all images by Spearman and Brown's formula.
+    """
+    values = np.array([r.measurement.values[objective] for r in records])
+    if values.shape[1] < 4:
+        return None
+    half = float(spearmanr(values[:, ::2].mean(axis=1), values[:, 1::2].mean(axis=1)).statistic)
+    return math.sqrt(max(0.0, 2 * half / (1 + half))) if half > -1 else None
+
+
+def findings(study: Study, scores: Scores) -> list[str]:
+    """Plain sentences, only where the spread over folds supports them."""
+    costs = step_costs(study.space, scores)
+    said = []
+    for by, noun in (("operation", "operation"), ("block", "block")):
+        groups = list(strip(costs, study.graph.layers, by).items())
+        if len(groups) < 3:
+            continue
+        (first, (cost, spread, _)), (last, (least, other, _)) = groups[0], groups[-1]
+        if cost - least > 2 * math.hypot(spread, other):
+            said.append(
+                f"By {noun}, {first} loses most from 4 to 3 bits (score {cost:.2f} ± {spread:.2f} a layer), "
+                f"{last} least ({least:.2f} ± {other:.2f})."
+            )
+    if costs and costs[0].cost > 2 * costs[0].spread:
+        said.append(f"The most sensitive layer is {costs[0].layer} ({costs[0].cost:.2f} ± {costs[0].spread:.2f}).")
+    return said
+
+
+def _rank_correlation(predicted: np.ndarray, objective: np.ndarray) -> MetricValue:
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(len(objective), size=len(objective)) for _ in range(_REPLICATES)]
+    replicates = [float(spearmanr(predicted[d], objective[d]).statistic) for d in draws]
+    low, high = np.nanquantile(replicates, [0.025, 0.975])
+    return MetricValue(float(spearmanr(predicted, objective).statistic), float(low), float(high), len(objective))
+
+
+def _values(metrics: Mapping[str, Estimate]) -> dict[str, MetricValue]:
+    return {name: MetricValue(e.value, e.low, e.high, e.images) for name, e in metrics.items()}
+
+
+def _shown(rows: list[Row]) -> list[Row]:
+    """Full precision, ours, and for each width the best uniform row, so that the grid flatters nobody."""
+    full = [r for r in rows if r.kind == "full"]
+    ours = [r for r in rows if r.kind == "ours"]
+    best = []
+    for width in ("-4", "-3"):
+        uniform = [r for r in rows if r.kind == "uniform" and r.name.endswith(width)]
+        best += sorted(uniform, key=lambda r: -r.metrics["psnr"].value)[:1]
+    return full + ours + best
+
+
+def _captions(study: Study, rows: list[Row]) -> list[str | int]:
+    generation = study.generator.generation
+    found = [generation.input(100_000 + i) for i in range(len(rows[0].pictures))]
+    return [f"image {i + 1}" if value is None else value for i, value in enumerate(found)]
+
+
+def _points(study: Study, choice: Choice, rows: list[Row]) -> list[MeasuredPoint]:
+    objective = study.settings.objective
+    points = []
+    for role, kind in (("sample", "random"), ("candidate", "candidate")):
+        for record in study.records.all(role):
+            e = mean_estimate(np.array(record.measurement.values[objective]))
+            label = f"{kind} {record.number}"
+            points.append(MeasuredPoint(record.average_bits, e.value, e.low, e.high, kind, label))  # type: ignore[arg-type]
+    for row in rows:
+        if row.kind != "full" and objective in row.metrics:
+            e = row.metrics[objective]
+            points.append(MeasuredPoint(row.average_bits, e.value, e.low, e.high, row.kind, row.name))  # type: ignore[arg-type]
+    return points
+
+
+def _scores(study: Study, scores: Scores) -> list[LayerScore]:
+    found = []
+    for name in study.space.layers:
+        layer = study.graph.layers[name]
+        for option, s in scores.layers[name].items():
+            bits = 8 * option.nbytes(layer.shape) / layer.weights
+            found.append(
+                LayerScore(
+                    name, layer.operation, layer.block, layer.block_index, str(option), option.method, option.bits,
+                    bits, s.score, s.spread,
+                )
+            )  # fmt: skip
+    return found
+
+
+def _choices(study: Study, choice: Choice, scores: Scores) -> list[LayerChoice]:
+    found = []
+    for name, option in choice.configuration.items():
+        layer, nbytes, s = (
+            study.graph.layers[name],
+            option.nbytes(study.space.shapes[name]),
+            scores.layers[name][option],
+        )
+        found.append(
+            LayerChoice(
+                name, layer.operation, layer.block, layer.shape, layer.weights, str(option), nbytes,
+                8 * nbytes / layer.weights, study.bank.errors[name][option].relative_mse, s.score, s.spread,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _provenance(study: Study, choice: Choice) -> dict[str, str]:
+    samples = study.records.all("sample")
+    seconds = sum(r.measurement.seconds for r in samples)
+    return {
+        "study": study.folder.name,
+        "options": study.settings.options,
+        "seed": str(study.settings.seed),
+        "arguments": ", ".join(f"{k}={v}" for k, v in study.settings.arguments.items()),
+        "measured": f"{len(samples)} random configurations × {study.settings.images} images in {seconds:.0f} s",
+        "predictor": f"5 folds, loss {study.settings.loss}",
+        "chosen by": f"{choice.origin}, best of {len(choice.candidates)} measured candidates",
+        "command": f"qua2sedimo run {study.settings.model} {study.folder.name} --bits {choice.bits_asked:g}",
+        **versions(),
+    }

@@ -1,0 +1,274 @@
+"""The charts of a report; one specification serves the page and the figure files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+from qua2sedimo.report import maps
+from qua2sedimo.report.costs import layer_costs
+from qua2sedimo.report.data import MeasuredPoint, PredictorQuality, ReportData
+from qua2sedimo.report.labels import PLACES, label_places
+from qua2sedimo.report.style import BLUE, GREEN, GREY, POINT_KINDS, VERMILION, finish, option_key
+
+Width = Any  # pixels, or "container" for as wide as the page allows
+
+
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """A chart with its file name, title, and the sentences that say how to read it.
+
+    ``half``: narrow enough to stand beside another on a wide screen.
+    """
+
+    name: str
+    title: str
+    text: str
+    chart: Any
+    half: bool = False
+
+
+def all_figures(data: ReportData, width: Width = 720) -> list[Figure]:
+    """Every figure for which the report has data, in the order they are read."""
+    return quality_figures(data, width) + sensitivity_figures(data, width) + predictor_figures(data, width)
+
+
+def quality_figures(data: ReportData, width: Width = 720) -> list[Figure]:
+    """Quality against average bits, of all measured configurations."""
+    if not any(math.isfinite(point.value) and point.kind != "full" for point in data.points):
+        return []
+    text = (
+        f"Each mark is one measured configuration: {_counted(data.points)}. Lines are 95 % intervals; "
+        f"the dashed line is the asked budget of {data.budget_bits:g} bits. "
+        "Sizes count every scale, zero point and codebook."
+    )
+    chart = quality_against_bits(data, width)
+    return [Figure("quality-against-bits", f"{data.objective_info.title} against size", text, chart)]
+
+
+def sensitivity_figures(data: ReportData, width: Width = 720) -> list[Figure]:
+    """Where going down a bit hurts, and what was chosen there."""
+    costs, figures = layer_costs(data.scores), []
+    if costs:
+        figures += [
+            Figure(
+                "sensitivity-map",
+                "Sensitivity map",
+                "The cost of going from about 4 to about 3 bits, the mean over the layers of a cell.",
+                maps.sensitivity_map(costs),
+                half=True,
+            )
+        ]
+    if data.choices:
+        figures += [
+            Figure(
+                "chosen-options",
+                "What was chosen",
+                f"The average bits of each cell, with the option. {option_key()}",
+                maps.choice_map(data.choices),
+                half=True,
+            )
+        ]
+    if costs:
+        figures += [
+            Figure(
+                "sensitivity-by-operation",
+                "Sensitivity by operation",
+                "One mark a layer; bars span the middle half, lines are medians. Most sensitive first.",
+                maps.sensitivity_by_operation(costs, width),
+            ),
+            Figure(
+                "sensitivity-by-block",
+                "Sensitivity by block",
+                "The same costs along the network's depth. The line joins the blocks' medians.",
+                maps.sensitivity_by_block(costs, width),
+            ),
+        ]
+    return figures
+
+
+def predictor_figures(data: ReportData, width: Width = 720) -> list[Figure]:
+    """How far the predictor can be trusted."""
+    quality = data.predictor
+    if quality is None:
+        return []
+    figures = [
+        Figure(
+            "predictor-quality",
+            "Rank correlation on unseen records",
+            "Spearman's correlation with what was measured; 1 is a perfect order. Lines: 95 % intervals."
+            + (
+                " The dashed line is what noise in the measurements lets anyone reach." if quality.noise_ceiling else ""
+            ),
+            predictor_quality(quality, width),
+            half=True,
+        )
+    ]
+    if quality.predicted:
+        figures += [
+            Figure(
+                "predicted-against-measured",
+                "Predicted against measured",
+                f"{len(quality.predicted)} configurations the fit never saw. Only their order matters.",
+                predicted_against_measured(quality, axis_title(data), width),
+                half=True,
+            )
+        ]
+    return figures
+
+
+def quality_against_bits(data: ReportData, width: Width = 720) -> Any:
+    """All measured configurations: random as dots, uniform labelled, ours highlighted, with intervals."""
+    shown = [p for kind in POINT_KINDS for p in data.points if p.kind == kind and math.isfinite(p.value)]
+    places = label_places([(p.bits, p.value) for p in shown], [_label(p) for p in shown])
+    rows: list[dict[str, Any]] = [
+        {
+            "bits": point.bits,
+            "value": point.value,
+            "low": point.low if math.isfinite(point.low) else point.value,
+            "high": point.high if math.isfinite(point.high) else point.value,
+            "kind": POINT_KINDS[point.kind][0],
+            "label": _label(point),
+            "about": point.label or POINT_KINDS[point.kind][0],
+            "place": place,
+        }
+        for point, place in zip(shown, places)
+    ]
+    present = [style for kind, style in POINT_KINDS.items() if any(point.kind == kind for point in shown)]
+    names, colours, shapes, sizes = (list(column) for column in zip(*present))
+    x = alt.X(
+        "bits:Q",
+        title="average bits per weight, overhead counted",
+        axis=alt.Axis(tickCount=8),
+        scale=alt.Scale(zero=False),
+    )
+    y = alt.Y("value:Q", title=axis_title(data), scale=alt.Scale(zero=False))
+    color = alt.Color(
+        "kind:N", title=None, legend=alt.Legend(symbolOpacity=1), scale=alt.Scale(domain=names, range=colours)
+    )
+    base = alt.Chart(alt.Data(values=rows)).encode(x=x, color=color)
+    intervals = base.mark_rule(strokeWidth=1.3, opacity=0.45).encode(y=alt.Y("low:Q"), y2="high:Q")
+    marks = base.mark_point(filled=True, opacity=0.9).encode(
+        y=y,
+        shape=alt.Shape("kind:N", title=None, scale=alt.Scale(domain=names, range=shapes)),
+        size=alt.Size("kind:N", title=None, scale=alt.Scale(type="ordinal", domain=names, range=sizes)),
+        tooltip=[
+            alt.Tooltip("about:N", title="configuration"),
+            alt.Tooltip("bits:Q", title="bits per weight", format=".2f"),
+            alt.Tooltip("value:Q", title=data.objective_info.title, format=".4~g"),
+            alt.Tooltip("low:Q", title="from", format=".4~g"),
+            alt.Tooltip("high:Q", title="to", format=".4~g"),
+        ],
+    )
+    budget = (
+        alt.Chart(alt.Data(values=[{"bits": data.budget_bits}]))
+        .mark_rule(strokeDash=[5, 4], color=GREY, strokeWidth=1.2)
+        .encode(x="bits:Q")
+    )
+    labels = [_labels(base, y, place) for place in PLACES if place in places]
+    description = f"Scatter plot of {axis_title(data)} against average bits per weight: {_counted(data.points)}."
+    return finish(
+        alt.layer(budget, *_full_precision(data), intervals, marks, *labels).properties(width=width, height=380),
+        description,
+    )
+
+
+def _full_precision(data: ReportData) -> list[Any]:
+    """A line at the full-precision value, where that is a number (a distance to itself is none)."""
+    rows: list[dict[str, Any]] = [
+        {"value": p.value, "label": p.label or "full precision"} for p in data.points if p.kind == "full"
+    ]
+    rows = [row for row in rows if math.isfinite(row["value"])][:1]
+    if not rows:
+        return []
+    base = alt.Chart(alt.Data(values=rows)).encode(y="value:Q")
+    text = base.mark_text(align="right", dy=-7, dx=-4, color="currentColor", opacity=0.75)
+    return [base.mark_rule(color=GREEN, strokeWidth=1.5), text.encode(x=alt.value("width"), text="label:N")]
+
+
+def _label(point: MeasuredPoint) -> str:
+    if point.kind == "ours":
+        return point.label or "ours"
+    return point.label if point.kind == "uniform" else ""
+
+
+def _labels(base: Any, y: alt.Y, place: str) -> Any:
+    dx, dy, align = PLACES[place]
+    text = base.mark_text(align=align, dx=dx, dy=dy, fontWeight=500, limit=200)
+    return text.transform_filter(f"datum.place === '{place}'").encode(
+        y=y, text="label:N", color=alt.value("currentColor")
+    )
+
+
+def predicted_against_measured(quality: PredictorQuality, measured_title: str, width: Width = 720) -> Any:
+    """Each unseen record: what was predicted and what was measured."""
+    pairs = zip(quality.predicted, quality.measured)
+    rows: list[dict[str, Any]] = [
+        {"predicted": p, "measured": m} for p, m in pairs if math.isfinite(p) and math.isfinite(m)
+    ]
+    chart = (
+        alt.Chart(alt.Data(values=rows))
+        .mark_circle(size=46, color=BLUE, opacity=0.7)
+        .encode(
+            x=alt.X("predicted:Q", title="predicted", axis=alt.Axis(tickCount=6), scale=alt.Scale(zero=False)),
+            y=alt.Y("measured:Q", title=measured_title, scale=alt.Scale(zero=False)),
+            tooltip=[alt.Tooltip("predicted:Q", format=".4~g"), alt.Tooltip("measured:Q", format=".4~g")],
+        )
+        .properties(width=width, height=300)
+    )
+    correlation = quality.rank_correlation.value
+    return finish(chart, f"Scatter plot of {len(rows)} unseen records, rank correlation {correlation:.2f}.")
+
+
+def predictor_quality(quality: PredictorQuality, width: Width = 720) -> Any:
+    """The predictor's rank correlation with its interval, beside its baselines and the noise ceiling."""
+    named = {"this predictor": quality.rank_correlation, **quality.baselines}
+    rows: list[dict[str, Any]] = [
+        {"name": name, "value": v.value, "low": v.low, "high": v.high, "ours": name == "this predictor"}
+        for name, v in named.items()
+        if math.isfinite(v.value)
+    ]
+    reach = min([0.0, *(row["low"] for row in rows if math.isfinite(row["low"]))])
+    x = alt.X(
+        "value:Q",
+        title="rank correlation",
+        axis=alt.Axis(tickCount=6),
+        scale=alt.Scale(domain=[max(-1.0, reach), 1.0]),
+    )
+    color = alt.condition("datum.ours", alt.value(VERMILION), alt.value(GREY))
+    base = alt.Chart(alt.Data(values=rows)).encode(y=alt.Y("name:N", title=None, sort=None), color=color)
+    tooltip = [
+        alt.Tooltip("name:N", title="model"),
+        *(alt.Tooltip(f"{name}:Q", title=title, format=".3f") for name, title in
+          (("value", "rank correlation"), ("low", "from"), ("high", "to"))),
+    ]  # fmt: skip
+    layers = [
+        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q"),
+        base.mark_point(filled=True, size=110, opacity=1).encode(x=x, tooltip=tooltip),
+        base.mark_text(dy=-13, fontWeight=500).encode(
+            x=x, text=alt.Text("value:Q", format=".2f"), color=alt.value("currentColor")
+        ),
+    ]
+    if quality.noise_ceiling is not None and math.isfinite(quality.noise_ceiling):
+        ceiling = alt.Chart(alt.Data(values=[{"value": quality.noise_ceiling}]))
+        layers.insert(0, ceiling.mark_rule(strokeDash=[5, 4], color=GREEN, strokeWidth=1.5).encode(x="value:Q"))
+    spoken = ", ".join(f"{row['name']} {row['value']:.2f}" for row in rows)
+    return finish(
+        alt.layer(*layers).properties(width=width, height=max(120, 56 * len(rows))),
+        f"Rank correlation: {spoken}.",
+    )
+
+
+def axis_title(data: ReportData) -> str:
+    """The objective with its unit and which way is better."""
+    info = data.objective_info
+    unit = f" ({info.unit})" if info.unit else ""
+    return f"{info.title}{unit}, {'higher' if info.higher_is_better else 'lower'} is better"
+
+
+def _counted(points: list[MeasuredPoint]) -> str:
+    counts = {name: sum(p.kind == kind for p in points) for kind, (name, *_) in POINT_KINDS.items()}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)

@@ -1,0 +1,237 @@
+"""Charts of sensitivity: maps of operation by block, and strips of layers by operation and by block."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from qua2sedimo.report.costs import LayerCost, in_order
+from qua2sedimo.report.data import LayerChoice
+from qua2sedimo.report.style import FAMILIES, bits_scale, cost_scale, family, finish, short_option
+from qua2sedimo.report.text import number
+
+COST_TITLE = "score lost per bit, 4 → 3 bits"
+
+
+def sensitivity_map(costs: Sequence[LayerCost]) -> Any:
+    """Operation × block, colour and number = mean cost of going down a bit."""
+    rows: list[dict[str, Any]] = []
+    for (operation, block), cell in _cells(costs).items():
+        mean = statistics.fmean(cost.cost for cost in cell)
+        rows.append(
+            {
+                "operation": operation,
+                "block": block,
+                "value": mean,
+                "spread": float(np.sqrt(np.mean([cost.spread**2 for cost in cell]))),
+                "layers": _listed([cost.layer for cost in cell]),
+                "options": _listed(dict.fromkeys(f"{cost.better} → {cost.worse}" for cost in cell)),
+            }
+        )
+    values = [row["value"] for row in rows]
+    digits = 2 if max(map(abs, values)) < 10 else 1
+    strong = 0.62 * max(map(abs, values))
+    for row in rows:
+        row["dark"] = abs(row["value"]) > strong
+        row["text"] = number(row["value"], digits)
+    tooltip = [
+        alt.Tooltip("value:Q", title="cost", format=".3f"),
+        alt.Tooltip("spread:Q", title="± over folds", format=".3f"),
+        alt.Tooltip("options:N", title="from → to"),
+    ]
+    spoken = ", ".join(f"{r['operation']} in {r['block']}" for r in sorted(rows, key=lambda r: -r["value"])[:5])
+    return finish(
+        _map(rows, costs, cost_scale(values), "cost of a bit", tooltip),
+        f"Heat map of the cost of going down a bit, by operation and block. The most sensitive: {spoken}.",
+    )
+
+
+def choice_map(choices: Sequence[LayerChoice]) -> Any:
+    """Operation × block, colour = average bits chosen (weighted by weights), text = the option."""
+    rows: list[dict[str, Any]] = []
+    for (operation, block), cell in _cells(choices).items():
+        bits = 8 * sum(choice.nbytes for choice in cell) / max(1, sum(choice.weights for choice in cell))
+        options = list(dict.fromkeys(choice.option for choice in cell))
+        rows.append(
+            {
+                "operation": operation,
+                "block": block,
+                "value": bits,
+                "text": short_option(options[0]) if len(options) == 1 else f"{len(options)}×",
+                "dark": bits > 4.4,
+                "layers": _listed([choice.layer for choice in cell]),
+                "options": _listed(options),
+            }
+        )
+    tooltip = [
+        alt.Tooltip("value:Q", title="bits per weight", format=".2f"),
+        alt.Tooltip("options:N", title="option"),
+    ]
+    low, high = min(rows, key=lambda r: r["value"]), max(rows, key=lambda r: r["value"])
+    return finish(
+        _map(rows, choices, bits_scale([row["value"] for row in rows]), "bits per weight", tooltip),
+        f"Heat map of the chosen bits by operation and block, from {low['value']:.1f} ({low['operation']} in "
+        f"{low['block']}) to {high['value']:.1f} ({high['operation']} in {high['block']}).",
+    )
+
+
+def sensitivity_by_operation(costs: Sequence[LayerCost], width: Any = 720) -> Any:
+    """A strip of layers for each operation, the most sensitive first."""
+    groups = _groups(costs, "operation")
+    order = sorted(groups, key=lambda name: -statistics.median(cost.cost for cost in groups[name]))
+    position = alt.Y("operation:N", title=None, scale=alt.Scale(domain=order, type="band"))
+    value = alt.X("cost:Q", title=COST_TITLE, axis=alt.Axis(tickCount=8))
+    offset = alt.YOffset("jitter:Q", scale=alt.Scale(domain=[-1, 1]))
+    points = _points(costs).encode(x=value, y=position, yOffset=offset)
+    summary = alt.Chart(alt.Data(values=_summaries(groups, "operation"))).encode(y=position)
+    bars = summary.mark_bar(size=16, opacity=0.22, cornerRadius=3, color="#7a8694")
+    medians = summary.mark_tick(thickness=3, size=22, color="currentColor", opacity=0.75)
+    layers = alt.layer(
+        _nothing_lost().encode(x="cost:Q"),
+        bars.encode(x=alt.X("q1:Q"), x2="q3:Q"),
+        medians.encode(x=alt.X("median:Q")),
+        points,
+    )
+    spoken = ", ".join(f"{name} {statistics.median(c.cost for c in groups[name]):.2f}" for name in order[:5])
+    return finish(
+        layers.properties(width=width, height=max(120, 30 * len(order))),
+        f"Strip plot of the cost of going down a bit by operation, one mark a layer. Highest: {spoken}.",
+    )
+
+
+def sensitivity_by_block(costs: Sequence[LayerCost], width: Any = 720) -> Any:
+    """A strip of layers for each block, along the depth of the network."""
+    groups = _groups(costs, "block")
+    order = in_order(cost.block for cost in costs)
+    axis = alt.Axis(labelAngle=-45 if len(order) > 5 else 0)
+    position = alt.X("block:N", title=None, axis=axis, scale=alt.Scale(domain=order, type="band"))
+    value, offset = (
+        alt.Y("cost:Q", title=COST_TITLE),
+        alt.XOffset("jitter:Q", scale=alt.Scale(domain=[-1, 1])),
+    )
+    points = _points(costs).encode(x=position, y=value, xOffset=offset)
+    summary = alt.Chart(alt.Data(values=_summaries(groups, "block"))).encode(x=position)
+    bars = summary.mark_bar(size=18, opacity=0.22, cornerRadius=3, color="#7a8694")
+    medians = summary.mark_line(color="currentColor", opacity=0.5, strokeWidth=1.5)
+    layers = alt.layer(
+        _nothing_lost().encode(y="cost:Q"),
+        bars.encode(y=alt.Y("q1:Q"), y2="q3:Q"),
+        medians.encode(y=alt.Y("median:Q")),
+        points,
+    )
+    first, last = (statistics.median(c.cost for c in groups[name]) for name in (order[0], order[-1]))
+    return finish(
+        layers.properties(width=width if len(order) <= 24 else alt.Step(24), height=300),
+        f"Strip plot of the cost of going down a bit along {len(order)} blocks: median {first:.2f} in "
+        f"{order[0]}, {last:.2f} in {order[-1]}.",
+    )
+
+
+def _map(
+    rows: list[dict[str, Any]],
+    layers: Sequence[LayerCost] | Sequence[LayerChoice],
+    scale: alt.Scale,
+    title: str,
+    tooltip: list[alt.Tooltip],
+) -> Any:
+    blocks = in_order(layer.block for layer in layers)
+    operations = in_order(layer.operation for layer in layers)
+    step = min(44, max(27, 400 // len(blocks)))
+    bare = {"ticks": False, "domain": False, "grid": False}
+    place = [alt.Tooltip("operation:N"), alt.Tooltip("block:N"), alt.Tooltip("layers:N", title="layers")]
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X(
+            "block:N",
+            title=None,
+            axis=alt.Axis(labelAngle=-45, **bare),
+            scale=alt.Scale(domain=blocks, padding=0.05),
+        ),
+        y=alt.Y("operation:N", title=None, axis=alt.Axis(**bare), scale=alt.Scale(domain=operations, padding=0.05)),
+        tooltip=place[:2] + tooltip + place[2:],
+    )
+    legend = alt.Legend(gradientLength=150, gradientThickness=10, tickCount=4, titleAnchor="start")
+    cells = base.mark_rect(cornerRadius=3, stroke="#808894", strokeOpacity=0.25).encode(
+        color=alt.Color("value:Q", title=title, scale=scale, legend=legend)
+    )
+    ink = alt.condition("datum.dark", alt.value("#ffffff"), alt.value("#20252b"))
+    text = base.mark_text(fontSize=11 if step > 30 else 10).encode(text="text:N", color=ink)
+    return (cells + text).properties(width=alt.Step(step), height=alt.Step(27))
+
+
+def _points(costs: Sequence[LayerCost]) -> Any:
+    present = [name for name in FAMILIES if any(family(cost.operation) == name for cost in costs)]
+    rows = [
+        {
+            "layer": cost.layer,
+            "operation": cost.operation,
+            "block": cost.block,
+            "cost": cost.cost,
+            "spread": cost.spread,
+            "options": f"{cost.better} → {cost.worse}",
+            "family": family(cost.operation),
+            "jitter": (index * 0.618034) % 1 - 0.5,
+        }
+        for index, cost in enumerate(costs)
+    ]
+    return (
+        alt.Chart(alt.Data(values=rows))
+        .mark_point(filled=True, size=42, opacity=0.8)
+        .encode(
+            color=alt.Color(
+                "family:N",
+                title=None,
+                scale=alt.Scale(domain=present, range=[FAMILIES[name][0] for name in present]),
+            ),
+            shape=alt.Shape(
+                "family:N",
+                title=None,
+                scale=alt.Scale(domain=present, range=[FAMILIES[name][1] for name in present]),
+            ),
+            tooltip=[
+                alt.Tooltip("layer:N"),
+                alt.Tooltip("operation:N"),
+                alt.Tooltip("block:N"),
+                alt.Tooltip("cost:Q", format=".3f"),
+                alt.Tooltip("spread:Q", title="± over folds", format=".3f"),
+                alt.Tooltip("options:N", title="from → to"),
+            ],
+        )
+    )
+
+
+def _nothing_lost() -> Any:
+    return alt.Chart(alt.Data(values=[{"cost": 0}])).mark_rule(color="#8b95a1", strokeWidth=1.2)
+
+
+def _summaries(groups: dict[str, list[LayerCost]], key: str) -> list[dict[str, Any]]:
+    rows = []
+    for name, group in groups.items():
+        if len(group) < 3 and key == "operation":
+            continue  # one or two marks speak for themselves
+        q1, median, q3 = (float(q) for q in np.quantile([cost.cost for cost in group], [0.25, 0.5, 0.75]))
+        rows.append({key: name, "q1": q1, "median": median, "q3": q3})
+    return rows
+
+
+def _groups(costs: Sequence[LayerCost], key: str) -> dict[str, list[LayerCost]]:
+    groups: dict[str, list[LayerCost]] = {}
+    for cost in costs:
+        groups.setdefault(getattr(cost, key), []).append(cost)
+    return groups
+
+
+def _cells(layers: Sequence[Any]) -> dict[tuple[str, str], list[Any]]:
+    cells: dict[tuple[str, str], list[Any]] = {}
+    for layer in layers:
+        cells.setdefault((layer.operation, layer.block), []).append(layer)
+    return cells
+
+
+def _listed(names: Any, at_most: int = 4) -> str:
+    names = list(names)
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more

@@ -1,0 +1,120 @@
+"""How charts look: colours that colour-blind people can tell apart, on light and dark, and a chart's finish.
+
+Text and lines that are not data take ``currentColor`` or the page's style sheet, so that one drawing
+serves both themes and print.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"
+GREY, BLUE, ORANGE, VERMILION, GREEN, PURPLE = (
+    "#8b95a1", "#2f86d1", "#e69f00", "#d9520f", "#1b9e77", "#c2569b",
+)  # fmt: skip
+
+#: Kind of a measured configuration: its name in the legend, colour, shape and size. Drawn in this order.
+POINT_KINDS: dict[str, tuple[str, str, str, int]] = {
+    "random": ("random", GREY, "circle", 26),
+    "uniform": ("uniform", BLUE, "square", 110),
+    "candidate": ("best predicted", ORANGE, "triangle-up", 100),
+    "ours": ("ours", VERMILION, "diamond", 220),
+}
+
+FAMILIES: dict[str, tuple[str, str]] = {
+    "self-attention": (BLUE, "circle"),
+    "cross-attention": (PURPLE, "square"),
+    "feed-forward": (ORANGE, "triangle-up"),
+    "conditioning": (GREEN, "diamond"),
+    "other": (GREY, "cross"),
+}
+
+METHOD_LETTERS = {"uaq": "U", "kmeans_c": "C", "kmeans_a": "A"}
+
+
+def family(operation: str) -> str:
+    """The family of an operation type: what it works for."""
+    if operation.startswith("SA-"):
+        return "self-attention"
+    if operation.startswith("CA-"):
+        return "cross-attention"
+    if operation.startswith("FF"):
+        return "feed-forward"
+    return "conditioning" if operation in ("AdaLN", "t-Embed", "c-Embed") else "other"
+
+
+def short_option(option: str) -> str:
+    """``kmeans_c-4`` as ``C4``: the letter of the method and the bits."""
+    method, _, bits = option.rpartition("-")
+    return f"{METHOD_LETTERS.get(method, method[:1].upper())}{bits}"
+
+
+def cost_scale(costs: list[float]) -> alt.Scale:
+    """Orange grows with the cost, blue with what is gained; what costs nothing is pale."""
+    high, low = max(0.0, *costs), min(0.0, *costs)
+    reach = max(high, -low) or 1.0
+    sides = [(low, "#6aaede", "#0b4f8a"), (high, "#f2a65a", "#a63c06")]
+    stops = {0.0: _PALE}
+    for end, half, full in sides:
+        share = abs(end) / reach
+        if share > 0.5:
+            stops |= {end / share / 2: half, end: _mixed(half, full, 2 * share - 1)}
+        elif share > 0:
+            stops[end] = _mixed(_PALE, half, 2 * share)
+    if len(stops) == 1:
+        stops[1.0] = _PALE
+    at = sorted(stops)
+    return alt.Scale(domain=at, range=[stops[cost] for cost in at], clamp=True, interpolate="rgb")
+
+
+_PALE = "#f4efe6"
+
+
+def _mixed(a: str, b: str, share: float) -> str:
+    """The colour ``share`` of the way from ``a`` to ``b``."""
+    channels = zip(bytes.fromhex(a[1:]), bytes.fromhex(b[1:]))
+    return "#" + bytes(round(x + (y - x) * share) for x, y in channels).hex()
+
+
+def bits_scale(bits: list[float]) -> alt.Scale:
+    """From pale (2 bits) to deep blue (the most bits chosen, 6 to 8)."""
+    top = min(8.0, max(6.0, *bits))
+    domain = [2.0, 2 + (top - 2) / 3, 2 + 2 * (top - 2) / 3, top]
+    return alt.Scale(domain=domain, range=["#eef4e8", "#9cd0c4", "#3a8fb7", "#123f7c"], clamp=True)
+
+
+def finish(chart: Any, description: str) -> Any:
+    """Give a chart its alternative text and the common look."""
+    axis = {
+        "labelFontSize": 12,
+        "titleFontSize": 12.5,
+        "titleFontWeight": 500,
+        "titlePadding": 10,
+        "labelColor": "#444b54",
+        "titleColor": "#2a3038",
+        "gridColor": "#e5e8ec",
+        "tickColor": "#b8bfc8",
+        "domainColor": "#b8bfc8",
+        "labelLimit": 190,
+    }
+    legend = {
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": 500,
+        "orient": "top",
+        "columns": {"expr": "width < 430 ? 2 : 0"},
+        "labelColor": "#444b54",
+        "titleColor": "#2a3038",
+    }
+    return (
+        chart.properties(description=description, background="transparent")
+        .configure(font=FONT, axis=axis, legend=legend, view=alt.ViewConfig(stroke=None))
+        .configure_text(fontSize=12)
+    )
+
+
+def option_key() -> str:
+    """What the letters of short option names stand for."""
+    return "U = uniform (UAQ), C = K-Means a channel, A = K-Means for the whole layer; the number is bits."

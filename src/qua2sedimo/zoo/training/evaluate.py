@@ -1,0 +1,148 @@
+"""Measures an exported zoo model against held-out pictures and paints its contact sheet.
+
+    python -m qua2sedimo.zoo.training.evaluate avatars-pixart --data DIR --sheet SHEET.png [--images 500]
+
+Prints JSON: how well the judge answers on real pictures, how many of the generated pictures it finds right,
+and the distance of generated to held-out pictures in the judge's features beside that of real to real ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from qua2sedimo.quiet import quiet
+from qua2sedimo.zoo import ENTRIES, load
+from qua2sedimo.zoo.captions import ATTRIBUTES, phrases
+from qua2sedimo.zoo.judge import Judge, answers, load_judge, score
+from qua2sedimo.zoo.training import data, judge
+
+_BATCH = 50
+
+
+def held_out_inputs(name: str, folder: Path, count: int) -> list[str | int]:
+    """What the held-out pictures show, said in full: prompts or class labels."""
+    if name.startswith("avatars"):
+        avatars = data.avatars(folder)
+        return [", ".join(phrases(avatars.attributes(at))) for at in range(count)]
+    return [int(label) for label in data.digits(folder).labels[:count]]
+
+
+def generate(pipeline: Any, inputs: Sequence[str | int], arguments: dict[str, Any]) -> np.ndarray:
+    """Picture i from noise of seed i: uint8 [n, side, side, channels]."""
+    parts = []
+    for start in range(0, len(inputs), _BATCH):
+        some = list(inputs[start : start + _BATCH])
+        noise = [torch.Generator().manual_seed(start + at) for at in range(len(some))]
+        parts.append(pipeline(some, generator=noise, output_type="np", **arguments).images)
+    return (np.concatenate(parts) * 255).round().astype(np.uint8)
+
+
+@torch.inference_mode()
+def features(critic: Judge, images: np.ndarray) -> np.ndarray:
+    """The judge's last hidden layer: float64 [n, 128]."""
+    pictures = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return critic.body(pictures).double().numpy()
+
+
+def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Unbiased squared MMD with the kernel (x·y/d + 1)³ (KID, arXiv 1801.01401), × 1000."""
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def among(x: np.ndarray) -> float:
+        within = kernel(x, x)
+        return float((within.sum() - np.trace(within)) / (len(x) * (len(x) - 1)))
+
+    return 1000 * (among(a) + among(b) - 2 * float(kernel(a, b).mean()))
+
+
+def contact_sheet(images: np.ndarray, captions: Sequence[str], columns: int, zoom: int) -> Image.Image:
+    """Pictures enlarged without smoothing, each with its caption below."""
+    font = ImageFont.load_default(10)
+    side, gap = images.shape[1] * zoom, 8
+    lines = [textwrap.wrap(caption, max(1, side // 5)) for caption in captions]
+    room = 13 * max(len(some) for some in lines) + gap
+    rows = -(-len(images) // columns)
+    page = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + room) + gap), "white")
+    pen = ImageDraw.Draw(page)
+    for at, (image, some) in enumerate(zip(images, lines, strict=True)):
+        x, y = gap + at % columns * (side + gap), gap + at // columns * (side + room)
+        page.paste(Image.fromarray(image.squeeze()).resize((side, side), Image.Resampling.NEAREST), (x, y))
+        pen.text((x, y + side + 1), "\n".join(some), fill="#333", font=font, spacing=2)
+    return page
+
+
+def main() -> None:
+    """Evaluate."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=list(ENTRIES))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--threads", type=int, default=1)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    entry = ENTRIES[chosen.name]
+    arguments = dict(entry.arguments)
+    arguments["guidance_scale"] = chosen.guidance or arguments["guidance_scale"]
+    arguments["num_inference_steps"] = chosen.steps or arguments["num_inference_steps"]
+    with quiet():
+        pipeline = load(chosen.name)
+    pipeline.set_progress_bar_config(disable=True)
+    inputs = held_out_inputs(chosen.name, chosen.data, chosen.images)
+    began = time.perf_counter()
+    made = generate(pipeline, inputs, arguments)
+    seconds = time.perf_counter() - began
+
+    path = entry.folder / "judge.safetensors"
+    critic = load_judge(path, chosen.name)
+    real, truth = (part[: data.HELD_OUT] for part in judge.examples(chosen.name, chosen.data))
+    names = list(ATTRIBUTES) if chosen.name.startswith("avatars") else ["digit"]
+    on_real, on_made = answers(critic, real), answers(critic, made)
+    half = data.HELD_OUT // 2
+    reals, others, generated = (features(critic, part) for part in (real[:half], real[half:], made))
+    mean, spread = others.mean(axis=0), others.std(axis=0) + 1e-6
+    reals, others, generated = ((part - mean) / spread for part in (reals, others, generated))
+    shown = truth[: len(made)]
+    report = {
+        "model": chosen.name,
+        "arguments": arguments,
+        "images": len(made),
+        "seconds per image": round(seconds / len(made), 4),
+        "judge on held-out real pictures": {
+            name: round(float((on_real[q] == truth[:, q])[truth[:, q] >= 0].mean()), 4) for q, name in enumerate(names)
+        },
+        "generated pictures right": {
+            name: round(float((on_made[q] == shown[:, q])[shown[:, q] >= 0].mean()), 4) for q, name in enumerate(names)
+        },
+        "mean share right": round(float(score(path, chosen.name, made, inputs).mean()), 4),
+        "kernel distance": round(kernel_distance(generated, others), 3),
+        "kernel distance of real to real": round(kernel_distance(reals, others), 3),
+    }
+    print(json.dumps(report, indent=1))
+    if chosen.sheet:
+        chosen.sheet.parent.mkdir(parents=True, exist_ok=True)
+        if chosen.name.startswith("avatars"):
+            asked = [str(prompt) for prompt in entry.inputs[:24]]
+            page = contact_sheet(generate(pipeline, asked, arguments), asked, columns=8, zoom=6)
+        else:
+            labels = [row for _ in range(6) for row in range(10)]
+            page = contact_sheet(generate(pipeline, labels, arguments), [str(x) for x in labels], columns=10, zoom=2)
+        page.save(chosen.sheet, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

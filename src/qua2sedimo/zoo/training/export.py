@@ -1,0 +1,102 @@
+"""Writes the averaged weights of the newest checkpoint as a pipeline folder, with reference pictures.
+
+python -m qua2sedimo.zoo.training.export avatars-pixart --data DIR --work DIR [--out FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiTPipeline, DPMSolverMultistepScheduler, PixArtAlphaPipeline
+from PIL import Image
+
+from qua2sedimo.files import write_via
+from qua2sedimo.quiet import quiet
+from qua2sedimo.zoo import ENTRIES
+from qua2sedimo.zoo.pixels import PixelAutoencoder
+from qua2sedimo.zoo.training import avatars, data, digits
+
+REFERENCES = 500  # the first held-out pictures; the others judge the judges
+_COLUMNS = 25
+
+
+def scheduler() -> DPMSolverMultistepScheduler:
+    """Deterministic second-order sampling of the rectified flow."""
+    return DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0, final_sigmas_type="zero"
+    )
+
+
+def averaged_weights(work: Path) -> dict[str, torch.Tensor]:
+    """The moving average of the weights, from the checkpoint."""
+    state: dict[str, torch.Tensor] = torch.load(work / "checkpoint.pt", weights_only=True)["averaged"]
+    return {name: weight.clone() for name, weight in state.items()}  # tied weights become copies of their own
+
+
+def avatars_pipeline(work: Path) -> PixArtAlphaPipeline:
+    """The text-to-image pipeline of the checkpoint."""
+    painter = avatars.Painter()
+    painter.load_state_dict(averaged_weights(work))
+    return PixArtAlphaPipeline(
+        tokenizer=avatars.tokenizer(),
+        text_encoder=painter.text_encoder,
+        vae=PixelAutoencoder(3),
+        transformer=painter.transformer,
+        scheduler=scheduler(),
+    )
+
+
+def digits_pipeline(work: Path) -> DiTPipeline:
+    """The class-conditional pipeline of the checkpoint."""
+    transformer = digits.denoiser(shared_time=False)
+    transformer.load_state_dict(averaged_weights(work))
+    names = {str(number): str(number) for number in range(10)}
+    pipeline = DiTPipeline(transformer=transformer, vae=PixelAutoencoder(1), scheduler=scheduler(), id2label=names)
+    pipeline.register_to_config(id2label=names)  # the stock class takes the names but does not save them
+    return pipeline
+
+
+def sheet(images: np.ndarray, columns: int = _COLUMNS) -> Image.Image:
+    """Pictures uint8 [n, side, side, channels] side by side, lossless."""
+    n, side, _, channels = images.shape
+    tiles = images.reshape(n // columns, columns, side, side, channels).swapaxes(1, 2)
+    return Image.fromarray(tiles.reshape(n // columns * side, columns * side, channels).squeeze())
+
+
+def publish(fresh: Path, out: Path) -> None:
+    """Put each file of ``fresh`` in its place below ``out``, whole or not at all; others there stay."""
+    for file in filter(Path.is_file, fresh.rglob("*")):
+        write_via(out / file.relative_to(fresh), partial(_copy, file))
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.write_bytes(source.read_bytes())
+
+
+def main() -> None:
+    """Export."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=list(ENTRIES))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
+    chosen = parser.parse_args()
+    out = chosen.out or ENTRIES[chosen.name].folder
+    if chosen.name == "avatars-pixart":
+        pipeline, real = avatars_pipeline(chosen.work), data.avatars(chosen.data).images
+    else:
+        pipeline, real = digits_pipeline(chosen.work), data.digits(chosen.data).images
+    with tempfile.TemporaryDirectory() as fresh, quiet():
+        pipeline.to(torch.float16).save_pretrained(fresh)
+        sheet(real[:REFERENCES]).save(Path(fresh) / "reference.png", optimize=True)
+        publish(Path(fresh), out)
+    print(f"{out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

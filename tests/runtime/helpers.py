@@ -1,0 +1,122 @@
+"""Tiny random denoisers, a pipeline around one, and ways to quantize them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    PixArtTransformer2DModel,
+    UNet2DConditionModel,
+)
+from torch import nn
+
+from qua2sedimo.quantizers import METHODS, QuantizedWeight
+from qua2sedimo.runtime.table import layer_modules
+
+
+def pixart() -> nn.Module:
+    torch.manual_seed(0)
+    return PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        cross_attention_dim=32,
+        sample_size=8,
+        patch_size=2,
+        caption_channels=24,
+        use_additional_conditions=False,
+    ).eval()
+
+
+def dit() -> nn.Module:
+    torch.manual_seed(1)
+    return DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=16, num_layers=2, sample_size=8, out_channels=8
+    ).eval()
+
+
+def unet() -> nn.Module:
+    torch.manual_seed(2)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        norm_num_groups=8,
+    ).eval()
+
+
+def inputs(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What one forward pass of any of the above takes, in the model's dtype."""
+    torch.manual_seed(3)
+    sample = torch.randn(2, 4, 8, 8, dtype=model.dtype)
+    given: dict[str, Any] = {"timestep": torch.tensor([7, 500])}
+    if isinstance(model, DiTTransformer2DModel):
+        return {"hidden_states": sample, **given, "class_labels": torch.tensor([1, 2])}
+    if isinstance(model, UNet2DConditionModel):
+        return {"sample": sample, **given, "encoder_hidden_states": torch.randn(2, 5, 32, dtype=model.dtype)}
+    caption = torch.randn(2, 5, 24, dtype=model.dtype)
+    added = {"resolution": None, "aspect_ratio": None}
+    return {"hidden_states": sample, **given, "encoder_hidden_states": caption, "added_cond_kwargs": added}
+
+
+@torch.no_grad()
+def output(model: nn.Module) -> torch.Tensor:
+    return model(**inputs(model)).sample
+
+
+def mixed(model: nn.Module) -> Iterator[tuple[str, QuantizedWeight]]:
+    """Every layer but the last, methods and bit widths in turn."""
+    turns = itertools.cycle((method, bits) for bits in (4, 3, 8, 2) for method in METHODS.values())
+    for (name, module), (method, bits) in list(zip(layer_modules(model).items(), turns))[:-1]:
+        yield name, method.quantize(module.weight, [bits])[0]
+
+
+@torch.no_grad()
+def simulate(
+    model: nn.Module, values: dict[str, QuantizedWeight], folder: Path, torch_dtype: torch.dtype | None = None
+) -> nn.Module:
+    """What should come back: a plain checkpoint with the dequantized weights written in and all else rounded
+    to 16 bits, loaded by diffusers from ``folder``.
+    """
+    half = torch.bfloat16 if model.dtype == torch.bfloat16 else torch.float16
+    plain = copy.deepcopy(model).float()
+    for tensor in plain.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(tensor.to(half))
+    for name, value in values.items():
+        plain.get_submodule(name).weight.copy_(value.dequantize())
+    plain.save_pretrained(folder)
+    return type(model).from_pretrained(folder, torch_dtype=torch_dtype)
+
+
+def pipeline(transformer: nn.Module) -> DiTPipeline:
+    torch.manual_seed(4)
+    vae = AutoencoderKL(block_out_channels=(16,), latent_channels=4, norm_num_groups=4, sample_size=8)
+    return DiTPipeline(transformer, vae, DDIMScheduler(num_train_timesteps=10), id2label={0: "newt"})
+
+
+def edit_header(file: Path, change: Callable[[dict[str, Any], bytes], bytes]) -> None:
+    """Rewrite a safetensors file: ``change`` edits the header in place and returns the data that follows."""
+    raw = file.read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    data = change(header, raw[8 + length :])
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + data)

@@ -1,0 +1,146 @@
+"""A packed checkpoint loads with stock diffusers calls and computes what was measured."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import AutoModel, DiffusionPipeline
+from safetensors import safe_open
+
+from qua2sedimo.quantizers import METHODS
+from qua2sedimo.runtime import QuantizedLayer, dequantize, save_packed
+from qua2sedimo.runtime import checkpoint as checkpoint_module
+from qua2sedimo.runtime.table import layer_modules
+
+from .helpers import dit, mixed, output, pipeline, pixart, simulate, unet
+
+
+@pytest.mark.parametrize("make", [pixart, dit, unet])
+@pytest.mark.parametrize("trained_in", [torch.float32, torch.bfloat16])
+def test_reloaded_output_equals_the_simulation_bit_for_bit(make, trained_in, tmp_path) -> None:
+    model = make().to(trained_in)
+    values = dict(mixed(model))
+    save_packed(model, None, values, tmp_path / "out")
+    for torch_dtype in (None, torch.float32, torch.bfloat16):
+        loaded = type(model).from_pretrained(tmp_path / "out", torch_dtype=torch_dtype)
+        reference = simulate(model, values, tmp_path / "plain", torch_dtype)
+        assert loaded.dtype == reference.dtype
+        assert sum(isinstance(m, QuantizedLayer) for m in loaded.modules()) == len(values)
+        assert torch.equal(output(loaded), output(reference))
+    assert isinstance(AutoModel.from_pretrained(str(tmp_path / "out")), type(model))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_and_width_survives_the_file(method: str, tmp_path) -> None:
+    model = unet()
+    layers = layer_modules(model)
+    widths = {name: 2 + i % 7 for i, name in enumerate(layers)}
+    values = {n: METHODS[method].quantize(m.weight, [widths[n]])[0] for n, m in layers.items()}
+    save_packed(model, None, values, tmp_path / "out")
+    loaded = type(model).from_pretrained(tmp_path / "out", torch_dtype=torch.float16)
+    for name, value in values.items():
+        layer = loaded.get_submodule(name)
+        assert (layer.method, layer.bits) == (method, widths[name])
+        assert torch.equal(layer.weight, value.dequantize().half())
+        assert torch.equal(layer.quantized_weight().dequantize(), value.dequantize())
+
+
+def test_bytes_on_disk_are_those_of_the_accounting(tmp_path) -> None:
+    model = unet()
+    values = dict(mixed(model))
+    size = save_packed(model, None, iter(values.items()), tmp_path / "out", {"study": "newts"})
+    prefixes = tuple(f"{name}." for name in values)
+    on_disk = others = 0
+    for file in (tmp_path / "out").glob("*.safetensors"):
+        with safe_open(file, "pt") as handle:
+            for name in handle.keys():  # noqa: SIM118
+                tensor = handle.get_tensor(name)
+                packed = name.startswith(prefixes) and not name.endswith(".bias")
+                on_disk += tensor.nbytes if packed else 0
+                others += 0 if packed else tensor.nbytes
+                assert tensor.element_size() <= 2
+    assert size.quantized_bytes == on_disk == sum(value.nbytes for value in values.values())
+    assert size.denoiser_bytes == on_disk + others
+    assert size.average_bits == 8 * on_disk / sum(value.dequantize().numel() for value in values.values())
+    info = json.loads((tmp_path / "out" / "qua2sedimo.json").read_text())
+    assert info["average_bits"] == size.average_bits and info["extra"] == {"study": "newts"}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert len(json.dumps(config["quantization_config"])) < 2048
+
+
+def test_a_whole_pipeline_loads_in_a_new_process(tmp_path) -> None:
+    model = dit()
+    values = dict(mixed(model))
+    save_packed(pipeline(model), None, values, tmp_path / "out")
+    code = (
+        "import sys, torch, qua2sedimo.runtime\n"
+        "from diffusers import DiffusionPipeline\n"
+        "pipe = DiffusionPipeline.from_pretrained(sys.argv[1])\n"
+        "pipe.set_progress_bar_config(disable=True)\n"
+        "torch.set_num_threads(1)\n"
+        "image = pipe([0], 2.0, torch.Generator().manual_seed(5), 2, output_type='np').images\n"
+        "torch.save(torch.from_numpy(image), sys.argv[2])\n"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "out"), str(tmp_path / "image.pt")]
+    subprocess.run(arguments, check=True, env={"PYTHONPATH": ":".join(sys.path)}, cwd=tmp_path)
+    reference = pipeline(simulate(model, values, tmp_path / "plain"))
+    reference.set_progress_bar_config(disable=True)
+    image = reference([0], 2.0, torch.Generator().manual_seed(5), 2, output_type="np").images
+    assert torch.equal(torch.load(tmp_path / "image.pt", weights_only=True), torch.from_numpy(image))
+
+
+def test_saving_leaves_the_pipeline_as_it_was(tmp_path) -> None:
+    model = dit()
+    pipe = pipeline(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_packed(pipe, "transformer", mixed(model), tmp_path / "out")
+    assert pipe.transformer is model and "save_pretrained" not in vars(model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    loaded = DiffusionPipeline.from_pretrained(tmp_path / "out", torch_dtype=torch.bfloat16)
+    assert loaded.transformer.dtype == loaded.vae.dtype == torch.bfloat16
+
+
+def test_a_loaded_model_can_be_saved_dequantized_and_mapped_to_a_device(tmp_path) -> None:
+    model = dit()
+    save_packed(model, None, mixed(model), tmp_path / "out")
+    loaded = type(model).from_pretrained(tmp_path / "out", device_map={"": "cpu"})
+    expected = output(loaded)
+    loaded.save_pretrained(tmp_path / "again")
+    assert torch.equal(output(type(model).from_pretrained(tmp_path / "again")), expected)
+    assert torch.equal(output(copy.deepcopy(loaded)), expected)
+    dequantize(loaded).save_pretrained(tmp_path / "plain")
+    plain = type(model).from_pretrained(tmp_path / "plain")
+    assert not any(isinstance(m, QuantizedLayer) for m in plain.modules())
+    assert torch.equal(output(plain), expected)
+
+
+def test_diffusers_own_dequantize_works_too(tmp_path) -> None:
+    model = dit()
+    save_packed(model, None, mixed(model), tmp_path / "out")
+    loaded = type(model).from_pretrained(tmp_path / "out")
+    expected = output(loaded)
+    assert torch.equal(output(loaded.dequantize()), expected)
+    assert "quantization_config" not in loaded.config and not loaded.is_quantized
+
+
+def test_many_shards(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(checkpoint_module, "SHARD_BYTES", 20_000)
+    model = dit()
+    values = dict(mixed(model))
+    save_packed(model, None, values, tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3
+    loaded = type(model).from_pretrained(tmp_path / "out")
+    assert torch.equal(output(loaded), output(simulate(model, values, tmp_path / "plain")))
+
+
+def test_modules_that_diffusers_keeps_in_fp32_stay_in_fp32(tmp_path, monkeypatch) -> None:
+    model = dit()
+    monkeypatch.setattr(type(model), "_keep_in_fp32_modules", ["proj_out_2"])
+    name = "proj_out_2"
+    save_packed(model, None, {name: METHODS["uaq"].quantize(model.proj_out_2.weight, [4])[0]}, tmp_path / "out")
+    loaded = type(model).from_pretrained(tmp_path / "out", torch_dtype=torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16
+    assert loaded.proj_out_2.weight.dtype == loaded.proj_out_2.bias.dtype == torch.float32
