@@ -126,7 +126,7 @@ def _everything(folder: Path, settings: StudySettings, bits: float, configuratio
         rows = compare(study, choice, folder / f"packed-{bits:g}", progress=report)
         page = write_report(report_data(study, choice, rows), folder / "report.html")
     write_text(folder / "table.json", table_json(rows))
-    console.print(comparison_table(rows))
+    console.print(comparison_table(rows, console.width))
     console.print(
         f"Quantized layers on disk: {packed.quantized_bytes:,} bytes = {packed.average_bits:.4f} average bits "
         f"(found by {choice.origin})"
@@ -350,7 +350,7 @@ def report(study: StudyFolder, bits: Bits = 3.5, images: Annotated[int, typer.Op
         opened.export(bits, packed)
         rows = compare(opened, choice, packed, images, show)
         page = write_report(report_data(opened, choice, rows), study / "report.html")
-    console.print(comparison_table(rows))
+    console.print(comparison_table(rows, console.width))
     console.print(f"Report  {page}", soft_wrap=True)
 
 

@@ -5,28 +5,32 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from qua2sedimo.errors import Qua2SeDiMoError
 
 
 def write_via(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file, flush it to disk, and rename it to ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise Qua2SeDiMoError(
-            f"cannot write {path}: {error.strerror or error}",
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}",
             "Free disk space or choose another folder, then run the command again.",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -38,7 +38,7 @@ class StudySettings(BaseModel):
     bits_range: tuple[float, float] = (2.0, 6.0)
     objective: str = "psnr"
     metrics: list[str] = Field(default_factory=lambda: ["psnr", "features"])
-    loss: Literal["srcc", "lambdarank", "hybrid", "mse"] = "hybrid"
+    loss: Literal["srcc", "lambdarank", "hybrid", "mse"] = "srcc"
 
     @property
     def protocol(self) -> str:

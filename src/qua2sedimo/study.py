@@ -30,10 +30,10 @@ from qua2sedimo.evaluation.metrics import check_metrics, metric
 from qua2sedimo.evaluation.sampling import sample
 from qua2sedimo.files import read_json, write_json
 from qua2sedimo.options import Configuration, SearchSpace
-from qua2sedimo.predictor import Encoding, Ensemble, FitSettings, fit_ensemble
+from qua2sedimo.predictor import Encoding, Ensemble, FitSettings, fit_additive, fit_ensemble, relative_errors
 from qua2sedimo.records import Record, Records
 from qua2sedimo.runtime import save_packed
-from qua2sedimo.search import Budget, best_configurations, budget_bytes
+from qua2sedimo.search import Budget, budget_bytes, propose
 from qua2sedimo.sensitivity import Scores, op_scores
 from qua2sedimo.settings import StudySettings
 
@@ -249,8 +249,9 @@ class Study:
     def choose(self, bits: float, candidates: int = 8, progress: Progress = silent) -> Choice:
         """The best measured configuration of at most ``bits`` average bits, overhead counted.
 
-        Integer programs over the scores (of all folds, and of each alone) and over the training-free error sum propose
-        candidates; each is measured on the same fresh images, and the best measured one is kept.
+        Integer programs over the predictor's scores (of all folds, and of each alone), over additive sensitivities and
+        over the training-free sum of relative errors propose candidates; each is measured on the same fresh images,
+        and the best measured one is kept.
         """
         nbytes = self.check_budget(bits)
         path = self.folder / "choices" / f"{bits:g}.json"
@@ -301,26 +302,20 @@ class Study:
     def propose(self, nbytes: int, count: int) -> list[tuple[Configuration, str]]:
         """Distinct candidates within the budget, each with the name of the program that proposed it."""
         scores = self.explain()
-        errors = {
-            layer: {option: -error.relative_mse for option, error in self.bank.errors[layer].items()}
-            for layer in self.space.layers
+        choices, objective = self.training_data(self._samples())
+        errors = relative_errors(self.space, self.bank, choices)
+        additive = fit_additive(self.graph, self.space, errors, objective)
+        error_sum = {
+            layer: {option: -error.relative_mse for option, error in options.items()}
+            for layer, options in self.bank.errors.items()
         }
-        programs: list[tuple[str, Any, int]] = [
-            ("error sum", errors, 1),
-            ("all folds", scores.total(), count),
+        programs = [
+            ("predictor", scores.total()),
+            ("additive sensitivities", additive.scores(self.space, self.bank)),
+            ("sum of relative errors", error_sum),
+            *((f"predictor, fold {k + 1}", scores.fold(k)) for k in range(scores.folds)),
         ]
-        folds = len(next(iter(next(iter(scores.layers.values())).values())).folds)
-        programs[1:1] = [(f"fold {k}", scores.fold(k), 1) for k in range(folds)]
-        found: dict[Configuration, str] = {}
-        first = next(best_configurations(self.space, scores.total(), nbytes))
-        found[first] = "all folds"
-        for name, values, number in programs:
-            for configuration in best_configurations(self.space, values, nbytes, number):
-                if len(found) < count:
-                    found.setdefault(configuration, name)
-                if len(found) == count:
-                    break
-        return list(found.items())
+        return propose(self.space, nbytes, programs, count)
 
     def export(self, bits: float, out: str | Path) -> Any:
         """Write the choice for ``bits`` as a packed diffusers pipeline folder; returns its sizes."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,7 +22,6 @@ from rich.table import Table
 
 from qua2sedimo.comparison import Row
 from qua2sedimo.evaluation.metrics import METRICS, Estimate
-from qua2sedimo.search import Budget
 from qua2sedimo.study import Choice, Study
 from qua2sedimo.study import Progress as Report
 
@@ -49,39 +51,58 @@ def progress() -> Iterator[Report]:
         yield report
 
 
+#: Columns of the comparison, most telling first: those that do not fit are left to the report.
+_COLUMNS = {
+    "psnr": "PSNR\ndB ↑",
+    "accuracy": "asked for\n% ↑",
+    "features": "feature\ndistance ↓",
+    "kernel_full": "kernel dist.\nto full ↓",
+    "kernel_real": "kernel dist.\nto real ↓",
+    "frechet_full": "Fréchet\nto full ↓",
+    "frechet_real": "Fréchet\nto real ↓",
+}
+
+
 def size(nbytes: float) -> str:
     return f"{nbytes / 1e6:.2f} MB" if nbytes < 1e9 else f"{nbytes / 1e9:.2f} GB"
 
 
-def comparison_table(rows: Sequence[Row]) -> Table:
-    """Average bits, bytes and every metric with its interval."""
-    names = [m for m in METRICS if m in rows[0].metrics]
+def comparison_table(rows: Sequence[Row], width: int) -> Table:
+    """Average bits, bytes and as many metrics with their intervals as fit ``width`` characters, best known first."""
+    names = [m for m in _COLUMNS if m in rows[0].metrics]
     table = Table(
-        title="Measured on the same fresh images; [dim]± is half the 95 % bootstrap interval[/dim]",
+        title="Same fresh images for every row; ± is half the 95 % bootstrap interval",
         title_justify="left",
+        title_style="dim",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
     )
-    table.add_column("weights")
-    table.add_column("bits", justify="right")
-    table.add_column("size", justify="right")
+    table.add_column("weights", no_wrap=True)
+    table.add_column("bits", justify="right", no_wrap=True)
+    table.add_column("MB", justify="right", no_wrap=True)
+    used = 4 + max(len(row.name) for row in rows) + 16
+    shown = []
     for name in names:
         m = METRICS[name]
-        arrow = "↑" if m.higher_is_better else "↓"
-        table.add_column(f"{m.title} {arrow}\n[dim]{m.unit}[/dim]", justify="right")
-    for row in rows:
-        cells = [
-            _estimate(row.metrics[name], full=row.kind == "full" and METRICS[name].kind == "paired") for name in names
-        ]
+        cells = [_estimate(row.metrics[name], row.kind == "full" and m.kind == "paired") for row in rows]
+        wide = max(len(cell) for cell in (*cells, *_COLUMNS[name].split("\n"))) + 2
+        if used + wide > width:
+            continue
+        used += wide
+        shown.append(cells)
+        table.add_column(_COLUMNS[name], justify="right", no_wrap=True)
+    for row, *cells in zip(rows, *shown):
         style = {"ours": "bold green", "full": "dim"}.get(row.kind)
-        table.add_row(row.name, f"{row.average_bits:.2f}", size(row.nbytes), *cells, style=style)
+        table.add_row(row.name, f"{row.average_bits:.2f}", f"{row.nbytes / 1e6:.2f}", *cells, style=style)
     return table
 
 
-def _estimate(e: Estimate, full: bool) -> str:
-    if full:
-        return "–"
+def _estimate(e: Estimate, same: bool) -> str:
+    if same:
+        return "same"
     half = (e.high - e.low) / 2
-    digits = 3 if abs(e.value) < 1 else 2 if abs(e.value) < 100 else 1
-    return f"{e.value:.{digits}f} ± {half:.{digits}f}"
+    digits = max(0, min(4, 1 - math.floor(math.log10(half)))) if half > 0 else 1
+    return f"{e.value:.{digits}f} ±{half:.{digits}f}"
 
 
 def candidates_table(choice: Choice, objective: str) -> Table:
@@ -113,8 +134,6 @@ def sensitivity_table(groups: dict[str, tuple[float, float, int]], by: str) -> T
 
 def layer_table(study: Study, pattern: str = "*") -> Table:
     """The weight layers with operation, block, shape, share, and bytes under each option."""
-    import fnmatch
-
     space, graph = study.space, study.graph
     options = space.union
     table = Table(title=f"{graph.denoiser}: {len(space.layers)} weight layers, {space.weights:,} weights")
@@ -131,6 +150,3 @@ def layer_table(study: Study, pattern: str = "*") -> Table:
         shape = "×".join(map(str, layer.shape))
         table.add_row(name, layer.operation, layer.block, shape, f"{100 * layer.weights / space.weights:.1f} %", *sizes)
     return table
-
-
-__all__ = ["Budget", "candidates_table", "comparison_table", "console", "errors", "layer_table", "progress"]

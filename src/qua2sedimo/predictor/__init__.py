@@ -1,7 +1,18 @@
 """From measured configurations to a network whose embedding norms are scores."""
 
+from qua2sedimo.predictor.additive import AdditiveModel, fit_additive, relative_errors
 from qua2sedimo.predictor.encoding import Encoding
 from qua2sedimo.predictor.ensemble import Ensemble, FitSettings, fit_ensemble
 from qua2sedimo.predictor.network import GATv2, HopNetwork
 
-__all__ = ["Encoding", "Ensemble", "FitSettings", "GATv2", "HopNetwork", "fit_ensemble"]
+__all__ = [
+    "AdditiveModel",
+    "Encoding",
+    "Ensemble",
+    "FitSettings",
+    "GATv2",
+    "HopNetwork",
+    "fit_additive",
+    "fit_ensemble",
+    "relative_errors",
+]

@@ -10,19 +10,23 @@ import torch
 from qua2sedimo.bank import Bank
 from qua2sedimo.denoisers import Graph
 from qua2sedimo.denoisers.graph import COMBINES
-from qua2sedimo.options import Option, SearchSpace
+from qua2sedimo.options import SearchSpace
 from qua2sedimo.quantizers import METHODS
+
+_SMALLEST_ERROR = 1e-9  # an exact option would have ln 0
 
 
 class Encoding:
     """Features of every option of every layer, and of the combine nodes, for one graph and search space.
 
-    Continuous features (bits, average bits, relative MSE, its root and log, log mean |e|^2.4, log weights, depth) are
-    standardised over all options of all layers; method, operation type, block and node kind are one-hot.
+    Column 0 is ln of the relative MSE, centred; column 1 tells that the node has an error (a layer) or not (a combine
+    node). Then, standardised over all options of all layers: bits, average bits, log weights,
+    depth; and one-hot: method, operation type, block, the layer itself, node kind.
 
     Attributes:
         edges: int64 [2, edges], source above target, nodes numbered as in the graph.
         layer_nodes: int64 [layers], node of each layer in search-space order.
+        offered: bool [layers, options], which places of the padded options are real.
         features: number of features of a node.
     """
 
@@ -31,34 +35,37 @@ class Encoding:
         self.layer_nodes = torch.tensor([graph.index[layer] for layer in space.layers])
         self.edges = torch.tensor(graph.edges, dtype=torch.int64).reshape(-1, 2).T.contiguous()
         self.nodes = len(graph.nodes)
-        operations = sorted({layer.operation for layer in graph.layers.values()})
-        blocks = list(dict.fromkeys(layer.block for layer in graph.layers.values()))
+        layers = [graph.layers[name] for name in space.layers]
         most = max(len(options) for options in space.options.values())
 
-        continuous = np.zeros((len(space.layers), most, 8))
-        categories = np.zeros((len(space.layers), most, len(METHODS) + len(operations) + len(blocks)))
-        offered = np.zeros((len(space.layers), most), dtype=bool)
-        for i, name in enumerate(space.layers):
-            layer = graph.layers[name]
-            for j, option in enumerate(space.options[name]):
+        error = np.zeros((len(layers), most))
+        continuous = np.zeros((len(layers), most, 4))
+        method = np.zeros((len(layers), most, len(METHODS)))
+        offered = np.zeros((len(layers), most), dtype=bool)
+        for i, layer in enumerate(layers):
+            depth = graph.index[layer.name] / len(graph.nodes)
+            for j, option in enumerate(space.options[layer.name]):
                 offered[i, j] = True
-                depth = graph.index[name] / len(graph.nodes)
-                continuous[i, j] = _continuous(option, layer.shape, bank, name, depth)
-                categories[i, j, list(METHODS).index(option.method)] = 1
-                categories[i, j, len(METHODS) + operations.index(layer.operation)] = 1
-                categories[i, j, len(METHODS) + len(operations) + blocks.index(layer.block)] = 1
+                error[i, j] = math.log(bank.errors[layer.name][option].relative_mse + _SMALLEST_ERROR)
+                bits = 8 * option.nbytes(layer.shape) / layer.weights
+                continuous[i, j] = option.bits, bits, math.log(layer.weights), depth
+                method[i, j, list(METHODS).index(option.method)] = 1
+        error -= error[offered].mean()
         mean, deviation = continuous[offered].mean(axis=0), continuous[offered].std(axis=0)
         continuous = (continuous - mean) / np.where(deviation > 0, deviation, 1)
 
+        places = [_one_hot([getattr(layer, what) for layer in layers]) for what in ("operation", "block", "name")]
         kinds = np.zeros((self.nodes, len(COMBINES) + 1))
         for i, node in enumerate(graph.nodes):
             kinds[i, COMBINES.index(node.kind) if node.kind in COMBINES else len(COMBINES)] = 1
-        width = continuous.shape[2] + categories.shape[2]
-        self._combines = torch.tensor(np.concatenate([np.zeros((self.nodes, width)), kinds], axis=1)).float()
-        layer_kind = np.broadcast_to(kinds[self.layer_nodes.numpy()][:, None], (*offered.shape, kinds.shape[1]))
-        self._options = torch.tensor(np.concatenate([continuous, categories, layer_kind], axis=2)).float()
+        per_layer = np.concatenate([*places, kinds[self.layer_nodes.numpy()]], axis=1)[:, None]
+        per_layer = np.broadcast_to(per_layer, (len(layers), most, per_layer.shape[2]))
+        options = [error[..., None], np.ones_like(error)[..., None], continuous, method, per_layer]
+        self._options = torch.tensor(np.concatenate(options, axis=2)).float()
+        self.features = self._options.shape[2]
+        nothing = np.zeros((self.nodes, self.features - kinds.shape[1]))
+        self._combines = torch.tensor(np.concatenate([nothing, kinds], axis=1)).float()
         self.offered = torch.tensor(offered)
-        self.features = int(self._combines.shape[1])
 
     def options(self) -> torch.Tensor:
         """Features of every option of every layer: [layers, options, features], padded where not offered."""
@@ -71,16 +78,7 @@ class Encoding:
         return x
 
 
-def _continuous(option: Option, shape: tuple[int, ...], bank: Bank, name: str, depth: float) -> list[float]:
-    error = bank.errors[name][option]
-    weights = math.prod(shape)
-    return [
-        option.bits,
-        8 * option.nbytes(shape) / weights,
-        error.relative_mse,
-        error.relative_mse**0.5,
-        math.log10(error.relative_mse + 1e-8),
-        math.log10(error.loss + 1e-16),
-        math.log10(weights),
-        depth,
-    ]
+def _one_hot(names: list[str]) -> np.ndarray:
+    """[names, distinct names], in order of first appearance."""
+    distinct = list(dict.fromkeys(names))
+    return np.array([[name == other for other in distinct] for name in names], dtype=np.float64)

@@ -31,7 +31,7 @@ class FitSettings:
     better validation loss before a fold stops.
     """
 
-    loss: str = "hybrid"
+    loss: str = "srcc"
     weight: float = 1.0
     folds: int = 5
     epochs: int = 300
@@ -210,9 +210,8 @@ def _correlation(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def _shape(network: HopNetwork) -> list[int]:
-    first = network.embed[0]
-    assert isinstance(first, torch.nn.Linear)
-    return [first.in_features, first.out_features, len(network.hops)]
+    linear = network.embed.level
+    return [linear.in_features + 1, linear.out_features, len(network.hops)]
 
 
 def settings_dict(settings: FitSettings) -> str:

@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 from qua2sedimo.comparison import Row
 from qua2sedimo.evaluation.metrics import METRICS, Estimate, mean_estimate, metric
 from qua2sedimo.predictor import Ensemble
+from qua2sedimo.predictor.additive import additive_out_of_fold, relative_errors
 from qua2sedimo.predictor.baselines import ridge_out_of_fold
 from qua2sedimo.records import Record
 from qua2sedimo.report.data import (
@@ -70,7 +71,9 @@ def predictor_quality(study: Study, ensemble: Ensemble) -> PredictorQuality:
     choices, objective = study.training_data(records)
     place = {int(p): i for i, p in enumerate(positions)}
     folds = [[place[i] for i in fold.test] for fold in ensemble.folds]
+    errors = relative_errors(study.space, study.bank, choices)
     baselines = {
+        "additive sensitivities": additive_out_of_fold(study.graph, study.space, errors, objective, folds),
         "ridge on one-hot options": ridge_out_of_fold(study.space, choices, objective, folds),
         "sum of relative errors": np.array([-study.bank.relative_mse(r.configuration) for r in records]),
         "average bits": np.array([r.average_bits for r in records]),

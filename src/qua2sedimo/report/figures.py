@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.files import write_via
 from qua2sedimo.report.charts import all_figures
 from qua2sedimo.report.data import ReportData
-from qua2sedimo.report.render import png_of, svg_of, write_whole
+from qua2sedimo.report.render import png_of, svg_of
 
 
 def write_figures(data: ReportData, folder: Path, format: Literal["svg", "png"] = "svg") -> list[Path]:
@@ -22,5 +24,7 @@ def write_figures(data: ReportData, folder: Path, format: Literal["svg", "png"] 
     for figure in all_figures(data, width=640):
         specification = {**figure.chart.to_dict(), "background": "white", "padding": 8}
         content = svg_of(specification).encode() if format == "svg" else png_of(specification)
-        paths.append(write_whole(folder / f"{figure.name}.{format}", content))
+        path = folder / f"{figure.name}.{format}"
+        write_via(path, partial(Path.write_bytes, data=content))
+        paths.append(path)
     return paths

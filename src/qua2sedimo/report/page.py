@@ -10,11 +10,12 @@ from typing import Any
 import jinja2
 import vl_convert
 
+from qua2sedimo.files import write_text
 from qua2sedimo.report import charts
 from qua2sedimo.report.costs import layer_costs
 from qua2sedimo.report.data import LayerChoice, MetricInfo, ReportData, TableRow
 from qua2sedimo.report.pictures import picture_cells
-from qua2sedimo.report.render import vegalite_version, write_whole
+from qua2sedimo.report.render import vegalite_version
 from qua2sedimo.report.text import (
     count_text,
     digits_for,
@@ -29,7 +30,8 @@ from qua2sedimo.report.text import (
 
 def write_report(data: ReportData, out: Path) -> Path:
     """Write the report to ``out``, whole or not at all; returns ``out``. Raises ``Qua2SeDiMoError``."""
-    return write_whole(out, render_page(data).encode())
+    write_text(out, render_page(data))
+    return out
 
 
 def render_page(data: ReportData) -> str:

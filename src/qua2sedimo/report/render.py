@@ -1,16 +1,11 @@
-"""From chart specifications to files: drawing without a browser, and writing whole files."""
+"""Drawing chart specifications without a browser."""
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import altair as alt
 import vl_convert
-
-from qua2sedimo.errors import Qua2SeDiMoError
 
 
 def vegalite_version() -> str:
@@ -26,20 +21,3 @@ def svg_of(specification: dict[str, Any]) -> str:
 def png_of(specification: dict[str, Any], scale: float = 2) -> bytes:
     """Draw a chart as PNG, ``scale`` times as large as its size in points."""
     return bytes(vl_convert.vegalite_to_png(specification, vl_version=vegalite_version(), scale=scale))
-
-
-def write_whole(path: Path, content: bytes) -> Path:
-    """Write a file that is whole or absent: beside its place, then renamed. Raises ``Qua2SeDiMoError``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise Qua2SeDiMoError(
-            f"cannot write {path}: {error.strerror or error}", "Free disk space or choose another folder."
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return path

@@ -34,6 +34,11 @@ class Scores:
 
     layers: Mapping[str, Mapping[Option, OptionScore]]
 
+    @property
+    def folds(self) -> int:
+        """Number of folds that scored."""
+        return len(next(iter(next(iter(self.layers.values())).values())).folds)
+
     def fold(self, number: int) -> dict[str, dict[Option, float]]:
         """The scores of one fold alone."""
         return {layer: {o: s.folds[number] for o, s in options.items()} for layer, options in self.layers.items()}

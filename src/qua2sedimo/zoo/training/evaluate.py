@@ -54,17 +54,21 @@ def features(critic: Judge, images: np.ndarray) -> np.ndarray:
     return critic.body(pictures).double().numpy()
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Unbiased squared MMD with the kernel (x·y/d + 1)³ (KID, arXiv 1801.01401), × 1000."""
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) of features [n, d] and [m, d]; larger with fewer pictures."""
+    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    roots = np.sqrt(np.maximum(np.linalg.eigvals(first @ second).real, 0))
+    shift = a.mean(axis=0) - b.mean(axis=0)
+    return float(shift @ shift + np.trace(first) + np.trace(second) - 2 * roots.sum())
 
-    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return (x @ y.T / x.shape[1] + 1) ** 3
 
-    def among(x: np.ndarray) -> float:
-        within = kernel(x, x)
-        return float((within.sum() - np.trace(within)) / (len(x) * (len(x) - 1)))
-
-    return 1000 * (among(a) + among(b) - 2 * float(kernel(a, b).mean()))
+def distances(generated: np.ndarray, real: np.ndarray, splits: int = 10) -> tuple[float, float]:
+    """(generated to real, real to real): the mean over random halves of the real features, the second its zero."""
+    chance, half = np.random.default_rng(0), len(real) // 2
+    orders = [chance.permutation(len(real)) for _ in range(splits)]
+    halves = [(real[at[:half]], real[at[half:]]) for at in orders]
+    made = float(np.mean([frechet_distance(generated, second) for _, second in halves]))
+    return made, float(np.mean([frechet_distance(*pair) for pair in halves]))
 
 
 def contact_sheet(images: np.ndarray, captions: Sequence[str], columns: int, zoom: int) -> Image.Image:
@@ -112,10 +116,10 @@ def main() -> None:
     real, truth = (part[: data.HELD_OUT] for part in judge.examples(chosen.name, chosen.data))
     names = list(ATTRIBUTES) if chosen.name.startswith("avatars") else ["digit"]
     on_real, on_made = answers(critic, real), answers(critic, made)
-    half = data.HELD_OUT // 2
-    reals, others, generated = (features(critic, part) for part in (real[:half], real[half:], made))
-    mean, spread = others.mean(axis=0), others.std(axis=0) + 1e-6
-    reals, others, generated = ((part - mean) / spread for part in (reals, others, generated))
+    reals, generated = features(critic, real), features(critic, made)
+    mean, spread = reals.mean(axis=0), reals.std(axis=0)
+    reals, generated = (reals - mean) / spread, (generated - mean) / spread
+    made_apart, real_apart = distances(generated, reals)
     shown = truth[: len(made)]
     report = {
         "model": chosen.name,
@@ -129,10 +133,10 @@ def main() -> None:
             name: round(float((on_made[q] == shown[:, q])[shown[:, q] >= 0].mean()), 4) for q, name in enumerate(names)
         },
         "mean share right": round(float(score(path, chosen.name, made, inputs).mean()), 4),
-        "kernel distance": round(kernel_distance(generated, others), 3),
-        "kernel distance of real to real": round(kernel_distance(reals, others), 3),
+        "Fréchet distance": round(made_apart, 3),
+        "Fréchet distance of real to real": round(real_apart, 3),
     }
-    print(json.dumps(report, indent=1))
+    print(json.dumps(report, indent=1, ensure_ascii=False))
     if chosen.sheet:
         chosen.sheet.parent.mkdir(parents=True, exist_ok=True)
         if chosen.name.startswith("avatars"):

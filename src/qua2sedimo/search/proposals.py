@@ -1,0 +1,31 @@
+"""Candidates worth measuring: what several programs think best under one budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from qua2sedimo.options import Configuration, Option, SearchSpace
+from qua2sedimo.search.choose import best_configurations
+
+Values = Mapping[str, Mapping[Option, float]]
+
+
+def propose(
+    space: SearchSpace, nbytes: int, programs: Iterable[tuple[str, Values]], count: int
+) -> list[tuple[Configuration, str]]:
+    """At most ``count`` distinct configurations, each with the name of the program that proposed it first.
+
+    Every program gives its best answer in turn; what is then left of ``count`` is filled with the first program's
+    next best ones.
+    """
+    programs = list(programs)
+    found: dict[Configuration, str] = {}
+    for name, values in programs[:count]:
+        for configuration in best_configurations(space, values, nbytes, 1):
+            found.setdefault(configuration, name)
+    name, values = programs[0]
+    if len(found) < count:
+        for configuration in best_configurations(space, values, nbytes, count):
+            if len(found) < count:
+                found.setdefault(configuration, name)
+    return list(found.items())
