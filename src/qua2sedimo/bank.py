@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import read_json, write_json, write_via
+from qua2sedimo.files import read_document, read_json, write_json, write_via
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.quantizers import METHODS, QuantizedWeight, quantization_error
 
@@ -43,11 +43,9 @@ class Bank:
     def __init__(self, folder: Path, space: SearchSpace, owner: str) -> None:
         """Open a finished bank; ``owner`` names space and weights, and must be that of the build."""
         self.folder, self.space = folder, space
-        index = read_json(folder / "index.json")
-        if index.get("format") != FORMAT or index.get("owner") != owner:
-            raise Qua2SeDiMoError(
-                f"{folder} was built from other weights, for other options, or in another format", _REBUILD
-            )
+        index = read_document(folder / "index.json", FORMAT, _REBUILD)
+        if index.get("owner") != owner:
+            raise Qua2SeDiMoError(f"{folder} was built from other weights or for other options", _REBUILD)
         self.errors: dict[str, dict[Option, OptionError]] = {
             layer: {Option.parse(o): OptionError(*e) for o, e in entry["errors"].items()}
             for layer, entry in index["layers"].items()
@@ -81,13 +79,9 @@ class Bank:
             path = _file(folder, position)
             if not _complete(path, layer):
                 _write_layer(path, layer, weights(layer), space.options[layer])
-            with safe_open(path, "pt") as handle:
-                meta = handle.metadata()
-            return layer, {
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                "errors": json.loads(meta["errors"]),
-                "dtype": meta["dtype"],
-            }
+            about = _about(path)
+            checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+            return layer, {"sha256": checksum, "errors": about["errors"], "dtype": about["dtype"]}
 
         layers: dict[str, Any] = {}
         with ThreadPoolExecutor(workers) as pool:
@@ -138,14 +132,17 @@ def _file(folder: Path, position: int) -> Path:
     return folder / f"{position:04d}.safetensors"
 
 
+def _about(path: Path) -> dict[str, Any]:
+    """What a layer file says of itself: one metadata entry, since safetensors writes several in random order."""
+    with safe_open(path, "pt") as handle:
+        return dict(json.loads((handle.metadata() or {})["about"]))
+
+
 def _complete(path: Path, layer: str) -> bool:
     """Whether the file is whole and of this layer; a damaged one is made anew."""
-    if not path.exists():
-        return False
     try:
-        with safe_open(path, "pt") as handle:
-            return bool((handle.metadata() or {}).get("layer") == layer)
-    except (OSError, SafetensorError):
+        return path.exists() and bool(_about(path)["layer"] == layer)
+    except (OSError, SafetensorError, KeyError, ValueError):
         return False
 
 
@@ -163,5 +160,5 @@ def _write_layer(path: Path, layer: str, weight: torch.Tensor, options: tuple[Op
             tensors[f"{option}.codes"] = value.codes.cpu()
             tensors |= {f"{option}.{name}": t.cpu().contiguous() for name, t in value.parameters.items()}
             errors[option] = quantization_error(weight, value.dequantize())
-    meta = {"layer": layer, "errors": json.dumps(errors), "dtype": str(weight.dtype).removeprefix("torch.")}
-    write_via(path, lambda temporary: save_file(tensors, temporary, metadata=meta))
+    about = {"layer": layer, "errors": errors, "dtype": str(weight.dtype).removeprefix("torch.")}
+    write_via(path, lambda temporary: save_file(tensors, temporary, metadata={"about": json.dumps(about)}))

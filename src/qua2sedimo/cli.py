@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from qua2sedimo import zoo
-from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.errors import Qua2SeDiMoError, Stopped
 from qua2sedimo.settings import StudySettings
 
 app = typer.Typer(
@@ -366,7 +366,7 @@ def main() -> None:
         if error.remedy:
             errors.print(f"[dim]→[/dim] {_plain(error.remedy)}", highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except Stopped:
         errors.print("\nStopped. Nothing measured is lost: run the same command again to go on.")
         sys.exit(130)
 

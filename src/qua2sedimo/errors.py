@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 
+class Stopped(Exception):
+    """The user pressed Ctrl-C during a stage that can be resumed."""
+
+
 class Qua2SeDiMoError(Exception):
     """A problem with the input or the machine, not a defect of the program.
 

@@ -51,3 +51,12 @@ def read_json(path: Path) -> Any:
         raise Qua2SeDiMoError(
             f"{path} is damaged: {error}", "Delete it and run the command again; it will be made anew."
         ) from error
+
+
+def read_document(path: Path, format: int, remedy: str) -> dict[str, Any]:
+    """A JSON object of the given ``format`` number; anything else is an error that names the file and the remedy."""
+    content = read_json(path)
+    found = content.get("format") if isinstance(content, dict) else type(content).__name__
+    if not isinstance(content, dict) or found != format:
+        raise Qua2SeDiMoError(f"{path}: format {found} is not {format}", remedy)
+    return content

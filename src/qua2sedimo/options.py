@@ -46,7 +46,7 @@ class Option:
     def parse(cls, text: str) -> Option:
         """``"kmeans_c-4"`` → ``Option("kmeans_c", 4)``."""
         method, _, bits = text.rpartition("-")
-        if not bits.isdigit():
+        if not bits.isdecimal():
             raise Qua2SeDiMoError(f"option '{text}' is not of the form METHOD-BITS, e.g. 'uaq-4'")
         return cls(method, int(bits))
 
@@ -88,7 +88,7 @@ class Configuration(Mapping[str, Option]):
         return len(self._choices)
 
     def __hash__(self) -> int:
-        return hash(tuple(self._choices.items()))
+        return hash(frozenset(self._choices.items()))
 
     def __repr__(self) -> str:
         return f"Configuration({len(self)} layers, {self.digest})"
@@ -96,7 +96,7 @@ class Configuration(Mapping[str, Option]):
     @cached_property
     def digest(self) -> str:
         """Twelve hex digits that name this configuration in files and records."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+        return hashlib.sha256("".join(sorted(f"{k}={v};" for k, v in self.items())).encode()).hexdigest()[:12]
 
     def to_json(self) -> str:
         return json.dumps({layer: str(option) for layer, option in self.items()}, separators=(",", ":"))

@@ -48,7 +48,11 @@ class StudySettings(BaseModel):
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:
-        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        content = self.model_dump(mode="json")
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        if yaml.safe_load(text) != content:  # some control characters survive only as escapes
+            text = yaml.safe_dump(content, sort_keys=False)
+        write_text(path, text)
 
     @classmethod
     def load(cls, path: Path) -> StudySettings:

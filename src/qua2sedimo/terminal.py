@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from qua2sedimo.comparison import Row
+from qua2sedimo.errors import Stopped
 from qua2sedimo.evaluation.metrics import METRICS, Estimate
 from qua2sedimo.study import Choice, Study
 from qua2sedimo.study import Progress as Report
@@ -48,7 +49,10 @@ def progress() -> Iterator[Report]:
                 tasks[what] = bars.add_task(f"{what:<36}", total=total)
             bars.update(tasks[what], completed=done, total=total)
 
-        yield report
+        try:
+            yield report
+        except KeyboardInterrupt:  # as an exception of ours it is not turned into «Aborted!» on the way up
+            raise Stopped from None
 
 
 #: Columns of the comparison, most telling first: those that do not fit are left to the report.

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from qua2sedimo.denoisers.layers import WeightLayer
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import read_json, write_text
+from qua2sedimo.files import read_document, write_text
 
 FORMAT = 1
+_REMEDY = "Delete it; it will be traced again."
 
 #: What a combine node does with the data that meet in it.
 COMBINES = ("add", "multiply", "modulate", "product", "concat", "combine")
@@ -73,12 +74,10 @@ class Graph:
 
     @classmethod
     def load(cls, path: Path) -> Graph:
-        content = read_json(path)
-        if content.get("format") != FORMAT:
-            raise Qua2SeDiMoError(
-                f"{path}: format {content.get('format')} is not {FORMAT}",
-                "Delete it; it will be traced again.",
-            )
-        nodes = tuple(Node(n, kind, tuple(inputs), tuple(sees)) for n, kind, inputs, sees in content["nodes"])
-        layers = {x["name"]: WeightLayer(**{**x, "shape": tuple(x["shape"])}) for x in content["layers"]}
-        return cls(content["denoiser"], nodes, layers, tuple(content["bypassed"]))
+        content = read_document(path, FORMAT, _REMEDY)
+        try:
+            nodes = tuple(Node(n, kind, tuple(inputs), tuple(sees)) for n, kind, inputs, sees in content["nodes"])
+            layers = {x["name"]: WeightLayer(**{**x, "shape": tuple(x["shape"])}) for x in content["layers"]}
+            return cls(content["denoiser"], nodes, layers, tuple(content["bypassed"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise Qua2SeDiMoError(f"{path} is damaged: {error!r}", _REMEDY) from error

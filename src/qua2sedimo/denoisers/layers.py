@@ -75,6 +75,12 @@ def refuse_unsuitable(denoiser: nn.Module) -> None:
         raise Qua2SeDiMoError(
             f"{type(denoiser).__name__} is already quantized", "Load the unquantized checkpoint instead."
         )
+    computed = [name for name, m in weight_modules(denoiser).items() if not isinstance(m.weight, nn.Parameter)]
+    if computed:
+        raise Qua2SeDiMoError(
+            f"{type(denoiser).__name__} is already quantized: '{computed[0]}' has no weight of its own",
+            "Start from the unquantized pipeline, or call qua2sedimo.dequantize(denoiser).",
+        )
     wrapped = [name for name, m in denoiser.named_modules() if hasattr(m, "base_layer")]
     if wrapped:
         raise Qua2SeDiMoError(

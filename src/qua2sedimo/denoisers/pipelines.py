@@ -44,13 +44,18 @@ def load_pipeline(model: str, dtype: torch.dtype = torch.float32, device: str | 
                 pipeline = DiffusionPipeline.from_pretrained(
                     str(folder) if folder.exists() else model, torch_dtype=dtype
                 )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
             raise Qua2SeDiMoError(
-                f"cannot load pipeline '{model}': {str(error).splitlines()[0]}",
+                f"cannot load pipeline '{model}': {_first_line(error)}",
                 "Check the name and the network, or download the pipeline and give its folder.",
             ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device or default_device())
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def default_device() -> str:

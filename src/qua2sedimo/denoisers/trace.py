@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from typing import Any
 
 import torch
@@ -119,8 +120,8 @@ class _Tracer(TorchDispatchMode):
 
     def _read_again(self, node: int, inputs: Iterable[int]) -> None:
         """Add inputs to a layer that is called more than once, unless they already depend on it."""
-        earlier = [i for i in inputs if i < node]  # later nodes may depend on it: an edge could close a cycle
-        self.nodes[node].inputs = tuple(sorted({*self.nodes[node].inputs, *earlier}))
+        fresh = [i for i in inputs if i != node and node not in _ancestors(self.nodes, [i])]
+        self.nodes[node].inputs = tuple(sorted({*self.nodes[node].inputs, *fresh}))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -145,7 +146,7 @@ class _Tracer(TorchDispatchMode):
 
 
 def _plain(output: Any) -> Any:
-    return tuple(output.values()) if hasattr(output, "values") else output
+    return tuple(output.values()) if isinstance(output, Mapping) else output
 
 
 def _kept(nodes: list[_Draft], keep: Iterable[int], moved: Mapping[int, Sequence[int]] | None = None) -> list[_Draft]:
@@ -161,14 +162,28 @@ def _kept(nodes: list[_Draft], keep: Iterable[int], moved: Mapping[int, Sequence
     return result
 
 
-def _reaching_output(nodes: list[_Draft], ends: set[int]) -> list[_Draft]:
-    alive, stack = set(ends), list(ends)
+def _ancestors(nodes: list[_Draft], ends: Iterable[int]) -> set[int]:
+    """The nodes from which some end can be reached, the ends included."""
+    found, stack = set(ends), list(ends)
     while stack:
         for source in nodes[stack.pop()].inputs:
-            if source not in alive:
-                alive.add(source)
+            if source not in found:
+                found.add(source)
                 stack.append(source)
-    return _kept(nodes, alive)
+    return found
+
+
+def _reaching_output(nodes: list[_Draft], ends: Iterable[int]) -> list[_Draft]:
+    """What the output depends on, in topological order (a layer called twice may read nodes made after it)."""
+    alive = _ancestors(nodes, ends)
+    order = list(TopologicalSorter({i: nodes[i].inputs for i in sorted(alive)}).static_order())
+    if all(source < i for i in alive for source in nodes[i].inputs):
+        order = sorted(alive)  # the order of execution reads best
+    position = {old: new for new, old in enumerate(order)}
+    return [
+        _Draft(nodes[i].name, nodes[i].kind, tuple(sorted(position[s] for s in nodes[i].inputs)), nodes[i].sees)
+        for i in order
+    ]
 
 
 def _merged_modulations(nodes: list[_Draft]) -> list[_Draft]:

@@ -25,7 +25,7 @@ def sample(space: SearchSpace, sampler: str, seed: int, number: int, bits: tuple
     if sampler != "spread":
         raise Qua2SeDiMoError(f"unknown sampler '{sampler}'; known: {', '.join(SAMPLERS)}")
     low, high = (8 * n / space.weights for n in space.byte_range())
-    target = rng.uniform(max(low, bits[0]), min(high, bits[1]))
+    target = rng.uniform(min(max(bits[0], low), high), min(max(bits[1], low), high))
     return _spread(space, target, rng)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,13 @@ from scipy.stats import spearmanr
 from torch.nn import functional
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import read_json, write_json, write_via
+from qua2sedimo.files import read_document, write_json, write_via
 from qua2sedimo.predictor.encoding import Encoding
 from qua2sedimo.predictor.losses import LOSSES, ranking_loss
 from qua2sedimo.predictor.network import HopNetwork, norms
 
 FORMAT = 1
+_REFIT = "Delete the predictor folder and run `qua2sedimo fit` again."
 
 
 @dataclass(frozen=True)
@@ -93,22 +96,17 @@ class Ensemble:
 
     @classmethod
     def load(cls, folder: Path, owner: str) -> Ensemble:
-        content = read_json(folder / "predictor.json")
-        if content.get("format") != FORMAT or content.get("owner") != owner:
-            raise Qua2SeDiMoError(
-                f"{folder} was fitted to other records or another space", "Run `qua2sedimo fit` again."
-            )
+        content = read_document(folder / "predictor.json", FORMAT, _REFIT)
+        if content.get("owner") != owner:
+            raise Qua2SeDiMoError(f"{folder} was fitted to other records or another space", _REFIT)
         folds = []
-        for i, entry in enumerate(content["folds"]):
-            network = HopNetwork(*entry.pop("shape"))
-            try:
+        try:
+            for i, entry in enumerate(content["folds"]):
+                network = HopNetwork(*entry.pop("shape"))
                 network.load_state_dict(load_file(folder / f"fold{i}.safetensors"))
-            except (OSError, SafetensorError, RuntimeError) as error:
-                raise Qua2SeDiMoError(
-                    f"{folder / f'fold{i}.safetensors'} cannot be read: {error}",
-                    "Run `qua2sedimo fit` again.",
-                ) from error
-            folds.append(Fold(network=network.eval(), **entry))
+                folds.append(Fold(network=network.eval(), **entry))
+        except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+            raise Qua2SeDiMoError(f"{folder}: fold {len(folds)} cannot be read: {error!r}", _REFIT) from error
         return cls(folds)
 
 
@@ -158,7 +156,7 @@ def _fit_fold(
     network = HopNetwork(encoding.features, settings.channels, settings.hops)
     torch.random.set_rng_state(generator)
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.epochs, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, epochs=settings.epochs))
 
     best, best_state, since = float("inf"), network.state_dict(), 0
     for epoch in range(settings.epochs):
@@ -187,6 +185,12 @@ def _fit_fold(
         predicted = network(x[test], encoding.edges)[0].numpy() * (high - low) + low
     progress(number, settings.epochs)
     return Fold(network, low, high, weights, [int(i) for i in test], [float(y) for y in predicted])
+
+
+def _rate(epoch: int, epochs: int) -> float:
+    """A tenth of the epochs warming up, then a cosine to 0."""
+    warm = min(1.0, (epoch + 1) / (0.1 * epochs))
+    return warm * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
 def _loss(

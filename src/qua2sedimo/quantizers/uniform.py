@@ -65,6 +65,8 @@ def _fit_rows(w: torch.Tensor, bits: int, stored: torch.dtype) -> tuple[torch.Te
 
 def _grid(low: torch.Tensor, high: torch.Tensor, top: int, stored: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale (rounded as stored) and integer zero point of the range [low, high] of each channel."""
+    constant = low == high
+    value = low
     scale = _rounded((high - low) / top, stored)
     zero = torch.round(-low / scale)
     # A range so narrow and far from 0 that its zero point does not fit: widen it to include 0.
@@ -74,9 +76,8 @@ def _grid(low: torch.Tensor, high: torch.Tensor, top: int, stored: torch.dtype) 
         scale = torch.where(wide, _rounded((high - low) / top, stored), scale)
         zero = torch.where(wide, torch.round(-low / scale), zero)
     # A constant channel is its own scale: one code away from a zero point at 0 (or at 1 when negative).
-    constant = low == high
-    scale = torch.where(constant, torch.where(low == 0, torch.ones_like(low), low.abs()), scale)
-    zero = torch.where(constant, (low < 0).float(), zero)
+    scale = torch.where(constant, torch.where(value == 0, torch.ones_like(value), value.abs()), scale)
+    zero = torch.where(constant, (value < 0).float(), zero)
     return scale.to(stored).float(), zero
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from qua2sedimo.errors import Qua2SeDiMoError
@@ -23,9 +24,10 @@ def budget_bytes(space: SearchSpace, budget: Budget) -> int:
     allowed = int(budget.bits * space.weights / 8 + 1e-6)
     low, high = space.byte_range()
     if allowed < low:
+        least, most = math.ceil(8000 * low / space.weights) / 1000, 8 * high / space.weights
         raise Qua2SeDiMoError(
             f"no configuration of these options is as small as {budget.bits:g} average bits",
-            f"With every overhead counted, {8 * low / space.weights:.3f} to {8 * high / space.weights:.3f} bits "
+            f"With every overhead counted, {least:.3f} to {most:.3f} bits "
             f"({low / 1e6:.3f} to {high / 1e6:.3f} MB) can be reached; wider options reach further.",
         )
     return allowed

@@ -22,6 +22,7 @@ def best_configurations(
     """
     variables = [(i, layer, option) for i, layer in enumerate(space.layers) for option in space.options[layer]]
     value = np.array([scores[layer][option] for _, layer, option in variables])
+    value = value / max(float(np.abs(value).max()), 1e-300)  # the solver's tolerances are absolute
     size = np.array([option.nbytes(space.shapes[layer]) for _, layer, option in variables], dtype=float)
     rows = np.array([i for i, _, _ in variables])
     columns = np.arange(len(variables))
@@ -29,7 +30,7 @@ def best_configurations(
     matrix = vstack([one_each, csr_array(size[None] / nbytes)])
     low = [1.0] * len(space.layers) + [0.0]
     high = [1.0] * len(space.layers) + [1.0]
-    for _ in range(count):
+    while count:
         answer = milp(
             -value,
             integrality=np.ones(len(columns)),
@@ -42,7 +43,9 @@ def best_configurations(
                 return
             raise Qua2SeDiMoError(f"the integer program was not solved: {answer.message}")
         chosen = np.flatnonzero(answer.x > 0.5)
-        yield Configuration((variables[j][1], variables[j][2]) for j in chosen)
+        if size[chosen].sum() <= nbytes:  # the solver allows a millionth more; we do not
+            count -= 1
+            yield Configuration((variables[j][1], variables[j][2]) for j in chosen)
         cut = csr_array((np.ones(len(chosen)), (np.zeros(len(chosen), int), chosen)), shape=(1, len(columns)))
         matrix = vstack([matrix, cut])  # not these options all at once again
         low.append(0.0)

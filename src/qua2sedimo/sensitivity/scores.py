@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import read_json, write_text
+from qua2sedimo.files import read_document, write_text
 from qua2sedimo.options import Option, SearchSpace
 from qua2sedimo.predictor import Encoding, Ensemble
 from qua2sedimo.predictor.network import norms
 
 FORMAT = 1
+_REMEDY = "Run `qua2sedimo explain` again."
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,18 @@ class Scores:
 
     @classmethod
     def load(cls, path: Path, owner: str) -> Scores:
-        content = read_json(path)
-        if content.get("format") != FORMAT or content.get("owner") != owner:
-            raise Qua2SeDiMoError(f"{path} belongs to another fit", "Run `qua2sedimo explain` again.")
-        return cls(
-            {
-                layer: {Option.parse(o): _summary(np.array(folds)) for o, folds in options.items()}
-                for layer, options in content["scores"].items()
-            }
-        )
+        content = read_document(path, FORMAT, _REMEDY)
+        if content.get("owner") != owner:
+            raise Qua2SeDiMoError(f"{path} belongs to another fit", _REMEDY)
+        try:
+            return cls(
+                {
+                    layer: {Option.parse(o): _summary(np.array(folds, dtype=float)) for o, folds in options.items()}
+                    for layer, options in content["scores"].items()
+                }
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Qua2SeDiMoError(f"{path} is damaged: {error!r}", _REMEDY) from error
 
 
 @torch.no_grad()

@@ -1,0 +1,115 @@
+"""Switching writes what changes, nothing else, and goes back to the very bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import call_of, small_dit
+from torch import nn
+
+from qua2sedimo.bank import Bank
+from qua2sedimo.denoisers import weight_modules, weight_of
+from qua2sedimo.evaluation import Switch
+from qua2sedimo.options import Configuration, Option, SearchSpace
+from qua2sedimo.quantizers import METHODS
+
+LOW, HIGH, CODEBOOK = Option("uaq", 3), Option("uaq", 4), Option("kmeans_c", 4)
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> Bank:
+    modules = weight_modules(small_dit())
+    shapes = {n: tuple(m.weight.shape) for n, m in modules.items() if n != "proj_out_1"}
+    space = SearchSpace.of(shapes, "uaq-3,uaq-4,kmeans_c-4")
+    return Bank.build(tmp_path_factory.mktemp("bank"), space, "x", lambda n: weight_of(modules[n]).half())
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return small_dit()
+
+
+def versions(model: nn.Module) -> dict[str, int]:
+    """How often each weight was written to."""
+    return {name: module.weight._version for name, module in weight_modules(model).items()}
+
+
+def written(before: dict[str, int], after: dict[str, int]) -> set[str]:
+    return {name for name in before if before[name] != after[name]}
+
+
+def test_a_configuration_puts_the_dequantized_weights_in_place(model: nn.Module, bank: Bank) -> None:
+    options = (LOW, HIGH, CODEBOOK)
+    configuration = Configuration((n, options[i % 3]) for i, n in enumerate(bank.space.layers))
+    Switch(model, bank).apply(configuration)
+    for name, option in configuration.items():
+        expected = bank.get(name, option).dequantize().float()
+        assert torch.equal(model.get_submodule(name).weight, expected), name
+    assert torch.equal(model.proj_out_1.weight, small_dit().proj_out_1.weight)
+
+
+def test_only_layers_whose_option_changes_are_written(model: nn.Module, bank: Bank) -> None:
+    switch, layers = Switch(model, bank), bank.space.layers
+    assert switch.apply(bank.space.uniform(HIGH)) == len(layers)
+    before = versions(model)
+    other = Configuration({**bank.space.uniform(HIGH), layers[1]: LOW, layers[4]: CODEBOOK})
+    assert switch.apply(other) == 2
+    assert written(before, versions(model)) == {layers[1], layers[4]}
+    before = versions(model)
+    assert switch.apply(other) == 0
+    assert written(before, versions(model)) == set()
+
+
+def test_restoring_gives_back_the_very_bits_of_every_tensor(model: nn.Module, bank: Bank) -> None:
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    switch = Switch(model, bank)
+    for option in (HIGH, LOW, CODEBOOK):
+        switch.apply(bank.space.uniform(option))
+    switch.restore()
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+    counts = versions(model)
+    switch.restore()
+    assert written(counts, versions(model)) == set()
+
+
+def test_after_restoring_a_configuration_is_applied_anew(model: nn.Module, bank: Bank) -> None:
+    switch, uniform = Switch(model, bank), bank.space.uniform(LOW)
+    switch.apply(uniform)
+    expected = model(**call_of(model)).sample
+    switch.restore()
+    assert not torch.equal(model(**call_of(model)).sample, expected)
+    assert switch.apply(uniform) == len(bank.space.layers)
+    assert torch.equal(model(**call_of(model)).sample, expected)
+
+
+def test_the_way_to_a_configuration_does_not_matter(bank: Bank) -> None:
+    straight, round_about = small_dit(), small_dit()
+    goal = Configuration((n, (LOW, CODEBOOK)[i % 2]) for i, n in enumerate(bank.space.layers))
+    Switch(straight, bank).apply(goal)
+    switch = Switch(round_about, bank)
+    for configuration in (bank.space.uniform(HIGH), bank.space.uniform(LOW), goal):
+        switch.apply(configuration)
+    expected = straight.state_dict()
+    assert all(torch.equal(expected[n], t) for n, t in round_about.state_dict().items())
+
+
+def test_an_option_outside_the_bank_is_made_from_the_original_weights(model: nn.Module, bank: Bank) -> None:
+    option = Option("uaq", 8)
+    switch = Switch(model, bank)
+    switch.apply(bank.space.uniform(LOW))
+    switch.apply(bank.space.uniform(option))
+    for name in bank.space.layers:
+        (value,) = METHODS["uaq"].quantize(small_dit().get_submodule(name).weight, [8])
+        assert torch.equal(model.get_submodule(name).weight, value.dequantize().float()), name
+
+
+def test_half_precision_denoisers_keep_their_dtype(bank: Bank, tmp_path: Path) -> None:
+    model = small_dit().half()
+    switch = Switch(model, bank)
+    switch.apply(bank.space.uniform(HIGH))
+    assert {m.weight.dtype for m in weight_modules(model).values()} == {torch.float16}
+    switch.restore()
+    expected = small_dit().half().state_dict()
+    assert all(torch.equal(expected[n], t) for n, t in model.state_dict().items())

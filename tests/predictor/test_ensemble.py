@@ -1,0 +1,184 @@
+"""Five folds: what trains, what selects and what judges are never the same records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from tests.conftest import Task
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.predictor import Ensemble, FitSettings, fit_ensemble
+from qua2sedimo.predictor.ensemble import Fold
+
+QUICK = FitSettings(epochs=60, channels=8, hops=2, folds=3, learning_rate=1e-2)
+COUNT = 45
+
+
+@pytest.fixture(scope="module")
+def records(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    choices = task.choices(COUNT)
+    return choices, task.quality(choices, {"proj_out_2": 40.0})
+
+
+@pytest.fixture(scope="module")
+def ensemble(task: Task, records: tuple[np.ndarray, np.ndarray]) -> Ensemble:
+    return fit_ensemble(task.encoding, *records, QUICK)
+
+
+def test_test_parts_are_disjoint_and_cover_every_record(ensemble: Ensemble) -> None:
+    assert sorted(i for fold in ensemble.folds for i in fold.test) == list(range(COUNT))
+    positions, predicted = ensemble.out_of_fold()
+    assert positions.tolist() == list(range(COUNT)) and predicted.shape == (COUNT,)
+
+
+def same(a: Fold, b: Fold) -> bool:
+    states = a.network.state_dict(), b.network.state_dict()
+    return all(torch.equal(t, states[1][name]) for name, t in states[0].items())
+
+
+def test_a_folds_test_records_have_no_part_in_its_network(
+    task: Task, records: tuple[np.ndarray, np.ndarray], ensemble: Ensemble
+) -> None:
+    """Nonsense in place of a fold's own test labels leaves that fold's network and predictions as they were."""
+    choices, objective = records
+    for k, fold in enumerate(ensemble.folds):
+        changed = objective.copy()
+        changed[fold.test] = -1000.0
+        again = fit_ensemble(task.encoding, choices, changed, QUICK).folds
+        assert same(again[k], fold) and again[k].predicted == fold.predicted
+        assert again[k].hop_weights == fold.hop_weights
+        assert not all(same(a, b) for a, b in zip(again, ensemble.folds, strict=True))
+
+
+def test_a_folds_selection_records_do_not_train_it(
+    task: Task, records: tuple[np.ndarray, np.ndarray], ensemble: Ensemble
+) -> None:
+    """They choose the epoch and weight the hops; without a choice of epochs they leave no trace in the network."""
+    choices, objective = records
+    once = FitSettings(**{**vars(QUICK), "epochs": 5})  # one look at the selection part, after the last epoch
+    plain = fit_ensemble(task.encoding, choices, objective, once).folds
+    for k, fold in enumerate(plain):
+        selection = plain[(k + 1) % QUICK.folds].test
+        changed = objective.copy()
+        changed[selection] = changed[selection][::-1] + 3
+        assert same(fit_ensemble(task.encoding, choices, changed, once).folds[k], fold)
+
+
+def test_hop_weights_come_from_the_selection_part_and_are_never_negative(
+    task: Task, records: tuple[np.ndarray, np.ndarray], ensemble: Ensemble
+) -> None:
+    choices, objective = records
+    for k, fold in enumerate(ensemble.folds):
+        assert len(fold.hop_weights) == QUICK.hops + 1
+        selection = ensemble.folds[(k + 1) % QUICK.folds].test
+        x = task.encoding(torch.tensor(choices[selection]))
+        with torch.no_grad():
+            _, hops = fold.network(x, task.encoding.edges)
+        for h, weight in zip(hops, fold.hop_weights, strict=True):
+            found = h[:, task.encoding.layer_nodes].mean(dim=1).sum(dim=-1)
+            expected = spearmanr(found, np.maximum(objective[selection], fold.low)).statistic
+            assert weight == pytest.approx(max(0.0, expected), abs=0.02)
+
+
+def test_predictions_of_unseen_records_rank_them(records: tuple[np.ndarray, np.ndarray], ensemble: Ensemble) -> None:
+    _, predicted = ensemble.out_of_fold()
+    assert spearmanr(predicted, records[1]).statistic > 0.7
+
+
+def test_predictions_are_in_units_of_the_objective(task: Task, records: tuple[np.ndarray, np.ndarray]) -> None:
+    choices, objective = records
+    shifted = fit_ensemble(task.encoding, choices, 10 * objective + 500, QUICK)
+    _, predicted = shifted.out_of_fold()
+    assert abs(np.median(predicted) - np.median(10 * objective + 500)) < 10 * objective.std()
+
+
+def test_each_fold_predicts_its_own_test_records_as_it_reported(
+    task: Task, records: tuple[np.ndarray, np.ndarray], ensemble: Ensemble
+) -> None:
+    predicted = ensemble.predict(task.encoding, records[0])
+    assert predicted.shape == (QUICK.folds, COUNT)
+    for k, fold in enumerate(ensemble.folds):
+        np.testing.assert_allclose(predicted[k, fold.test], fold.predicted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_networks_and_leaves_the_global_random_state(
+    task: Task, records: tuple[np.ndarray, np.ndarray], ensemble: Ensemble
+) -> None:
+    torch.manual_seed(123)
+    state = torch.random.get_rng_state()
+    again = fit_ensemble(task.encoding, *records, QUICK)
+    assert all(same(a, b) for a, b in zip(again.folds, ensemble.folds, strict=True))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_another_seed_splits_otherwise(task: Task, records: tuple[np.ndarray, np.ndarray], ensemble: Ensemble) -> None:
+    other = fit_ensemble(task.encoding, *records, FitSettings(**{**vars(QUICK), "seed": 1, "epochs": 5}))
+    assert [fold.test for fold in other.folds] != [fold.test for fold in ensemble.folds]
+
+
+def test_an_objective_without_any_difference_is_survived(task: Task, records: tuple[np.ndarray, np.ndarray]) -> None:
+    flat = fit_ensemble(task.encoding, records[0], np.full(COUNT, 7.0), FitSettings(**{**vars(QUICK), "epochs": 12}))
+    assert np.isfinite(flat.out_of_fold()[1]).all()
+    assert all(weight == 0 for fold in flat.folds for weight in fold.hop_weights)
+
+
+@pytest.mark.parametrize("epochs", [1, 5, 10, 20])
+def test_any_number_of_epochs_can_be_asked_for(task: Task, records: tuple[np.ndarray, np.ndarray], epochs: int) -> None:
+    found = fit_ensemble(task.encoding, *records, FitSettings(**{**vars(QUICK), "epochs": epochs}))
+    assert np.isfinite(found.out_of_fold()[1]).all()
+
+
+def test_too_few_records_are_refused_with_the_number_needed(task: Task, records: tuple[np.ndarray, np.ndarray]) -> None:
+    choices, objective = records
+    with pytest.raises(Qua2SeDiMoError, match="11 records are too few to fit 3 folds, 12 are needed") as caught:
+        fit_ensemble(task.encoding, choices[:11], objective[:11], QUICK)
+    assert "measure" in str(caught.value.remedy)
+
+
+def test_a_saved_ensemble_comes_back_as_it_was(
+    task: Task, records: tuple[np.ndarray, np.ndarray], ensemble: Ensemble, tmp_path: Path
+) -> None:
+    ensemble.save(tmp_path, "owner")
+    again = Ensemble.load(tmp_path, "owner")
+    assert np.array_equal(again.predict(task.encoding, records[0]), ensemble.predict(task.encoding, records[0]))
+    for a, b in zip(again.folds, ensemble.folds, strict=True):
+        assert (a.low, a.high, a.hop_weights, a.test, a.predicted) == (
+            b.low,
+            b.high,
+            b.hop_weights,
+            b.test,
+            b.predicted,
+        )
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+
+def test_an_ensemble_of_another_owner_is_refused(ensemble: Ensemble, tmp_path: Path) -> None:
+    ensemble.save(tmp_path, "owner")
+    with pytest.raises(Qua2SeDiMoError, match="fitted to other records"):
+        Ensemble.load(tmp_path, "another")
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "other shape", "no folds", "short fold"])
+def test_damaged_files_are_refused_with_the_remedy(ensemble: Ensemble, tmp_path: Path, damage: str) -> None:
+    ensemble.save(tmp_path, "owner")
+    weights, summary = tmp_path / "fold1.safetensors", tmp_path / "predictor.json"
+    content = json.loads(summary.read_text())
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "missing":
+        weights.unlink()
+    elif damage == "other shape":
+        content["folds"][1]["shape"][1] = 16
+    elif damage == "no folds":
+        del content["folds"]
+    else:
+        del content["folds"][1]["hop_weights"]
+    summary.write_text(json.dumps(content))
+    with pytest.raises(Qua2SeDiMoError, match=str(tmp_path)) as caught:
+        Ensemble.load(tmp_path, "owner")
+    assert "fit" in str(caught.value.remedy)

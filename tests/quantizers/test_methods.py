@@ -1,0 +1,120 @@
+"""What every quantization method promises."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.quantizers import METHODS, packed_bytes, quantization_error, stored_dtype
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+#: Linear, Conv1d, Conv2d, Conv3d, one weight a channel, a vector, one channel.
+SHAPES = [(6, 20), (4, 3, 5), (5, 3, 3, 3), (2, 2, 1, 3, 3), (7, 1), (9,), (1, 33)]
+
+methods = pytest.mark.parametrize("method", METHODS)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def normal(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@methods
+@dtypes
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_value_has_the_weights_shape_and_dtype_and_exactly_the_promised_bytes(method, dtype, shape) -> None:
+    weight = normal(shape).to(dtype)
+    for bits, value in zip(range(2, 9), METHODS[method].quantize(weight, range(2, 9))):
+        back = value.dequantize()
+        assert (value.method, value.bits, value.shape, value.dtype) == (method, bits, shape, dtype)
+        assert (back.shape, back.dtype) == (weight.shape, dtype)
+        assert torch.isfinite(back).all()
+        assert value.nbytes == packed_bytes(method, shape, bits)
+        assert value.codes.numel() == math.ceil(math.prod(shape) * bits / 8)
+        stored = METHODS[method].parameter_dtypes(stored_dtype(dtype))
+        assert {name: tensor.dtype for name, tensor in value.parameters.items()} == stored
+        expected = METHODS[method].parameter_shapes(shape, bits)
+        assert {name: tuple(tensor.shape) for name, tensor in value.parameters.items()} == expected
+
+
+def test_overhead_is_that_of_the_design() -> None:
+    shape, weights, channels = (10, 7, 3, 3), 630, 10
+    for bits in range(2, 9):
+        codes = math.ceil(weights * bits / 8)
+        assert packed_bytes("uaq", shape, bits) == codes + 2 * 16 * channels // 8
+        assert packed_bytes("kmeans_c", shape, bits) == codes + 2**bits * 16 * channels // 8
+        assert packed_bytes("kmeans_a", shape, bits) == codes + 2**bits * 16 // 8
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.sampled_from(list(METHODS)), st.integers(0, 10**6), st.sampled_from(DTYPES))
+def test_error_falls_as_bits_rise(method: str, seed: int, dtype: torch.dtype) -> None:
+    weight = normal((8, 300), seed).to(dtype)
+    errors = [quantization_error(weight, v.dequantize()) for v in METHODS[method].quantize(weight, range(2, 9))]
+    for column in zip(*errors):
+        assert all(more_bits < fewer_bits for fewer_bits, more_bits in itertools.pairwise(column))
+
+
+@methods
+def test_widths_fitted_together_equal_widths_fitted_alone(method: str) -> None:
+    weight = normal((5, 40), 3)
+    for together in METHODS[method].quantize(weight, [5, 2, 3]):
+        (alone,) = METHODS[method].quantize(weight, [together.bits])
+        assert torch.equal(together.codes, alone.codes)
+        assert all(torch.equal(together.parameters[name], alone.parameters[name]) for name in alone.parameters)
+
+
+@methods
+@dtypes
+def test_nan_and_infinity_are_refused_with_their_count(method: str, dtype: torch.dtype) -> None:
+    weight = normal((4, 8)).to(dtype)
+    weight[0, 1], weight[2, 3], weight[3, 7] = math.nan, math.inf, -math.inf
+    with pytest.raises(Qua2SeDiMoError, match="3 NaN or infinite values of 32"):
+        METHODS[method].quantize(weight, [4])
+
+
+@methods
+@dtypes
+@pytest.mark.parametrize("shape", [(0, 5), (4, 0), (0,), (3, 0, 2, 2)], ids=str)
+def test_empty_tensors_come_back_empty(method: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    (value,) = METHODS[method].quantize(torch.zeros(shape, dtype=dtype), [3])
+    assert value.nbytes == packed_bytes(method, shape, 3)
+    assert (value.dequantize().shape, value.dequantize().dtype) == (shape, dtype)
+    assert quantization_error(torch.zeros(shape), value.dequantize()) == (0.0, 0.0)
+
+
+@methods
+@dtypes
+def test_a_strided_weight_is_quantized_like_its_contiguous_copy(method: str, dtype: torch.dtype) -> None:
+    weight = normal((12, 9)).to(dtype).T
+    strided, whole = (METHODS[method].quantize(w, [4])[0].dequantize() for w in (weight, weight.contiguous()))
+    assert torch.equal(strided, whole)
+
+
+@methods
+def test_the_weight_itself_is_left_alone(method: str) -> None:
+    weight = torch.nn.Parameter(normal((3, 10)))
+    before = weight.detach().clone()
+    value = METHODS[method].quantize(weight, [2])[0]
+    assert torch.equal(weight, before)
+    assert not value.dequantize().requires_grad
+
+
+def test_quantization_error_by_hand() -> None:
+    weight, other = torch.tensor([[3.0, -4.0], [0.0, 0.0]]), torch.tensor([[1.0, -4.0], [0.0, 1.0]])
+    loss, relative = quantization_error(weight, other)
+    assert loss == pytest.approx((2**2.4 + 1) / 4)
+    assert relative == pytest.approx((4 + 1) / 25)
+
+
+def test_quantization_error_of_half_precision_does_not_underflow() -> None:
+    weight = torch.full((100,), 2e-3, dtype=torch.float16)
+    loss, relative = quantization_error(weight, torch.zeros_like(weight))
+    assert loss == pytest.approx(float(weight[0]) ** 2.4, rel=1e-5)
+    assert relative == pytest.approx(1.0)

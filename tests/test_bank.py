@@ -1,0 +1,297 @@
+"""The bank on disk: complete, resumable, checked, and of one owner."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from qua2sedimo import bank as bank_module
+from qua2sedimo.bank import Bank
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.options import Configuration, Option, SearchSpace
+from qua2sedimo.quantizers import METHODS, quantization_error
+
+SHAPES = {"in": (8, 12), "conv": (6, 4, 3, 3), "mid.0": (10, 10), "mid.1": (10, 10), "out": (3, 20), "narrow": (5, 1)}
+SPACE = SearchSpace.of(SHAPES, "paper")
+OWNER = "owner-1"
+DTYPES = dict(zip(SHAPES, [torch.float32, torch.float16, torch.bfloat16] * 2))
+
+
+def weight(layer: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(SPACE.layers.index(layer))
+    return torch.randn(SHAPES[layer], generator=generator).to(DTYPES[layer])
+
+
+def build(folder: Path, weights: Callable[[str], torch.Tensor] = weight, **arguments) -> Bank:
+    return Bank.build(folder, SPACE, OWNER, weights, **arguments)
+
+
+def layer_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def contents(folder: Path) -> dict[str, tuple[dict[str, bytes], dict[str, str]]]:
+    """Every file's tensors, byte for byte, and its metadata."""
+    found = {}
+    for path in layer_files(folder):
+        tensors = {name: t.contiguous().view(torch.uint8).numpy().tobytes() for name, t in load_file(path).items()}
+        with safe_open(path, "pt") as handle:
+            found[path.name] = (tensors, handle.metadata())
+    return found
+
+
+def counting() -> tuple[list[str], Callable[[str], torch.Tensor]]:
+    asked: list[str] = []
+
+    def weights(layer: str) -> torch.Tensor:
+        asked.append(layer)
+        return weight(layer)
+
+    return asked, weights
+
+
+def test_every_option_of_every_layer_is_there_with_its_size_and_error(tmp_path: Path) -> None:
+    built = build(tmp_path)
+    for bank in (built, Bank(tmp_path, SPACE, OWNER)):
+        for layer in SPACE.layers:
+            assert set(bank.errors[layer]) == set(SPACE.options[layer])
+            for option in SPACE.options[layer]:
+                value = bank.get(layer, option)
+                (expected,) = METHODS[option.method].quantize(weight(layer), [option.bits])
+                assert (value.method, value.bits, value.dtype) == (option.method, option.bits, DTYPES[layer])
+                assert torch.equal(value.dequantize(), expected.dequantize())
+                assert value.nbytes == option.nbytes(SHAPES[layer])
+                error = bank.errors[layer][option]
+                assert (error.loss, error.relative_mse) == pytest.approx(
+                    quantization_error(weight(layer), expected.dequantize())
+                )
+        bank.verify()
+
+
+def test_values_and_relative_mse_are_those_of_the_configuration(tmp_path: Path) -> None:
+    bank = build(tmp_path)
+    configuration = SPACE.decode([i % 6 for i in range(len(SHAPES))])
+    values = bank.values(configuration)
+    assert list(values) == list(SPACE.layers)
+    assert sum(value.nbytes for value in values.values()) == SPACE.nbytes(configuration)
+    errors = [quantization_error(weight(layer), value.dequantize())[1] for layer, value in values.items()]
+    assert bank.relative_mse(configuration) == pytest.approx(sum(errors))
+
+
+def test_workers_change_nothing_but_the_time(tmp_path: Path) -> None:
+    done: list[int] = []
+    build(tmp_path / "one")
+    build(tmp_path / "three", workers=3, progress=done.append)
+    assert contents(tmp_path / "one") == contents(tmp_path / "three")
+    assert done == list(range(1, len(SHAPES) + 1))
+
+
+def test_two_builds_write_the_same_files_byte_for_byte(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        build(tmp_path / name)
+    for one, two in zip(layer_files(tmp_path / "one"), layer_files(tmp_path / "two")):
+        assert one.read_bytes() == two.read_bytes()
+    assert (tmp_path / "one" / "index.json").read_bytes() == (tmp_path / "two" / "index.json").read_bytes()
+
+
+def test_a_finished_bank_is_not_computed_again(tmp_path: Path) -> None:
+    build(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in layer_files(tmp_path)}
+    asked, weights = counting()
+    build(tmp_path, weights)
+    assert asked == []
+    assert {path: path.stat().st_mtime_ns for path in layer_files(tmp_path)} == before
+
+
+def test_after_losing_half_its_files_only_those_are_made_again(tmp_path: Path) -> None:
+    build(tmp_path)
+    whole = contents(tmp_path)
+    for path in layer_files(tmp_path)[::2]:
+        path.unlink()
+    (tmp_path / "index.json").unlink()
+    asked, weights = counting()
+    build(tmp_path, weights).verify()
+    assert asked == list(SPACE.layers)[::2]
+    assert contents(tmp_path) == whole
+
+
+@pytest.mark.parametrize("keep", [0, 5, 0.5, 0.99])
+def test_a_truncated_layer_file_is_made_again(tmp_path: Path, keep: float) -> None:
+    build(tmp_path)
+    whole = contents(tmp_path)
+    victim = layer_files(tmp_path)[1]
+    data = victim.read_bytes()
+    victim.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
+    asked, weights = counting()
+    build(tmp_path, weights).verify()
+    assert asked == ["conv"]
+    assert contents(tmp_path) == whole
+
+
+def test_a_file_of_another_layer_is_made_again(tmp_path: Path) -> None:
+    build(tmp_path)
+    whole = contents(tmp_path)
+    files = layer_files(tmp_path)
+    files[2].write_bytes(files[3].read_bytes())
+    build(tmp_path)
+    assert contents(tmp_path) == whole
+
+
+@pytest.mark.parametrize("position", [0.0, 0.5, 1.0], ids=["header", "middle", "last byte"])
+def test_verify_names_the_layer_with_a_flipped_byte(tmp_path: Path, position: float) -> None:
+    bank = build(tmp_path)
+    victim = layer_files(tmp_path)[3]
+    data = bytearray(victim.read_bytes())
+    data[int(position * (len(data) - 1))] ^= 1
+    victim.write_bytes(data)
+    with pytest.raises(Qua2SeDiMoError, match=r"0003.safetensors \(layer 'mid.1'\) is missing or damaged"):
+        bank.verify()
+
+
+def test_verify_names_a_missing_layer_file(tmp_path: Path) -> None:
+    bank = build(tmp_path)
+    layer_files(tmp_path)[4].unlink()
+    with pytest.raises(Qua2SeDiMoError, match="layer 'out'"):
+        bank.verify()
+
+
+def test_reading_a_missing_or_damaged_layer_names_it(tmp_path: Path) -> None:
+    build(tmp_path)
+    first, second, *_ = layer_files(tmp_path)
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:40])
+    bank = Bank(tmp_path, SPACE, OWNER)
+    for layer in ("in", "conv"):
+        with pytest.raises(Qua2SeDiMoError, match=f"layer '{layer}'"):
+            bank.get(layer, Option("uaq", 4))
+
+
+def test_an_option_that_was_not_built_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Qua2SeDiMoError, match="no option 'uaq-8' for layer 'in'"):
+        build(tmp_path).values(Configuration({"in": Option("uaq", 8)}))
+
+
+def test_another_owner_is_refused_whether_the_bank_is_finished_or_begun(tmp_path: Path) -> None:
+    build(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(Qua2SeDiMoError, match="other weights"):
+        Bank(tmp_path, SPACE, "owner-2")
+    (tmp_path / "index.json").unlink()
+    with pytest.raises(Qua2SeDiMoError, match="other weights"):
+        Bank.build(tmp_path, SPACE, "owner-2", weight)
+    assert contents(tmp_path) == before
+    build(tmp_path)  # its own owner goes on
+
+
+def test_an_unfinished_bank_is_not_opened(tmp_path: Path) -> None:
+    with pytest.raises(Qua2SeDiMoError, match=r"index.json does not exist"):
+        Bank(tmp_path, SPACE, OWNER)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    build(tmp_path)
+    index = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps(index | {"format": 2}))
+    with pytest.raises(Qua2SeDiMoError, match="format 2 is not 1"):
+        Bank(tmp_path, SPACE, OWNER)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_layer_with_nan_is_named_and_the_bank_stays_unfinished(tmp_path: Path, workers: int) -> None:
+    def weights(layer: str) -> torch.Tensor:
+        tensor = weight(layer)
+        if layer == "mid.1":
+            tensor[0, 0] = np.nan
+        return tensor
+
+    with pytest.raises(Qua2SeDiMoError, match=r"layer 'mid\.1': weight has 1 NaN or infinite values of 100"):
+        build(tmp_path, weights, workers=workers)
+    assert not (tmp_path / "index.json").exists()
+    build(tmp_path).verify()  # a repaired checkpoint goes on
+
+
+UNIFORM = SearchSpace.of(SHAPES, "uaq-3,uaq-4")  # no compiled kernels, whose threads do not survive a fork
+
+
+def exit_code(work: Callable[[], object]) -> int | None:
+    """Do the work in another process, which may die of it."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(60)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return process.exitcode
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk."""
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (700, resource.RLIM_INFINITY))
+        try:
+            Bank.build(tmp_path / "bank", UNIFORM, OWNER, weight)
+        except Qua2SeDiMoError as error:
+            sys.exit(0 if "0000.safetensors" in error.message else 3)
+
+    assert exit_code(work) == 0
+    Bank.build(tmp_path / "bank", UNIFORM, OWNER, weight).verify()  # when there is room again
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("victim", SHAPES)
+def test_a_build_killed_between_layers_goes_on_and_gives_the_same_bank(tmp_path: Path, victim: str) -> None:
+    def weights(layer: str) -> torch.Tensor:
+        if layer == victim:
+            die()
+        return weight(layer)
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    assert exit_code(lambda: Bank.build(killed, UNIFORM, OWNER, weights)) == -signal.SIGKILL
+    done = UNIFORM.layers.index(victim)
+    assert len(layer_files(killed)) == done
+    assert not (killed / "index.json").exists()
+
+    asked, weights_again = counting()
+    Bank.build(killed, UNIFORM, OWNER, weights_again).verify()
+    Bank.build(whole, UNIFORM, OWNER, weight)
+    assert asked == list(UNIFORM.layers[done:])
+    assert contents(killed) == contents(whole)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_build_killed_while_it_writes_leaves_no_half_layer(
+    tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = bank_module.save_file
+
+    def save_a_part(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        save(tensors, path, metadata=metadata)
+        if metadata["layer"] == "mid.0":
+            data = path.read_bytes()
+            path.write_bytes(data[: int(len(data) * share)])
+            die()
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    with monkeypatch.context() as patch:
+        patch.setattr(bank_module, "save_file", save_a_part)
+        assert exit_code(lambda: Bank.build(killed, UNIFORM, OWNER, weight)) == -signal.SIGKILL
+    assert [path.name for path in layer_files(killed)] == ["0000.safetensors", "0001.safetensors"]
+    Bank.build(killed, UNIFORM, OWNER, weight).verify()
+    Bank.build(whole, UNIFORM, OWNER, weight)
+    assert contents(killed) == contents(whole)

@@ -1,0 +1,315 @@
+"""The command line: what it prints, and that every mistake ends with one message and status 1."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from tests.conftest import small_pipeline
+
+from qua2sedimo import Study, cli
+from qua2sedimo.predictor import FitSettings
+
+COMMANDS = (
+    "demo", "run", "init", "inspect", "measure", "fit", "explain", "choose", "export", "generate", "report",
+)  # fmt: skip
+FEW_STEPS = '{"num_inference_steps": 2, "guidance_scale": 1.0}'
+
+
+class Ended:
+    """How a command ended: its status, and what it printed where."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """Runs the command line as its entry point does, in this process."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def go(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["qua2sedimo", *map(str, arguments)])
+        capsys.readouterr()
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = int(end.code or 0)
+        said = capsys.readouterr()
+        return Ended(status, said.out, said.err)
+
+    return go
+
+
+@pytest.fixture
+def refused(run):  # type: ignore[no-untyped-def]
+    """Runs a command that must fail with status 1 and a message, and gives the message."""
+
+    def go(*arguments: object) -> str:
+        ended = run(*arguments)
+        assert ended.status == 1, ended.out
+        assert ended.err.startswith("error: ")
+        assert "Traceback" not in ended.err + ended.out
+        return str(ended.err)
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "small"
+    small_pipeline(classes=1000).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def study(run, model: Path, tmp_path: Path) -> Path:  # type: ignore[no-untyped-def]
+    """A new study of the small pipeline."""
+    folder = tmp_path / "study"
+    options = ("--options", "uaq-2,uaq-3,uaq-4,uaq-6,kmeans_a-4", "--images", 2)
+    ended = run("init", model, folder, "--prompt", 1, "--prompt", 2, "--arguments", FEW_STEPS, *options)
+    assert ended.status == 0, ended.err
+    return folder
+
+
+@pytest.fixture
+def quick_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("qua2sedimo.predictor.FitSettings", "qua2sedimo.study.FitSettings"):
+        monkeypatch.setattr(place, partial(FitSettings, epochs=40, channels=8, hops=1))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(run, command: str) -> None:  # type: ignore[no-untyped-def]
+    ended = run(command, "--help")
+    assert ended.status == 0
+    assert "Usage" in ended.out and "--help" in ended.out
+
+
+def test_the_help_lists_every_command(run) -> None:  # type: ignore[no-untyped-def]
+    ended = run("--help")
+    assert ended.status == 0
+    assert all(command in ended.out for command in COMMANDS)
+    assert {c.name or c.callback.__name__ for c in cli.app.registered_commands} == set(COMMANDS)
+
+
+def test_the_entry_point_reports_a_mistake_with_status_1_and_no_traceback(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("qua2sedimo")
+    done = subprocess.run([program, "fit", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and "study.yaml is missing" in done.stderr
+    assert "qua2sedimo init" in done.stderr and "Traceback" not in done.stderr
+
+
+# Mistakes ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_model_is_refused_and_leaves_no_folder(refused, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for command in (("init", "no-such", tmp_path / "s"), ("run", "no-such", tmp_path / "s"), ("inspect", "no-such")):
+        message = refused(*command)
+        assert "unknown model 'no-such'" in message and "digits-dit" in message
+    assert "unknown zoo model 'no-such'" in refused("demo", "--model", "no-such", "--out", tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_folder_that_is_no_pipeline_is_refused(refused, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "empty").mkdir()
+    for command in (("init", tmp_path / "empty", tmp_path / "s"), ("inspect", tmp_path / "empty")):
+        assert "model_index.json is missing" in refused(*command)
+    assert "model_index.json is missing" in refused("generate", tmp_path / "empty", "--prompt", 1)
+
+
+@pytest.mark.parametrize("command", ["measure", "fit", "explain", "choose", "export", "report"])
+def test_a_folder_that_is_no_study_is_refused(refused, tmp_path: Path, command: str) -> None:  # type: ignore[no-untyped-def]
+    more = [tmp_path / "out"] if command == "export" else []
+    for folder in (tmp_path, tmp_path / "missing"):
+        message = refused(command, folder, *more)
+        assert "is no study folder" in message and "qua2sedimo init" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("model: [", "is not valid YAML"),
+        ("", "study.yaml"),
+        ("- a\n- b\n", "study.yaml"),
+        ("inputs: [1]\n", "model"),
+        ("model: small\ncolour: red\n", "colour"),
+        ("model: small\nimages: 1\n", "images"),
+        ("model: small\nversion: 2\n", "version"),
+    ],
+)
+def test_a_damaged_study_file_is_named_with_its_entry(refused, tmp_path: Path, content: str, expected: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "study.yaml").write_text(content)
+    message = refused("measure", tmp_path)
+    assert "study.yaml" in message and expected in message
+
+
+def test_a_study_file_that_is_no_text_is_refused(refused, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "study.yaml").write_bytes(b"\xff\xfe\x00\x00")
+    assert "study.yaml" in refused("measure", tmp_path)
+
+
+def test_stages_out_of_order_name_the_stage_to_run_first(refused, study: Path) -> None:  # type: ignore[no-untyped-def]
+    assert "qua2sedimo measure" in refused("fit", study)
+    for command in (("explain", study), ("choose", study, "--bits", 4), ("export", study, study / "out", "--bits", 4)):
+        assert "qua2sedimo fit" in refused(*command)
+
+
+def test_an_impossible_budget_is_refused_before_anything_is_measured(refused, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / "s"
+    message = refused("run", model, folder, "--prompt", 1, "--arguments", FEW_STEPS, "--bits", 1.5)
+    assert "as small as 1.5 average bits" in message and "can be reached" in message
+    assert not (folder / "records.db").exists() and not (folder / "bank").exists()
+
+
+@pytest.mark.parametrize("arguments", ["{steps: 3}", "[1]", '"text"', "3"])
+def test_pipeline_arguments_that_are_no_json_object_are_refused(  # type: ignore[no-untyped-def]
+    refused, model: Path, tmp_path: Path, arguments: str
+) -> None:
+    assert "--arguments" in refused("init", model, tmp_path / "s", "--prompt", 1, "--arguments", arguments)
+    assert "--arguments" in refused("generate", model, "--prompt", 1, "--arguments", arguments)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_pipeline_argument_that_the_pipeline_does_not_take_is_refused(refused, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    arguments = '{"num_steps": 3}'
+    assert "num_steps" in refused(
+        "run", model, tmp_path / "s", "--prompt", 1, "--arguments", arguments, "--configurations", 20
+    )
+    assert "num_steps" in refused("generate", model, "--prompt", 1, "--arguments", arguments)
+
+
+def test_a_negative_seed_is_refused(run, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    ended = run("init", model, tmp_path / "s", "--prompt", 1, "--seed", -1)
+    assert ended.status in (1, 2) and "seed" in ended.err and "Traceback" not in ended.err
+
+
+def test_inputs_of_the_wrong_kind_are_refused(refused, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert "class_labels must be int" in refused("init", model, tmp_path / "s", "--prompt", "a cat")
+    assert "needs inputs" in refused("init", model, tmp_path / "s")
+    assert "needs inputs" in refused("generate", model)
+
+
+def test_a_wrong_component_is_refused_with_those_there_are(refused, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    message = refused("init", model, tmp_path / "s", "--prompt", 1, "--component", "unet")
+    assert "no denoiser 'unet'" in message and "'transformer'" in message
+
+
+def test_unknown_options_are_refused_and_can_be_corrected(refused, run, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    command = ("init", model, tmp_path / "s", "--prompt", 1, "--options")
+    assert "uaq-9" in refused(*command, "uaq-9")
+    assert run(*command, "uaq-4,uaq-3").status == 0
+
+
+def test_other_settings_for_a_study_that_exists_are_refused(refused, study: Path, model: Path) -> None:  # type: ignore[no-untyped-def]
+    assert "with other settings" in refused("init", model, study, "--prompt", 1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("choose", "x", "--bits", "0"), ("choose", "x", "--bits", "four"), ("measure", "x", "--configurations", "3"), ()],
+)
+def test_values_out_of_range_are_usage_errors(run, arguments: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
+    ended = run(*arguments)
+    assert ended.status == 2
+    assert "Usage" in ended.out + ended.err and "Traceback" not in ended.err
+
+
+def test_brackets_in_names_are_printed_as_they_are(refused, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / "[bold]odd[/bold] [/x]"
+    assert str(folder) in refused("fit", folder)
+
+
+# What is printed ---------------------------------------------------------------------------------------------------
+
+
+def test_inspect_lists_every_layer_with_its_sizes_for_people_and_machines(run, model: Path) -> None:  # type: ignore[no-untyped-def]
+    command = ("inspect", model, "--prompt", 1, "--options", "uaq-4,kmeans_a-3")
+    content = json.loads(run(*command, "--json").out)
+    layers = {layer["name"]: layer for layer in content["layers"]}
+    assert content["denoiser"] == "DiTTransformer2DModel"
+    assert layers["transformer_blocks.0.attn1.to_q"]["operation"] == "SA-Q"
+    assert layers["transformer_blocks.0.attn1.to_q"]["bytes"] == {"uaq-4": 512 + 128, "kmeans_a-3": 384 + 16}
+    assert ["transformer_blocks.0.ff.net.0.proj", "transformer_blocks.0.ff.net.2"] in content["edges"]
+    table = run(*command)
+    assert table.status == 0
+    assert f"{len(layers)} weight layers" in table.out and "average bits" in table.out
+    shown = run(*command, "--layer", "*.ff.*").out
+    assert "ff.net.2" in shown and "attn1.to_q" not in shown
+
+
+def test_inspect_needs_no_prompt(run, model: Path) -> None:  # type: ignore[no-untyped-def]
+    ended = run("inspect", model)
+    assert ended.status == 0, ended.err
+    assert "weight layers" in ended.out
+
+
+def test_the_best_measured_configuration_is_best_in_the_sense_of_the_metric(run, study: Path) -> None:  # type: ignore[no-untyped-def]
+    path = study / "study.yaml"
+    content = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**content, "objective": "features", "metrics": ["features"]}))
+    ended = run("measure", study, "--configurations", 20)
+    assert ended.status == 0, ended.err
+    values = [record.value("features") for record in Study(study).records.all("sample")]
+    assert len(values) == 20
+    assert f"best features {min(values):.2f}" in ended.out
+
+
+def test_the_stages_one_by_one_end_in_pictures_of_the_packed_model(  # type: ignore[no-untyped-def]
+    run, study: Path, tmp_path: Path, quick_fit: None
+) -> None:
+    assert "20 configurations" in run("measure", study, "--configurations", 20).out
+    fitted = run("fit", study)
+    assert "rank correlation" in fitted.out, fitted.err
+    explained = run("explain", study)
+    assert "Cost of going from 4 to 3 bits, by operation" in explained.out and "SA-Q" in explained.out
+    chosen = run("choose", study, "--bits", 4.5, "--candidates", 2)
+    assert "measured" in chosen.out and chosen.status == 0
+    out = tmp_path / "packed"
+    exported = run("export", study, out, "--bits", 4.5)
+    assert exported.status == 0, exported.err
+    stored = json.loads((out / "qua2sedimo.json").read_text())
+    assert stored["average_bits"] <= 4.5 and f"{stored['average_bits']:.4f}" in exported.out
+    painted = run("generate", out, "--prompt", 3, "--count", 2, "--to", tmp_path / "pictures")
+    assert painted.status == 0, painted.err
+    pictures = sorted((tmp_path / "pictures").iterdir())
+    assert [p.name for p in pictures] == ["0000.png", "0001.png"]
+    with Image.open(pictures[0]) as picture:
+        assert picture.size == (256, 256)
+
+
+def test_an_exported_model_is_called_as_it_was_measured(  # type: ignore[no-untyped-def]
+    run, study: Path, tmp_path: Path
+) -> None:
+    """The study's pipeline arguments go with the export: naming them again changes nothing."""
+    opened, out = Study(study), tmp_path / "packed"
+    configuration = opened.space.uniform(opened.space.union[-1])
+    opened.save_configuration(configuration, out, {"arguments": opened.settings.arguments})
+    for name, more in (("plain", ()), ("named", ("--arguments", FEW_STEPS))):
+        assert run("generate", out, "--prompt", 3, "--to", tmp_path / name, *more).status == 0
+    plain, named = (np.asarray(Image.open(tmp_path / name / "0000.png")) for name in ("plain", "named"))
+    assert np.array_equal(plain, named)
+
+
+@pytest.mark.slow
+def test_one_command_goes_from_a_pipeline_to_a_report(run, model: Path, tmp_path: Path, quick_fit: None) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / "s"
+    command = ("run", model, folder, "--prompt", 1, "--arguments", FEW_STEPS, "--bits", 4.5)
+    command = (*command, "--configurations", 20, "--images", 2, "--options", "uaq-2,uaq-3,uaq-4,uaq-6")
+    ended = run(*command)
+    assert ended.status == 0, ended.err
+    assert (folder / "report.html").is_file() and (folder / "packed-4.5" / "model_index.json").is_file()
+    rows = json.loads((folder / "table.json").read_text())
+    assert rows[-1]["name"] == "ours, 4.5 bits" and rows[-1]["average_bits"] <= 4.5
+    assert f"= {rows[-1]['average_bits']:.4f} average bits" in ended.out
+    assert run(*command).status == 0
+    assert run("report", folder, "--bits", 4.5, "--images", 8).status == 0

@@ -1,0 +1,171 @@
+"""Options, their exact size, and the space they span."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.options import PAPER_BITS, Configuration, Option, SearchSpace, options_for
+from qua2sedimo.quantizers import METHODS
+
+SHAPES = {"small": (4, 3), "linear": (64, 128), "conv": (32, 16, 3, 3)}
+
+options = st.builds(Option, st.sampled_from(list(METHODS)), st.integers(2, 8))
+shapes = st.lists(st.integers(1, 80), min_size=1, max_size=4).map(tuple)
+
+
+@given(options)
+def test_parse_inverts_str(option: Option) -> None:
+    assert Option.parse(str(option)) == option
+
+
+@pytest.mark.parametrize(
+    "text", ["", "uaq", "uaq-", "uaq4", "-4", "uaq-4.5", "uaq--4", "uaq- 4", "4-uaq", "uaq-²", "uaq-four", "uaq-9",
+             "uaq-1", "uaq-0", "foo-4", "UAQ-4", "uaq_4"]
+)  # fmt: skip
+def test_text_that_is_no_option_is_refused_by_name(text: str) -> None:
+    with pytest.raises(Qua2SeDiMoError) as caught:
+        Option.parse(text)
+    assert f"'{text}'" in caught.value.message or f"'{text.rpartition('-')[0]}'" in caught.value.message
+
+
+@pytest.mark.parametrize("bits", [-1, 0, 1, 9, 16])
+def test_bits_outside_2_to_8_are_refused(bits: int) -> None:
+    with pytest.raises(Qua2SeDiMoError, match=f"bits must be 2 to 8, got {bits}"):
+        Option("uaq", bits)
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(Qua2SeDiMoError, match="unknown quantization method 'gptq'; known: uaq, kmeans_c, kmeans_a"):
+        Option("gptq", 4)
+
+
+def test_average_bits_by_hand() -> None:
+    space = SearchSpace.of({"a": (10, 20), "b": (4, 9)}, "paper")
+    configuration = Configuration({"a": Option("kmeans_c", 3), "b": Option("uaq", 4)})
+    # a: 200 weights at 3 bits = 75 bytes, 8 entries of 2 bytes for each of 10 channels = 160
+    # b: 36 weights at 4 bits = 18 bytes, scale and zero point of 2 bytes for each of 4 channels = 16
+    assert space.nbytes(configuration) == 75 + 160 + 18 + 16
+    assert space.weights == 236
+    assert space.average_bits(configuration) == pytest.approx(8 * 269 / 236)
+    per_tensor = Configuration({"a": Option("kmeans_a", 3), "b": Option("kmeans_a", 3)})
+    assert space.nbytes(per_tensor) == 75 + 16 + math.ceil(36 * 3 / 8) + 16
+
+
+def test_the_paper_set_is_three_methods_at_four_and_three_bits() -> None:
+    expected = {Option(m, b) for m in ("uaq", "kmeans_c", "kmeans_a") for b in (3, 4)}
+    assert set(options_for("paper", (8, 8))) == expected
+    assert len(options_for("paper", (8, 8))) == 6
+
+
+@settings(max_examples=100)
+@given(shapes)
+def test_wide_options_have_at_most_one_bit_of_overhead_or_are_the_papers(shape: tuple[int, ...]) -> None:
+    found = options_for("wide", shape)
+    paper = options_for("paper", shape)
+    assert set(paper) <= set(found)
+    for option in set(found) - set(paper):
+        assert 8 * option.nbytes(shape) / math.prod(shape) <= option.bits + 1
+    assert all(o.bits in PAPER_BITS for o in found if 8 * o.nbytes(shape) / math.prod(shape) > o.bits + 1)
+
+
+def test_wide_options_of_a_large_layer_reach_from_two_to_eight_bits() -> None:
+    found = options_for("wide", (256, 4096))
+    assert {o.bits for o in found} == {2, 3, 4, 5, 6, 8}
+    assert {o.method for o in found} == set(METHODS)
+
+
+@given(st.lists(options, min_size=1, max_size=6))
+def test_a_listed_set_is_sorted_without_repetition(chosen: list[Option]) -> None:
+    text = ", ".join(str(o) for o in chosen)
+    assert options_for(text, (4, 4)) == tuple(sorted(set(chosen)))
+
+
+@pytest.mark.parametrize("text", ["", "uaq-4,,uaq-3", "broad", "uaq-4;uaq-3"])
+def test_a_set_that_is_neither_known_nor_a_list_is_refused(text: str) -> None:
+    with pytest.raises(Qua2SeDiMoError):
+        options_for(text, (4, 4))
+
+
+@given(st.data())
+def test_decode_inverts_encode_and_the_configuration_survives_json(data) -> None:
+    space = SearchSpace.of(SHAPES, data.draw(st.sampled_from(["wide", "paper", "uaq-2,kmeans_a-8"])))
+    chosen = Configuration({n: data.draw(st.sampled_from(space.options[n])) for n in space.layers})
+    indices = space.encode(chosen)
+    assert indices.shape == (len(SHAPES),)
+    assert [space.options[n][i] for n, i in zip(space.layers, indices)] == [chosen[n] for n in space.layers]
+    assert space.decode(indices) == chosen
+    again = Configuration.from_json(chosen.to_json())
+    assert (again, again.digest, hash(again)) == (chosen, chosen.digest, hash(chosen))
+
+
+def test_a_foreign_configuration_is_not_encoded() -> None:
+    space = SearchSpace.of(SHAPES, "paper")
+    missing_layer = Configuration({"small": Option("uaq", 4)})
+    foreign_option = space.uniform(Option("uaq", 8))
+    for configuration in (missing_layer, foreign_option):
+        with pytest.raises(Qua2SeDiMoError, match="does not belong to this search space"):
+            space.encode(configuration)
+
+
+@given(st.permutations(["a", "b", "c"]))
+def test_equal_configurations_have_equal_hash_and_digest_in_any_order(order: list[str]) -> None:
+    choices = {"a": Option("uaq", 4), "b": Option("kmeans_a", 3), "c": Option("kmeans_c", 2)}
+    one, other = Configuration(choices), Configuration((name, choices[name]) for name in order)
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one.digest == other.digest
+
+
+def test_different_configurations_have_different_digests() -> None:
+    space = SearchSpace.of({"a": (8, 8), "b": (8, 8)}, "wide")
+    counts = [len(space.options[layer]) for layer in space.layers]
+    digests = {space.decode(choice).digest for choice in itertools.product(*map(range, counts))}
+    assert len(digests) == math.prod(counts)
+
+
+def test_a_configuration_cannot_be_changed_through_what_it_was_made_from() -> None:
+    choices = {"a": Option("uaq", 4)}
+    configuration = Configuration(choices)
+    choices["a"] = Option("uaq", 3)
+    assert configuration["a"] == Option("uaq", 4)
+    with pytest.raises(TypeError):
+        configuration["a"] = Option("uaq", 3)  # type: ignore[index]
+
+
+def test_the_hash_of_a_space_changes_with_names_shapes_options_and_order() -> None:
+    spaces = [
+        SearchSpace.of({"a": (8, 8), "b": (4, 4)}, "paper"),
+        SearchSpace.of({"b": (4, 4), "a": (8, 8)}, "paper"),
+        SearchSpace.of({"a": (8, 8), "c": (4, 4)}, "paper"),
+        SearchSpace.of({"a": (8, 8), "b": (4, 2, 2)}, "paper"),
+        SearchSpace.of({"a": (8, 8), "b": (4, 4)}, "uaq-4,uaq-3"),
+    ]
+    assert len({space.hash for space in spaces}) == len(spaces)
+    assert SearchSpace.of({"a": (8, 8), "b": (4, 4)}, "paper").hash == spaces[0].hash
+
+
+def test_byte_range_is_that_of_the_smallest_and_largest_choice_of_each_layer() -> None:
+    space = SearchSpace.of(SHAPES, "wide")
+    extremes = [
+        sum(pick(o.nbytes(space.shapes[n]) for o in space.options[n]) for n in space.layers) for pick in (min, max)
+    ]
+    assert space.byte_range() == tuple(extremes)
+    assert extremes[0] < extremes[1]
+
+
+def test_union_holds_every_option_once_in_order() -> None:
+    space = SearchSpace.of({"tiny": (2, 2), "large": (256, 4096)}, "wide")
+    assert set(space.union) == set(space.options["tiny"]) | set(space.options["large"])
+    assert list(space.union) == sorted(set(space.union))
+
+
+def test_json_of_a_configuration_is_a_plain_map() -> None:
+    configuration = Configuration({"a": Option("kmeans_c", 4)})
+    assert json.loads(configuration.to_json()) == {"a": "kmeans_c-4"}
