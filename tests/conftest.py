@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +20,6 @@ from qua2sedimo.predictor import Encoding
 from qua2sedimo.settings import StudySettings
 from qua2sedimo.zoo.pixels import PixelAutoencoder
 from qua2sedimo.zoo.training.export import scheduler
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -39,18 +39,15 @@ def quantize(
             arguments=dict(arguments or {}),
         )
         study = Study.create(Path(where), settings, pipeline)
-        study.check_budget(bits)
-        study.build_bank(progress)
-        study.measure(configurations, progress)
-        study.fit(progress=progress)
-        choice = study.choose(bits, progress=progress)
-        study.switch.restore()
-        modules = study.modules
-        replace_layers(
-            study.denoiser,
-            {
-                name: quantized_module(modules[name], value)
-                for name, value in study.bank.values(choice.configuration).items()
-            },
-        )
+        try:
+            study.check_budget(bits)
+            study.build_bank(progress)
+            study.measure(configurations, progress)
+            study.fit(progress=progress)
+            chosen = study.choose(bits, progress=progress).configuration
+        finally:
+            study.switch.restore()
+        values = study.bank.values(chosen)
+        layers = {name: quantized_module(study.modules[name], value) for name, value in values.items()}
+        replace_layers(study.denoiser, layers)
     return pipeline

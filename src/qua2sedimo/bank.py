@@ -128,6 +128,11 @@ class Bank:
         return {layer: self.get(layer, option) for layer, option in configuration.items()}
 
 
+def stored_weight(weight: torch.Tensor) -> torch.Tensor:
+    """The 16-bit tensor that is quantized: bf16 as it is, anything else as fp16."""
+    return weight if weight.dtype == torch.bfloat16 else weight.to(torch.float16)
+
+
 def _file(folder: Path, position: int) -> Path:
     return folder / f"{position:04d}.safetensors"
 

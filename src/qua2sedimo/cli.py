@@ -40,6 +40,8 @@ Options = Annotated[
 Arguments = Annotated[
     str, typer.Option(help='Pipeline arguments as JSON, e.g. `{"num_inference_steps": 12}`.', metavar="JSON")
 ]
+Candidates = Annotated[int | None, typer.Option(help="How many to measure; 8 unless told.", min=1)]
+Seed = Annotated[int, typer.Option(min=0, help="Decides noise and random configurations.")]
 Configurations = Annotated[int, typer.Option(help="Random configurations to measure in all.", min=20)]
 Images = Annotated[int, typer.Option(help="Images per measured configuration.", min=2)]
 
@@ -55,11 +57,8 @@ def settings_for(
 ) -> StudySettings:
     """What a new study asks for; zoo models bring their own inputs and arguments."""
     entry = zoo.ENTRIES.get(model)
-    inputs: list[str | int] = [int(p) if p.isdigit() else p for p in prompts or ()]
-    try:
-        given: dict[str, Any] = json.loads(arguments)
-    except json.JSONDecodeError as error:
-        raise Qua2SeDiMoError(f"--arguments is not JSON: {error}", "Example: '{\"num_inference_steps\": 12}'") from None
+    inputs: list[str | int] = [int(p) if p.isdecimal() else p for p in prompts or ()]
+    given = pipeline_arguments(arguments)
     return StudySettings(
         model=model if entry or not Path(model).exists() else str(Path(model).resolve()),
         component=component,
@@ -69,6 +68,17 @@ def settings_for(
         options=options,
         seed=seed,
     )
+
+
+def pipeline_arguments(text: str) -> dict[str, Any]:
+    """The value of --arguments: a JSON object."""
+    try:
+        given = json.loads(text)
+    except json.JSONDecodeError as error:
+        given = error
+    if not isinstance(given, dict):
+        raise Qua2SeDiMoError(f"--arguments is no JSON object: {text}", "Example: '{\"num_inference_steps\": 12}'")
+    return given
 
 
 @app.command()
@@ -97,7 +107,7 @@ def run(
     configurations: Configurations = 100,
     images: Images = 16,
     component: Annotated[str | None, typer.Option(help="Which denoiser, if the pipeline has several.")] = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """All stages: trace, quantize, measure, fit, explain, choose, export, compare, report. Resumes."""
     _everything(study, settings_for(model, prompt, arguments, options, images, component, seed), bits, configurations)
@@ -144,7 +154,7 @@ def init(
     options: Options = "wide",
     images: Images = 16,
     component: Annotated[str | None, typer.Option(help="Which denoiser, if the pipeline has several.")] = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """Make a study folder with its study.yaml, to be edited and measured stage by stage."""
     from qua2sedimo.study import Study
@@ -161,27 +171,21 @@ def inspect(
     layer: Annotated[str, typer.Option(help="Show only layers that match this pattern.")] = "*",
     component: Annotated[str | None, typer.Option(help="Which denoiser, if the pipeline has several.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
-    prompt: Prompts = None,
+    arguments: Arguments = "{}",
 ) -> None:
     """Show the weight layers of a model: operation, block, shape, and bytes under each option."""
     import tempfile
 
+    from qua2sedimo.denoisers import load_pipeline
+    from qua2sedimo.evaluation.generate import input_argument
     from qua2sedimo.study import Study
     from qua2sedimo.terminal import console, layer_table, size
 
+    pipeline = load_pipeline(model)
+    inputs = {"prompt": ["a picture"], "class_labels": ["0"], None: []}[input_argument(pipeline)]
     with tempfile.TemporaryDirectory() as folder:
-        study = Study.create(
-            folder,
-            settings_for(
-                model,
-                prompt or ["a picture"] if model not in zoo.ENTRIES else None,
-                "{}",
-                options,
-                2,
-                component,
-                0,
-            ),
-        )
+        settings = settings_for(model, None if model in zoo.ENTRIES else inputs, arguments, options, 2, component, 0)
+        study = Study.create(folder, settings, pipeline)
         space, graph = study.space, study.graph
         low, high = space.byte_range()
         if as_json:
@@ -210,6 +214,7 @@ def inspect(
 @app.command()
 def measure(study: StudyFolder, configurations: Configurations = 100) -> None:
     """Measure random configurations until there are so many; run again, it goes on."""
+    from qua2sedimo.evaluation import metric
     from qua2sedimo.study import Study
     from qua2sedimo.terminal import console, progress
 
@@ -218,7 +223,8 @@ def measure(study: StudyFolder, configurations: Configurations = 100) -> None:
         opened.build_bank(report)
         records = opened.measure(configurations, report)
     objective = opened.settings.objective
-    best = max(records, key=lambda r: r.value(objective))
+    sign = 1 if metric(objective).higher_is_better else -1
+    best = max(records, key=lambda r: sign * r.value(objective))
     console.print(
         f"{len(records)} configurations in {study / 'records.db'}; best {objective} {best.value(objective):.2f} "
         f"at {best.average_bits:.2f} bits. Next: qua2sedimo fit {study}"
@@ -270,7 +276,11 @@ def explain(study: StudyFolder) -> None:
 
 
 @app.command()
-def choose(study: StudyFolder, bits: Bits = 3.5, candidates: int = 8) -> None:
+def choose(
+    study: StudyFolder,
+    bits: Bits = 3.5,
+    candidates: Annotated[int | None, typer.Option(help="How many to measure (8).", min=1)] = None,
+) -> None:
     """Find the best configurations within the budget, measure them, and keep the best measured one."""
     from qua2sedimo.study import Study
     from qua2sedimo.terminal import candidates_table, console, progress
@@ -302,7 +312,7 @@ def generate(
     prompt: Prompts = None,
     arguments: Arguments = "{}",
     count: Annotated[int, typer.Option(help="Pictures to make.", min=1)] = 1,
-    seed: int = 0,
+    seed: Seed = 0,
     to: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("pictures"),
 ) -> None:
     """Paint with an exported model."""
@@ -310,18 +320,21 @@ def generate(
 
     from qua2sedimo.denoisers import load_pipeline
     from qua2sedimo.evaluation import Generation, Generator
-    from qua2sedimo.evaluation.generate import check_inputs
+    from qua2sedimo.evaluation.generate import check_arguments, check_inputs
     from qua2sedimo.evaluation.measure import to_uint8
+    from qua2sedimo.files import read_json
     from qua2sedimo.terminal import console, progress
 
     pipeline = load_pipeline(str(folder))
     info = folder / "qua2sedimo.json"
-    saved = json.loads(info.read_text()).get("arguments", {}) if info.is_file() else {}
-    inputs: list[str | int] = [int(p) if p.isdigit() else p for p in prompt or ()]
+    extra = read_json(info).get("extra", {}) if info.is_file() else {}
+    inputs: list[str | int] = [int(p) if p.isdecimal() else p for p in prompt or ()]
+    called = {**extra.get("arguments", {}), **pipeline_arguments(arguments)}
+    check_arguments(pipeline, called)
     check_inputs(pipeline, inputs)
     total = max(count, len(inputs))
     with progress() as report:
-        made = Generator(pipeline, Generation(inputs, {**saved, **json.loads(arguments)}, seed))(
+        made = Generator(pipeline, Generation(inputs, called, seed))(
             0, total, lambda done: report(done, total, "painting")
         )
     to.mkdir(parents=True, exist_ok=True)

@@ -11,13 +11,14 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from qua2sedimo import zoo
+from qua2sedimo.choices import Choice
 from qua2sedimo.evaluation.compare import Comparison, References
 from qua2sedimo.evaluation.measure import to_uint8
 from qua2sedimo.evaluation.metrics import METRICS, Estimate
 from qua2sedimo.evaluation.replay import replay
 from qua2sedimo.files import read_json, write_json, write_via
 from qua2sedimo.options import Option
-from qua2sedimo.study import Choice, Progress, Study, silent
+from qua2sedimo.study import Progress, Study, silent
 
 #: What a user would do without this tool: one option for every layer.
 UNIFORM = tuple(Option(method, bits) for bits in (4, 3) for method in ("uaq", "kmeans_a", "kmeans_c"))
@@ -79,7 +80,7 @@ class _Comparing:
         if not (path.exists() and pictures.exists() and read_json(path)["key"] == key):
             images = generate()
             metrics = {m: asdict(e) for m, e in self.comparison(images).items()}
-            shown = to_uint8(images[:_SHOWN])
+            shown = np.ascontiguousarray(to_uint8(images[:_SHOWN]))
             write_via(pictures, lambda temporary: save_file({"pictures": shown}, temporary))
             write_json(path, {"key": key, "metrics": metrics})
         self._done += 1

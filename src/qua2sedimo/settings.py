@@ -43,7 +43,7 @@ class StudySettings(BaseModel):
     @property
     def protocol(self) -> str:
         """Names what makes measurements comparable: two studies with the same protocol measure alike."""
-        fields = {"model", "component", "inputs", "arguments", "images", "seed", "keep", "metrics"}
+        fields = set(type(self).model_fields) - {"version", "options", "batch", "loss"}
         content = json.dumps(self.model_dump(include=fields), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -11,7 +11,7 @@ import json
 import platform
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -21,16 +21,18 @@ import numpy as np
 import torch
 
 from qua2sedimo import zoo
-from qua2sedimo.bank import Bank
+from qua2sedimo.bank import Bank, stored_weight
+from qua2sedimo.choices import Candidate, Choice
 from qua2sedimo.denoisers import Graph, capture_call, denoiser_of, load_pipeline, trace, weight_modules, weight_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation import Generation, Generator, Measurement, Measurer, Switch
-from qua2sedimo.evaluation.generate import check_inputs
+from qua2sedimo.evaluation.generate import check_arguments, check_inputs
 from qua2sedimo.evaluation.metrics import check_metrics, metric
 from qua2sedimo.evaluation.sampling import sample
-from qua2sedimo.files import read_json, write_json
-from qua2sedimo.options import Configuration, SearchSpace
+from qua2sedimo.files import read_json
+from qua2sedimo.options import Configuration, SearchSpace, options_for
 from qua2sedimo.predictor import Encoding, Ensemble, FitSettings, fit_additive, fit_ensemble, relative_errors
+from qua2sedimo.quiet import quiet
 from qua2sedimo.records import Record, Records
 from qua2sedimo.runtime import save_packed
 from qua2sedimo.search import Budget, budget_bytes, propose
@@ -43,20 +45,6 @@ Progress = Callable[[int, int, str], object]
 
 def silent(done: int, total: int, what: str) -> None:
     return None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The best measured configuration under a budget, and how it was found."""
-
-    bits_asked: float
-    configuration: Configuration
-    average_bits: float
-    nbytes: int
-    origin: str
-    predicted: float
-    measured: dict[str, float]
-    candidates: list[dict[str, Any]]
 
 
 class Study:
@@ -77,6 +65,7 @@ class Study:
         """Make a study folder, or open it if it asks for just the same; another study there is refused."""
         path = Path(folder) / "study.yaml"
         check_metrics([settings.objective, *settings.metrics])
+        options_for(settings.options, (64, 64))
         if path.exists():
             if StudySettings.load(path) != settings:
                 raise Qua2SeDiMoError(
@@ -87,6 +76,7 @@ class Study:
             pipeline = pipeline if pipeline is not None else load_pipeline(settings.model)
             denoiser_of(pipeline, settings.component)
             check_inputs(pipeline, settings.inputs)
+            check_arguments(pipeline, settings.arguments)
             settings.save(path)
         return cls(folder, pipeline)
 
@@ -145,8 +135,8 @@ class Study:
         """Names the search space and the very weights: what belongs to other ones is refused, not mixed."""
         checksum = 0
         for layer in self.space.layers:
-            weight = weight_of(self.modules[layer]).to(torch.float16).cpu().contiguous()
-            checksum = zlib.crc32(weight.numpy().tobytes(), checksum)
+            weight = stored_weight(weight_of(self.modules[layer])).cpu().contiguous()
+            checksum = zlib.crc32(weight.view(torch.int16).numpy().tobytes(), checksum)
         return f"{self.space.hash}-{checksum:08x}"
 
     # Stages ----------------------------------------------------------------------------------------------------
@@ -162,7 +152,7 @@ class Study:
             index.parent,
             self.space,
             self.identity,
-            lambda layer: weight_of(self.modules[layer]).to(torch.float16),
+            lambda layer: stored_weight(weight_of(self.modules[layer])),
             lambda done: progress(done, total, "quantizing layers"),
             workers,
         )
@@ -193,11 +183,14 @@ class Study:
         done = {record.number for record in self.records.all("sample")}
         measure = self.measurer(0, self.settings.images)
         s = self.settings
-        for number in range(configurations):
-            if number not in done:
-                configuration = sample(self.space, s.sampler, s.seed, number, s.bits_range)
-                self._record("sample", number, configuration, measure(configuration))
-            progress(number + 1, configurations, "measuring configurations")
+        try:
+            for number in range(configurations):
+                if number not in done:
+                    configuration = sample(self.space, s.sampler, s.seed, number, s.bits_range)
+                    self._record("sample", number, configuration, measure(configuration))
+                progress(number + 1, configurations, "measuring configurations")
+        finally:
+            self.switch.restore()
         return self.records.all("sample")
 
     def fit(self, settings: FitSettings | None = None, progress: Progress = silent) -> Ensemble:
@@ -227,9 +220,8 @@ class Study:
 
     def training_data(self, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
         """(option indices [records, layers], objective [records], higher is better)."""
-        sign = 1 if metric(self.settings.objective).higher_is_better else -1
         choices = np.stack([self.space.encode(r.configuration) for r in records])
-        return choices, sign * np.array([r.value(self.settings.objective) for r in records])
+        return choices, self._sign * np.array([r.value(self.settings.objective) for r in records])
 
     def ensemble(self) -> Ensemble:
         """The fitted predictor; raises if `fit` has not been run."""
@@ -246,58 +238,58 @@ class Study:
         """The budget in packed bytes; raises with the reachable range if it cannot be met."""
         return budget_bytes(self.space, Budget(bits))
 
-    def choose(self, bits: float, candidates: int = 8, progress: Progress = silent) -> Choice:
+    def choose(self, bits: float, candidates: int | None = None, progress: Progress = silent) -> Choice:
         """The best measured configuration of at most ``bits`` average bits, overhead counted.
 
         Integer programs over the predictor's scores (of all folds, and of each alone), over additive sensitivities and
-        over the training-free sum of relative errors propose candidates; each is measured on the same fresh images,
-        and the best measured one is kept.
+        over the training-free sum of relative errors propose ``candidates`` (8 unless told); each is measured on the
+        same fresh images, and the best measured one is kept. A choice made before for this fit is returned as it is,
+        unless another number of candidates is asked for.
         """
         nbytes = self.check_budget(bits)
-        path = self.folder / "choices" / f"{bits:g}.json"
+        path = self.folder / "choices" / f"{bits!r}.json"
         ensemble, owner = self._fitted()
-        key = {"owner": owner, "candidates": candidates}
-        if path.exists() and (found := read_json(path)).pop("key", None) == key:
-            return Choice(**{**found, "configuration": Configuration.from_json(json.dumps(found["configuration"]))})
-        proposals = self.propose(nbytes, candidates)
-        start = self.settings.images
-        measure = self.measurer(start, start + 2 * self.settings.images)
-        predicted = ensemble.predict(
-            self.encoding, np.stack([self.space.encode(configuration) for configuration, _ in proposals])
-        ).mean(axis=0)
-        sign = 1 if metric(self.settings.objective).higher_is_better else -1
-        rows = []
-        done = {(r.configuration.digest, r.measurement.start): r.measurement for r in self.records.all("candidate")}
-        numbers = len(self.records.all("candidate"))
-        for i, (configuration, origin) in enumerate(proposals):
-            measurement = done.get((configuration.digest, start))
-            if measurement is None:
-                measurement = measure(configuration)
-                self._record("candidate", numbers, configuration, measurement)
-                numbers += 1
-            progress(i + 1, len(proposals), f"measuring candidates for {bits:g} bits")
-            rows.append(
-                {
-                    "origin": origin,
-                    "average_bits": self.space.average_bits(configuration),
-                    "predicted": float(sign * predicted[i]),
-                    "measured": measurement.means,
-                }
-            )
-        best = max(range(len(rows)), key=lambda i: sign * rows[i]["measured"][self.settings.objective])  # type: ignore[index]
-        configuration, origin = proposals[best]
-        choice = Choice(
-            bits,
-            configuration,
-            self.space.average_bits(configuration),
-            self.space.nbytes(configuration),
-            origin,
-            rows[best]["predicted"],  # type: ignore[arg-type]
-            rows[best]["measured"],  # type: ignore[arg-type]
-            rows,
+        if path.exists():
+            made, of = Choice.load(path)
+            if of == owner and candidates in (None, len(made.candidates)):
+                return made
+        proposals = self.propose(nbytes, candidates or 8)
+        encoded = np.stack([self.space.encode(configuration) for configuration, _ in proposals])
+        predicted = self._sign * ensemble.predict(self.encoding, encoded).mean(axis=0)
+        measured = self._measure_candidates(
+            [c for c, _ in proposals], f"measuring candidates for {bits:g} bits", progress
         )
-        write_json(path, {**vars(choice), "configuration": json.loads(configuration.to_json()), "key": key})
+        rows = [
+            Candidate(origin, configuration, self.space.average_bits(configuration), float(p), m.means)
+            for (configuration, origin), p, m in zip(proposals, predicted, measured)
+        ]
+        best = max(rows, key=lambda row: self._sign * row.measured[self.settings.objective])
+        choice = Choice(
+            bits, best.configuration, best.average_bits, self.space.nbytes(best.configuration), best.origin,
+            best.predicted, best.measured, rows,
+        )  # fmt: skip
+        choice.save(path, owner)
         return choice
+
+    def _measure_candidates(
+        self, configurations: Sequence[Configuration], what: str, progress: Progress
+    ) -> list[Measurement]:
+        """Each on the same fresh images, twice as many as a sample has; those measured before are read."""
+        start = self.settings.images
+        measure = self.measurer(start, 3 * start)
+        before = self.records.all("candidate")
+        done = {r.configuration.digest: r.measurement for r in before}
+        number = len(before)
+        try:
+            for i, configuration in enumerate(configurations):
+                if configuration.digest not in done:
+                    done[configuration.digest] = measure(configuration)
+                    self._record("candidate", number, configuration, done[configuration.digest])
+                    number += 1
+                progress(i + 1, len(configurations), what)
+        finally:
+            self.switch.restore()
+        return [done[configuration.digest] for configuration in configurations]
 
     def propose(self, nbytes: int, count: int) -> list[tuple[Configuration, str]]:
         """Distinct candidates within the budget, each with the name of the program that proposed it."""
@@ -332,9 +324,15 @@ class Study:
     def save_configuration(self, configuration: Configuration, out: str | Path, extra: dict[str, Any]) -> Any:
         self.switch.restore()
         values = self.bank.values(configuration)
-        return save_packed(self.pipeline, self.component, values, Path(out), extra)
+        with quiet():
+            return save_packed(self.pipeline, self.component, values, Path(out), extra)
 
     # Helpers ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _sign(self) -> int:
+        """1 if a larger objective is better, else −1."""
+        return 1 if metric(self.settings.objective).higher_is_better else -1
 
     def _samples(self) -> list[Record]:
         records = self.records.all("sample")
@@ -355,7 +353,8 @@ class Study:
         return Ensemble.load(path.parent, owner), owner
 
     def _owner(self, records: Iterable[Record]) -> str:
-        return f"{self.identity} {self.settings.protocol} {self.settings.objective} {len(list(records))} "
+        measured = zlib.crc32(" ".join(f"{r.number}:{r.configuration.digest}" for r in records).encode())
+        return f"{self.identity} {self.settings.protocol} {measured:08x} "
 
     def _record(self, role: str, number: int, configuration: Configuration, measurement: Measurement) -> None:
         bits = self.space.average_bits(configuration)

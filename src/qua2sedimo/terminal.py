@@ -20,11 +20,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from qua2sedimo.choices import Choice
 from qua2sedimo.comparison import Row
 from qua2sedimo.errors import Stopped
 from qua2sedimo.evaluation.metrics import METRICS, Estimate
-from qua2sedimo.study import Choice, Study
 from qua2sedimo.study import Progress as Report
+from qua2sedimo.study import Study
 
 console = Console()
 errors = Console(stderr=True)
@@ -80,11 +81,12 @@ def comparison_table(rows: Sequence[Row], width: int) -> Table:
         title_style="dim",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
+        pad_edge=False,
     )
     table.add_column("weights", no_wrap=True)
     table.add_column("bits", justify="right", no_wrap=True)
     table.add_column("MB", justify="right", no_wrap=True)
-    used = 4 + max(len(row.name) for row in rows) + 16
+    used = 2 + max(len(row.name) for row in rows) + 2 + 7 + 7
     shown = []
     for name in names:
         m = METRICS[name]
@@ -113,13 +115,10 @@ def candidates_table(choice: Choice, objective: str) -> Table:
     table = Table(title=f"Candidates for {choice.bits_asked:g} bits, measured", title_justify="left")
     for column in ("proposed by", "average bits", f"{objective} predicted", f"{objective} measured"):
         table.add_column(column, justify="left" if column == "proposed by" else "right")
-    best = max(c["measured"][objective] for c in choice.candidates)
-    if not METRICS[objective].higher_is_better:
-        best = min(c["measured"][objective] for c in choice.candidates)
     for c in choice.candidates:
-        value = c["measured"][objective]
-        style = "bold green" if value == best else None
-        table.add_row(c["origin"], f"{c['average_bits']:.3f}", f"{c['predicted']:.2f}", f"{value:.2f}", style=style)
+        style = "bold green" if c.configuration == choice.configuration else None
+        cells = f"{c.average_bits:.3f}", f"{c.predicted:.2f}", f"{c.measured[objective]:.2f}"
+        table.add_row(c.origin, *cells, style=style)
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,3 +136,16 @@ def test_inputs_of_the_wrong_kind_are_refused(pipeline: DiTPipeline, uncondition
     assert "--prompt" in str(caught.value.remedy)
     with pytest.raises(Qua2SeDiMoError, match="takes no prompts, got 1"):
         check_inputs(unconditional, ["a cat"])
+
+
+def test_colour_images_of_another_process_are_those_of_this_one(tmp_path: Path) -> None:
+    """Arrays that are not contiguous come out of safetensors scrambled."""
+    from qua2sedimo import zoo
+    from qua2sedimo.evaluation.replay import replay
+
+    entry = zoo.ENTRIES["avatars-pixart"]
+    generation = Generation(list(entry.inputs), {**entry.arguments, "num_inference_steps": 2}, seed=3, batch=2)
+    pipeline = zoo.load(entry.name)
+    pipeline.set_progress_bar_config(disable=True)
+    here = Generator(pipeline, generation)(5, 8)
+    np.testing.assert_allclose(replay(entry.folder, generation, range(5, 8), tmp_path), here, atol=1e-5)

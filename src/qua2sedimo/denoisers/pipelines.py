@@ -118,6 +118,11 @@ def capture_call(pipeline: Any, denoiser: nn.Module, arguments: Mapping[str, Any
         pipeline(**arguments)
     except _Captured:
         return captured[0]
+    except (TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
+        raise Qua2SeDiMoError(
+            f"{type(pipeline).__name__} failed when called: {_first_line(error)}",
+            "Check the pipeline's arguments: --arguments, or 'arguments:' in study.yaml.",
+        ) from error
     finally:
         hook.remove()
     raise Qua2SeDiMoError(f"{type(pipeline).__name__} never called {type(denoiser).__name__}", "Choose --component.")

@@ -70,7 +70,7 @@ class Generator:
             images = images[..., None]
         if not np.isfinite(images).all():
             images = np.nan_to_num(images, nan=0.0, posinf=1.0, neginf=0.0)  # a ruined picture, still a picture
-        return images
+        return np.ascontiguousarray(images)  # safetensors stores memory, whatever the strides
 
 
 def input_argument(pipeline: Any) -> str | None:
@@ -92,3 +92,15 @@ def check_inputs(pipeline: Any, inputs: Sequence[str | int]) -> None:
     for value in inputs:
         if expected is not None and not isinstance(value, expected):
             raise Qua2SeDiMoError(f"input {value!r}: {name} must be {expected.__name__}")
+
+
+def check_arguments(pipeline: Any, arguments: Mapping[str, Any]) -> None:
+    """Raise unless the pipeline takes every argument."""
+    parameters = inspect.signature(pipeline.__call__).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name in arguments:
+        if name not in parameters:
+            raise Qua2SeDiMoError(
+                f"{type(pipeline).__name__} takes no argument '{name}'", f"It takes: {', '.join(parameters)}."
+            )

@@ -43,7 +43,7 @@ def main() -> None:
     content = read_json(Path(call))
     images = range(content.pop("start"), content.pop("stop"))
     made = Generator(load_pipeline(folder), Generation(**content))(images.start, images.stop)
-    write_via(Path(result), lambda path: save_file({"images": made}, path))
+    write_via(Path(result), lambda path: save_file({"images": np.ascontiguousarray(made)}, path))
 
 
 if __name__ == "__main__":

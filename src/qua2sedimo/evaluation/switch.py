@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from qua2sedimo.bank import Bank
+from qua2sedimo.bank import Bank, stored_weight
 from qua2sedimo.denoisers import weight_modules, weight_of
 from qua2sedimo.options import Configuration, Option
 from qua2sedimo.quantizers import METHODS
@@ -43,5 +43,5 @@ class Switch:
     def _quantized(self, name: str, option: Option) -> torch.Tensor:
         if option in self._bank.space.options[name]:
             return self._bank.get(name, option).dequantize()
-        (value,) = METHODS[option.method].quantize(self._originals[name], [option.bits])
+        (value,) = METHODS[option.method].quantize(stored_weight(self._originals[name]), [option.bits])
         return value.dequantize()

@@ -80,7 +80,7 @@ def fit_additive(graph: Graph, space: SearchSpace, errors: np.ndarray, quality: 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return AdditiveModel(log_sensitivity().detach().numpy(), float(exponent))
+    return AdditiveModel(log_sensitivity().detach().numpy(), float(exponent.detach()))
 
 
 def additive_out_of_fold(

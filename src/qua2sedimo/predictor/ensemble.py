@@ -86,6 +86,7 @@ class Ensemble:
 
     def save(self, folder: Path, owner: str) -> None:
         """Write one safetensors file a fold and predictor.json; ``owner`` names the study's space and records."""
+        (folder / "predictor.json").unlink(missing_ok=True)  # an old summary never stands beside new folds
         summary = []
         for i, fold in enumerate(self.folds):
             state = {name: t.contiguous() for name, t in fold.network.state_dict().items()}

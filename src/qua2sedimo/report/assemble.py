@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.stats import spearmanr
 
+from qua2sedimo.choices import Choice
 from qua2sedimo.comparison import Row
 from qua2sedimo.evaluation.metrics import METRICS, Estimate, mean_estimate, metric
 from qua2sedimo.predictor import Ensemble
@@ -26,7 +27,7 @@ from qua2sedimo.report.data import (
     TableRow,
 )
 from qua2sedimo.sensitivity import Scores, step_costs, strip
-from qua2sedimo.study import Choice, Study, versions
+from qua2sedimo.study import Study, versions
 
 _REPLICATES = 400
 
@@ -204,7 +205,7 @@ def _provenance(study: Study, choice: Choice) -> dict[str, str]:
         "seed": str(study.settings.seed),
         "arguments": ", ".join(f"{k}={v}" for k, v in study.settings.arguments.items()),
         "measured": f"{len(samples)} random configurations × {study.settings.images} images in {seconds:.0f} s",
-        "predictor": f"5 folds, loss {study.settings.loss}",
+        "predictor": f"{len(study.ensemble().folds)} folds, loss {study.settings.loss}",
         "chosen by": f"{choice.origin}, best of {len(choice.candidates)} measured candidates",
         "command": f"qua2sedimo run {study.settings.model} {study.folder.name} --bits {choice.bits_asked:g}",
         **versions(),
