@@ -282,7 +282,7 @@ def test_a_build_killed_while_it_writes_leaves_no_half_layer(
 
     def save_a_part(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
         save(tensors, path, metadata=metadata)
-        if metadata["layer"] == "mid.0":
+        if json.loads(metadata["about"])["layer"] == "mid.0":
             data = path.read_bytes()
             path.write_bytes(data[: int(len(data) * share)])
             die()

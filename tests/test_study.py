@@ -158,20 +158,20 @@ def test_a_choice_never_exceeds_its_budget(finished: Finished, bits: float) -> N
     assert choice.average_bits <= bits
     assert choice.average_bits == pytest.approx(8 * choice.nbytes / space.weights)
     assert choice.nbytes == space.nbytes(choice.configuration)
-    assert all(c["average_bits"] <= bits for c in choice.candidates)
+    assert all(c.average_bits <= bits for c in choice.candidates)
 
 
 def test_the_best_measured_candidate_is_chosen(finished: Finished) -> None:
-    best = max(c["measured"]["psnr"] for c in finished.choice.candidates)
+    best = max(c.measured["psnr"] for c in finished.choice.candidates)
     assert finished.choice.measured["psnr"] == best
-    assert len({json.dumps(c["average_bits"]) for c in finished.choice.candidates}) > 1
+    assert len({json.dumps(c.average_bits) for c in finished.choice.candidates}) > 1
 
 
 def test_for_a_metric_to_be_lowered_the_lowest_candidate_is_chosen(tmp_path: Path) -> None:
     study = through(tmp_path / "study", objective="features", metrics=["features"])
     choice = study.choose(BITS, candidates=4)
-    assert choice.measured["features"] == min(c["measured"]["features"] for c in choice.candidates)
-    assert all(c["predicted"] > -0.5 for c in choice.candidates)
+    assert choice.measured["features"] == min(c.measured["features"] for c in choice.candidates)
+    assert all(c.predicted > -0.5 for c in choice.candidates)
 
 
 def test_an_impossible_budget_is_refused_with_the_reachable_range(finished: Finished) -> None:

@@ -37,7 +37,7 @@ class Option:
         if self.method not in METHODS:
             raise Qua2SeDiMoError(f"unknown quantization method '{self.method}'; known: {', '.join(METHODS)}")
         if not 2 <= self.bits <= 8:
-            raise Qua2SeDiMoError(f"option '{self.method}': bits must be 2 to 8, got {self.bits}")
+            raise Qua2SeDiMoError(f"option '{self.method}-{self.bits}': bits must be 2 to 8, got {self.bits}")
 
     def __str__(self) -> str:
         return f"{self.method}-{self.bits}"
