@@ -106,8 +106,9 @@ class Records:
         )
         with self._connection() as db:
             db.execute(
-                "INSERT OR IGNORE INTO measurements (role, number, configuration, digest, average_bits, first_image,"
-                " metrics, seconds, versions) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO measurements (role, number, configuration, digest, average_bits, first_image,"
+                " metrics, seconds, versions) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (role, number, first_image) DO NOTHING",
                 row,
             )
 

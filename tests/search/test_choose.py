@@ -108,3 +108,14 @@ def test_a_constant_added_to_all_scores_of_a_layer_changes_nothing() -> None:
     budget = int(np.mean(space.byte_range()))
     one, other = (list(best_configurations(space, s, budget, 3)) for s in (scores, moved))
     assert [c.digest for c in one] == [c.digest for c in other]
+
+
+def test_many_choices_just_over_budget_do_not_have_to_be_tried() -> None:
+    shapes = {f"layer{i}": (1152, 1152) for i in range(14)}
+    space = SearchSpace.of(shapes, "uaq-3,uaq-4")
+    scores = {
+        name: {o: (1 + i / 100 if o.bits == 4 else 0.0) for o in space.options[name]} for i, name in enumerate(shapes)
+    }
+    three, four = (Option("uaq", bits).nbytes((1152, 1152)) for bits in (3, 4))
+    (best,) = best_configurations(space, scores, 7 * (three + four) - 1)
+    assert sum(option.bits == 4 for option in best.values()) == 6

@@ -27,9 +27,9 @@ def best_configurations(
     rows = np.array([i for i, _, _ in variables])
     columns = np.arange(len(variables))
     one_each = csr_array((np.ones(len(columns)), (rows, columns)), shape=(len(space.layers), len(columns)))
-    matrix = vstack([one_each, csr_array(size[None] / nbytes)])
+    matrix = vstack([one_each, csr_array(size[None])])
     low = [1.0] * len(space.layers) + [0.0]
-    high = [1.0] * len(space.layers) + [1.0]
+    high = [1.0] * len(space.layers) + [float(nbytes)]
     while count:
         answer = milp(
             -value,
