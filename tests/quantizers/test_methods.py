@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers import METHODS, packed_bytes, quantization_error, stored_dtype
+from qua2sedimo.quantizers import METHODS, packed_bytes, quantization_error, stored_dtype, unpack
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 #: Linear, Conv1d, Conv2d, Conv3d, one weight a channel, a vector, one channel.
@@ -118,3 +118,34 @@ def test_quantization_error_of_half_precision_does_not_underflow() -> None:
     loss, relative = quantization_error(weight, torch.zeros_like(weight))
     assert loss == pytest.approx(float(weight[0]) ** 2.4, rel=1e-5)
     assert relative == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(5, 7), (3, 4, 3, 3), (2, 16), (4, 1)], ids=str)
+def test_dequantizing_is_looking_codes_up_at_every_width_and_row_length(method, dtype, shape) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for value in METHODS[method].quantize(weight, range(2, 9)):
+        codes = unpack(value.codes, value.bits, weight.numel()).view(shape[0], -1).long()
+        levels = METHODS[method].levels(value.parameters, value.bits).expand(shape[0], -1)
+        assert torch.equal(value.dequantize(), levels.gather(1, codes).to(dtype).view(shape))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("target", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_dequantizing_into_a_span_of_a_larger_weight_changes_only_that(method, target) -> None:
+    part = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(1)).half()
+    (value,) = METHODS[method].quantize(part, [3])
+    whole = torch.full((6, 12, 3, 3), 7.0, dtype=target)
+    value.dequantize(whole[:, 4:9])
+    assert torch.equal(whole[:, 4:9], value.dequantize().to(target))
+    assert (whole[:, :4] == 7).all()
+    assert (whole[:, 9:] == 7).all()
+
+
+def test_dequantizing_a_large_weight_on_several_threads_equals_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(700, 500, generator=torch.Generator().manual_seed(1)).half()
+    (value,) = METHODS["kmeans_a"].quantize(weight, [3])
+    alone = value.dequantize()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert torch.equal(value.dequantize(), alone)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.quantizers import pack, packed_length, unpack
+from qua2sedimo.quantizers.packing import pack_words, unpack_words
 
 WIDTHS = range(2, 9)
 
@@ -36,6 +37,16 @@ def test_unpack_inverts_pack_and_bytes_are_exact_at_every_length(bits: int) -> N
 def test_layout_is_lowest_bit_first_without_gaps(case: tuple[int, list[int]]) -> None:
     bits, codes = case
     assert bytes(pack(torch.tensor(codes, dtype=torch.int64), bits).tolist()) == bits_of(codes, bits)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(WIDTHS).flatmap(lambda b: st.tuples(st.just(b), st.lists(st.integers(0, 2**b - 1)))))
+def test_tensor_operations_and_compiled_kernels_give_the_same_bytes_and_codes(case: tuple[int, list[int]]) -> None:
+    bits, listed = case
+    codes = torch.tensor(listed, dtype=torch.uint8)
+    packed = pack_words(codes, bits)
+    assert torch.equal(packed, pack(codes, bits))
+    assert torch.equal(unpack_words(packed, bits, len(listed)), codes)
 
 
 def test_pack_flattens_in_row_major_order_even_if_strided() -> None:

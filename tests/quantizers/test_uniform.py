@@ -51,7 +51,8 @@ def test_agrees_with_a_plain_reference(bits: int, dtype: torch.dtype, seed: int,
     stored = torch.bfloat16 if dtype == torch.bfloat16 else torch.float16
     (value,) = UAQ.quantize(weight, [bits])
     # what the file gives back, before it is cast to the weight's type
-    back = UAQ.decode(unpack(value.codes, bits, weight.numel()).view(2, -1), value.parameters).double()
+    codes = unpack(value.codes, bits, weight.numel()).view(2, -1).long()
+    back = UAQ.levels(value.parameters, bits).gather(1, codes).double()
     for c in range(2):
         channel = weight[c].double().tolist()
         best, losses = reference(channel, bits, ROUND[stored])

@@ -1,11 +1,13 @@
 """How a weight is quantized: methods, packing, and the quantized weight as a value; only tensors in here."""
 
-from qua2sedimo.quantizers.method import Method, quantization_error, stored_dtype
+from qua2sedimo.quantizers.error import EXPONENT, quantization_error
+from qua2sedimo.quantizers.method import Method, stored_dtype
 from qua2sedimo.quantizers.packing import pack, packed_length, unpack
 from qua2sedimo.quantizers.registry import METHODS, packed_bytes
 from qua2sedimo.quantizers.value import QuantizedWeight
 
 __all__ = [
+    "EXPONENT",
     "METHODS",
     "Method",
     "QuantizedWeight",

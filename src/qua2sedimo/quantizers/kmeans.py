@@ -1,4 +1,7 @@
-"""K-Means with optimal codebooks: per output channel ("C") and per tensor ("A")."""
+"""K-Means with optimal codebooks: per output channel ("C") and per tensor ("A").
+
+Codebooks are optimal on every device: they are computed on the CPU, and only codes and codebooks travel.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from qua2sedimo.quantizers.kmeans_kernels import (
-    assign_rows,
-    optimal_codebooks_rows,
-    optimal_codebooks_weighted,
-)
+from qua2sedimo.quantizers.lookup import nearest_rows
 from qua2sedimo.quantizers.method import Method, stored_dtype
+from qua2sedimo.quantizers.optimal import optimal_codebooks_rows, optimal_codebooks_weighted
 
 _BINS = 1 << 16
 
@@ -20,9 +20,7 @@ _BINS = 1 << 16
 class KMeansPerChannel(Method):
     """A codebook of 2^b values per output channel: the exact 1-D K-Means optimum.
 
-    One dynamic program over the sorted channel yields the optimum for every number of clusters, so all bit
-    widths cost little more than the widest. Codebooks are rounded to the stored 16-bit type before weights
-    are assigned to their nearest entry.
+    Codebooks are rounded to the stored 16-bit type before weights are assigned to their nearest entry.
     """
 
     name = "kmeans_c"
@@ -35,20 +33,23 @@ class KMeansPerChannel(Method):
 
     def fit(self, weight: torch.Tensor, bits: Sequence[int]) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
         rows = weight.float().cpu().numpy()
-        sizes = np.array([2**b for b in bits], dtype=np.int64)
-        packed = optimal_codebooks_rows(np.sort(rows, axis=1), sizes)  # [channels, sum of sizes]
-        splits = np.split(packed, np.cumsum(sizes)[:-1], axis=1)
-        fitted = (_nearest(rows, centers, weight.dtype) for centers in splits)
-        return [(codes.to(weight.device), {"codebook": book.to(weight.device)}) for codes, book in fitted]
+        sizes = _sizes(bits)
+        centers = optimal_codebooks_rows(np.sort(rows, axis=1), sizes)  # [channels, sum of sizes]
+        fitted = []
+        for part in np.split(centers, np.cumsum(sizes)[:-1], axis=1):
+            codebooks = torch.from_numpy(part).to(stored_dtype(weight.dtype))
+            codes = _nearest(rows, codebooks)
+            fitted.append((codes.to(weight.device), {"codebook": codebooks.to(weight.device)}))
+        return fitted
 
-    def decode(self, codes: torch.Tensor, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
-        return torch.gather(parameters["codebook"], 1, codes.long())
+    def levels(self, parameters: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
+        return parameters["codebook"].float()
 
 
 class KMeansPerTensor(Method):
     """One codebook of 2^b values for the whole tensor: weighted K-Means on its distinct values.
 
-    An fp16 or bf16 tensor has at most 65,536 distinct values, so the dynamic program is exact. An fp32 tensor is
+    An fp16 or bf16 tensor has at most 65,536 distinct values, so the optimum is exact. An fp32 tensor is
     first binned: values fall in 65,536 equal bins of [min, max], each represented by its mean and count, which
     moves no cluster boundary by more than one bin, 1.5·10⁻⁵ of the range.
     """
@@ -62,32 +63,54 @@ class KMeansPerTensor(Method):
         return {"codebook": stored}
 
     def fit(self, weight: torch.Tensor, bits: Sequence[int]) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-        rows = weight.float().cpu().numpy()
-        values, counts = _histogram(rows.reshape(-1), exact=weight.dtype != torch.float32)
-        sizes = np.array([2**b for b in bits], dtype=np.int64)
-        packed = optimal_codebooks_weighted(values, counts, sizes)
-        splits = np.split(packed, np.cumsum(sizes)[:-1])
-        fitted = (_nearest(rows.reshape(1, -1), centers[None], weight.dtype) for centers in splits)
-        return [
-            (codes.view(weight.shape).to(weight.device), {"codebook": books[0].to(weight.device)})
-            for codes, books in fitted
-        ]
+        host = weight.cpu().contiguous()
+        if weight.dtype == torch.float32:
+            flat = host.numpy().reshape(1, -1)
+            values, counts = _binned(flat[0])
+        else:
+            patterns = host.view(torch.int16).numpy().view(np.uint16).reshape(-1)
+            flat = _values_of_patterns(weight.dtype)
+            values, counts = _counted(flat[0], np.bincount(patterns, minlength=1 << 16))
+        sizes = _sizes(bits)
+        centers = optimal_codebooks_weighted(values, counts, sizes)
+        fitted = []
+        for part in np.split(centers, np.cumsum(sizes)[:-1]):
+            codebook = torch.from_numpy(part).to(stored_dtype(weight.dtype))
+            codes = _nearest(flat, codebook[None])[0]
+            if weight.dtype != torch.float32:  # those were the codes of all values there are
+                codes = torch.from_numpy(codes.numpy()[patterns])
+            fitted.append((codes.view(weight.shape).to(weight.device), {"codebook": codebook.to(weight.device)}))
+        return fitted
 
-    def decode(self, codes: torch.Tensor, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
-        return parameters["codebook"][codes.long()]
+    def levels(self, parameters: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
+        return parameters["codebook"].float()[None]
 
 
-def _nearest(rows: np.ndarray, centers: np.ndarray, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codebooks rounded as stored, then for each weight the nearest entry: (codes as rows, codebooks)."""
-    codebooks = torch.from_numpy(centers).to(stored_dtype(dtype))
-    return torch.from_numpy(assign_rows(rows, codebooks.float().numpy())), codebooks
+def _sizes(bits: Sequence[int]) -> np.ndarray:
+    return np.array([2**b for b in bits], dtype=np.int64)
 
 
-def _histogram(values: np.ndarray, exact: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted distinct values (float64) and how often each occurs; fp32 values are binned."""
-    if exact:
-        distinct, counts = np.unique(values, return_counts=True)
-        return distinct.astype(np.float64), counts.astype(np.float64)
+def _nearest(rows: np.ndarray, codebooks: torch.Tensor) -> torch.Tensor:
+    """Index of the nearest entry of the row's codebook: uint8 [channels, n]."""
+    codes = np.empty(rows.shape, dtype=np.uint8)
+    nearest_rows(rows, codebooks.float().numpy(), codes)
+    return torch.from_numpy(codes)
+
+
+def _values_of_patterns(dtype: torch.dtype) -> np.ndarray:
+    """What each 16-bit pattern stands for in ``dtype``: float32 [1, 65536], infinities and NaN among them."""
+    return torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype).float().numpy()[None]
+
+
+def _counted(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values that occur, sorted (float64), and how often; 0 and −0 are one value."""
+    used = counts > 0
+    distinct, position = np.unique(values[used].astype(np.float64), return_inverse=True)
+    return distinct, np.bincount(position, weights=counts[used])
+
+
+def _binned(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means (sorted, float64) and counts of the bins that hold values."""
     low, high = float(values.min()), float(values.max())
     if low == high:
         return np.array([low]), np.array([float(values.size)])

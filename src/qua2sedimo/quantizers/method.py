@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.quantizers.lookup import decode_rows
 from qua2sedimo.quantizers.packing import pack, unpack
+from qua2sedimo.quantizers.threads import spread
 from qua2sedimo.quantizers.value import QuantizedWeight
 
 
@@ -31,8 +33,8 @@ class Method(ABC):
         """For each width: codes (uint8, weight's shape as [channels, -1]) and final, already rounded parameters."""
 
     @abstractmethod
-    def decode(self, codes: torch.Tensor, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Codes [channels, -1] and parameters → float32 or 16-bit weights [channels, -1]."""
+    def levels(self, parameters: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
+        """What each code stands for: float32 [channels, 2^bits], or [1, 2^bits] if all channels share it."""
 
     def quantize(self, weight: torch.Tensor, bits: Sequence[int]) -> list[QuantizedWeight]:
         """Quantize ``weight`` (fp16, bf16 or fp32, at least one dimension) at every width of ``bits``.
@@ -48,13 +50,22 @@ class Method(ABC):
             for b, (codes, parameters) in zip(bits, self.fit(rows, bits))
         ]
 
-    def dequantize(self, value: QuantizedWeight) -> torch.Tensor:
-        """The weight that ``value`` stands for, in its shape and dtype."""
-        count = math.prod(value.shape)
-        if count == 0:
-            return torch.zeros(value.shape, dtype=value.dtype, device=value.codes.device)
-        codes = unpack(value.codes, value.bits, count).view(value.shape[0], -1)
-        return self.decode(codes, value.parameters).to(value.dtype).reshape(value.shape)
+    def dequantize(self, value: QuantizedWeight, out: torch.Tensor) -> torch.Tensor:
+        """Write the weight that ``value`` stands for to ``out``, of its shape and any float type; returns ``out``.
+
+        On a CPU codes are unpacked, looked up and written in one pass, without a tensor of codes between.
+        """
+        if value.codes.numel() == 0:
+            return out
+        levels = self.levels(value.parameters, value.bits).to(value.dtype).to(out.dtype)
+        rows = out.view(out.shape[0], -1)  # never copies: a span of input channels has regular rows too
+        if out.device.type == "cpu" and value.codes.device.type == "cpu":
+            packed, table, target = value.codes.numpy(), _raw(levels), _raw(rows)
+            spread(lambda a, b: decode_rows(packed, value.bits, table, target, a, b), rows.shape[0], rows.numel())
+            return out
+        codes = unpack(value.codes, value.bits, rows.numel()).view(rows.shape)
+        rows.copy_(torch.gather(levels.expand(rows.shape[0], -1), 1, codes.long()))
+        return out
 
     def _empty(self, weight: torch.Tensor, bits: int) -> QuantizedWeight:
         dtypes = self.parameter_dtypes(stored_dtype(weight.dtype))
@@ -77,13 +88,7 @@ def check_finite(weight: torch.Tensor) -> None:
         raise Qua2SeDiMoError(f"weight has {bad} NaN or infinite values of {weight.numel()}")
 
 
-def quantization_error(weight: torch.Tensor, quantized: torch.Tensor) -> tuple[float, float]:
-    """(mean |e|^2.4 per weight, relative mean squared error ‖e‖²/‖W‖²), in float64 sums of fp32 terms."""
-    if weight.numel() == 0:
-        return 0.0, 0.0
-    w = weight.detach().float()
-    e = (w - quantized.float()).abs_()
-    squared = float(torch.sum(e * e, dtype=torch.float64))
-    loss = float(torch.sum(e.pow_(2.4), dtype=torch.float64)) / w.numel()
-    power = float(torch.sum(w * w, dtype=torch.float64))
-    return loss, squared / power if power > 0 else 0.0
+def _raw(tensor: torch.Tensor) -> np.ndarray:
+    """The same memory as numpy sees it, 16-bit floats as bit patterns."""
+    tensor = tensor.detach()
+    return (tensor.view(torch.int16) if tensor.element_size() == 2 else tensor).numpy()

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
+from qua2sedimo.quantizers.error import power
 from qua2sedimo.quantizers.method import Method, stored_dtype
 
 #: Candidate shrinks of a channel's range; the paper's grid.
 SHRINKS = tuple(s / 10 for s in range(10, 0, -1))
-#: Exponent of the error that selects the shrink; the paper's.
-EXPONENT = 2.4
 _ZERO_LIMIT = 2**15 - 1  # zero points are stored as int16
 _SMALLEST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-126}  # positive numbers of the stored types
-_CHUNK = 1 << 22  # weights searched at a time, so that temporaries stay small
+_CHUNK = 1 << 16  # weights searched at a time: temporaries stay in the processor's cache
 
 
 class UniformAffine(Method):
@@ -43,19 +42,20 @@ class UniformAffine(Method):
             results.append((codes, {"scale": scale, "zero": zero.to(torch.int16)}))
         return results
 
-    def decode(self, codes: torch.Tensor, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+    def levels(self, parameters: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
         zero, scale = parameters["zero"].float()[:, None], parameters["scale"].float()[:, None]
-        return (codes.float() - zero) * scale
+        return (torch.arange(2**bits, device=scale.device) - zero) * scale
 
 
 def _fit_rows(w: torch.Tensor, bits: int, stored: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     top = 2**bits - 1
     low, high = w.amin(dim=1), w.amax(dim=1)
+    span = torch.where(high > low, high - low, 1.0)[:, None]  # in its unit no |e|^2.4 underflows
     best_error = torch.full_like(low, torch.inf)
     best_scale, best_zero = torch.ones_like(low), torch.zeros_like(low)
     for shrink in SHRINKS:
         scale, zero = _grid(shrink * low, shrink * high, top, stored)
-        error = (_snap(w, scale, zero, top) - w).abs_().pow_(EXPONENT).mean(dim=1)
+        error = power(_snap(w, scale, zero, top).sub_(w).abs_().div_(span)).mean(dim=1)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)

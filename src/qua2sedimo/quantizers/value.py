@@ -28,8 +28,12 @@ class QuantizedWeight:
         """Bytes of codes and parameters: exactly what a packed checkpoint stores."""
         return sum(t.numel() * t.element_size() for t in (self.codes, *self.parameters.values()))
 
-    def dequantize(self) -> torch.Tensor:
-        """The weight, ``shape`` and ``dtype`` as given; bit-identical wherever the file is read."""
+    def dequantize(self, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The weight, ``shape`` and ``dtype`` as given, bit-identical wherever the file is read; written to
+        ``out`` and cast to its float type if there is one: in place, also to a part of a larger weight.
+        """
         from qua2sedimo.quantizers.registry import METHODS  # registry imports the methods, they import this
 
-        return METHODS[self.method].dequantize(self)
+        if out is None:
+            out = torch.empty(self.shape, dtype=self.dtype, device=self.codes.device)
+        return METHODS[self.method].dequantize(self, out)

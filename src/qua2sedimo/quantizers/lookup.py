@@ -1,0 +1,82 @@
+"""Compiled look-up: weights to the nearest of their row's levels, packed codes to the levels they name.
+
+All kernels run in one thread and without Python's lock: callers spread layers or rows over threads, which holds
+on every platform, whatever threading layer numba finds there.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+
+@numba.njit(cache=True, nogil=True)
+def nearest_rows(x, levels, codes):  # type: ignore[no-untyped-def]
+    """Write to ``codes`` (uint8, shape of x) the nearest of each row's ascending levels, the lower on a tie.
+
+    ``levels`` has a power of two of columns, and one row for all of x or one for each.
+    """
+    channels, n = x.shape
+    half = levels.shape[1] // 2
+    for c in range(channels):
+        book = levels[c % levels.shape[0]]
+        for i in range(n):
+            value = x[c, i]
+            low = 0
+            step = half
+            while step:  # no branch depends on the value: it would be mispredicted half the time
+                at = low + step - 1
+                low += step * (value - book[at] > book[at + 1] - value)
+                step //= 2
+            codes[c, i] = low
+
+
+@numba.njit(cache=True, nogil=True)
+def decode_rows(packed, bits, levels, out, first, last):  # type: ignore[no-untyped-def]
+    """Write rows ``first`` to ``last`` of ``out`` [channels, n] from packed codes and levels of out's type."""
+    n = out.shape[1]
+    mask = (1 << bits) - 1
+    for c in range(first, last):
+        book = levels[c % levels.shape[0]]
+        row = out[c]
+        at = c * n
+        i = 0
+        while i < n:
+            if (at + i) & 7 == 0 and i + 8 <= n:  # eight codes fill ``bits`` bytes
+                byte = (at + i) // 8 * bits
+                word = np.uint64(0)
+                for k in range(bits):
+                    word |= np.uint64(packed[byte + k]) << np.uint64(8 * k)
+                for k in range(8):
+                    row[i + k] = book[(word >> np.uint64(k * bits)) & np.uint64(mask)]
+                i += 8
+            else:
+                bit = (at + i) * bits
+                pair = np.int64(packed[bit >> 3])
+                if (bit >> 3) + 1 < packed.size:
+                    pair |= np.int64(packed[(bit >> 3) + 1]) << 8
+                row[i] = book[(pair >> (bit & 7)) & mask]
+                i += 1
+
+
+@numba.njit(cache=True, nogil=True)
+def pack_codes(codes, bits, packed):  # type: ignore[no-untyped-def]
+    """Write uint8 codes [N] to ``packed`` [⌈N·bits/8⌉]; returns the largest code, for the caller to check."""
+    n = codes.size
+    largest = np.uint8(0)
+    for group in range(n // 8):
+        word = np.uint64(0)
+        for k in range(8):
+            code = codes[8 * group + k]
+            largest = max(largest, code)
+            word |= np.uint64(code) << np.uint64(k * bits)
+        for k in range(bits):
+            packed[group * bits + k] = np.uint8((word >> np.uint64(8 * k)) & np.uint64(255))
+    word = np.uint64(0)
+    for k in range(n % 8):
+        code = codes[n - n % 8 + k]
+        largest = max(largest, code)
+        word |= np.uint64(code) << np.uint64(k * bits)
+    for k in range(packed.size - n // 8 * bits):
+        packed[n // 8 * bits + k] = np.uint8((word >> np.uint64(8 * k)) & np.uint64(255))
+    return largest

@@ -1,0 +1,45 @@
+"""Rows of one tensor spread over threads, unless a caller has already spread layers over them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+
+_WORTH_SPREADING = 1 << 18  # weights; below, handing work over costs more than it saves
+_here = threading.local()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within, :func:`spread` uses only the calling thread: other threads have work of their own."""
+    before = getattr(_here, "alone", False)
+    _here.alone = True
+    try:
+        yield
+    finally:
+        _here.alone = before
+
+
+def spread(kernel: Callable[[int, int], object], rows: int, weights: int) -> None:
+    """Call ``kernel(first, last)`` for parts of ``range(rows)``, on as many threads as torch uses."""
+    threads = min(torch.get_num_threads(), rows)
+    if threads <= 1 or weights < _WORTH_SPREADING or getattr(_here, "alone", False):
+        kernel(0, rows)
+        return
+    cuts = [rows * i // threads for i in range(threads + 1)]
+    waiting = [_pool(os.getpid()).submit(kernel, a, b) for a, b in zip(cuts[1:-1], cuts[2:])]
+    kernel(0, cuts[1])
+    for part in waiting:
+        part.result()
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """One a process: the threads of a pool do not survive a fork."""
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="qua2sedimo")
