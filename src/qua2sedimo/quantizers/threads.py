@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
 
 import torch
 
@@ -33,7 +34,7 @@ def spread(kernel: Callable[[int, int], object], rows: int, weights: int) -> Non
         kernel(0, rows)
         return
     cuts = [rows * i // threads for i in range(threads + 1)]
-    waiting = [_pool(os.getpid()).submit(kernel, a, b) for a, b in zip(cuts[1:-1], cuts[2:])]
+    waiting = [_pool(os.getpid()).submit(kernel, a, b) for a, b in pairwise(cuts[1:])]
     kernel(0, cuts[1])
     for part in waiting:
         part.result()
