@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from safetensors.torch import save_file
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.files import read_document, read_json, write_json, write_via
 from qua2sedimo.options import Configuration, Option, SearchSpace
-from qua2sedimo.quantizers import METHODS, QuantizedWeight, quantization_error
+from qua2sedimo.quantizers import METHODS, QuantizedWeight, each, quantization_error
 
 FORMAT = 1
 _REBUILD = "Delete the bank folder; it will be built again."
@@ -84,10 +83,9 @@ class Bank:
             return layer, {"sha256": checksum, "errors": about["errors"], "dtype": about["dtype"]}
 
         layers: dict[str, Any] = {}
-        with ThreadPoolExecutor(workers) as pool:
-            for layer, content in pool.map(entry, range(len(space.layers))):
-                layers[layer] = content
-                progress(len(layers))
+        for layer, content in each(entry, range(len(space.layers)), workers):
+            layers[layer] = content
+            progress(len(layers))
         write_json(folder / "index.json", {"format": FORMAT, "owner": owner, "layers": layers})
         return cls(folder, space, owner)
 

@@ -39,6 +39,8 @@ from qua2sedimo.search import Budget, budget_bytes, propose
 from qua2sedimo.sensitivity import Scores, op_scores
 from qua2sedimo.settings import StudySettings
 
+_MOST_WORKERS = 8  # layers quantized side by side: each needs some 30 bytes a weight
+
 #: Called with (done, total, what is being done).
 Progress = Callable[[int, int, str], object]
 
@@ -147,7 +149,7 @@ class Study:
         if index.exists():
             return Bank(index.parent, self.space, self.identity)
         total = len(self.space.layers)
-        workers = max(1, torch.get_num_threads() // 2)
+        workers = min(_MOST_WORKERS, torch.get_num_threads())
         return Bank.build(
             index.parent,
             self.space,

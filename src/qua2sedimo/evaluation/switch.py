@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
 from qua2sedimo.bank import Bank, stored_weight
 from qua2sedimo.denoisers import weight_modules, weight_of
 from qua2sedimo.options import Configuration, Option
-from qua2sedimo.quantizers import METHODS
-
-Weights = Callable[[str, Option], torch.Tensor]
+from qua2sedimo.quantizers import METHODS, each
 
 
 class Switch:
@@ -28,8 +24,7 @@ class Switch:
     def apply(self, configuration: Configuration) -> int:
         """Make the denoiser that of ``configuration``; returns the number of layers rewritten."""
         changed = [(name, option) for name, option in configuration.items() if self._current[name] != option]
-        for name, option in changed:
-            self._weights[name].copy_(self._quantized(name, option))
+        for name, option in each(self._write, changed, torch.get_num_threads()):
             self._current[name] = option
         return len(changed)
 
@@ -40,8 +35,11 @@ class Switch:
                 self._weights[name].copy_(self._originals[name])
                 self._current[name] = None
 
-    def _quantized(self, name: str, option: Option) -> torch.Tensor:
+    def _write(self, change: tuple[str, Option]) -> tuple[str, Option]:
+        name, option = change
         if option in self._bank.space.options[name]:
-            return self._bank.get(name, option).dequantize()
-        (value,) = METHODS[option.method].quantize(stored_weight(self._originals[name]), [option.bits])
-        return value.dequantize()
+            value = self._bank.get(name, option)
+        else:
+            (value,) = METHODS[option.method].quantize(stored_weight(self._originals[name]), [option.bits])
+        value.dequantize(self._weights[name])
+        return change

@@ -4,6 +4,7 @@ from qua2sedimo.quantizers.error import EXPONENT, quantization_error
 from qua2sedimo.quantizers.method import Method, stored_dtype
 from qua2sedimo.quantizers.packing import pack, packed_length, unpack
 from qua2sedimo.quantizers.registry import METHODS, packed_bytes
+from qua2sedimo.quantizers.threads import each
 from qua2sedimo.quantizers.value import QuantizedWeight
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "METHODS",
     "Method",
     "QuantizedWeight",
+    "each",
     "pack",
     "packed_bytes",
     "packed_length",

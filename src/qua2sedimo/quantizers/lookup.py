@@ -8,6 +8,13 @@ from __future__ import annotations
 
 import numba
 import numpy as np
+import torch
+
+
+def kernels_read(tensor: torch.Tensor) -> bool:
+    """Whether it is a real tensor of the CPU, and nobody is tracing its operations."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    return plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 @numba.njit(cache=True, nogil=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers.lookup import decode_rows
+from qua2sedimo.quantizers.lookup import decode_rows, kernels_read
 from qua2sedimo.quantizers.packing import pack, unpack
 from qua2sedimo.quantizers.threads import spread
 from qua2sedimo.quantizers.value import QuantizedWeight
@@ -59,9 +59,10 @@ class Method(ABC):
             return out
         levels = self.levels(value.parameters, value.bits).to(value.dtype).to(out.dtype)
         rows = out.view(out.shape[0], -1)  # never copies: a span of input channels has regular rows too
-        if out.device.type == "cpu" and value.codes.device.type == "cpu":
+        if kernels_read(out) and kernels_read(value.codes):
             packed, table, target = value.codes.numpy(), _raw(levels), _raw(rows)
             spread(lambda a, b: decode_rows(packed, value.bits, table, target, a, b), rows.shape[0], rows.numel())
+            torch.autograd.graph.increment_version(out)  # as any operation in place does
             return out
         codes = unpack(value.codes, value.bits, rows.numel()).view(rows.shape)
         rows.copy_(torch.gather(levels.expand(rows.shape[0], -1), 1, codes.long()))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers.lookup import decode_rows, pack_codes
+from qua2sedimo.quantizers.lookup import decode_rows, kernels_read, pack_codes
 
 
 def packed_length(count: int, bits: int) -> int:
@@ -28,7 +28,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Pack integer codes (any shape, values below 2^bits) into uint8 [⌈N·bits/8⌉] on the same device."""
     _check_bits(bits)
     flat = codes.reshape(-1)
-    if flat.device.type == "cpu" and flat.dtype == torch.uint8:
+    if kernels_read(flat) and flat.dtype == torch.uint8:
         packed = torch.empty(packed_length(flat.numel(), bits), dtype=torch.uint8)
         _check_range(0, int(pack_codes(flat.numpy(), bits, packed.numpy())), bits)
         return packed
@@ -45,7 +45,7 @@ def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
             f"packed codes: expected uint8 [{packed_length(count, bits)}] for {count} codes of {bits} bits, "
             f"got {packed.dtype} {list(packed.shape)}"
         )
-    if packed.device.type != "cpu":
+    if not kernels_read(packed):
         return unpack_words(packed.reshape(-1), bits, count)
     codes = np.empty((1, count), dtype=np.uint8)
     themselves = np.arange(2**bits, dtype=np.uint8)[None]

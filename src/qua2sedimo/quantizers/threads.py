@@ -1,19 +1,23 @@
-"""Rows of one tensor spread over threads, unless a caller has already spread layers over them."""
+"""Work on threads: the rows of one tensor, or layers side by side, never both at once."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 
 _WORTH_SPREADING = 1 << 18  # weights; below, handing work over costs more than it saves
 _here = threading.local()
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @contextmanager
@@ -44,3 +48,22 @@ def spread(kernel: Callable[[int, int], object], rows: int, weights: int) -> Non
 def _pool(process: int) -> ThreadPoolExecutor:
     """One a process: the threads of a pool do not survive a fork."""
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="qua2sedimo")
+
+
+def each(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
+    """``work(item)`` for every item, in order of the items, on so many threads that each compute alone.
+
+    The first exception is raised here; what has not begun by then is not begun.
+    """
+    before = torch.get_num_threads()
+
+    def one(item: T) -> R:
+        with alone():
+            return work(item)
+
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield from pool.map(one, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)  # the workers' setting is also that of threads to come

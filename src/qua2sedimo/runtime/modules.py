@@ -65,7 +65,8 @@ class QuantizedLayer(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The dequantized weight in the compute dtype, computed at each access; writing to it is lost."""
-        return self.quantized_weight().dequantize().to(self.compute_dtype)
+        out = torch.empty(self.shape, dtype=self.compute_dtype, device=self.codes.device)
+        return self.quantized_weight().dequantize(out)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.method}-{self.bits}"
