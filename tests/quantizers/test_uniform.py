@@ -22,16 +22,20 @@ ROUND = {
 def reference(
     channel: list[float], bits: int, rounded: Callable[[float], float]
 ) -> tuple[float, dict[tuple[float, int], float]]:
-    """Plain Python: the least loss over the shrinks, and the loss of each (scale, zero point) tried."""
+    """Plain Python: the least loss over the shrinks, and the loss of each (scale, zero point) tried.
+
+    Numbers to be rounded are fp32, as in the search: half-way cases fall otherwise in double precision.
+    """
     top = 2**bits - 1
+    single = np.float32
     losses = {}
     for tenth in range(10, 0, -1):
-        high, low = tenth / 10 * max(channel), tenth / 10 * min(channel)
-        delta = rounded((high - low) / top)
-        z = round(-low / delta)
+        high, low = single(tenth / 10) * single(max(channel)), single(tenth / 10) * single(min(channel))
+        delta = rounded(float((high - low) / single(top)))
+        z = round(float(-low / single(delta)))
         loss = 0.0
         for w in channel:
-            q = min(max(round(w / delta) + z, 0), top)
+            q = min(max(round(float(single(w) / single(delta))) + z, 0), top)
             loss += abs(w - (q - z) * delta) ** 2.4
         losses[delta, z] = loss / len(channel)
     return min(losses.values()), losses

@@ -14,7 +14,7 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.quantizers import METHODS
 from qua2sedimo.runtime import save_packed
 from qua2sedimo.runtime.backend import Qua2SeDiMoConfig
-from qua2sedimo.runtime.tensorfile import read_header
+from qua2sedimo.tensorfiles import read_header
 
 from .helpers import dit, edit_header, mixed
 

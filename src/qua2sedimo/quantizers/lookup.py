@@ -10,6 +10,9 @@ import numba
 import numpy as np
 import torch
 
+_COUNTED = 32  # levels up to which counting those passed beats a search
+_STRIP = 2048  # weights that stay in the first cache while they are compared
+
 
 def kernels_read(tensor: torch.Tensor) -> bool:
     """Whether it is a real tensor of the CPU, and nobody is tracing its operations."""
@@ -24,18 +27,26 @@ def nearest_rows(x, levels, codes):  # type: ignore[no-untyped-def]
     ``levels`` has a power of two of columns, and one row for all of x or one for each.
     """
     channels, n = x.shape
-    half = levels.shape[1] // 2
+    size = levels.shape[1]
     for c in range(channels):
-        book = levels[c % levels.shape[0]]
-        for i in range(n):
-            value = x[c, i]
-            low = 0
-            step = half
-            while step:  # no branch depends on the value: it would be mispredicted half the time
-                at = low + step - 1
-                low += step * (value - book[at] > book[at + 1] - value)
-                step //= 2
-            codes[c, i] = low
+        book, row, out = levels[c % levels.shape[0]], x[c], codes[c]
+        if size <= _COUNTED:  # one level after the other passed by many weights at once
+            out[:] = 0
+            for start in range(0, n, _STRIP):
+                values, passed = row[start : start + _STRIP], out[start : start + _STRIP]
+                for k in range(size - 1):
+                    low, high = book[k], book[k + 1]
+                    for i in range(values.size):
+                        passed[i] += np.uint8(values[i] - low > high - values[i])
+        else:
+            for i in range(n):
+                at = 0
+                step = size // 2
+                while step:  # no branch depends on the value: it would be mispredicted half the time
+                    k = at + step - 1
+                    at += step * (row[i] - book[k] > book[k + 1] - row[i])
+                    step //= 2
+                out[i] = at
 
 
 @numba.njit(cache=True, nogil=True)

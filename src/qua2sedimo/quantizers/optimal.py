@@ -19,7 +19,7 @@ import numba
 import numpy as np
 
 _LAW_STEPS = 4  # attempts by the law before slopes take over
-_LAW_ZERO = -0.87  # the least cost of k clusters falls like (k + 0.87)⁻²: that fits a normal density from k = 4 on
+_LAW_ZERO = -0.6  # the least cost of k clusters falls like (k + 0.6)⁻²: that fits samples of bell-shaped densities
 _TIE = 1e-12  # path costs that differ less, relatively, are equal
 
 
@@ -29,8 +29,19 @@ def _cost(sw, sx, sxx, i, j):  # type: ignore[no-untyped-def]
     return max(0.0, sxx[j] - sxx[i] - total * total / (sw[j] - sw[i]))
 
 
+@numba.njit(cache=True, nogil=True, inline="always")
+def _better(sw, sx, lead, i, k, j):  # type: ignore[no-untyped-def]
+    """Whether the best path to j whose last edge starts at ``i`` is cheaper than that whose last starts at k < i.
+
+    ``lead`` is F − Σw·x²: what the two costs share cancels, and multiplied out nothing is divided.
+    """
+    wi, wk = sw[j] - sw[i], sw[j] - sw[k]
+    di, dk = sx[j] - sx[i], sx[j] - sx[k]
+    return (lead[i] - lead[k]) * wi * wk < di * di * wk - dk * dk * wi
+
+
 @numba.njit(cache=True, nogil=True)
-def _cheapest_path(sw, sx, sxx, penalty, best, before, edge, since, path):  # type: ignore[no-untyped-def]
+def _cheapest_path(sw, sx, penalty, lead, before, edge, since, path):  # type: ignore[no-untyped-def]
     """Fill ``path`` with the nodes of the cheapest path, and return its number of edges.
 
     ``edge[head:tail + 1]`` are the last edges' starts that will be best for some later end, ``since`` from which
@@ -38,21 +49,23 @@ def _cheapest_path(sw, sx, sxx, penalty, best, before, edge, since, path):  # ty
     about where that one overtook its predecessor, so a gallop from there finds the place in a few steps.
     """
     n = sw.size - 1
-    best[0] = 0.0
+    lead[0] = 0.0
     head = tail = 0
     edge[0], since[0] = 0, 1
     for j in range(1, n + 1):
         while head < tail and since[head + 1] <= j:
             head += 1
-        before[j] = edge[head]
-        best[j] = best[edge[head]] + _cost(sw, sx, sxx, edge[head], j) + penalty
+        i = edge[head]
+        before[j] = i
+        total = sx[j] - sx[i]
+        lead[j] = lead[i] - total * total / (sw[j] - sw[i]) + penalty
         if j == n:
             break
         since[head] = j + 1
         while True:
             rival = edge[tail]
             low = since[tail]
-            if best[j] + _cost(sw, sx, sxx, j, low) < best[rival] + _cost(sw, sx, sxx, rival, low):
+            if _better(sw, sx, lead, j, rival, low):
                 if tail > head:  # the rival is never best
                     tail -= 1
                     continue
@@ -60,16 +73,14 @@ def _cheapest_path(sw, sx, sxx, penalty, best, before, edge, since, path):  # ty
                 break
             step = 1
             high = low + 1
-            while high <= n and not (
-                best[j] + _cost(sw, sx, sxx, j, high) < best[rival] + _cost(sw, sx, sxx, rival, high)
-            ):
+            while high <= n and not _better(sw, sx, lead, j, rival, high):
                 low = high
                 step *= 2
                 high = low + step
             high = min(high, n + 1)
             while high - low > 1:
                 middle = (low + high) // 2
-                if best[j] + _cost(sw, sx, sxx, j, middle) < best[rival] + _cost(sw, sx, sxx, rival, middle):
+                if _better(sw, sx, lead, j, rival, middle):
                     high = middle
                 else:
                     low = middle
@@ -124,7 +135,7 @@ def _lawful_penalty(k0, root0, k1, root1, size):  # type: ignore[no-untyped-def]
 def _best_path(sw, sx, sxx, size, penalty, work, fewer, more, path):  # type: ignore[no-untyped-def]
     """Leave the nodes of the cheapest path of exactly ``size`` < n edges in ``path``."""
     n = sw.size - 1
-    best, before, edge, since = work
+    lead, before, edge, since = work
     few, few_cost = 1, _cost(sw, sx, sxx, 0, n)
     many, many_cost = n, 0.0
     fewer[0], fewer[1] = 0, n
@@ -133,7 +144,7 @@ def _best_path(sw, sx, sxx, size, penalty, work, fewer, more, path):  # type: ig
     above, below = np.inf, 0.0  # penalties that gave too few and too many edges
     sloped = False
     for attempt in range(2 * n):
-        edges = _cheapest_path(sw, sx, sxx, penalty, best, before, edge, since, path)
+        edges = _cheapest_path(sw, sx, penalty, lead, before, edge, since, path)
         if edges == size:
             return
         cost = _path_cost(sw, sx, sxx, path, edges)
@@ -208,8 +219,9 @@ def _codebooks(x, w, sizes, out):  # type: ignore[no-untyped-def]
     work = (np.empty(n + 1), np.empty(n + 1, np.int64), np.empty(n + 2, np.int64), np.empty(n + 2, np.int64))
     path, fewer, more = np.empty(n + 1, np.int64), np.empty(n + 1, np.int64), np.empty(n + 1, np.int64)
     known, root = 0.0, 0.0  # the last size solved, and the inverse root of its cost
-    start = 0
-    for size in sizes:
+    for which in np.argsort(sizes):  # ascending: what the first size costs tells the later ones where to look
+        size = sizes[which]
+        start = sizes[:which].sum()
         distinct = _distinct(x, size)
         if distinct <= size:  # every value is an entry; the last fills the places left
             at = 0
@@ -227,7 +239,6 @@ def _codebooks(x, w, sizes, out):  # type: ignore[no-untyped-def]
             for k in range(size):
                 i, j = path[k], path[k + 1]
                 out[start + k] = (sx[j] - sx[i]) / (sw[j] - sw[i]) + mean
-        start += size
 
 
 @numba.njit(cache=True, nogil=True)

@@ -17,8 +17,9 @@ from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.runtime.modules import dequantize
+from qua2sedimo.runtime.shards import check_complete, model_tensors
 from qua2sedimo.runtime.table import DAMAGED, LayerTable, install_empty_layers
-from qua2sedimo.runtime.tensorfile import StoredTensor, check_complete, model_tensors, read_headers
+from qua2sedimo.tensorfiles import StoredTensor, read_headers
 
 FORMAT_VERSION = 1
 _COMPUTE_DTYPES = (None, torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -34,8 +34,9 @@ from qua2sedimo.options import Option
 from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.runtime.backend import FORMAT_VERSION, Qua2SeDiMoConfig
 from qua2sedimo.runtime.modules import QuantizedLayer, packed_tensors, quantized_module
+from qua2sedimo.runtime.shards import ShardWriter, check_complete, model_tensors
 from qua2sedimo.runtime.table import LayerTable, Storage, install_empty_layers, layer_modules
-from qua2sedimo.runtime.tensorfile import ShardWriter, check_complete, model_tensors, read_headers
+from qua2sedimo.tensorfiles import read_headers
 
 INFO = "qua2sedimo.json"
 SHARD_BYTES = 2_000_000_000

@@ -1,0 +1,228 @@
+"""Every option of every weight layer at full size: seconds, memory, throughput, error beside an oracle.
+
+    python benchmarks/quantizers.py [--quick] [--keep DIR]
+
+1. The option bank (the paper's six options) of a PixArt-XL denoiser of random fp16 weights, 610 M of them, from its
+   sharded safetensors files and without making the model; then of the shipped models. Seconds, peak resident memory,
+   bytes, beside the seconds of a plain sort and a plain copy of the same data.
+2. Switching that denoiser, live, between random configurations.
+3. Sample layers: K-Means per channel beside scikit-learn's, and squared errors beside those of kmeans1d.
+
+``--quick`` takes 4 of the 28 blocks. Writes benchmarks/results/quantizers.json. Each big step runs in a process of its
+own, whose peak resident memory (ru_maxrss) is its own. The machine may be noisy: quote ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kmeans1d
+import numpy as np
+import torch
+from accelerate import init_empty_weights
+from diffusers import PixArtTransformer2DModel
+from safetensors.torch import save_file
+from sklearn.cluster import KMeans
+
+from qua2sedimo import zoo
+from qua2sedimo.bank import Bank, stored_weight
+from qua2sedimo.denoisers import weight_modules
+from qua2sedimo.evaluation import Switch
+from qua2sedimo.evaluation.sampling import sample
+from qua2sedimo.options import SearchSpace
+from qua2sedimo.quantizers import METHODS
+from qua2sedimo.tensorfiles import Checkpoint
+
+RESULTS = Path(__file__).parent / "results"
+SHARD = 400_000_000  # bytes
+
+
+def pixart(blocks: int) -> Any:
+    """PixArt-XL with so many blocks, on the meta device."""
+    with init_empty_weights():
+        return PixArtTransformer2DModel(
+            num_layers=blocks, sample_size=64, caption_channels=4096, cross_attention_dim=1152
+        )
+
+
+def shapes(blocks: int) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(module.weight.shape) for name, module in weight_modules(pixart(blocks)).items()}
+
+
+def write_checkpoint(folder: Path, blocks: int) -> None:
+    """Random fp16 weights, N(0, 0.02²) with a scale per channel and a few outliers, in shards with an index."""
+    chance = torch.Generator().manual_seed(0)
+    pending: dict[str, torch.Tensor] = {}
+    files: dict[str, str] = {}
+
+    def flush() -> None:
+        name = f"diffusion_pytorch_model-{len(set(files.values())):05}.safetensors"
+        save_file(pending, folder / name)
+        files.update(dict.fromkeys(pending, name))
+        pending.clear()
+
+    for layer, shape in shapes(blocks).items():
+        weight = torch.randn(shape, generator=chance) * 0.02
+        weight *= torch.exp(0.3 * torch.randn((shape[0], *[1] * (len(shape) - 1)), generator=chance))
+        weight *= 1 + 4 * (torch.rand(shape, generator=chance) < 1e-3)
+        pending[f"{layer}.weight"] = weight.half()
+        if sum(t.nbytes for t in pending.values()) > SHARD:
+            flush()
+    flush()
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+
+
+def build_bank(checkpoint: Path, bank: Path, blocks: int) -> dict[str, Any]:
+    """The bank from the files alone."""
+    space = SearchSpace.of(shapes(blocks), "paper")
+    source = Checkpoint(checkpoint)
+    began = time.perf_counter()
+    Bank.build(bank, space, "benchmark", lambda n: source(f"{n}.weight"), workers=torch.get_num_threads())
+    return {"seconds": time.perf_counter() - began, "weights": space.weights, "layers": len(space.layers)}
+
+
+def limits(checkpoint: Path, blocks: int) -> dict[str, Any]:
+    """Sorting every row once, and copying the data once, as fp32 and in one thread."""
+    source, seconds = Checkpoint(checkpoint), {"sort": 0.0, "copy": 0.0}
+    for layer, shape in shapes(blocks).items():
+        rows = source(f"{layer}.weight").float().reshape(shape[0], -1).numpy()
+        for name, work in (("sort", lambda rows=rows: np.sort(rows, axis=1)), ("copy", rows.copy)):
+            began = time.perf_counter()
+            work()
+            seconds[name] += time.perf_counter() - began
+    return seconds
+
+
+def switch_live(checkpoint: Path, bank: Path, blocks: int) -> dict[str, Any]:
+    """Seconds for going over between random configurations of a live fp16 denoiser."""
+    source, model = Checkpoint(checkpoint), pixart(blocks)
+    model.to_empty(device="cpu").half()
+    modules = weight_modules(model)
+    space = SearchSpace.of(shapes(blocks), "paper")
+    for name in space.layers:
+        modules[name].weight.data.copy_(source(f"{name}.weight"))
+    switch = Switch(model, Bank(bank, space, "benchmark"))
+    drawn = [sample(space, "spread", 0, i, (3.0, 4.5)) for i in range(4)]
+    times, changed = [], []
+    for configuration in drawn:
+        began = time.perf_counter()
+        changed.append(switch.apply(configuration))
+        times.append(time.perf_counter() - began)
+    return {"seconds": times[1:], "layers changed": changed[1:]}
+
+
+def zoo_banks(folder: Path) -> dict[str, Any]:
+    """The six options of every layer of the shipped models."""
+    found = {}
+    for name in zoo.ENTRIES:
+        pipeline = zoo.load(name)
+        denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
+        modules = weight_modules(denoiser)
+        space = SearchSpace.of({n: tuple(m.weight.shape) for n, m in modules.items()}, "paper")
+        began = time.perf_counter()
+        Bank.build(
+            folder / name, space, name, lambda n, modules=modules: stored_weight(modules[n].weight.detach()),
+            workers=torch.get_num_threads(),
+        )  # fmt: skip
+        seconds = time.perf_counter() - began
+        size = sum(path.stat().st_size for path in (folder / name).glob("*.safetensors"))
+        found[name] = {"seconds": seconds, "weights": space.weights, "bytes over fp16": size / (2 * space.weights)}
+    return found
+
+
+def beside_others(checkpoint: Path) -> list[dict[str, Any]]:
+    """K-Means per channel of 16 and 8 levels on some channels of sample layers, one thread each."""
+    torch.set_num_threads(1)
+    source, rows = Checkpoint(checkpoint), []
+    block = "transformer_blocks.0"
+    for layer in (f"{block}.attn1.to_q", f"{block}.ff.net.2", "caption_projection.linear_1", "pos_embed.proj"):
+        weight = source(f"{layer}.weight")[:16]
+        flat = weight.float().reshape(16, -1).numpy()
+        METHODS["kmeans_c"].quantize(weight[:1], (4, 3))  # compiled before it is timed
+        began = time.perf_counter()
+        values = METHODS["kmeans_c"].quantize(weight.repeat(8, *[1] * (weight.ndim - 1)), (4, 3))
+        ours = (time.perf_counter() - began) / 8
+        began = time.perf_counter()
+        theirs = [[KMeans(2**b, max_iter=100).fit(row[:, None]).inertia_ for row in flat] for b in (4, 3)]
+        sklearn = time.perf_counter() - began
+        for b, value, inertias in zip((4, 3), values, theirs):
+            back = value.dequantize()[:16].float().reshape(16, -1).numpy()
+            error = float(((back.astype(np.float64) - flat) ** 2).sum())
+            oracle = 0.0
+            for row in flat.astype(np.float64):
+                centers = np.array(kmeans1d.cluster(row, min(2**b, row.size)).centroids)
+                oracle += float(((row[:, None] - centers) ** 2).min(axis=1).sum())
+            rows.append({
+                "layer": layer, "bits": b, "faster than scikit-learn": sklearn / ours,
+                "error over oracle": error / oracle if oracle > 1e-12 else 1.0,
+                "error over scikit-learn": error / sum(inertias) if sum(inertias) > 1e-12 else 1.0,
+            })  # fmt: skip
+    return rows
+
+
+def in_process(work: Callable[..., Any], *arguments: Any) -> tuple[Any, int]:
+    """The result of the call in a new process, and the most bytes that were resident there."""
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(send, work, arguments))
+    process.start()
+    send.close()
+    try:
+        return receive.recv()
+    except EOFError:
+        sys.exit(f"{work.__name__} failed")
+    finally:
+        process.join()
+
+
+def _answer(send: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    result = work(*arguments)
+    send.send((result, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="4 blocks instead of 28")
+    blocks = 4 if parser.parse_args().quick else 28
+    with tempfile.TemporaryDirectory() as temporary:
+        checkpoint, bank = Path(temporary, "checkpoint"), Path(temporary, "bank")
+        checkpoint.mkdir()
+        in_process(write_checkpoint, checkpoint, blocks)
+        built, peak = in_process(build_bank, checkpoint, bank, blocks)
+        built["peak bytes"] = peak
+        built["bytes over fp16"] = sum(f.stat().st_size for f in bank.glob("*")) / (2 * built["weights"])
+        built |= {f"seconds of a {name}": s for name, s in in_process(limits, checkpoint, blocks)[0].items()}
+        result = {"bank": built, "switch": in_process(switch_live, checkpoint, bank, blocks)[0]}
+        result["zoo"] = in_process(zoo_banks, Path(temporary, "zoo"))[0]
+        result["beside others"] = in_process(beside_others, checkpoint)[0]
+    millions = built["weights"] / 1e6
+    print(
+        f"bank of {millions:.0f} M weights, {built['layers']} layers × 6 options: {built['seconds']:.0f} s "
+        f"({2 * millions / built['seconds']:.1f} MB/s of fp16), peak {peak / 1e9:.2f} GB, "
+        f"{built['bytes over fp16']:.3f} × the fp16 bytes; a sort takes {built['seconds of a sort']:.1f} s, "
+        f"a copy {built['seconds of a copy']:.1f} s"
+    )
+    print("switch:", ", ".join(f"{s:.2f} s" for s in result["switch"]["seconds"]))
+    for name, entry in result["zoo"].items():
+        print(f"{name}: {entry['seconds']:.1f} s, {entry['bytes over fp16']:.3f} × the fp16 bytes")
+    for row in result["beside others"]:
+        print(
+            f"{row['layer']:<36} {row['bits']} bits: {row['faster than scikit-learn']:6.0f} × as fast as scikit-learn, "
+            f"error {row['error over oracle']:.6f} of the oracle's, "
+            f"{row['error over scikit-learn']:.4f} of scikit-learn's"
+        )
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "quantizers.json").write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
