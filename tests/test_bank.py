@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from qua2sedimo import bank as bank_module
-from qua2sedimo.bank import Bank
+from qua2sedimo.bank import Bank, stored_weight
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.quantizers import METHODS, quantization_error
@@ -222,7 +222,22 @@ def test_a_layer_with_nan_is_named_and_the_bank_stays_unfinished(tmp_path: Path,
     build(tmp_path).verify()  # a repaired checkpoint goes on
 
 
-UNIFORM = SearchSpace.of(SHAPES, "uaq-3,uaq-4")  # no compiled kernels, whose threads do not survive a fork
+def test_a_weight_beyond_half_precision_is_named_with_the_remedy(tmp_path: Path) -> None:
+    def weights(layer: str) -> torch.Tensor:
+        return stored_weight(weight(layer).float() * (1e6 if layer == "conv" else 1))
+
+    with pytest.raises(Qua2SeDiMoError, match=r"layer 'conv': \d+ of 216 weights are beyond ±65504") as refused:
+        build(tmp_path, weights)
+    assert "bfloat16" in str(refused.value.remedy)
+
+
+def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".0000.safetensors.123.tmp").write_bytes(b"half")
+    build(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+
+
+UNIFORM = SearchSpace.of(SHAPES, "uaq-3,uaq-4")
 
 
 def exit_code(work: Callable[[], object]) -> int | None:

@@ -233,7 +233,7 @@ def test_brackets_in_names_are_printed_as_they_are(refused, tmp_path: Path) -> N
 
 
 def test_inspect_lists_every_layer_with_its_sizes_for_people_and_machines(run, model: Path) -> None:  # type: ignore[no-untyped-def]
-    command = ("inspect", model, "--arguments", '{"guidance_scale": 1.0}', "--options", "uaq-4,kmeans_a-3")
+    command = ("inspect", model, "--arguments", '{"guidance_scale": 1.0}', "--set", "uaq-4,kmeans_a-3")
     content = json.loads(run(*command, "--json").out)
     layers = {layer["name"]: layer for layer in content["layers"]}
     assert content["denoiser"] == "DiTTransformer2DModel"

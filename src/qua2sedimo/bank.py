@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,15 @@ class Bank:
         if label.exists() and read_json(label) != owner:
             raise Qua2SeDiMoError(f"{folder} was begun for other weights or other options", _REBUILD)
         write_json(label, owner)
+        for leftover in folder.glob(".*.tmp"):  # of a build that was killed
+            leftover.unlink(missing_ok=True)
 
         def entry(position: int) -> tuple[str, dict[str, Any]]:
             layer = space.layers[position]
             path = _file(folder, position)
             if not _complete(path, layer):
-                _write_layer(path, layer, weights(layer), space.options[layer])
+                with _named(layer):
+                    _write_layer(path, layer, weights(layer), space.options[layer])
             about = _about(path)
             checksum = hashlib.sha256(path.read_bytes()).hexdigest()
             return layer, {"sha256": checksum, "errors": about["errors"], "dtype": about["dtype"]}
@@ -127,8 +131,29 @@ class Bank:
 
 
 def stored_weight(weight: torch.Tensor) -> torch.Tensor:
-    """The 16-bit tensor that is quantized: bf16 as it is, anything else as fp16."""
-    return weight if weight.dtype == torch.bfloat16 else weight.to(torch.float16)
+    """The 16-bit tensor that is quantized: bf16 as it is, anything else as fp16.
+
+    Raises :class:`Qua2SeDiMoError` if a finite weight is beyond the range of fp16.
+    """
+    if weight.dtype in (torch.bfloat16, torch.float16):
+        return weight
+    half = weight.to(torch.float16)
+    lost = int((torch.isinf(half) & torch.isfinite(weight)).sum())
+    if lost:
+        raise Qua2SeDiMoError(
+            f"{lost} of {weight.numel()} weights are beyond ±65504, the range of float16",
+            "Load the pipeline in torch.bfloat16.",
+        )
+    return half
+
+
+@contextmanager
+def _named(layer: str) -> Iterator[None]:
+    """Say in an error of a quantizer which layer it was."""
+    try:
+        yield
+    except Qua2SeDiMoError as error:
+        raise Qua2SeDiMoError(f"layer '{layer}': {error.message}", error.remedy) from error
 
 
 def _file(folder: Path, position: int) -> Path:
@@ -154,11 +179,7 @@ def _write_layer(path: Path, layer: str, weight: torch.Tensor, options: tuple[Op
     errors: dict[str, tuple[float, float]] = {}
     for method in dict.fromkeys(o.method for o in options):
         bits = [o.bits for o in options if o.method == method]
-        try:
-            values = METHODS[method].quantize(weight, bits)
-        except Qua2SeDiMoError as error:
-            raise Qua2SeDiMoError(f"layer '{layer}': {error.message}", "Repair the checkpoint.") from None
-        for value in values:
+        for value in METHODS[method].quantize(weight, bits):
             option = str(Option(method, value.bits))
             tensors[f"{option}.codes"] = value.codes.cpu()
             tensors |= {f"{option}.{name}": t.cpu().contiguous() for name, t in value.parameters.items()}

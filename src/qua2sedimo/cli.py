@@ -87,13 +87,13 @@ def demo(
     model: Annotated[str, typer.Option(help=f"One of {', '.join(zoo.ENTRIES)}.")] = "avatars-pixart",
     bits: Bits = 3.5,
     configurations: Configurations = 100,
-    images: Images = 12,
+    images: Images = 8,
 ) -> None:
     """Shrink a trained text-to-image model that comes with the package, in a few minutes, with pictures."""
     if model not in zoo.ENTRIES:
         raise Qua2SeDiMoError(f"unknown zoo model '{model}'", f"Known: {', '.join(zoo.ENTRIES)}.")
     settings = settings_for(model, None, "{}", "wide", images, None, 0)
-    _everything(out / model, settings, bits, configurations)
+    _everything(out / model, settings, bits, configurations, compared=64)
 
 
 @app.command()
@@ -113,7 +113,7 @@ def run(
     _everything(study, settings_for(model, prompt, arguments, options, images, component, seed), bits, configurations)
 
 
-def _everything(folder: Path, settings: StudySettings, bits: float, configurations: int) -> None:
+def _everything(folder: Path, settings: StudySettings, bits: float, configurations: int, compared: int = 96) -> None:
     from qua2sedimo.comparison import compare, table_json
     from qua2sedimo.files import write_text
     from qua2sedimo.report import write_report
@@ -133,7 +133,7 @@ def _everything(folder: Path, settings: StudySettings, bits: float, configuratio
         study.fit(progress=report)
         choice = study.choose(bits, progress=report)
         packed = study.export(bits, folder / f"packed-{bits:g}")
-        rows = compare(study, choice, folder / f"packed-{bits:g}", progress=report)
+        rows = compare(study, choice, folder / f"packed-{bits:g}", compared, report)
         page = write_report(report_data(study, choice, rows), folder / "report.html")
     write_text(folder / "table.json", table_json(rows))
     console.print(comparison_table(rows, console.width))
@@ -167,7 +167,11 @@ def init(
 @app.command()
 def inspect(
     model: Model,
-    options: Options = "wide",
+    options: Annotated[
+        str | None,
+        typer.Option(metavar="LAYER", help="Show one layer: histogram, and each option's levels, error and bytes."),
+    ] = None,
+    option_set: Annotated[str, typer.Option("--set", help="Which options: `wide`, `paper`, or a list.")] = "wide",
     layer: Annotated[str, typer.Option(help="Show only layers that match this pattern.")] = "*",
     component: Annotated[str | None, typer.Option(help="Which denoiser, if the pipeline has several.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
@@ -176,15 +180,19 @@ def inspect(
     """Show the weight layers of a model: operation, block, shape, and bytes under each option."""
     import tempfile
 
-    from qua2sedimo.denoisers import load_pipeline
+    from qua2sedimo.denoisers import denoiser_of, load_pipeline
     from qua2sedimo.evaluation.generate import input_argument
+    from qua2sedimo.layer_view import layer_options_table
     from qua2sedimo.study import Study
     from qua2sedimo.terminal import console, layer_table, size
 
     pipeline = load_pipeline(model)
+    if options is not None:
+        console.print(layer_options_table(denoiser_of(pipeline, component)[1], options, option_set))
+        return
     inputs = {"prompt": ["a picture"], "class_labels": ["0"], None: []}[input_argument(pipeline)]
     with tempfile.TemporaryDirectory() as folder:
-        settings = settings_for(model, None if model in zoo.ENTRIES else inputs, arguments, options, 2, component, 0)
+        settings = settings_for(model, None if model in zoo.ENTRIES else inputs, arguments, option_set, 2, component, 0)
         study = Study.create(folder, settings, pipeline)
         space, graph = study.space, study.graph
         low, high = space.byte_range()

@@ -86,7 +86,10 @@ def stored_dtype(dtype: torch.dtype) -> torch.dtype:
 def check_finite(weight: torch.Tensor) -> None:
     bad = int((~torch.isfinite(weight)).sum()) if weight.numel() else 0
     if bad:
-        raise Qua2SeDiMoError(f"weight has {bad} NaN or infinite values of {weight.numel()}")
+        raise Qua2SeDiMoError(
+            f"weight has {bad} NaN or infinite values of {weight.numel()}",
+            "Repair the checkpoint, or download it again.",
+        )
 
 
 def _raw(tensor: torch.Tensor) -> np.ndarray:
