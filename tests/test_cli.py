@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from tests.conftest import small_pipeline
@@ -18,7 +20,7 @@ from qua2sedimo import Study, cli
 from qua2sedimo.predictor import FitSettings
 
 COMMANDS = (
-    "demo", "run", "init", "inspect", "measure", "fit", "explain", "choose", "export", "generate", "report",
+    "demo", "run", "init", "inspect", "quantize", "measure", "fit", "explain", "choose", "export", "generate", "report",
 )  # fmt: skip
 FEW_STEPS = '{"num_inference_steps": 2, "guidance_scale": 1.0}'
 
@@ -245,6 +247,37 @@ def test_inspect_lists_every_layer_with_its_sizes_for_people_and_machines(run, m
     assert f"{len(layers)} weight layers" in table.out and "average bits" in table.out
     shown = run(*command, "--layer", "*.ff.*").out
     assert "ff.net.2" in shown and "attn1.to_q" not in shown
+
+
+def test_quantize_reads_the_files_and_loads_no_model(run, model: Path, study: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    live = Study(study)
+    _ = live.graph  # traced once, from a real call
+    monkeypatch.setattr("qua2sedimo.study.load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+    ended = run("quantize", study)
+    assert ended.status == 0, ended.err
+    assert "options of" in ended.out and "measure" in ended.out
+    bank = Study(study).build_bank()
+    bank.verify()
+    layer = bank.space.layers[0]
+    assert torch.equal(Study(study).weight(layer), live.modules[layer].weight.detach().half())
+
+
+def test_quantize_names_a_damaged_shard(run, refused, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    assert run("init", broken, tmp_path / "s", "--prompt", 1, "--arguments", FEW_STEPS).status == 0
+    _ = Study(tmp_path / "s").graph
+    (path,) = (broken / "transformer").glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    assert path.name in refused("quantize", tmp_path / "s")
+
+
+def test_inspect_draws_the_options_of_one_layer(run, refused, model: Path) -> None:  # type: ignore[no-untyped-def]
+    layer = "transformer_blocks.0.attn1.to_q"
+    ended = run("inspect", model, "--options", layer, "--set", "uaq-4,kmeans_a-3")
+    assert ended.status == 0, ended.err
+    assert layer in ended.out and "uaq-4" in ended.out and "kmeans_a-3" in ended.out
+    assert "to_q" in refused("inspect", model, "--options", "transformer_blocks.0.attn1.to_x")
 
 
 def test_inspect_needs_no_prompt(run, model: Path) -> None:  # type: ignore[no-untyped-def]

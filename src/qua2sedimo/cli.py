@@ -220,6 +220,23 @@ def inspect(
 
 
 @app.command()
+def quantize(study: StudyFolder) -> None:
+    """Quantize every layer under every option (measure does it by itself); run again, it goes on."""
+    from qua2sedimo.study import Study
+    from qua2sedimo.terminal import console, progress, size
+
+    opened = Study(study)
+    with progress() as report:
+        opened.build_bank(report)
+    nbytes = sum(path.stat().st_size for path in (study / "bank").glob("*.safetensors"))
+    options = sum(map(len, opened.space.options.values()))
+    console.print(
+        f"{options} options of {len(opened.space.layers)} layers in {study / 'bank'}: {size(nbytes)}. "
+        f"Next: qua2sedimo measure {study}"
+    )
+
+
+@app.command()
 def measure(study: StudyFolder, configurations: Configurations = 100) -> None:
     """Measure random configurations until there are so many; run again, it goes on."""
     from qua2sedimo.evaluation import metric

@@ -23,7 +23,16 @@ import torch
 from qua2sedimo import zoo
 from qua2sedimo.bank import Bank, stored_weight
 from qua2sedimo.choices import Candidate, Choice
-from qua2sedimo.denoisers import Graph, capture_call, denoiser_of, load_pipeline, trace, weight_modules, weight_of
+from qua2sedimo.denoisers import (
+    Graph,
+    capture_call,
+    denoiser_checkpoint,
+    denoiser_of,
+    load_pipeline,
+    trace,
+    weight_modules,
+    weight_of,
+)
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation import Generation, Generator, Measurement, Measurer, Switch
 from qua2sedimo.evaluation.generate import check_arguments, check_inputs
@@ -38,6 +47,7 @@ from qua2sedimo.runtime import save_packed
 from qua2sedimo.search import Budget, budget_bytes, propose
 from qua2sedimo.sensitivity import Scores, op_scores
 from qua2sedimo.settings import StudySettings
+from qua2sedimo.tensorfiles import Checkpoint
 
 _MOST_WORKERS = 8  # layers quantized side by side: each needs some 30 bytes a weight
 
@@ -132,12 +142,25 @@ class Study:
         }
         return SearchSpace.of(shapes, self.settings.options)
 
+    def weight(self, layer: str) -> torch.Tensor:
+        """The 16-bit weight that is quantized: from the checkpoint's files if the model is a folder, so that no
+        model has to be loaded for it, else from the denoiser.
+        """
+        name = f"{layer}.weight"
+        if self._checkpoint is not None and name in self._checkpoint:
+            return stored_weight(self._checkpoint(name).float())  # as a pipeline in fp32 holds it
+        return stored_weight(weight_of(self.modules[layer]))
+
+    @cached_property
+    def _checkpoint(self) -> Checkpoint | None:
+        return None if self._given is not None else denoiser_checkpoint(self.settings.model, self.settings.component)
+
     @cached_property
     def identity(self) -> str:
         """Names the search space and the very weights: what belongs to other ones is refused, not mixed."""
         checksum = 0
         for layer in self.space.layers:
-            weight = stored_weight(weight_of(self.modules[layer])).cpu().contiguous()
+            weight = self.weight(layer).cpu().contiguous()
             checksum = zlib.crc32(weight.view(torch.int16).numpy().tobytes(), checksum)
         return f"{self.space.hash}-{checksum:08x}"
 
@@ -154,7 +177,7 @@ class Study:
             index.parent,
             self.space,
             self.identity,
-            lambda layer: stored_weight(weight_of(self.modules[layer])),
+            self.weight,
             lambda done: progress(done, total, "quantizing layers"),
             workers,
         )

@@ -40,6 +40,13 @@ def error_per_channel(weight: torch.Tensor, bits: int) -> float:
     return float((decoded(PER_CHANNEL.quantize(weight, [bits])[0]) - weight.double()).square().sum())
 
 
+def codebooks_of_rows(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Codebooks of sorted rows, side by side."""
+    found = np.empty((len(values), sizes.sum()))
+    optimal_codebooks_rows(values, sizes, found)
+    return found
+
+
 def heavy_tailed(shape: tuple[int, ...], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_t(3, shape)
 
@@ -56,7 +63,7 @@ def test_codebooks_reach_the_oracles_squared_error(
     seed: int, count: int, clusters: int, shift: float, scale: float
 ) -> None:
     values = np.sort(scale * (heavy_tailed((count,), seed) + shift))
-    centers = optimal_codebooks_rows(values[None], np.array([clusters]))[0]
+    centers = codebooks_of_rows(values[None], np.array([clusters]))[0]
     allowed = squared_error(values, oracle(values, clusters))
     noise = 1e-12 * count * float(np.abs(values).max()) ** 2 * 1e-3
     assert squared_error(values, centers) <= allowed * (1 + 1e-6) + noise
@@ -81,7 +88,7 @@ def test_optimal_where_many_clusterings_cost_the_same(kind: str, seed: int, coun
         "outlier": np.append(half, 1e4),
     }[kind]
     values = np.sort(values)
-    centers = optimal_codebooks_rows(values[None], np.array([clusters]))[0]
+    centers = codebooks_of_rows(values[None], np.array([clusters]))[0]
     best = squared_error(values, oracle(values, clusters))
     assert squared_error(values, centers) <= best * (1 + 1e-9) + 1e-12 * float((values**2).sum())
 
@@ -89,7 +96,7 @@ def test_optimal_where_many_clusterings_cost_the_same(kind: str, seed: int, coun
 def test_long_channels_of_weights_reach_the_oracle_at_every_size() -> None:
     values = np.sort(heavy_tailed((1, 3000), 7).astype(np.float16).astype(np.float32), axis=1)
     sizes = np.array([2**b for b in range(2, 9)])
-    centers = np.split(optimal_codebooks_rows(values, sizes)[0], np.cumsum(sizes)[:-1])
+    centers = np.split(codebooks_of_rows(values, sizes)[0], np.cumsum(sizes)[:-1])
     for size, part in zip(sizes, centers):
         assert squared_error(values, part) == pytest.approx(squared_error(values, oracle(values, size)), rel=1e-9)
 
@@ -97,8 +104,8 @@ def test_long_channels_of_weights_reach_the_oracle_at_every_size() -> None:
 def test_all_sizes_come_out_in_the_order_asked() -> None:
     values = np.sort(heavy_tailed((3, 90), 1), axis=1)
     sizes = np.array([8, 2, 4])
-    together = optimal_codebooks_rows(values, sizes)
-    alone = np.concatenate([optimal_codebooks_rows(values, np.array([s])) for s in sizes], axis=1)
+    together = codebooks_of_rows(values, sizes)
+    alone = np.concatenate([codebooks_of_rows(values, np.array([s])) for s in sizes], axis=1)
     np.testing.assert_allclose(together, alone, rtol=1e-12)
 
 

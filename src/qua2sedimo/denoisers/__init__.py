@@ -2,7 +2,7 @@
 
 from qua2sedimo.denoisers.graph import Graph, Node
 from qua2sedimo.denoisers.layers import WeightLayer, weight_layers, weight_modules, weight_of
-from qua2sedimo.denoisers.pipelines import capture_call, denoiser_of, load_pipeline
+from qua2sedimo.denoisers.pipelines import capture_call, denoiser_checkpoint, denoiser_of, load_pipeline
 from qua2sedimo.denoisers.trace import trace
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Node",
     "WeightLayer",
     "capture_call",
+    "denoiser_checkpoint",
     "denoiser_of",
     "load_pipeline",
     "trace",

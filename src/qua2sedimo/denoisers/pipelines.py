@@ -13,7 +13,9 @@ from torch import nn
 
 from qua2sedimo import zoo
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.files import read_json
 from qua2sedimo.quiet import quiet
+from qua2sedimo.tensorfiles import WEIGHTS, Checkpoint
 
 #: Components that denoise, in the order in which they are looked for.
 DENOISERS = ("transformer", "unet", "transformer_2", "prior", "decoder")
@@ -91,6 +93,21 @@ def denoiser_of(pipeline: Any, component: str | None = None) -> tuple[str, nn.Mo
             "Name the one to quantize with --component.",
         )
     return names[0], module
+
+
+def denoiser_checkpoint(model: str, component: str | None = None) -> Checkpoint | None:
+    """The files of the denoiser of a zoo model or a local pipeline folder; None if they lie elsewhere, or otherwise.
+
+    Raises :class:`Qua2SeDiMoError` if a shard is missing or damaged.
+    """
+    folder = zoo.ENTRIES[model].folder if model in zoo.ENTRIES else Path(model).expanduser()
+    if not (folder / "model_index.json").is_file():
+        return None
+    index = read_json(folder / "model_index.json")
+    names = [component] if component else [name for name in DENOISERS if index.get(name, [None])[0] is not None]
+    if not names or not any((folder / names[0]).glob(f"{WEIGHTS}*.safetensors*")):
+        return None
+    return Checkpoint(folder / names[0])
 
 
 @dataclass(frozen=True)

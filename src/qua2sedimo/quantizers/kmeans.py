@@ -13,6 +13,7 @@ import torch
 from qua2sedimo.quantizers.lookup import nearest_rows
 from qua2sedimo.quantizers.method import Method, stored_dtype
 from qua2sedimo.quantizers.optimal import optimal_codebooks_rows, optimal_codebooks_weighted
+from qua2sedimo.quantizers.threads import spread
 
 _BINS = 1 << 16
 
@@ -34,7 +35,12 @@ class KMeansPerChannel(Method):
     def fit(self, weight: torch.Tensor, bits: Sequence[int]) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
         rows = weight.float().cpu().numpy()
         sizes = _sizes(bits)
-        centers = optimal_codebooks_rows(np.sort(rows, axis=1), sizes)  # [channels, sum of sizes]
+        centers = np.empty((len(rows), sizes.sum()))
+
+        def best(a: int, b: int) -> None:
+            optimal_codebooks_rows(np.sort(rows[a:b], axis=1), sizes, centers[a:b])
+
+        spread(best, len(rows), rows.size)
         fitted = []
         for part in np.split(centers, np.cumsum(sizes)[:-1], axis=1):
             codebooks = torch.from_numpy(part).to(stored_dtype(weight.dtype))
@@ -93,7 +99,11 @@ def _sizes(bits: Sequence[int]) -> np.ndarray:
 def _nearest(rows: np.ndarray, codebooks: torch.Tensor) -> torch.Tensor:
     """Index of the nearest entry of the row's codebook: uint8 [channels, n]."""
     codes = np.empty(rows.shape, dtype=np.uint8)
-    nearest_rows(rows, codebooks.float().numpy(), codes)
+    books = codebooks.float().numpy()
+    if len(books) == 1:
+        nearest_rows(rows, books, codes)
+    else:
+        spread(lambda a, b: nearest_rows(rows[a:b], books[a:b], codes[a:b]), len(rows), rows.size)
     return torch.from_numpy(codes)
 
 

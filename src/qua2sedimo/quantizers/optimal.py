@@ -242,14 +242,12 @@ def _codebooks(x, w, sizes, out):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def optimal_codebooks_rows(x, sizes):  # type: ignore[no-untyped-def]
-    """Sorted rows [channels, n] → float64 [channels, Σ sizes]: each row's optimal codebooks, side by side."""
+def optimal_codebooks_rows(x, sizes, out):  # type: ignore[no-untyped-def]
+    """Sorted rows [channels, n] → ``out``, float64 [channels, Σ sizes]: each row's optimal codebooks, side by side."""
     channels, n = x.shape
-    out = np.empty((channels, sizes.sum()))
     ones = np.ones(n)
     for c in range(channels):
         _codebooks(x[c].astype(np.float64), ones, sizes, out[c])
-    return out
 
 
 @numba.njit(cache=True, nogil=True)
