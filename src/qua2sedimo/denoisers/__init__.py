@@ -1,7 +1,7 @@
 """What is quantized: a denoiser's weight layers, their names, and how data flows between them."""
 
 from qua2sedimo.denoisers.graph import Graph, Node
-from qua2sedimo.denoisers.layers import WeightLayer, weight_layers, weight_modules, weight_of
+from qua2sedimo.denoisers.layers import WeightLayer, unit_weight, weight_layers, weight_modules, weight_of
 from qua2sedimo.denoisers.pipelines import capture_call, denoiser_of, load_pipeline
 from qua2sedimo.denoisers.trace import trace
 
@@ -13,6 +13,7 @@ __all__ = [
     "denoiser_of",
     "load_pipeline",
     "trace",
+    "unit_weight",
     "weight_layers",
     "weight_modules",
     "weight_of",
