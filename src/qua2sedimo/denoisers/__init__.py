@@ -1,6 +1,8 @@
 """What is quantized: a denoiser's weight layers, their names, and how data flows between them."""
 
+from qua2sedimo.denoisers.architecture import architecture
 from qua2sedimo.denoisers.graph import Graph, Node
+from qua2sedimo.denoisers.inputs import built_inputs, read_inputs
 from qua2sedimo.denoisers.layers import WeightLayer, unit_weight, weight_layers, weight_modules, weight_of
 from qua2sedimo.denoisers.pipelines import capture_call, denoiser_of, load_pipeline
 from qua2sedimo.denoisers.trace import trace
@@ -9,9 +11,12 @@ __all__ = [
     "Graph",
     "Node",
     "WeightLayer",
+    "architecture",
+    "built_inputs",
     "capture_call",
     "denoiser_of",
     "load_pipeline",
+    "read_inputs",
     "trace",
     "unit_weight",
     "weight_layers",

@@ -9,33 +9,51 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
+from qua2sedimo.denoisers.absent import call_without_values, has_absent_weights, without_values
 from qua2sedimo.denoisers.graph import Graph
-from qua2sedimo.denoisers.layers import WeightLayer, weight_layers
+from qua2sedimo.denoisers.layers import WeightLayer, weight_layers, weight_modules
 from qua2sedimo.denoisers.reduction import Spans, reduced
+from qua2sedimo.denoisers.ties import tied, tied_candidates
 from qua2sedimo.denoisers.tracer import Tracer
 from qua2sedimo.errors import Qua2SeDiMoError
 
 
 def trace(
-    denoiser: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, parts: bool = False
+    denoiser: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    parts: bool = False,
+    ties: bool = False,
+    compute: bool = True,
 ) -> Graph:
     """Run ``denoiser(*args, **kwargs)`` once and return its graph.
 
-    With ``parts``, a layer that reads a concatenation along its input channels is cut where they were joined.
+    With ``parts``, a layer that reads a concatenation along its input channels is cut where they were joined. With
+    ``ties``, layers of equal weights and sources become one. Weights on the meta device, or all without ``compute``,
+    are replaced by fake tensors: the forward then takes seconds at any size, and layers that may be tied are named.
 
     Raises :class:`Qua2SeDiMoError` if the forward fails on these inputs.
     """
     layers = weight_layers(denoiser)
+    absent = has_absent_weights(denoiser)
+    tensors: dict[str, torch.Tensor] = {}
+    args, kwargs = tuple(args), dict(kwargs or {})
+    if absent or not compute:
+        tensors, args, kwargs = without_values(denoiser, args, kwargs)
     tracer = Tracer()
-    bound = inspect.signature(denoiser.forward).bind(*args, **dict(kwargs or {}))
-    for name, tensor in _named_tensors(bound.arguments):
+    numbers = set()
+    for name, tensor in _named_tensors(_bound(denoiser, args, kwargs)):
         tracer.mark_input(name, tensor)
+        if tensor.numel() == (tensor.shape[0] if tensor.ndim else 1):  # one number a sample
+            numbers.add(name)
     hooks = [
         hook
         for layer in layers.values()
@@ -46,7 +64,7 @@ def trace(
     denoiser.eval()
     try:
         with torch.no_grad(), tracer:
-            output = denoiser(*args, **dict(kwargs or {}))
+            output = call_without_values(denoiser, tensors, args, kwargs) if tensors else denoiser(*args, **kwargs)
     except (RuntimeError, TypeError, ValueError) as error:
         raise Qua2SeDiMoError(f"{type(denoiser).__name__}: the forward pass failed while tracing: {error}") from error
     finally:
@@ -57,12 +75,19 @@ def trace(
     found = {node.name for node in nodes if node.kind == "layer"}
     units = {unit.name: unit for layer in layers.values() for unit in _units(layer, spans) if unit.name in found}
     reached = {unit.module for unit in units.values()}
-    return Graph(
-        denoiser=type(denoiser).__name__,
-        nodes=tuple(nodes),
-        layers=units,
-        bypassed=tuple(name for name in layers if name not in reached),
-    )
+    bypassed = tuple(name for name in layers if name not in reached)
+    graph = Graph(type(denoiser).__name__, tuple(nodes), units, bypassed)
+    if absent:
+        return replace(graph, tied_candidates=tied_candidates(graph, denoiser, numbers))
+    return tied(graph, weight_modules(denoiser)) if ties else graph
+
+
+def _bound(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The forward's arguments by name."""
+    try:
+        return dict(inspect.signature(denoiser.forward).bind(*args, **kwargs).arguments)
+    except TypeError as error:
+        raise Qua2SeDiMoError(f"{type(denoiser).__name__} cannot be called so: {error}") from error
 
 
 def _units(layer: WeightLayer, spans: Spans) -> list[WeightLayer]:
