@@ -426,8 +426,8 @@ def test_a_pipeline_is_quantized_in_place_within_the_budget(tmp_path: Path, quic
     layers = {n: m for n, m in pipeline.transformer.named_modules() if isinstance(m, QuantizedLayer)}
     study = Study(tmp_path / "study", small_pipeline())
     choice = study.choose(BITS)
-    assert set(layers) == set(study.space.layers)
-    assert sum(layer.quantized_weight().nbytes for layer in layers.values()) == choice.nbytes
+    assert set(layers) == {study.graph.layers[name].module for name in study.space.layers}
+    assert sum(layer.quantized_weights()[0].nbytes for layer in layers.values()) == choice.nbytes
     assert choice.average_bits <= BITS
     study.switch.apply(choice.configuration)
     for name, layer in layers.items():

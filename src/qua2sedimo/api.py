@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from qua2sedimo.runtime import quantized_module, replace_layers
+from qua2sedimo.runtime import quantized_layers, replace_layers
 from qua2sedimo.settings import StudySettings
 from qua2sedimo.study import Progress, Study, silent
 
@@ -48,6 +48,5 @@ def quantize(
         finally:
             study.switch.restore()
         values = study.bank.values(chosen)
-        layers = {name: quantized_module(study.modules[name], value) for name, value in values.items()}
-        replace_layers(study.denoiser, layers)
+        replace_layers(study.denoiser, quantized_layers(study.denoiser, values, study.copies))
     return pipeline

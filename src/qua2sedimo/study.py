@@ -25,13 +25,14 @@ from qua2sedimo.bank import Bank, stored_weight
 from qua2sedimo.choices import Candidate, Choice
 from qua2sedimo.denoisers import (
     Graph,
+    WeightLayer,
     capture_call,
     denoiser_checkpoint,
     denoiser_of,
     load_pipeline,
     trace,
+    unit_weight,
     weight_modules,
-    weight_of,
 )
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation import Generation, Generator, Measurement, Measurer, Switch
@@ -125,31 +126,44 @@ class Study:
         if path.exists():
             return Graph.load(path)
         call = capture_call(self.pipeline, self.denoiser, self.generator.call_arguments([0]))
-        graph = trace(self.denoiser, call.args, call.kwargs)
+        graph = trace(self.denoiser, call.args, call.kwargs, parts=True, ties=True)
         graph.save(path)
         return graph
 
     @cached_property
     def space(self) -> SearchSpace:
         """Layers that can be measured, without those kept in 16 bits, and their options."""
-        kept = [p for p in self.settings.keep if not any(fnmatch.fnmatch(name, p) for name in self.graph.layers)]
-        if kept:
-            raise Qua2SeDiMoError(f"keep: no layer matches '{kept[0]}'", "See `qua2sedimo inspect MODEL`.")
+        layers = self.graph.layers
+        idle = [p for p in self.settings.keep if not any(_matches(layer, p) for layer in layers.values())]
+        if idle:
+            raise Qua2SeDiMoError(f"keep: no layer matches '{idle[0]}'", "See `qua2sedimo inspect MODEL`.")
         shapes = {
             name: layer.shape
-            for name, layer in self.graph.layers.items()
-            if not any(fnmatch.fnmatch(name, pattern) for pattern in self.settings.keep)
+            for name, layer in layers.items()
+            if not any(_matches(layer, pattern) for pattern in self.settings.keep)
         }
+        if not shapes:
+            raise Qua2SeDiMoError("keep: no layer is left to quantize", "Keep fewer layers.")
         return SearchSpace.of(shapes, self.settings.options)
 
     def weight(self, layer: str) -> torch.Tensor:
-        """The 16-bit weight that is quantized: from the checkpoint's files if the model is a folder, so that no
-        model has to be loaded for it, else from the denoiser.
+        """The 16-bit weight of a layer or part that is quantized.
+
+        From the checkpoint's files if the model is a folder, so that no model has to be loaded for it, else from the
+        denoiser.
         """
-        name = f"{layer}.weight"
+        unit = self.graph.layers[layer]
+        name = f"{unit.module}.weight"
         if self._checkpoint is not None and name in self._checkpoint:
-            return stored_weight(self._checkpoint(name).float())  # as a pipeline in fp32 holds it
-        return stored_weight(weight_of(self.modules[layer]))
+            whole = stored_weight(self._checkpoint(name).float())  # as a pipeline in fp32 holds it
+            return whole if unit.span is None else whole[:, unit.span[0] : unit.span[1]].contiguous()
+        return stored_weight(unit_weight(self.modules, unit))
+
+    @cached_property
+    def copies(self) -> dict[str, tuple[str, ...]]:
+        """Module name → other modules with the same weights, which get the same option."""
+        layers = (self.graph.layers[name] for name in self.space.layers)
+        return {layer.module: layer.copies for layer in layers if layer.copies}
 
     @cached_property
     def _checkpoint(self) -> Checkpoint | None:
@@ -192,7 +206,7 @@ class Study:
 
     @cached_property
     def switch(self) -> Switch:
-        return Switch(self.denoiser, self.bank)
+        return Switch(self.denoiser, self.bank, self.graph.layers)
 
     def measurer(self, start: int, stop: int) -> Measurer:
         metrics = list(dict.fromkeys([self.settings.objective, *self.settings.metrics]))
@@ -350,7 +364,7 @@ class Study:
         self.switch.restore()
         values = self.bank.values(configuration)
         with quiet():
-            return save_packed(self.pipeline, self.component, values, Path(out), extra)
+            return save_packed(self.pipeline, self.component, values, Path(out), extra, self.copies)
 
     # Helpers ---------------------------------------------------------------------------------------------------
 
@@ -384,6 +398,11 @@ class Study:
     def _record(self, role: str, number: int, configuration: Configuration, measurement: Measurement) -> None:
         bits = self.space.average_bits(configuration)
         self.records.add(Record(role, number, configuration, bits, measurement), versions())
+
+
+def _matches(layer: WeightLayer, pattern: str) -> bool:
+    """Whether a layer of this unit, or a copy, is meant by the pattern; layers are kept whole."""
+    return any(fnmatch.fnmatchcase(name, pattern) for name in (layer.module, *layer.copies))
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tests.conftest import call_of, small_dit
 from torch import nn
 
 from qua2sedimo.bank import Bank
-from qua2sedimo.denoisers import weight_modules, weight_of
+from qua2sedimo.denoisers import unit_weight, weight_layers, weight_modules, weight_of
 from qua2sedimo.evaluation import Switch
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.quantizers import METHODS
@@ -43,7 +44,7 @@ def written(before: dict[str, int], after: dict[str, int]) -> set[str]:
 def test_a_configuration_puts_the_dequantized_weights_in_place(model: nn.Module, bank: Bank) -> None:
     options = (LOW, HIGH, CODEBOOK)
     configuration = Configuration((n, options[i % 3]) for i, n in enumerate(bank.space.layers))
-    Switch(model, bank).apply(configuration)
+    Switch(model, bank, weight_layers(model)).apply(configuration)
     for name, option in configuration.items():
         expected = bank.get(name, option).dequantize().float()
         assert torch.equal(model.get_submodule(name).weight, expected), name
@@ -51,7 +52,7 @@ def test_a_configuration_puts_the_dequantized_weights_in_place(model: nn.Module,
 
 
 def test_only_layers_whose_option_changes_are_written(model: nn.Module, bank: Bank) -> None:
-    switch, layers = Switch(model, bank), bank.space.layers
+    switch, layers = Switch(model, bank, weight_layers(model)), bank.space.layers
     assert switch.apply(bank.space.uniform(HIGH)) == len(layers)
     before = versions(model)
     other = Configuration({**bank.space.uniform(HIGH), layers[1]: LOW, layers[4]: CODEBOOK})
@@ -64,7 +65,7 @@ def test_only_layers_whose_option_changes_are_written(model: nn.Module, bank: Ba
 
 def test_restoring_gives_back_the_very_bits_of_every_tensor(model: nn.Module, bank: Bank) -> None:
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    switch = Switch(model, bank)
+    switch = Switch(model, bank, weight_layers(model))
     for option in (HIGH, LOW, CODEBOOK):
         switch.apply(bank.space.uniform(option))
     switch.restore()
@@ -75,7 +76,7 @@ def test_restoring_gives_back_the_very_bits_of_every_tensor(model: nn.Module, ba
 
 
 def test_after_restoring_a_configuration_is_applied_anew(model: nn.Module, bank: Bank) -> None:
-    switch, uniform = Switch(model, bank), bank.space.uniform(LOW)
+    switch, uniform = Switch(model, bank, weight_layers(model)), bank.space.uniform(LOW)
     switch.apply(uniform)
     expected = model(**call_of(model)).sample
     switch.restore()
@@ -87,8 +88,8 @@ def test_after_restoring_a_configuration_is_applied_anew(model: nn.Module, bank:
 def test_the_way_to_a_configuration_does_not_matter(bank: Bank) -> None:
     straight, round_about = small_dit(), small_dit()
     goal = Configuration((n, (LOW, CODEBOOK)[i % 2]) for i, n in enumerate(bank.space.layers))
-    Switch(straight, bank).apply(goal)
-    switch = Switch(round_about, bank)
+    Switch(straight, bank, weight_layers(straight)).apply(goal)
+    switch = Switch(round_about, bank, weight_layers(round_about))
     for configuration in (bank.space.uniform(HIGH), bank.space.uniform(LOW), goal):
         switch.apply(configuration)
     expected = straight.state_dict()
@@ -97,7 +98,7 @@ def test_the_way_to_a_configuration_does_not_matter(bank: Bank) -> None:
 
 def test_an_option_outside_the_bank_is_made_from_the_original_weights(model: nn.Module, bank: Bank) -> None:
     option = Option("uaq", 8)
-    switch = Switch(model, bank)
+    switch = Switch(model, bank, weight_layers(model))
     switch.apply(bank.space.uniform(LOW))
     switch.apply(bank.space.uniform(option))
     for name in bank.space.layers:
@@ -107,9 +108,32 @@ def test_an_option_outside_the_bank_is_made_from_the_original_weights(model: nn.
 
 def test_half_precision_denoisers_keep_their_dtype(bank: Bank, tmp_path: Path) -> None:
     model = small_dit().half()
-    switch = Switch(model, bank)
+    switch = Switch(model, bank, weight_layers(model))
     switch.apply(bank.space.uniform(HIGH))
     assert {m.weight.dtype for m in weight_modules(model).values()} == {torch.float16}
     switch.restore()
     expected = small_dit().half().state_dict()
     assert all(torch.equal(expected[n], t) for n, t in model.state_dict().items())
+
+
+def test_parts_are_written_where_they_lie_and_copies_all_alike(tmp_path: Path) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.twin = nn.Conv2d(6, 4, 3), nn.Conv2d(6, 4, 3)
+            self.twin.load_state_dict(self.conv.state_dict())
+
+    model = Model()
+    whole = replace(weight_layers(model)["conv"], copies=("twin",))
+    layers = {part.name: part for part in (whole.part(0, 4), whole.part(4, 6))}
+    modules = weight_modules(model)
+    space = SearchSpace.of({name: layer.shape for name, layer in layers.items()}, "uaq-3,uaq-4")
+    bank = Bank.build(tmp_path, space, "x", lambda n: unit_weight(modules, layers[n]).half().contiguous())
+    before = model.conv.weight.detach().clone()
+    switch = Switch(model, bank, layers)
+    switch.apply(Configuration({"conv[0:4]": LOW, "conv[4:6]": HIGH}))
+    expected = [bank.get("conv[0:4]", LOW).dequantize(), bank.get("conv[4:6]", HIGH).dequantize()]
+    assert torch.equal(model.conv.weight, torch.cat(expected, dim=1).float())
+    assert torch.equal(model.twin.weight, model.conv.weight)
+    switch.restore()
+    assert torch.equal(model.conv.weight, before) and torch.equal(model.twin.weight, before)

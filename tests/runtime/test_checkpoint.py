@@ -9,9 +9,13 @@ import pytest
 import torch
 from diffusers import AutoModel, DiffusionPipeline
 from safetensors import safe_open
+from torch import nn
 
-from qua2sedimo.quantizers import METHODS
-from qua2sedimo.runtime import QuantizedLayer, dequantize, save_packed
+from qua2sedimo.denoisers import parse_unit
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.options import Option
+from qua2sedimo.quantizers import METHODS, QuantizedWeight
+from qua2sedimo.runtime import QuantizedLayer, dequantize, quantized_layers, replace_layers, save_packed
 from qua2sedimo.runtime import checkpoint as checkpoint_module
 from qua2sedimo.runtime.table import layer_modules
 
@@ -43,9 +47,9 @@ def test_every_method_and_width_survives_the_file(method: str, tmp_path) -> None
     loaded = type(model).from_pretrained(tmp_path / "out", torch_dtype=torch.float16)
     for name, value in values.items():
         layer = loaded.get_submodule(name)
-        assert (layer.method, layer.bits) == (method, widths[name])
+        assert [part.storage.option for part in layer.parts] == [Option(method, widths[name])]
         assert torch.equal(layer.weight, value.dequantize().half())
-        assert torch.equal(layer.quantized_weight().dequantize(), value.dequantize())
+        assert torch.equal(layer.quantized_weights()[0].dequantize(), value.dequantize())
 
 
 def test_bytes_on_disk_are_those_of_the_accounting(tmp_path) -> None:
@@ -144,3 +148,78 @@ def test_modules_that_diffusers_keeps_in_fp32_stay_in_fp32(tmp_path, monkeypatch
     loaded = type(model).from_pretrained(tmp_path / "out", torch_dtype=torch.bfloat16)
     assert loaded.dtype == torch.bfloat16
     assert loaded.proj_out_2.weight.dtype == loaded.proj_out_2.bias.dtype == torch.float32
+
+
+def split(model: nn.Module) -> dict[str, QuantizedWeight]:
+    """Every convolution of the up blocks in two parts, everything else whole."""
+    values = {}
+    for i, (name, module) in enumerate(layer_modules(model).items()):
+        weight = module.weight.detach()
+        if "up_blocks" in name and "conv" in name and weight.shape[1] > 4:
+            for a, b in ((0, 5), (5, weight.shape[1])):
+                values[f"{name}[{a}:{b}]"] = METHODS["uaq"].quantize(weight[:, a:b], [3 + (a + i) % 3])[0]
+        else:
+            values[name] = METHODS["kmeans_a"].quantize(weight, [4])[0]
+    return values
+
+
+def test_layers_in_parts_survive_the_file(tmp_path) -> None:
+    model = unet().half().float()  # biases are stored in 16 bits
+    values = split(model)
+    assert any("[" in name for name in values)
+    size = save_packed(model, None, values, tmp_path / "out")
+    assert size.quantized_bytes == sum(value.nbytes for value in values.values())
+    loaded = type(model).from_pretrained(tmp_path / "out", torch_dtype=torch.float32)
+    for name, value in values.items():
+        module, span = parse_unit(name)
+        weight = loaded.get_submodule(module).weight
+        assert torch.equal(weight if span is None else weight[:, slice(*span)], value.dequantize().float())
+    replace_layers(model, quantized_layers(model, values))
+    assert torch.equal(output(loaded), output(model))
+
+
+def test_parts_that_do_not_make_up_a_layer_are_refused(tmp_path) -> None:
+    model = unet()
+    values = split(model)
+    del values[next(name for name in values if "[0:5]" in name)]
+    with pytest.raises(Qua2SeDiMoError, match="do not make up layer"):
+        save_packed(model, None, values, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def copied() -> tuple[nn.Module, dict[str, QuantizedWeight], dict[str, tuple[str, ...]]]:
+    """A DiT whose timestep MLPs are equal in every block, with one value for each pair of equal layers."""
+    model = dit()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.half().float()  # as the file holds what is not quantized
+    first, second = (block.norm1.emb.timestep_embedder for block in model.transformer_blocks)
+    second.load_state_dict(first.state_dict())
+    place = "transformer_blocks.{}.norm1.emb.timestep_embedder.{}"
+    copies = {place.format(0, n): (place.format(1, n),) for n in ("linear_1", "linear_2")}
+    same = {name for names in copies.values() for name in names}
+    modules = {name: m for name, m in layer_modules(model).items() if name not in same}
+    return model, {n: METHODS["uaq"].quantize(m.weight.detach(), [4])[0] for n, m in modules.items()}, copies
+
+
+def test_copies_are_stored_once_and_loaded_everywhere(tmp_path) -> None:
+    model, values, copies = copied()
+    apart = save_packed(model, None, values, tmp_path / "apart").denoiser_bytes
+    size = save_packed(model, None, values, tmp_path / "out", copies=copies)
+    assert size.quantized_bytes == sum(value.nbytes for value in values.values())
+    assert size.denoiser_bytes < apart
+    loaded = type(model).from_pretrained(tmp_path / "out", torch_dtype=torch.float32)
+    for name, names in copies.items():
+        for copy_ in names:
+            assert loaded.get_submodule(copy_) is loaded.get_submodule(name)
+    layers = quantized_layers(model, values, copies)
+    assert len({id(layer) for layer in layers.values()}) == len(values) < len(layers)
+    replace_layers(model, layers)
+    assert torch.equal(output(loaded), output(model))
+
+
+def test_layers_that_are_no_copies_are_refused_as_such(tmp_path) -> None:
+    model, values, copies = copied()
+    with torch.no_grad():
+        model.transformer_blocks[1].norm1.emb.timestep_embedder.linear_1.bias.add_(1)
+    with pytest.raises(Qua2SeDiMoError, match="no copies"):
+        save_packed(model, None, values, tmp_path / "out", copies=copies)

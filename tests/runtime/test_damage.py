@@ -107,8 +107,8 @@ def test_a_tensor_larger_than_the_file(folder: Path) -> None:
 
 
 def test_an_unknown_version(folder: Path) -> None:
-    config(folder, format_version=2, novelty=True)
-    refused(folder, "format version 2 is unknown")
+    config(folder, format_version=3, novelty=True)
+    refused(folder, "format version 3 is unknown")
 
 
 @pytest.mark.parametrize(
@@ -123,6 +123,12 @@ def test_an_unknown_version(folder: Path) -> None:
         {"layers": "a"},
         {"layers": "." * 1_000_000},
         {"names": 7},
+        {"cuts": 3},
+        {"cuts": [[0]]},
+        {"cuts": [[0, 8, 4]]},
+        {"cuts": [[0, 4, 8]]},
+        {"ties": [[0, 1]]},
+        {"ties": [["a", "b"]]},
         {"names": "0" * 16},
         {"novelty": 1},
     ],

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.options import Option
 from qua2sedimo.quantizers import METHODS
-from qua2sedimo.runtime import QuantizedLayer, empty_quantized_module, quantized_module
+from qua2sedimo.runtime import Part, QuantizedLayer, Storage, empty_quantized_module, quantized_module
 
 LAYERS = {
     "linear": (lambda: nn.Linear(24, 6), (2, 24)),
@@ -67,7 +68,7 @@ def test_survives_deepcopy_state_dict_and_a_stay_on_another_device(method: str) 
     plain, value, quantized = layer(method)
     twin = copy.deepcopy(quantized)
     assert twin.codes.data_ptr() != quantized.codes.data_ptr()
-    empty = empty_quantized_module(plain, method, 3, torch.float32)
+    empty = empty_quantized_module(plain, [Part(None, Storage(Option(method, 3), torch.float32))])
     assert empty.codes.is_meta
     empty.load_state_dict(quantized.state_dict(), assign=True)
     for other in (twin, empty, quantized.to("cpu")):
@@ -100,7 +101,7 @@ def test_refuses_what_does_not_fit() -> None:
     with pytest.raises(Qua2SeDiMoError, match="Embedding"):
         quantized_module(nn.Embedding(3, 4), value)
     with pytest.raises(Qua2SeDiMoError, match="bits must be 2 to 8"):
-        empty_quantized_module(plain, "uaq", 9, torch.float32)
+        Part(None, Storage(Option("uaq", 9), torch.float32))
 
 
 def test_refuses_a_subclass_with_its_own_forward_pass() -> None:
@@ -109,4 +110,27 @@ def test_refuses_a_subclass_with_its_own_forward_pass() -> None:
             return 2 * super().forward(input)
 
     with pytest.raises(Qua2SeDiMoError, match="Doubled computes otherwise"):
-        empty_quantized_module(Doubled(4, 4), "uaq", 4, torch.float32)
+        empty_quantized_module(Doubled(4, 4), [Part(None, Storage(Option("uaq", 4), torch.float32))])
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer_in_parts_computes_as_the_plain_one_with_the_parts_side_by_side(kind: str) -> None:
+    torch.manual_seed(0)
+    make, shape = LAYERS[kind]
+    plain, x = make(), torch.randn(shape)
+    end = plain.weight.shape[1]
+    cut = end // 2
+    spans = [(0, cut), (cut, end)]
+    values = [
+        METHODS[method].quantize(plain.weight[:, a:b], [bits])[0]
+        for (a, b), method, bits in zip(spans, ("kmeans_a", "uaq"), (2, 5))
+    ]
+    quantized = quantized_module(plain, list(zip(spans, values)))
+    plain.weight.data = torch.cat([value.dequantize() for value in values], dim=1)
+    assert torch.equal(quantized(x), plain(x))
+    held = sum(t.numel() * t.element_size() for t in quantized.buffers())
+    assert held == sum(value.nbytes for value in values)
+    assert "kmeans_a-2 + uaq-5" in repr(quantized)
+    for wrong in (spans[:1], spans[::-1], [(0, cut), (cut, end + 1)]):
+        with pytest.raises(Qua2SeDiMoError):
+            quantized_module(plain, list(zip(wrong, values)))

@@ -1,7 +1,9 @@
 """What is quantized: a denoiser's weight layers, their names, and how data flows between them."""
 
+from qua2sedimo.denoisers.architecture import architecture
 from qua2sedimo.denoisers.graph import Graph, Node
-from qua2sedimo.denoisers.layers import WeightLayer, weight_layers, weight_modules, weight_of
+from qua2sedimo.denoisers.inputs import built_inputs, read_inputs
+from qua2sedimo.denoisers.layers import WeightLayer, parse_unit, unit_weight, weight_layers, weight_modules, weight_of
 from qua2sedimo.denoisers.pipelines import capture_call, denoiser_checkpoint, denoiser_of, load_pipeline
 from qua2sedimo.denoisers.trace import trace
 
@@ -9,11 +11,16 @@ __all__ = [
     "Graph",
     "Node",
     "WeightLayer",
+    "architecture",
+    "built_inputs",
     "capture_call",
     "denoiser_checkpoint",
     "denoiser_of",
     "load_pipeline",
+    "parse_unit",
+    "read_inputs",
     "trace",
+    "unit_weight",
     "weight_layers",
     "weight_modules",
     "weight_of",

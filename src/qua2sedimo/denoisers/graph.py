@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from qua2sedimo.denoisers.layers import WeightLayer
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.files import read_document, write_text
 
-FORMAT = 1
+FORMAT = 2
 _REMEDY = "Delete it; it will be traced again."
 
 #: What a combine node does with the data that meet in it.
@@ -21,9 +22,10 @@ COMBINES = ("add", "multiply", "modulate", "product", "concat", "combine")
 
 @dataclass(frozen=True)
 class Node:
-    """A weight layer (``kind == "layer"``) or a combine node; ``inputs`` are indices of earlier nodes.
+    """A weight layer or part (``kind == "layer"``) or a combine node; ``inputs`` are indices of earlier nodes.
 
-    ``sees`` names the denoiser's inputs (hidden_states, timestep, …) that the node's value depends on.
+    ``sees`` names the denoiser's inputs that the node's value depends on: ``hidden_states``, ``timestep``, or for
+    nested ones ``added_cond_kwargs.time_ids``.
     """
 
     name: str
@@ -36,18 +38,21 @@ class Node:
 class Graph:
     """Nodes in topological order, the weight layers among them, and the layers found outside the data flow.
 
-    ``bypassed`` layers are never called as modules (a fused call reads their weights), or do not reach the
-    output; they cannot be measured by quantizing the module and are left alone.
+    ``layers`` go by unit name: a module's, or ``MODULE[a:b]`` for a part. ``bypassed`` modules are never called (a
+    fused call reads their weights), or do not reach the output; they cannot be measured by quantizing the module and
+    are left alone. ``tied_candidates`` are, where weights were absent, groups of modules that may hold equal weights:
+    their values will tell (:mod:`qua2sedimo.denoisers.ties`).
     """
 
     denoiser: str
     nodes: tuple[Node, ...]
     layers: dict[str, WeightLayer]
     bypassed: tuple[str, ...] = ()
+    tied_candidates: tuple[tuple[str, ...], ...] = ()
 
     @cached_property
     def index(self) -> dict[str, int]:
-        """Node index of each layer."""
+        """Node index of each layer or part."""
         return {node.name: i for i, node in enumerate(self.nodes) if node.kind == "layer"}
 
     @cached_property
@@ -69,6 +74,7 @@ class Graph:
             "nodes": [[n.name, n.kind, list(n.inputs), list(n.sees)] for n in self.nodes],
             "layers": [vars(layer) for layer in self.layers.values()],
             "bypassed": list(self.bypassed),
+            "tied_candidates": [list(group) for group in self.tied_candidates],
         }
         write_text(path, json.dumps(content))
 
@@ -77,7 +83,14 @@ class Graph:
         content = read_document(path, FORMAT, _REMEDY)
         try:
             nodes = tuple(Node(n, kind, tuple(inputs), tuple(sees)) for n, kind, inputs, sees in content["nodes"])
-            layers = {x["name"]: WeightLayer(**{**x, "shape": tuple(x["shape"])}) for x in content["layers"]}
-            return cls(content["denoiser"], nodes, layers, tuple(content["bypassed"]))
+            layers = {x["name"]: _layer(x) for x in content["layers"]}
+            candidates = tuple(tuple(group) for group in content["tied_candidates"])
+            return cls(content["denoiser"], nodes, layers, tuple(content["bypassed"]), candidates)
         except (KeyError, TypeError, ValueError) as error:
             raise Qua2SeDiMoError(f"{path} is damaged: {error!r}", _REMEDY) from error
+
+
+def _layer(content: dict[str, Any]) -> WeightLayer:
+    span = content["span"]
+    tuples = {"shape": tuple(content["shape"]), "copies": tuple(content["copies"])}
+    return WeightLayer(**{**content, **tuples, "span": None if span is None else (int(span[0]), int(span[1]))})

@@ -3,21 +3,25 @@
 from qua2sedimo.runtime.backend import Qua2SeDiMoConfig, Qua2SeDiMoQuantizer, register
 from qua2sedimo.runtime.checkpoint import PackedSize, save_packed
 from qua2sedimo.runtime.modules import (
+    Part,
     QuantizedConv1d,
     QuantizedConv2d,
     QuantizedConv3d,
     QuantizedLayer,
     QuantizedLinear,
+    Storage,
     dequantize,
     empty_quantized_module,
     quantized_module,
     replace_layers,
 )
+from qua2sedimo.runtime.units import quantized_layers
 
 register()
 
 __all__ = [
     "PackedSize",
+    "Part",
     "Qua2SeDiMoConfig",
     "Qua2SeDiMoQuantizer",
     "QuantizedConv1d",
@@ -25,8 +29,10 @@ __all__ = [
     "QuantizedConv3d",
     "QuantizedLayer",
     "QuantizedLinear",
+    "Storage",
     "dequantize",
     "empty_quantized_module",
+    "quantized_layers",
     "quantized_module",
     "register",
     "replace_layers",

@@ -21,7 +21,7 @@ from qua2sedimo.runtime.shards import check_complete, model_tensors
 from qua2sedimo.runtime.table import DAMAGED, LayerTable, install_empty_layers
 from qua2sedimo.tensorfiles import StoredTensor, read_headers
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _COMPUTE_DTYPES = (None, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -43,6 +43,8 @@ class Qua2SeDiMoConfig(QuantizationConfigMixin):
     options: list[str]
     layers: str
     names: str
+    cuts: list[list[int]]
+    ties: list[list[int]]
     quant_method: QuantMethod = QuantMethod.QUA2SEDIMO
 
     def __post_init__(self) -> None:
@@ -58,7 +60,14 @@ class Qua2SeDiMoConfig(QuantizationConfigMixin):
     @classmethod
     def of(cls, table: LayerTable) -> Qua2SeDiMoConfig:
         options = [str(storage) for storage in table.storages]
-        return cls(format_version=FORMAT_VERSION, options=options, layers=table.layers, names=table.names)
+        return cls(
+            format_version=FORMAT_VERSION,
+            options=options,
+            layers=table.layers,
+            names=table.names,
+            cuts=[list(cut) for cut in table.cuts],
+            ties=[list(tie) for tie in table.ties],
+        )
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -78,7 +87,7 @@ class Qua2SeDiMoConfig(QuantizationConfigMixin):
         }
 
     def table(self) -> LayerTable:
-        return LayerTable.parse(self.options, self.layers, self.names)
+        return LayerTable.parse(self.options, self.layers, self.names, self.cuts, self.ties)
 
 
 class Qua2SeDiMoQuantizer(DiffusersQuantizer):

@@ -28,14 +28,15 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from diffusers import ConfigMixin, DiffusionPipeline
 from torch import nn
 
+from qua2sedimo.denoisers import parse_unit, weight_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.files import read_json, write_json
-from qua2sedimo.options import Option
 from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.runtime.backend import FORMAT_VERSION, Qua2SeDiMoConfig
-from qua2sedimo.runtime.modules import QuantizedLayer, packed_tensors, quantized_module
+from qua2sedimo.runtime.modules import Part, QuantizedLayer, Storage, checked_tensors, covers, plain_class
 from qua2sedimo.runtime.shards import ShardWriter, check_complete, model_tensors
-from qua2sedimo.runtime.table import LayerTable, Storage, install_empty_layers, layer_modules
+from qua2sedimo.runtime.table import LayerTable, install_empty_layers, layer_modules
+from qua2sedimo.runtime.units import NO_COPIES, Copies, groups_of
 from qua2sedimo.tensorfiles import read_headers
 
 INFO = "qua2sedimo.json"
@@ -64,13 +65,14 @@ def save_packed(
     values: Values,
     out: Path,
     extra: Mapping[str, Any] | None = None,
+    copies: Copies = NO_COPIES,
 ) -> PackedSize:
     """Write ``model``, a pipeline or a denoiser, to the folder ``out``, with the layers in ``values`` packed.
 
-    ``component`` names the denoiser in a pipeline (None: ``transformer`` or ``unet``); ``values`` (layer name
-    → quantized weight) is read once, in order, and may be a generator; ``extra`` is kept in
-    ``qua2sedimo.json``. All other float tensors of the denoiser are stored in 16 bits. An earlier export at
-    ``out`` is replaced.
+    ``component`` names the denoiser in a pipeline (None: ``transformer`` or ``unet``); ``values`` (unit name →
+    quantized weight) is read once, in order, and may be a generator; ``copies`` of a module (name → names) are stored
+    once, with it; ``extra`` is kept in ``qua2sedimo.json``. All other float tensors of the denoiser are stored in 16
+    bits. An earlier export at ``out`` is replaced.
 
     Raises :class:`Qua2SeDiMoError` if ``out`` holds something else, a value does not fit its layer, or what
     was written would not load; ``out`` is then as it was.
@@ -84,7 +86,7 @@ def save_packed(
     with _written_beside(out) as folder:
         if pipeline is not None and component is not None:
             _save_others(pipeline, component, denoiser, folder)
-        size = _write_denoiser(denoiser, values, folder / (component or ""))
+        size = _write_denoiser(denoiser, values, copies, folder / (component or ""))
         write_json(folder / INFO, _info(component, size, extra or {}))
     return size
 
@@ -99,27 +101,33 @@ def _info(component: str | None, size: PackedSize, extra: Mapping[str, Any]) -> 
     return {**versions, "component": component, **sizes, "extra": dict(extra)}
 
 
-def _write_denoiser(denoiser: Any, values: Values, folder: Path) -> PackedSize:
+def _write_denoiser(denoiser: Any, values: Values, copies: Copies, folder: Path) -> PackedSize:
     _refuse_unsuitable(denoiser)
     modules = layer_modules(denoiser)
+    groups = groups_of(modules, copies)
     writer = ShardWriter(folder, SHARD_BYTES)
-    stored: dict[str, Storage] = {}
+    stored: dict[str, list[Part]] = {}
     nbytes = weights = 0
-    for name, value in values.items() if isinstance(values, Mapping) else values:
-        _check_value(name, value, modules, stored)
-        stored[name] = Storage(Option(value.method, value.bits), value.dtype)
+    for unit, value in values.items() if isinstance(values, Mapping) else values:
+        name, part, tensors = _stored(unit, value, modules, groups)
+        if part in stored.setdefault(name, []) or any(part.span == other.span for other in stored[name]):
+            raise Qua2SeDiMoError(f"layer '{unit}' was given two quantized weights")
+        stored[name].append(part)
         nbytes += value.nbytes
         weights += math.prod(value.shape)
-        for buffer, tensor in packed_tensors(value).items():
+        for buffer, tensor in tensors.items():
             writer.add(f"{name}.{buffer}", tensor)
-    _refuse_shared_weights(modules, stored)
+    _refuse_unfinished(modules, stored)
+    same = {name: groups[name][1:] for name in stored if name in groups}
+    _refuse_shared_weights(modules, {name: (name, *same.get(name, ())) for name in stored})
     half = torch.bfloat16 if denoiser.dtype == torch.bfloat16 else torch.float16
-    packed = {f"{name}.weight" for name in stored}
+    copied = {copy for names in same.values() for copy in names}
+    packed = {f"{name}.weight" for name in (*stored, *copied)} | {f"{name}.bias" for name in copied}
     for name, tensor in model_tensors(denoiser):
         if name not in packed:
             writer.add(name, _in_16_bits(name, tensor, half))
     files = writer.close()
-    table = LayerTable.of(modules, stored)
+    table = LayerTable.of(modules, stored, same)
     config = json.loads(denoiser.to_json_string())
     config.pop("_name_or_path", None)  # where the original lay is nobody's business
     write_json(folder / "config.json", {**config, "quantization_config": Qua2SeDiMoConfig.of(table).to_dict()})
@@ -141,15 +149,28 @@ def _verified(
     return PackedSize(found, promised.weights, sum(tensor.nbytes for tensor in headers.values()))
 
 
-def _check_value(name: str, value: QuantizedWeight, modules: Mapping[str, nn.Module], stored: Mapping) -> None:
-    if name not in modules:
-        raise Qua2SeDiMoError(f"the denoiser has no Linear or Conv layer '{name}'")
-    if name in stored:
-        raise Qua2SeDiMoError(f"layer '{name}' was given two quantized weights")
+def _stored(
+    unit: str, value: QuantizedWeight, modules: Mapping[str, nn.Module], groups: Mapping[str, tuple[str, ...]]
+) -> tuple[str, Part, dict[str, torch.Tensor]]:
+    """The module that a unit is stored under, the part it is, and its tensors by buffer name."""
+    module, span = parse_unit(unit)
+    if module not in modules:
+        raise Qua2SeDiMoError(f"the denoiser has no Linear or Conv layer '{module}'")
+    name = groups.get(module, (module,))[0]
+    part = Part(span, Storage.of(value))
     try:
-        quantized_module(modules[name], value)  # cheap: nothing is copied
+        plain_class(modules[name])
+        return name, part, checked_tensors(modules[name], part, value)
     except Qua2SeDiMoError as error:
-        raise Qua2SeDiMoError(f"layer '{name}': {error.message}", error.remedy) from error
+        raise Qua2SeDiMoError(f"layer '{unit}': {error.message}", error.remedy) from error
+
+
+def _refuse_unfinished(modules: Mapping[str, nn.Module], stored: dict[str, list[Part]]) -> None:
+    """Bring the parts of each layer in order; raise if they do not make up the layer."""
+    for name, parts in stored.items():
+        parts.sort(key=lambda part: part.span or (0, 0))
+        if not covers(parts, tuple(weight_of(modules[name]).shape)):
+            raise Qua2SeDiMoError(f"parts {[part.span for part in parts]} do not make up layer '{name}'")
 
 
 def _in_16_bits(name: str, tensor: torch.Tensor, half: torch.dtype) -> torch.Tensor:
@@ -172,13 +193,14 @@ def _refuse_unsuitable(denoiser: Any) -> None:
         raise Qua2SeDiMoError(f"{name} is quantized already", "Export from the unquantized checkpoint.")
 
 
-def _refuse_shared_weights(modules: Mapping[str, nn.Module], stored: Mapping[str, Storage]) -> None:
-    owners = {id(modules[name].weight): name for name in stored}
+def _refuse_shared_weights(modules: Mapping[str, nn.Module], groups: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise if a weight that is stored is also that of a module outside its group, which would lose it."""
+    owners = {id(modules[name].weight): name for name in groups}
     for name, module in modules.items():
         owner = owners.get(id(module.weight), name)
-        if owner != name:
+        if name not in groups.get(owner, (name,)):
             raise Qua2SeDiMoError(
-                f"layers '{owner}' and '{name}' share a weight, which the format cannot express",
+                f"layers '{owner}' and '{name}' share a weight, and are not given as copies",
                 "Leave these two layers unquantized.",
             )
 

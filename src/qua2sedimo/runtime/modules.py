@@ -8,7 +8,8 @@ changes every float tensor it meets; a scale rounded that way would give another
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -18,6 +19,7 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Option
 from qua2sedimo.quantizers import METHODS, QuantizedWeight, packed_length, stored_dtype
 
+DAMAGED = "The checkpoint's config.json is damaged: download it or export it again."
 _LINEAR = ("in_features", "out_features")
 _CONV = (
     *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
@@ -25,33 +27,85 @@ _CONV = (
 )
 
 
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How one weight is stored: its option and the dtype of its dequantized values; ``"uaq-4/float16"``."""
+
+    option: Option
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.option}/{str(self.dtype).removeprefix('torch.')}"
+
+    @classmethod
+    def of(cls, value: QuantizedWeight) -> Storage:
+        return cls(Option(value.method, value.bits), value.dtype)
+
+    @classmethod
+    def parse(cls, text: object) -> Storage:
+        option, _, dtype = text.partition("/") if isinstance(text, str) else ("", "", "")
+        if dtype not in _DTYPES:
+            raise Qua2SeDiMoError(f"quantization_config: {text!r} is not of the form METHOD-BITS/DTYPE", DAMAGED)
+        return cls(Option.parse(option), _DTYPES[dtype])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a layer's weight: input channels ``span`` (None: all of it), and how it is stored."""
+
+    span: tuple[int, int] | None
+    storage: Storage
+
+    @property
+    def prefix(self) -> str:
+        """What the names of the part's buffers begin with."""
+        return "" if self.span is None else f"part{self.span[0]}_"
+
+    def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
+        return whole if self.span is None else (whole[0], self.span[1] - self.span[0], *whole[2:])
+
+    def of(self, weight: torch.Tensor) -> torch.Tensor:
+        """The part of a whole weight, as a view."""
+        return weight if self.span is None else weight[:, self.span[0] : self.span[1]]
+
+    def layout(self, whole: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Buffer name → (dtype, shape) of the tensors stored for this part of a weight of shape ``whole``."""
+        stored = packed_layout(self.storage.option.method, self.storage.option.bits, self.shape(whole))
+        return {self.prefix + name: entry for name, entry in stored.items()}
+
+
 class QuantizedLayer(nn.Module):
     """What the quantized layers share: packed codes and 16-bit parameters as buffers, ``weight`` computed.
 
     ``codes`` is uint8 [⌈N·bits/8⌉]; the other buffers are the method's parameters (``scale`` and ``zero``, or
-    ``codebook``) as int16 bit patterns. ``bias`` is an ordinary parameter. :meth:`quantized_weight` gives
-    them back as the value they came from.
+    ``codebook``) as int16 bit patterns. A weight that reads a concatenation has several ``parts``, each with buffers of
+    its own (``part320_codes`` …). ``bias`` is an ordinary parameter.
     """
 
-    method: str
-    bits: int
+    parts: tuple[Part, ...]
     shape: tuple[int, ...]
-    weight_dtype: torch.dtype  # of the value; the compute dtype follows the model instead
     bias: nn.Parameter | None
-    codes: torch.Tensor
     _compute: torch.Tensor
 
-    def quantized_weight(self) -> QuantizedWeight:
-        """The stored weight as a value: views of the buffers, nothing copied."""
+    def quantized_weights(self) -> list[QuantizedWeight]:
+        """The stored weight as values, one a part: views of the buffers, nothing copied."""
+        return [self._value(part) for part in self.parts]
+
+    def _value(self, part: Part) -> QuantizedWeight:
+        option, dtype = part.storage.option, part.storage.dtype  # of the value; the compute dtype follows the model
         parameters = {
-            name: getattr(self, name).view(dtype)
-            for name, dtype in METHODS[self.method].parameter_dtypes(stored_dtype(self.weight_dtype)).items()
+            name: getattr(self, part.prefix + name).view(kind)
+            for name, kind in METHODS[option.method].parameter_dtypes(stored_dtype(dtype)).items()
         }
-        return QuantizedWeight(self.method, self.bits, self.shape, self.weight_dtype, self.codes, parameters)
+        codes = getattr(self, f"{part.prefix}codes")
+        return QuantizedWeight(option.method, option.bits, part.shape(self.shape), dtype, codes, parameters)
 
     def packed_names(self) -> tuple[str, ...]:
         """Names of the buffers that hold the weight."""
-        return tuple(packed_layout(self.method, self.bits, self.shape))
+        return tuple(name for part in self.parts for name in part.layout(self.shape))
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -65,11 +119,14 @@ class QuantizedLayer(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The dequantized weight in the compute dtype, computed at each access; writing to it is lost."""
-        out = torch.empty(self.shape, dtype=self.compute_dtype, device=self.codes.device)
-        return self.quantized_weight().dequantize(out)
+        device = getattr(self, f"{self.parts[0].prefix}codes").device
+        whole = torch.empty(self.shape, dtype=self.compute_dtype, device=device)
+        for part in self.parts:
+            self._value(part).dequantize(part.of(whole))
+        return whole
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, {self.method}-{self.bits}"
+        return f"{super().extra_repr()}, {' + '.join(str(part.storage.option) for part in self.parts)}"
 
 
 class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc,override]
@@ -114,47 +171,77 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
     raise Qua2SeDiMoError(f"expected a Linear or Conv1d/2d/3d layer, got {type(module).__name__}")
 
 
-def quantized_module(module: nn.Module, value: QuantizedWeight) -> QuantizedLayer:
-    """The layer that computes what ``module`` does, with ``value`` for its weight.
+def quantized_module(
+    module: nn.Module, value: QuantizedWeight | Sequence[tuple[tuple[int, int] | None, QuantizedWeight]]
+) -> QuantizedLayer:
+    """The layer that computes what ``module`` does, with ``value`` for its weight, or (span, value) for each part.
 
     It shares the bias with ``module``, lives on its device, and computes in its dtype. Raises
-    :class:`Qua2SeDiMoError` if the value's shape is not the weight's, or its tensors are not its method's.
+    :class:`Qua2SeDiMoError` if the parts do not make up the weight, or a value's tensors are not its method's.
     """
-    shape = tuple(_weight(module).shape)
-    if tuple(value.shape) != shape:
-        raise Qua2SeDiMoError(f"quantized weight has shape {list(value.shape)}, the layer's is {list(shape)}")
-    quantized = empty_quantized_module(module, value.method, value.bits, value.dtype)
+    values = [(None, value)] if isinstance(value, QuantizedWeight) else value
+    quantized = empty_quantized_module(module, [Part(span, Storage.of(value)) for span, value in values])
     device = _weight(module).device
-    for name, tensor in packed_tensors(value).items():
-        expected = getattr(quantized, name)
-        if tensor.dtype != expected.dtype or tensor.shape != expected.shape:
-            raise Qua2SeDiMoError(
-                f"'{name}' of {value.method}-{value.bits} for a weight {list(shape)}: expected "
-                f"{expected.dtype} {list(expected.shape)}, got {tensor.dtype} {list(tensor.shape)}"
-            )
-        setattr(quantized, name, tensor if device.type == "meta" else tensor.to(device))
+    for part, (_, stored) in zip(quantized.parts, values):
+        for name, tensor in checked_tensors(module, part, stored).items():
+            setattr(quantized, name, tensor if device.type == "meta" else tensor.to(device))
     return quantized
 
 
-def empty_quantized_module(module: nn.Module, method: str, bits: int, dtype: torch.dtype) -> QuantizedLayer:
+def checked_tensors(module: nn.Module, part: Part, value: QuantizedWeight) -> dict[str, torch.Tensor]:
+    """The tensors to store for ``value``, a part of the module's weight, by buffer name.
+
+    Raises :class:`Qua2SeDiMoError` if its shape is not the part's, or its tensors are not its method's.
+    """
+    whole = tuple(_weight(module).shape)
+    shape = part.shape(whole)
+    if tuple(value.shape) != shape:
+        raise Qua2SeDiMoError(f"quantized weight has shape {list(value.shape)}, the layer's is {list(shape)}")
+    tensors = {part.prefix + name: tensor for name, tensor in packed_tensors(value).items()}
+    layout = part.layout(whole)
+    for name, tensor in tensors.items():
+        dtype, size = layout.get(name, (None, ()))
+        if tensor.dtype != dtype or tuple(tensor.shape) != size:
+            raise Qua2SeDiMoError(
+                f"'{name}' of {value.method}-{value.bits} for a weight {list(shape)}: expected "
+                f"{dtype} {list(size)}, got {tensor.dtype} {list(tensor.shape)}"
+            )
+    return tensors
+
+
+def empty_quantized_module(module: nn.Module, parts: Sequence[Part]) -> QuantizedLayer:
     """A quantized layer in place of ``module`` whose packed buffers are on the meta device, to be loaded.
 
-    ``dtype`` is that of the quantized weight (:attr:`QuantizedWeight.dtype`); all shapes follow from these
-    arguments. No weight is allocated.
+    All shapes follow from ``parts``. No weight is allocated. Raises :class:`Qua2SeDiMoError` unless the parts, in
+    order, cover the weight's input channels.
     """
-    Option(method, bits)  # raises on what does not exist
     plain = plain_class(module)
     weight = _weight(module)
+    shape = tuple(weight.shape)
+    if not covers(parts, shape):
+        raise Qua2SeDiMoError(f"parts {[part.span for part in parts]} do not make up a weight {list(shape)}")
     quantized = _bare(_QUANTIZED[plain], module)
-    quantized.method, quantized.bits = method, bits
-    quantized.shape, quantized.weight_dtype = tuple(weight.shape), dtype
-    for name, (stored, shape) in packed_layout(method, bits, quantized.shape).items():
-        quantized.register_buffer(name, torch.empty(shape, dtype=stored, device="meta"))
+    quantized.parts, quantized.shape = tuple(parts), shape
+    for part in parts:
+        for name, (stored, size) in part.layout(shape).items():
+            quantized.register_buffer(name, torch.empty(size, dtype=stored, device="meta"))
     # An empty tensor follows every cast of the model as a bias would. Never on meta: nothing would load it.
     device = "cpu" if weight.device.type == "meta" else weight.device
     marker = torch.empty(0, dtype=weight.dtype, device=device)
     quantized.register_buffer("_compute", marker, persistent=False)
     return quantized
+
+
+def covers(parts: Sequence[Part], shape: tuple[int, ...]) -> bool:
+    """Whether the parts, in order and without gap, are all of a weight of this shape."""
+    if len(parts) == 1 and parts[0].span is None:
+        return True
+    at = 0
+    for part in parts:
+        if part.span is None or part.span[0] != at or part.span[1] <= at:
+            return False
+        at = part.span[1]
+    return len(shape) > 1 and at == shape[1]
 
 
 def packed_layout(method: str, bits: int, shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

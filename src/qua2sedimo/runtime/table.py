@@ -9,86 +9,122 @@ from __future__ import annotations
 
 import hashlib
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.options import Option
-from qua2sedimo.runtime.modules import QuantizedLayer, empty_quantized_module, plain_class, replace_layers
+from qua2sedimo.runtime.modules import (
+    DAMAGED,
+    Part,
+    QuantizedLayer,
+    Storage,
+    empty_quantized_module,
+    replace_layers,
+)
 
 _PLAIN = "."
-_LETTERS = string.ascii_letters + string.digits + "!#$%&()*+,-/:;<=>?@[]^_{|}~"
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+_SAME = "="
+_LETTERS = string.ascii_letters + string.digits + "!#$%&()*+,-/:;<>?@[]^_{|}~"
 _MOST_LAYERS = 100_000
-DAMAGED = "The checkpoint's config.json is damaged: download it or export it again."
-
-
-@dataclass(frozen=True)
-class Storage:
-    """How one layer is stored: its option and the dtype of its dequantized weight; ``"uaq-4/float16"``."""
-
-    option: Option
-    dtype: torch.dtype
-
-    def __str__(self) -> str:
-        return f"{self.option}/{str(self.dtype).removeprefix('torch.')}"
-
-    @classmethod
-    def parse(cls, text: object) -> Storage:
-        option, _, dtype = text.partition("/") if isinstance(text, str) else ("", "", "")
-        if dtype not in _DTYPES:
-            raise Qua2SeDiMoError(f"quantization_config: {text!r} is not of the form METHOD-BITS/DTYPE", DAMAGED)
-        return cls(Option.parse(option), _DTYPES[dtype])
 
 
 @dataclass(frozen=True)
 class LayerTable:
-    """``layers[i]`` is the letter of the i-th layer's entry in ``storages``, or ``.`` for one kept as it is.
+    """``layers`` has a letter for each weight layer in order of their names: its entry in ``storages``, ``.`` for one
+    kept as it is, ``=`` for one that is the same as another. A layer in parts has a letter a part.
 
+    ``cuts`` are ``(layer, end of part, end of part, …)``, ``ties`` ``(layer, same, same, …)``, layers by position.
     ``names`` is a digest of all layers' names: a diffusers version that names them otherwise is noticed.
     """
 
     storages: tuple[Storage, ...]
     layers: str
     names: str
+    cuts: tuple[tuple[int, ...], ...] = ()
+    ties: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
-    def of(cls, layers: Iterable[str], stored: Mapping[str, Storage]) -> LayerTable:
-        """The table of the ``stored`` ones of ``layers``."""
+    def of(
+        cls,
+        layers: Iterable[str],
+        stored: Mapping[str, Sequence[Part]],
+        copies: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> LayerTable:
+        """The table of the ``stored`` ones of ``layers``; ``copies`` of a stored layer are the same as it."""
         ordered = sorted(layers)
-        storages = tuple(sorted(set(stored.values()), key=str))
+        place = {name: i for i, name in enumerate(ordered)}
+        storages = tuple(sorted({part.storage for parts in stored.values() for part in parts}, key=str))
         letters = {storage: _LETTERS[i] for i, storage in enumerate(storages)}
-        row = "".join(letters[stored[name]] if name in stored else _PLAIN for name in ordered)
-        return cls(storages, row, digest(ordered))
+        same = {copy for names in copies.values() for copy in names}
+        row, cuts = [], []
+        for i, name in enumerate(ordered):
+            parts = stored.get(name, ())
+            row.append("".join(letters[part.storage] for part in parts) or (_SAME if name in same else _PLAIN))
+            if len(parts) > 1:
+                cuts.append((i, *(part.span[1] for part in parts if part.span is not None)))
+        ties = sorted((place[name], *sorted(place[copy] for copy in names)) for name, names in copies.items() if names)
+        return cls(storages, "".join(row), digest(ordered), tuple(cuts), tuple(ties))
 
     @classmethod
-    def parse(cls, options: Any, layers: Any, names: Any) -> LayerTable:
+    def parse(cls, options: Any, layers: Any, names: Any, cuts: Any, ties: Any) -> LayerTable:
         """From the entries of ``quantization_config``; :class:`Qua2SeDiMoError` on anything unexpected."""
         if not isinstance(options, list) or len(options) > len(_LETTERS):
             raise Qua2SeDiMoError("quantization_config: 'options' must be a list of options", DAMAGED)
         storages = tuple(Storage.parse(text) for text in options)
-        known = {_PLAIN, *_LETTERS[: len(storages)]}
+        known = {_PLAIN, _SAME, *_LETTERS[: len(storages)]}
         if not isinstance(layers, str) or len(layers) > _MOST_LAYERS or not known.issuperset(layers):
             raise Qua2SeDiMoError("quantization_config: 'layers' must name an option per layer", DAMAGED)
         if not isinstance(names, str):
             raise Qua2SeDiMoError("quantization_config: 'names' must be a digest", DAMAGED)
-        return cls(storages, layers, names)
+        groups = [_positions(entry, what) for what, entry in (("cuts", cuts), ("ties", ties))]
+        return cls(storages, layers, names, *groups)
 
-    def assign(self, layers: Iterable[str]) -> dict[str, Storage]:
-        """Layer name → storage, of the quantized ones of ``layers``."""
+    def assign(self, layers: Iterable[str]) -> tuple[dict[str, tuple[Part, ...]], dict[str, tuple[str, ...]]]:
+        """Layer name → parts, of the quantized ones of ``layers``; and layer name → those that are the same as it."""
         ordered = sorted(layers)
-        if len(ordered) != len(self.layers) or digest(ordered) != self.names:
+        ends = {cut[0]: cut[1:] for cut in self.cuts}
+        letters, expected = iter(self.layers), len(ordered) + sum(len(cut) - 1 for cut in ends.values())
+        if len(self.layers) != expected or digest(ordered) != self.names:
             raise Qua2SeDiMoError(
-                f"the checkpoint describes {len(self.layers)} weight layers, the model its config.json makes "
-                f"has {len(ordered)}, or names them otherwise",
+                f"the checkpoint describes {len(self.layers)} weight layers and parts, the model its config.json makes "
+                f"has {expected}, or names them otherwise",
                 "Load it with the diffusers version in its qua2sedimo.json, or export it again.",
             )
-        pairs = zip(ordered, self.layers)
-        return {name: self.storages[_LETTERS.index(letter)] for name, letter in pairs if letter != _PLAIN}
+        stored: dict[str, tuple[Part, ...]] = {}
+        same: set[int] = set()
+        for i, name in enumerate(ordered):
+            bounds = ends.get(i)
+            spans = list(zip((0, *bounds), bounds)) if bounds else [None]
+            marks = [next(letters) for _ in spans]
+            if marks == [_SAME]:
+                same.add(i)
+            elif marks != [_PLAIN]:
+                if not set(marks) <= set(_LETTERS):
+                    raise Qua2SeDiMoError(f"quantization_config: layer '{name}' is only partly quantized", DAMAGED)
+                pairs = zip(spans, marks)
+                stored[name] = tuple(Part(span, self.storages[_LETTERS.index(mark)]) for span, mark in pairs)
+        copies = {tie[0]: tie[1:] for tie in self.ties}
+        tied = [copy for names in copies.values() for copy in names]
+        if sorted(tied) != sorted(same) or any(i >= len(ordered) or ordered[i] not in stored for i in copies):
+            raise Qua2SeDiMoError("quantization_config: 'ties' and 'layers' do not agree", DAMAGED)
+        return stored, {ordered[i]: tuple(ordered[j] for j in names) for i, names in copies.items()}
+
+
+def _positions(entry: Any, what: str) -> tuple[tuple[int, ...], ...]:
+    """Lists of at least two numbers, none negative, rising within each list after the first number."""
+    rows = entry if isinstance(entry, list) else [None]
+    for row in rows:
+        if not isinstance(row, list) or len(row) < 2 or any(type(n) is not int or n < 0 for n in row):
+            raise Qua2SeDiMoError(f"quantization_config: '{what}' must be lists of positions", DAMAGED)
+        if any(a >= b for a, b in pairwise(row[1:])):
+            raise Qua2SeDiMoError(f"quantization_config: '{what}' must be lists of rising positions", DAMAGED)
+    return tuple(map(tuple, rows))
 
 
 def digest(names: Iterable[str]) -> str:
@@ -110,12 +146,11 @@ def install_empty_layers(
     """
     modules = layer_modules(denoiser)
     fp32 = set(kept_in_fp32)
-    layers = {}
-    for name, storage in table.assign(modules).items():
-        plain_class(modules[name])
-        layer = empty_quantized_module(modules[name], storage.option.method, storage.option.bits, storage.dtype)
+    stored, copies = table.assign(modules)
+    layers: dict[str, QuantizedLayer] = {}
+    for name, parts in stored.items():
+        layers[name] = empty_quantized_module(modules[name], parts)
         if fp32.intersection(name.split(".")):
-            layer.compute_in(torch.float32)
-        layers[name] = layer
-    replace_layers(denoiser, layers)
+            layers[name].compute_in(torch.float32)
+    replace_layers(denoiser, layers | {copy: layers[name] for name, names in copies.items() for copy in names})
     return layers

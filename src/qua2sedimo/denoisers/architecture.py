@@ -1,0 +1,48 @@
+"""A denoiser from its configuration alone: shapes without values, on the meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.files import read_json
+from qua2sedimo.quiet import quiet
+
+
+def architecture(config: str | Path | Mapping[str, Any]) -> nn.Module:
+    """The denoiser of a ``config.json`` (its path or content); parameters are on the meta device, buffers are real.
+
+    Raises :class:`Qua2SeDiMoError` if the file is damaged, or names no diffusers model that can be built from it.
+    """
+    import diffusers
+    from accelerate import init_empty_weights
+
+    content = read_json(Path(config)) if isinstance(config, (str, Path)) else dict(config)
+    where = str(config) if isinstance(config, (str, Path)) else "the configuration"
+    name = content.get("_class_name") if isinstance(content, dict) else None
+    if not isinstance(name, str):
+        raise Qua2SeDiMoError(
+            f"{where} is no diffusers model configuration: '_class_name' is missing",
+            "Give the config.json that ModelMixin.save_pretrained wrote, e.g. unet/config.json of a pipeline.",
+        )
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module) and hasattr(kind, "from_config")):
+        raise Qua2SeDiMoError(
+            f"{where}: diffusers {diffusers.__version__} has no model class '{name}'",
+            "Update diffusers, or check '_class_name'.",
+        )
+    if content.get("quantization_config"):
+        raise Qua2SeDiMoError(f"{where}: {name} is already quantized", "Give the unquantized model's config.json.")
+    try:
+        with quiet(), init_empty_weights(include_buffers=False):
+            model = kind.from_config(content)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise Qua2SeDiMoError(
+            f"{where}: {name} cannot be built from it: {error}", "Compare it with the published config.json."
+        ) from error
+    assert isinstance(model, nn.Module)
+    return model.eval()

@@ -1,0 +1,188 @@
+"""Where a tensor's values come from, and which stretches of one axis come from where after a concatenation.
+
+A :class:`Layout` is made by a concatenation and carried on by operations that keep positions of that axis apart:
+pointwise ones, norms, resampling of other axes, views. So a layer that reads the concatenated channels can be cut
+where they were joined, and a slice of one operand is known to come from it alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+#: Joins sources into one node (or returns the only one, or None): (kind, sources) → source.
+Join = Callable[[str, Iterable[int | None]], int | None]
+
+_NORMS = {"native_layer_norm", "native_group_norm", "native_batch_norm", "fused_rms_norm"}
+_COPIES = {"clone", "to_copy", "detach", "alias", "lift_fresh", "contiguous"}
+_VIEWS = {"view", "unsafe_view", "reshape", "reshape_alias", "unsqueeze", "squeeze"}
+_RESAMPLING = ("upsample_", "avg_pool", "adaptive_avg_pool", "max_pool", "constant_pad_nd")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of the concatenated axis: its length and the node it comes from (None: a constant)."""
+
+    source: int | None
+    size: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Axis of a concatenation and its pieces; ``mixed`` once a norm's statistics have seen all of them."""
+
+    axis: int
+    pieces: tuple[Piece, ...]
+    mixed: bool = False
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(piece.size for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class Value:
+    """What is known of a tensor: the node it comes from, and its layout if it was concatenated."""
+
+    source: int | None = None
+    layout: Layout | None = None
+
+
+def concatenated(tensors: Sequence[torch.Tensor], values: Sequence[Value], dim: int, join: Join) -> Value:
+    """The value of ``torch.cat(tensors, dim)``."""
+    axis = dim % max(t.ndim for t in tensors)
+    pieces: list[Piece] = []
+    mixed = False
+    for tensor, value in zip(tensors, values):
+        if tensor.ndim <= axis:  # torch.cat skips empty one-dimensional tensors
+            continue
+        if value.layout is not None and value.layout.axis == axis:
+            pieces += value.layout.pieces
+            mixed |= value.layout.mixed
+        else:
+            pieces.append(Piece(value.source, tensor.shape[axis]))
+    source = join("concat", [value.source for value in values])
+    return Value(source, Layout(axis, tuple(pieces), mixed) if len(pieces) > 1 else None)
+
+
+def pointwise(
+    kind: str, tensors: Sequence[torch.Tensor], values: Sequence[Value], out: torch.Tensor, mixes: bool, join: Join
+) -> Value:
+    """The value of a pointwise operation or norm: pieces stay pieces, and meet the other operands one by one."""
+    source = join(kind, [value.source for value in values])
+    first = next((i for i, v in enumerate(values) if v.layout is not None and tensors[i].shape == out.shape), None)
+    if first is None:
+        return Value(source)
+    layout = values[first].layout
+    assert layout is not None
+    mixed = layout.mixed or mixes
+    sources = [[piece.source] for piece in layout.pieces]
+    for i, value in enumerate(values):
+        if i == first or value.source is None:
+            continue
+        other = value.layout
+        if other is not None and (other.axis, other.sizes) == (layout.axis, layout.sizes):
+            for found, piece in zip(sources, other.pieces):
+                found.append(piece.source)
+            mixed |= other.mixed
+        elif value.source == values[first].source:  # its own statistics, as in a root-mean-square norm
+            mixed = True
+        else:
+            for found in sources:
+                found.append(value.source)
+    pieces = tuple(Piece(join(kind, found), piece.size) for found, piece in zip(sources, layout.pieces))
+    return Value(source, Layout(layout.axis, pieces, mixed))
+
+
+def carried(name: str, args: Sequence[Any], value: Value, out: torch.Tensor, join: Join) -> Value:
+    """The value of an output of operation ``name`` that reads one tensor, ``args[0]``, with a layout."""
+    layout, tensor = value.layout, args[0]
+    assert layout is not None
+    if name in _COPIES and out.shape == tensor.shape:
+        return value
+    axis: int | None = None
+    if name in _VIEWS:
+        axis = _axis_in_view(tensor.shape, layout.axis, out.shape)
+    elif name.startswith(_RESAMPLING):
+        axis = layout.axis if out.ndim == tensor.ndim else None
+    elif name == "expand":
+        axis = layout.axis + out.ndim - tensor.ndim
+    elif name in ("transpose", "swapaxes"):
+        swap = [d % tensor.ndim for d in args[1:3]]
+        axis = swap[1 - swap.index(layout.axis)] if layout.axis in swap else layout.axis
+    elif name == "t":
+        axis = out.ndim - 1 - layout.axis
+    elif name == "permute":
+        axis = [d % tensor.ndim for d in args[1]].index(layout.axis)
+    elif name in ("select", "unbind"):
+        dim = (args[1] if len(args) > 1 else 0) % tensor.ndim
+        if dim != layout.axis:
+            axis = layout.axis - (dim < layout.axis)
+    if axis is None or out.shape[axis] != tensor.shape[layout.axis]:
+        return Value(value.source)
+    return replace(value, layout=replace(layout, axis=axis))
+
+
+def sliced(value: Value, start: int, stop: int, join: Join) -> Value:
+    """The value of positions ``start`` to ``stop`` of the layout's axis: of the operands there alone, unless mixed."""
+    layout = value.layout
+    assert layout is not None
+    pieces, low = [], 0
+    for piece in layout.pieces:
+        size = min(stop, low + piece.size) - max(start, low)
+        if size > 0:
+            pieces.append(Piece(piece.source, size))
+        low += piece.size
+    source = value.source if layout.mixed else join("concat", [piece.source for piece in pieces])
+    return Value(source, replace(layout, pieces=tuple(pieces)) if len(pieces) > 1 else None)
+
+
+def keeps_positions(func: Any, name: str) -> bool:
+    """Whether an operation computes every position of an axis from that position (norms: but for statistics)."""
+    return torch.Tag.pointwise in func.tags or name in _NORMS
+
+
+def is_norm(name: str) -> bool:
+    return name in _NORMS
+
+
+def slices(name: str, args: Sequence[Any], axis: int) -> list[tuple[int, int]] | None:
+    """Start and stop of each output along ``axis`` if the operation cuts it, else None."""
+    tensor = args[0]
+    size = tensor.shape[axis]
+
+    def cuts(position: int) -> bool:
+        dim = args[position] if len(args) > position else 0
+        return bool(dim % tensor.ndim == axis)
+
+    if name == "slice" and cuts(1) and (args[4] if len(args) > 4 else 1) == 1:
+        start = args[2] if len(args) > 2 and args[2] is not None else 0
+        stop = args[3] if len(args) > 3 and args[3] is not None else size
+        return [(_clamp(start, size), _clamp(stop, size))]
+    if name in ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes") and cuts(2):
+        each = args[1]
+        sizes = each if isinstance(each, (list, tuple)) else [min(each, size - i) for i in range(0, size, each)]
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+        return [(end - length, end) for end, length in zip(ends, sizes)]
+    if name == "select" and cuts(1):
+        return [(args[2] % size, args[2] % size + 1)]
+    if name == "unbind" and cuts(1):
+        return [(i, i + 1) for i in range(size)]
+    return None
+
+
+def _clamp(index: int, size: int) -> int:
+    return min(max(index + size if index < 0 else index, 0), size)
+
+
+def _axis_in_view(old: Sequence[int], axis: int, new: Sequence[int]) -> int | None:
+    """Where ``axis`` went in a reshape that leaves it whole, or None if it was split or merged."""
+    before, size = math.prod(old[:axis]), old[axis]
+    for i, length in enumerate(new):
+        if length == size and math.prod(new[:i]) == before:
+            return i
+    return None

@@ -1,0 +1,94 @@
+"""Layers that hold the same weights and read the same data: one choice for all of them.
+
+DiT embeds the timestep in every block with its own copy of one MLP: 28 times the same weights. With the weights at
+hand they are compared; with an architecture only, where values are absent, layers that stand at one place in every
+block and embed nothing but one number a sample (the timestep, say) are named as candidates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from qua2sedimo.denoisers.graph import Graph, Node
+from qua2sedimo.denoisers.layers import WeightLayer, weight_of
+
+_GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
+
+
+def tied(graph: Graph, modules: Mapping[str, nn.Module]) -> Graph:
+    """The graph with whole layers of equal weight, bias, and sources joined into one, the others as its copies."""
+    same, copies = list(range(len(graph.nodes))), dict[str, list[str]]()
+    rivals: dict[object, list[int]] = {}
+    for i, node in enumerate(graph.nodes):
+        layer = graph.layers.get(node.name) if node.kind == "layer" else None
+        if layer is None or layer.span is not None:
+            continue
+        module = modules[layer.module]
+        geometry = tuple(str(getattr(module, name, None)) for name in _GEOMETRY)
+        key = (layer.kind, layer.shape, geometry, _inputs(node, same), node.sees)
+        others = rivals.setdefault(key, [])
+        equal = next((j for j in others if _equal(modules[graph.nodes[j].name], module)), None)
+        if equal is None:
+            others.append(i)
+        else:
+            same[i] = equal
+            copies.setdefault(graph.nodes[equal].name, []).extend((layer.module, *layer.copies))
+    kept = [i for i in range(len(graph.nodes)) if same[i] == i]
+    position = {old: new for new, old in enumerate(kept)}
+    nodes = [
+        replace(graph.nodes[i], inputs=tuple(sorted(position[s] for s in _inputs(graph.nodes[i], same)))) for i in kept
+    ]
+    names = {node.name for node in nodes}
+    layers = {
+        name: replace(layer, copies=(*layer.copies, *copies.get(name, ())))
+        for name, layer in graph.layers.items()
+        if name in names
+    }
+    return replace(graph, nodes=tuple(nodes), layers=layers)
+
+
+def tied_candidates(graph: Graph, denoiser: nn.Module, numbers: Set[str]) -> tuple[tuple[str, ...], ...]:
+    """Groups of modules that may hold equal weights; ``numbers`` are the inputs given as one number a sample."""
+    same = list(range(len(graph.nodes)))
+    groups: dict[object, list[int]] = {}
+    members: set[int] = set()
+    for i, node in enumerate(graph.nodes):
+        layer = graph.layers.get(node.name) if node.kind == "layer" else None
+        sources = _inputs(node, same)
+        if layer is None or len(node.sees) != 1 or not numbers.issuperset(node.sees) or not members.issuperset(sources):
+            continue
+        place = re.match(r"(.*?)\.\d+\.(.*)", node.name)
+        if place is not None:
+            group = groups.setdefault((place[1], place[2], layer.shape, sources, node.sees), [])
+            group.append(i)
+            same[i] = group[0]
+            members.add(group[0])
+    return tuple(
+        tuple(graph.nodes[i].name for i in group)
+        for group in groups.values()
+        if len(group) > 1 and len(group) == _repeats(denoiser, graph.layers[graph.nodes[group[0]].name])
+    )
+
+
+def _inputs(node: Node, same: Sequence[int]) -> tuple[int, ...]:
+    return tuple(sorted({same[source] for source in node.inputs}))
+
+
+def _repeats(denoiser: nn.Module, layer: WeightLayer) -> int:
+    """How many blocks the first numbered list on the layer's path has."""
+    path = re.split(r"\.\d+\.", layer.module, maxsplit=1)[0]
+    return len(list(denoiser.get_submodule(path).children()))
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    first, second = one.bias, other.bias
+    if (first is None) != (second is None) or not torch.equal(weight_of(one), weight_of(other)):
+        return False
+    return first is None or (
+        isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor) and torch.equal(first, second)
+    )

@@ -1,0 +1,183 @@
+"""The dispatch mode that follows values: it sees every tensor operation of a forward and drafts the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from qua2sedimo.denoisers import flow
+from qua2sedimo.denoisers.flow import Piece, Value
+
+_KINDS = {
+    "add": "add", "sub": "add", "rsub": "add", "addcmul": "add", "lerp": "add",
+    "mul": "multiply", "div": "multiply",
+    "mm": "product", "bmm": "product", "addmm": "product", "baddbmm": "product", "matmul": "product",
+    "cat": "concat", "stack": "concat",
+}  # fmt: skip
+
+
+@dataclass
+class Draft:
+    """A node while it is being built; ``inputs`` refer to positions in the current list.
+
+    ``cuts`` holds, for each call of a layer, the pieces of the concatenated channels it read, or None.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[int, ...]
+    sees: tuple[str, ...] = ()
+    cuts: list[tuple[Piece, ...] | None] = field(default_factory=list)
+
+
+class Tracer(TorchDispatchMode):
+    """While active, follows every value from the inputs given to :meth:`mark_input`; ``nodes`` is what it found."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes: list[Draft] = []
+        self._values: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._inside = 0
+        self._calls: dict[str, int] = {}
+
+    def mark_input(self, name: str, tensor: torch.Tensor) -> None:
+        self._values[tensor] = Value(self._new(name, "input", ()))
+
+    def value(self, tensor: torch.Tensor) -> Value:
+        return self._values.get(tensor) or Value()
+
+    def sources_of(self, value: Any) -> list[int]:
+        found = {self.value(t).source for t in _tensors(value)}
+        return sorted(source for source in found if source is not None)
+
+    def hook(self, name: str, module: nn.Module) -> Iterable[torch.utils.hooks.RemovableHandle]:
+        """Make every call of ``module`` a call of the layer ``name``."""
+
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if self._inside == 0:
+                inputs = self.sources_of((args, kwargs))
+                pieces = self._channels((*args, *kwargs.values()), module)
+                if name in self._calls:  # called again: the same weights read more data
+                    self._read_again(self._calls[name], inputs, pieces)
+                else:
+                    self._calls[name] = self._new(name, "layer", inputs)
+                    self.nodes[-1].cuts.append(pieces)
+            self._inside += 1
+
+        def leave(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self._inside -= 1
+            if self._inside == 0:
+                for tensor in _tensors(output):
+                    self._values[tensor] = Value(self._calls[name])
+
+        yield module.register_forward_pre_hook(enter, with_kwargs=True)
+        yield module.register_forward_hook(leave, with_kwargs=True)
+
+    def _channels(self, arguments: Sequence[Any], module: nn.Module) -> tuple[Piece, ...] | None:
+        """The pieces of the module's input channels, if it reads a concatenation along them."""
+        tensors = _tensors(arguments)
+        layout = self.value(tensors[0]).layout if len(tensors) == 1 else None
+        if layout is None or getattr(module, "groups", 1) != 1:
+            return None
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        axis = tensors[0].ndim - 1 - (weight.ndim - 2)  # Linear: the last; a convolution: before the spatial ones
+        return layout.pieces if layout.axis == axis and sum(layout.sizes) == weight.shape[1] else None
+
+    def _read_again(self, node: int, inputs: Iterable[int], pieces: tuple[Piece, ...] | None) -> None:
+        """Add inputs to a layer that is called more than once, unless they already depend on it."""
+        own = {i for i in inputs if i == node or node in ancestors(self.nodes, [i])}
+        self.nodes[node].inputs = tuple(sorted({*self.nodes[node].inputs, *inputs} - own))
+        if pieces is not None:
+            pieces = tuple(
+                Piece(None, p.size) if p.source is not None and node in ancestors(self.nodes, [p.source]) else p
+                for p in pieces
+            )
+        self.nodes[node].cuts.append(pieces)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.split("::")[-1].rstrip("_").lstrip("_")
+        result = func(*_with_known_indices(name, args), **(kwargs or {}))
+        if self._inside:
+            return result
+        outputs = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        values = self._follow(func, name, args, kwargs, outputs)
+        for tensor, value in zip(outputs, values):
+            base = tensor._base
+            if func._schema.is_mutable and base is not None:  # a write through a view changes the viewed tensor too
+                self._values[base] = Value(self._join("combine", [self.value(base).source, value.source]))
+            self._values[tensor] = value
+        return result
+
+    def _follow(self, func: Any, name: str, args: Any, kwargs: Any, outputs: list[torch.Tensor]) -> list[Value]:
+        """What is known of each output of an operation."""
+        kind = _KINDS.get(name, "combine")
+        if "scaled_dot_product" in name and len(args) >= 3:
+            attention = self._join("product", self.sources_of((args[:2], args[3:], kwargs)))
+            return [Value(self._join("product", [attention, *self.sources_of(args[2])]))] * len(outputs)
+        tensors = _tensors((args, kwargs))
+        values = [self.value(t) for t in tensors]
+        if name == "cat":
+            dim = (kwargs or {}).get("dim", args[1] if len(args) > 1 else 0)
+            return [flow.concatenated(args[0], [self.value(t) for t in args[0]], dim, self._join)]
+        if not any(v.layout for v in values) or not outputs:
+            return [Value(self._join(kind, [v.source for v in values]))] * len(outputs)
+        if flow.keeps_positions(func, name):
+            mixes = flow.is_norm(name)
+            first = flow.pointwise(kind, tensors, values, outputs[0], mixes, self._join)
+            return [first, *[Value(first.source)] * (len(outputs) - 1)]
+        if len(tensors) == 1 and tensors[0] is args[0] and (layout := values[0].layout) is not None:
+            cut = flow.slices(name, args, layout.axis)
+            if cut is not None:
+                return [self._dropped(name, flow.sliced(values[0], *span, self._join)) for span in cut]
+            return [flow.carried(name, args, values[0], out, self._join) for out in outputs]
+        return [Value(self._join(kind, [v.source for v in values]))] * len(outputs)
+
+    @staticmethod
+    def _dropped(name: str, value: Value) -> Value:
+        return Value(value.source) if name in ("select", "unbind") else value  # the axis itself is gone
+
+    def _new(self, name: str, kind: str, inputs: Iterable[int]) -> int:
+        self.nodes.append(Draft(name, kind, tuple(sorted(set(inputs)))))
+        return len(self.nodes) - 1
+
+    def _join(self, kind: str, sources: Iterable[int | None]) -> int | None:
+        """A combine node of these sources; of one source, it is that one; of none, None."""
+        distinct = sorted({source for source in sources if source is not None})
+        if len(distinct) <= 1:
+            return distinct[0] if distinct else None
+        return self._new(f"{kind} {len(self.nodes)}", kind, distinct)
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [t for t in tree_leaves(value) if isinstance(t, torch.Tensor)]
+
+
+def _with_known_indices(name: str, args: Any) -> Any:
+    """Boolean masks whose values are known, as positions: a fake tensor can be indexed by those only."""
+    if name not in ("index", "index_put") or not isinstance(args[0], FakeTensor):
+        return args
+    known: list[torch.Tensor | None] = []
+    for index in args[1]:
+        mask = index is not None and index.dtype == torch.bool and not isinstance(index, FakeTensor)
+        known += index.nonzero(as_tuple=True) if mask else [index]
+    return (args[0], known, *args[2:])
+
+
+def ancestors(nodes: Sequence[Draft], ends: Iterable[int]) -> set[int]:
+    """The nodes from which some end can be reached, the ends included."""
+    found, stack = set(ends), list(ends)
+    while stack:
+        for source in nodes[stack.pop()].inputs:
+            if source not in found:
+                found.add(source)
+                stack.append(source)
+    return found
