@@ -24,6 +24,7 @@ from qua2sedimo import zoo
 from qua2sedimo.bank import Bank, stored_weight
 from qua2sedimo.choices import Candidate, Choice
 from qua2sedimo.denoisers import Graph, capture_call, denoiser_of, load_pipeline, trace, weight_modules, weight_of
+from qua2sedimo.denoisers.layers import refuse_without_weights
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation import Generation, Generator, Measurement, Measurer, Switch
 from qua2sedimo.evaluation.generate import check_arguments, check_inputs
@@ -112,6 +113,7 @@ class Study:
         path = self.folder / "graph.json"
         if path.exists():
             return Graph.load(path)
+        refuse_without_weights(self.denoiser)
         call = capture_call(self.pipeline, self.denoiser, self.generator.call_arguments([0]))
         graph = trace(self.denoiser, call.args, call.kwargs)
         graph.save(path)

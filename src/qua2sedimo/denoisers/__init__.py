@@ -1,6 +1,6 @@
 """What is quantized: a denoiser's weight layers, their names, and how data flows between them."""
 
-from qua2sedimo.denoisers.architecture import architecture
+from qua2sedimo.denoisers.architecture import architecture, load_denoiser
 from qua2sedimo.denoisers.graph import Graph, Node
 from qua2sedimo.denoisers.inputs import built_inputs, read_inputs
 from qua2sedimo.denoisers.layers import WeightLayer, unit_weight, weight_layers, weight_modules, weight_of
@@ -15,6 +15,7 @@ __all__ = [
     "built_inputs",
     "capture_call",
     "denoiser_of",
+    "load_denoiser",
     "load_pipeline",
     "read_inputs",
     "trace",
