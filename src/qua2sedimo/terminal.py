@@ -149,7 +149,8 @@ def layer_tree(inspection: Inspection, pattern: str, width: int) -> Table:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    prefix = {name: _common_path([unit.name for unit in members]) for name, members in blocks.items()}
+    every = inspection.graph.layers.values()
+    prefix = {block: _common_path([unit.module for unit in every if unit.block == block]) for block in blocks}
     longest = max(len(unit.name) - len(prefix[unit.block]) for unit in units)
     fitting = max(2, (width - longest - 54) // 10)
     shown = space.union[:fitting]

@@ -140,7 +140,7 @@ def _t5(asked: _Asked, name: str) -> torch.Tensor:
 _RULES: dict[str, Callable[[_Asked, str], Any]] = {
     "hidden_states": _latent,
     "sample": _latent,
-    "timestep": lambda asked, name: torch.full((asked.batch,), 500),
+    "timestep": lambda asked, name: torch.full((asked.batch,), 500.0),
     "encoder_hidden_states": _text,
     "class_labels": _classes,
     "added_cond_kwargs": _added,
