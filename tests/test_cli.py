@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image
 from tests.conftest import small_pipeline
 
 from qua2sedimo import Study, cli
+from qua2sedimo.denoisers import Graph
 from qua2sedimo.predictor import FitSettings
 
 COMMANDS = (
@@ -284,6 +286,64 @@ def test_inspect_needs_no_prompt(run, model: Path) -> None:  # type: ignore[no-u
     ended = run("inspect", model)
     assert ended.status == 0, ended.err
     assert "weight layers" in ended.out
+
+
+CONFIG = {
+    "_class_name": "UNet2DConditionModel", "sample_size": 8, "in_channels": 3, "out_channels": 3, "layers_per_block": 1,
+    "block_out_channels": [16, 32], "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "cross_attention_dim": 24, "attention_head_dim": 8,
+    "norm_num_groups": 8,
+}  # fmt: skip
+
+
+def test_inspect_of_a_configuration_shows_parts_without_weights(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(CONFIG))
+    content = json.loads(run("inspect", config, "--json", "--graph", tmp_path / "graph.json").out)
+    assert not content["weights_present"]
+    assert content["totals"]["parts"] == sum(layer["span"] is not None for layer in content["layers"]) > 0
+    assert Graph.load(tmp_path / "graph.json").layers.keys() == {layer["name"] for layer in content["layers"]}
+    shown = run("inspect", config)
+    assert "Architecture only" in shown.out, shown.err
+    assert "conv1[0:32]" in shown.out
+
+
+def test_inspect_draws_the_graph(run, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert run("inspect", model, "--graph", tmp_path / "graph.svg").status == 0
+    drawn = ElementTree.parse(tmp_path / "graph.svg").getroot()
+    texts = " ".join(drawn.itertext())
+    assert "block 0" in texts and "transformer_blocks.1.attn1.to_q" in texts
+    ended = run("inspect", model, "--graph", tmp_path / "graph.png")
+    assert ended.status == 1 and ".json or .svg" in ended.err
+
+
+def test_inspect_takes_a_folder_of_a_denoiser_alone_with_its_ties(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    denoiser = small_pipeline().transformer
+    first, second = (block.norm1.emb.timestep_embedder for block in denoiser.transformer_blocks)
+    second.load_state_dict(first.state_dict())
+    denoiser.save_pretrained(tmp_path / "dit")
+    content = json.loads(run("inspect", tmp_path / "dit", "--json").out)
+    assert content["weights_present"]
+    assert sum(len(layer["copies"]) for layer in content["layers"]) == 2
+
+
+def test_inspect_takes_inputs_from_a_file_and_refuses_what_fits_nothing(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    config, inputs = tmp_path / "config.json", tmp_path / "inputs.json"
+    config.write_text(json.dumps(CONFIG))
+    call = {"sample": {"shape": [1, 3, 16, 16]}, "timestep": [5], "encoder_hidden_states": {"shape": [1, 4, 24]}}
+    inputs.write_text(json.dumps(call))
+    assert json.loads(run("inspect", config, "--inputs", inputs, "--json").out)["inputs"] == str(inputs)
+    inputs.write_text(json.dumps({"sample": {"shape": [1, 3, 16, 16]}}))
+    ended = run("inspect", config, "--inputs", inputs)
+    assert ended.status == 1 and "timestep" in ended.err
+
+
+def test_layers_can_be_kept_in_16_bits_from_the_command_line(run, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    command = ("init", model, tmp_path / "s", "--prompt", 0, "--arguments", '{"guidance_scale": 1.0}')
+    assert run(*command, "--keep", "proj_out*", "--keep", "*attn1*").status == 0
+    study = Study(tmp_path / "s")
+    assert study.settings.keep == ["proj_out*", "*attn1*"]
+    assert not any("attn1" in name or name.startswith("proj_out") for name in study.space.layers)
 
 
 def test_the_best_measured_configuration_is_best_in_the_sense_of_the_metric(run, study: Path) -> None:  # type: ignore[no-untyped-def]

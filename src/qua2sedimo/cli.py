@@ -41,6 +41,13 @@ Arguments = Annotated[
     str, typer.Option(help='Pipeline arguments as JSON, e.g. `{"num_inference_steps": 12}`.', metavar="JSON")
 ]
 Candidates = Annotated[int | None, typer.Option(help="How many to measure; 8 unless told.", min=1)]
+Component = Annotated[
+    str | None, typer.Option(help="Which denoiser, if the pipeline has several: transformer_2, prior, …")
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option("--keep", help="Leave layers that match this pattern in 16 bits; repeat it.", metavar="PATTERN"),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Decides noise and random configurations.")]
 Configurations = Annotated[int, typer.Option(help="Random configurations to measure in all.", min=20)]
 Images = Annotated[int, typer.Option(help="Images per measured configuration.", min=2)]
@@ -54,6 +61,7 @@ def settings_for(
     images: int,
     component: str | None,
     seed: int,
+    keep: list[str] | None = None,
 ) -> StudySettings:
     """What a new study asks for; zoo models bring their own inputs and arguments."""
     entry = zoo.ENTRIES.get(model)
@@ -66,6 +74,7 @@ def settings_for(
         arguments={**(entry.arguments if entry else {}), **given},
         images=images,
         options=options,
+        keep=keep or [],
         seed=seed,
     )
 
@@ -106,11 +115,14 @@ def run(
     options: Options = "wide",
     configurations: Configurations = 100,
     images: Images = 16,
-    component: Annotated[str | None, typer.Option(help="Which denoiser, if the pipeline has several.")] = None,
+    component: Component = None,
+    keep: Keep = None,
     seed: Seed = 0,
 ) -> None:
     """All stages: trace, quantize, measure, fit, explain, choose, export, compare, report. Resumes."""
-    _everything(study, settings_for(model, prompt, arguments, options, images, component, seed), bits, configurations)
+    _everything(
+        study, settings_for(model, prompt, arguments, options, images, component, seed, keep), bits, configurations
+    )
 
 
 def _everything(folder: Path, settings: StudySettings, bits: float, configurations: int, compared: int = 96) -> None:
@@ -153,70 +165,55 @@ def init(
     arguments: Arguments = "{}",
     options: Options = "wide",
     images: Images = 16,
-    component: Annotated[str | None, typer.Option(help="Which denoiser, if the pipeline has several.")] = None,
+    component: Component = None,
+    keep: Keep = None,
     seed: Seed = 0,
 ) -> None:
     """Make a study folder with its study.yaml, to be edited and measured stage by stage."""
     from qua2sedimo.study import Study
     from qua2sedimo.terminal import console
 
-    made = Study.create(study, settings_for(model, prompt, arguments, options, images, component, seed))
+    made = Study.create(study, settings_for(model, prompt, arguments, options, images, component, seed, keep))
     console.print(f"{study / 'study.yaml'}: {len(made.settings.inputs)} inputs. Next: qua2sedimo measure {study}")
 
 
 @app.command()
 def inspect(
-    model: Model,
+    model: Annotated[
+        str, typer.Argument(help="Zoo name, pipeline or denoiser folder, hub name, or config.json.", metavar="MODEL")
+    ],
     options: Annotated[
         str | None,
         typer.Option(metavar="LAYER", help="Show one layer: histogram, and each option's levels, error and bytes."),
     ] = None,
     option_set: Annotated[str, typer.Option("--set", help="Which options: `wide`, `paper`, or a list.")] = "wide",
     layer: Annotated[str, typer.Option(help="Show only layers that match this pattern.")] = "*",
-    component: Annotated[str | None, typer.Option(help="Which denoiser, if the pipeline has several.")] = None,
+    component: Component = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    graph: Annotated[Path | None, typer.Option(help="Write the graph: FILE.json or FILE.svg.", metavar="FILE")] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(help='The forward\'s inputs, e.g. `{"sample": {"shape": [1, 4, 64, 64]}}`.', metavar="FILE.json"),
+    ] = None,
     arguments: Arguments = "{}",
 ) -> None:
-    """Show the weight layers of a model: operation, block, shape, and bytes under each option."""
-    import tempfile
-
-    from qua2sedimo.denoisers import denoiser_of, load_pipeline
-    from qua2sedimo.evaluation.generate import input_argument
+    """Show the weight layers of a model: operation, block, shape, parts, bytes under each option; and its graph."""
+    from qua2sedimo.inspection import denoiser_named, inspected, write_graph
     from qua2sedimo.layer_view import layer_options_table
-    from qua2sedimo.study import Study
-    from qua2sedimo.terminal import console, layer_table, size
+    from qua2sedimo.terminal import console, inspection_notes, layer_tree
 
-    pipeline = load_pipeline(model)
     if options is not None:
-        console.print(layer_options_table(denoiser_of(pipeline, component)[1], options, option_set))
+        console.print(layer_options_table(denoiser_named(model, component), options, option_set))
         return
-    inputs = {"prompt": ["a picture"], "class_labels": ["0"], None: []}[input_argument(pipeline)]
-    with tempfile.TemporaryDirectory() as folder:
-        settings = settings_for(model, None if model in zoo.ENTRIES else inputs, arguments, option_set, 2, component, 0)
-        study = Study.create(folder, settings, pipeline)
-        space, graph = study.space, study.graph
-        low, high = space.byte_range()
-        if as_json:
-            layers = [
-                {
-                    **vars(graph.layers[n]),
-                    "bytes": {str(o): o.nbytes(space.shapes[n]) for o in space.options[n]},
-                }
-                for n in space.layers
-            ]
-            edges = [[graph.nodes[a].name, graph.nodes[b].name] for a, b in graph.edges]
-            print(
-                json.dumps({"denoiser": graph.denoiser, "layers": layers, "edges": edges, "bypassed": graph.bypassed})
-            )
-            return
-        console.print(layer_table(study, layer))
-        console.print(
-            f"16 bits: {size(2 * space.weights)}; these options reach {8 * low / space.weights:.2f} to "
-            f"{8 * high / space.weights:.2f} average bits ({size(low)} to {size(high)}). "
-            f"Graph: {len(graph.nodes)} nodes, {len(graph.edges)} edges."
-        )
-        for name in graph.bypassed:
-            console.print(f"left alone: {name} (its module is never called, or does not reach the output)")
+    seen = inspected(model, option_set, component, pipeline_arguments(arguments), inputs)
+    if graph is not None:
+        write_graph(seen.graph, graph)
+    if as_json:
+        print(json.dumps(seen.document(layer)))
+        return
+    console.print(layer_tree(seen, layer, console.width))
+    for note in inspection_notes(seen):
+        console.print(note, markup=False, highlight=False)
 
 
 @app.command()

@@ -34,6 +34,7 @@ from qua2sedimo.denoisers import (
     unit_weight,
     weight_modules,
 )
+from qua2sedimo.denoisers.layers import refuse_without_weights
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation import Generation, Generator, Measurement, Measurer, Switch
 from qua2sedimo.evaluation.generate import check_arguments, check_inputs
@@ -125,6 +126,7 @@ class Study:
         path = self.folder / "graph.json"
         if path.exists():
             return Graph.load(path)
+        refuse_without_weights(self.denoiser)
         call = capture_call(self.pipeline, self.denoiser, self.generator.call_arguments([0]))
         graph = trace(self.denoiser, call.args, call.kwargs, parts=True, ties=True)
         graph.save(path)

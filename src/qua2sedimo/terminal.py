@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +18,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from qua2sedimo.choices import Choice
 from qua2sedimo.comparison import Row
+from qua2sedimo.denoisers import WeightLayer
 from qua2sedimo.errors import Stopped
 from qua2sedimo.evaluation.metrics import METRICS, Estimate
+from qua2sedimo.inspection import Inspection
 from qua2sedimo.study import Progress as Report
-from qua2sedimo.study import Study
 
 console = Console()
 errors = Console(stderr=True)
@@ -135,21 +136,86 @@ def sensitivity_table(groups: dict[str, tuple[float, float, int]], by: str) -> T
     return table
 
 
-def layer_table(study: Study, pattern: str = "*") -> Table:
-    """The weight layers with operation, block, shape, share, and bytes under each option."""
-    space, graph = study.space, study.graph
-    options = space.union
-    table = Table(title=f"{graph.denoiser}: {len(space.layers)} weight layers, {space.weights:,} weights")
-    for column in ("layer", "operation", "block", "shape"):
+def layer_tree(inspection: Inspection, pattern: str, width: int) -> Table:
+    """Blocks, and in each its layers and parts: operation, shape, weights, share, bytes under each option that fits."""
+    space = inspection.space
+    units = inspection.matching(pattern)
+    blocks: dict[str, list[WeightLayer]] = {}
+    for unit in units:
+        blocks.setdefault(unit.block, []).append(unit)
+    table = Table(
+        title=f"{inspection.graph.denoiser}: {len(inspection.layers)} weight layers, {inspection.weights:,} weights",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    every = inspection.graph.layers.values()
+    prefix = {block: _common_path([unit.module for unit in every if unit.block == block]) for block in blocks}
+    longest = max(len(unit.name) - len(prefix[unit.block]) for unit in units)
+    fitting = max(2, (width - longest - 54) // 10)
+    shown = space.union[:fitting]
+    for column in ("block, layer", "operation", "shape"):
         table.add_column(column, overflow="fold")
-    table.add_column("share", justify="right")
-    for option in options:
-        table.add_column(str(option), justify="right")
-    for name in space.layers:
-        if not fnmatch.fnmatch(name, pattern):
-            continue
-        layer = graph.layers[name]
-        sizes = [f"{o.nbytes(layer.shape):,}" if o in space.options[name] else "" for o in options]
-        shape = "×".join(map(str, layer.shape))
-        table.add_row(name, layer.operation, layer.block, shape, f"{100 * layer.weights / space.weights:.1f} %", *sizes)
+    for column in ("weights", "share", *(str(option).replace("-", "\n") for option in shown)):
+        table.add_column(column, justify="right", no_wrap=True)
+    for block, members in blocks.items():
+        weights = sum(unit.weights for unit in members)
+        parts = sum(unit.span is not None for unit in members)
+        what = f"{len(members)} units" + (f", {parts} parts" if parts else "")
+        totals = [sum(option.nbytes(unit.shape) for unit in members) for option in shown]
+        table.add_row(
+            Text(f"{block}  {prefix[block]}"), "", what, *_amounts(weights, space.weights, totals), style="bold"
+        )
+        for unit in members:
+            sizes = [option.nbytes(unit.shape) if option in space.options[unit.name] else None for option in shown]
+            copies = f" (and {len(unit.copies)} copies)" if unit.copies else ""
+            cells = _amounts(unit.weights, space.weights, sizes)
+            shape = "×".join(map(str, unit.shape))
+            table.add_row(Text(f"  {unit.name[len(prefix[block]) :]}{copies}"), unit.operation, shape, *cells)
+    if len(shown) < len(space.union):
+        table.caption = f"{len(space.union) - len(shown)} more options do not fit here: --json has all, --set chooses."
     return table
+
+
+def _common_path(names: Sequence[str]) -> str:
+    """The modules that all names lie in, with the last dot: ``transformer_blocks.3.``."""
+    first, *_ = paths = [name.split(".")[:-1] for name in names]
+    depth = next((i for i in range(len(first)) if len({tuple(p[: i + 1]) for p in paths}) > 1), len(first))
+    return "".join(f"{part}." for part in first[:depth]) if len(names) > 1 else ""
+
+
+def _amounts(weights: int, total: int, sizes: Sequence[int | None]) -> list[str]:
+    cells = ["" if nbytes is None else short(nbytes) for nbytes in sizes]
+    return [f"{weights:,}", f"{100 * weights / total:.1f} %", *cells]
+
+
+def short(nbytes: float) -> str:
+    """Bytes in at most five characters: 640, 1.2k, 590k, 3.1M."""
+    for unit in ("", "k", "M"):
+        if nbytes < 1000:
+            return f"{nbytes:.0f}{unit}" if nbytes >= 10 or not unit else f"{nbytes:.1f}{unit}"
+        nbytes /= 1000
+    return f"{nbytes:.2f}G"
+
+
+def inspection_notes(inspection: Inspection) -> Iterator[str]:
+    """Totals, and what is left alone, shared, or may be."""
+    space, graph = inspection.space, inspection.graph
+    low, high = space.byte_range()
+    parts = sum(unit.span is not None for unit in graph.layers.values())
+    yield (
+        f"16 bits: {size(2 * space.weights)}; these options reach {8 * low / space.weights:.2f} to "
+        f"{8 * high / space.weights:.2f} average bits ({size(low)} to {size(high)})."
+    )
+    yield (
+        f"Graph: {len(graph.nodes)} nodes, {len(graph.edges)} edges; {len(graph.layers)} units, {parts} of them parts "
+        f"of layers that read a concatenation. Inputs: {inspection.inputs}."
+    )
+    if not inspection.values:
+        yield "Architecture only: no weights were read."
+    for name in graph.bypassed:
+        yield f"left alone: {name} (its module is never called, or does not reach the output)"
+    for group in graph.tied_candidates:
+        yield f"may hold the same weights in {len(group)} blocks: {group[0]} … (their values will tell)"
+    if inspection.others:
+        yield f"further denoisers of this pipeline: {', '.join(inspection.others)} (--component)"

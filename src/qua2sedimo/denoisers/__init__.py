@@ -1,6 +1,6 @@
 """What is quantized: a denoiser's weight layers, their names, and how data flows between them."""
 
-from qua2sedimo.denoisers.architecture import architecture
+from qua2sedimo.denoisers.architecture import architecture, load_denoiser
 from qua2sedimo.denoisers.graph import Graph, Node
 from qua2sedimo.denoisers.inputs import built_inputs, read_inputs
 from qua2sedimo.denoisers.layers import WeightLayer, parse_unit, unit_weight, weight_layers, weight_modules, weight_of
@@ -16,6 +16,7 @@ __all__ = [
     "capture_call",
     "denoiser_checkpoint",
     "denoiser_of",
+    "load_denoiser",
     "load_pipeline",
     "parse_unit",
     "read_inputs",

@@ -24,9 +24,9 @@ def has_absent_weights(denoiser: nn.Module) -> bool:
 def without_values(
     denoiser: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[dict[str, torch.Tensor], tuple[Any, ...], dict[str, Any]]:
-    """(fake parameters and absent buffers by name, args, kwargs), all on the CPU; shared tensors stay shared.
+    """(fake parameters and absent buffers by name, args, kwargs); shared tensors stay shared.
 
-    Arguments on the meta device become fake tensors, others stay as they are.
+    What is on the meta device becomes a fake tensor on the CPU; arguments that are elsewhere stay as they are.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     made: dict[int, torch.Tensor] = {}
@@ -34,7 +34,9 @@ def without_values(
     def fake(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in made:
             with mode:
-                made[id(tensor)] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+                made[id(tensor)] = torch.empty_strided(
+                    tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu" if tensor.is_meta else tensor.device
+                )
         return made[id(tensor)]
 
     tensors = {name: fake(p) for name, p in denoiser.named_parameters(remove_duplicate=False)}

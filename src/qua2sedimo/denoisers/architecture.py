@@ -18,11 +18,44 @@ def architecture(config: str | Path | Mapping[str, Any]) -> nn.Module:
 
     Raises :class:`Qua2SeDiMoError` if the file is damaged, or names no diffusers model that can be built from it.
     """
-    import diffusers
     from accelerate import init_empty_weights
 
     content = read_json(Path(config)) if isinstance(config, (str, Path)) else dict(config)
     where = str(config) if isinstance(config, (str, Path)) else "the configuration"
+    kind = _class_of(content, where)
+    try:
+        with quiet(), init_empty_weights(include_buffers=False):
+            model = kind.from_config(content)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise Qua2SeDiMoError(
+            f"{where}: {kind.__name__} cannot be built from it: {error}", "Compare it with the published config.json."
+        ) from error
+    assert isinstance(model, nn.Module)
+    return model.eval()
+
+
+def load_denoiser(folder: Path) -> nn.Module:
+    """The denoiser of a folder that ``save_pretrained`` wrote; without weight files there, its architecture only.
+
+    Raises :class:`Qua2SeDiMoError` if it cannot be loaded.
+    """
+    config = folder / "config.json"
+    if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "*.bin")):
+        return architecture(config)
+    kind = _class_of(read_json(config), str(config))
+    try:
+        with quiet():
+            model = kind.from_pretrained(str(folder))
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise Qua2SeDiMoError(f"cannot load the denoiser in {folder}: {error}", "Save or download it again.") from error
+    assert isinstance(model, nn.Module)
+    return model.eval()
+
+
+def _class_of(content: Any, where: str) -> Any:
+    """The diffusers class that a configuration names."""
+    import diffusers
+
     name = content.get("_class_name") if isinstance(content, dict) else None
     if not isinstance(name, str):
         raise Qua2SeDiMoError(
@@ -37,12 +70,4 @@ def architecture(config: str | Path | Mapping[str, Any]) -> nn.Module:
         )
     if content.get("quantization_config"):
         raise Qua2SeDiMoError(f"{where}: {name} is already quantized", "Give the unquantized model's config.json.")
-    try:
-        with quiet(), init_empty_weights(include_buffers=False):
-            model = kind.from_config(content)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, ArithmeticError) as error:
-        raise Qua2SeDiMoError(
-            f"{where}: {name} cannot be built from it: {error}", "Compare it with the published config.json."
-        ) from error
-    assert isinstance(model, nn.Module)
-    return model.eval()
+    return kind

@@ -55,6 +55,9 @@ class Value:
 def concatenated(tensors: Sequence[torch.Tensor], values: Sequence[Value], dim: int, join: Join) -> Value:
     """The value of ``torch.cat(tensors, dim)``."""
     axis = dim % max(t.ndim for t in tensors)
+    beside = _beside([value for tensor, value in zip(tensors, values) if tensor.ndim > axis], join)
+    if beside.layout is not None and beside.layout.axis != axis:
+        return beside
     pieces: list[Piece] = []
     mixed = False
     for tensor, value in zip(tensors, values):
@@ -69,17 +72,45 @@ def concatenated(tensors: Sequence[torch.Tensor], values: Sequence[Value], dim: 
     return Value(source, Layout(axis, tuple(pieces), mixed) if len(pieces) > 1 else None)
 
 
+def stacked(tensors: Sequence[torch.Tensor], values: Sequence[Value], dim: int, join: Join) -> Value:
+    """The value of ``torch.stack(tensors, dim)``."""
+    value = _beside(values, join)
+    if value.layout is None:
+        return value
+    new = dim % (tensors[0].ndim + 1)
+    return replace(value, layout=replace(value.layout, axis=value.layout.axis + (new <= value.layout.axis)))
+
+
+def _beside(values: Sequence[Value], join: Join) -> Value:
+    """Values put together along another axis than the one all their layouts agree on."""
+    source = join("concat", [value.source for value in values])
+    layouts = [value.layout for value in values if value.layout is not None]
+    if not layouts or len(layouts) < len(values) or len({(each.axis, each.sizes) for each in layouts}) > 1:
+        return Value(source)
+    columns = zip(*(layout.pieces for layout in layouts))
+    pieces = tuple(Piece(join("concat", [p.source for p in column]), column[0].size) for column in columns)
+    return Value(source, Layout(layouts[0].axis, pieces, any(layout.mixed for layout in layouts)))
+
+
 def pointwise(
-    kind: str, tensors: Sequence[torch.Tensor], values: Sequence[Value], out: torch.Tensor, mixes: bool, join: Join
+    kind: str,
+    tensors: Sequence[torch.Tensor],
+    values: Sequence[Value],
+    out: torch.Tensor,
+    mixes: int | None,
+    join: Join,
 ) -> Value:
-    """The value of a pointwise operation or norm: pieces stay pieces, and meet the other operands one by one."""
+    """The value of a pointwise operation or norm: pieces stay pieces, and meet the other operands one by one.
+
+    ``mixes`` is the first axis that a norm's statistics are taken over.
+    """
     source = join(kind, [value.source for value in values])
     first = next((i for i, v in enumerate(values) if v.layout is not None and tensors[i].shape == out.shape), None)
     if first is None:
         return Value(source)
     layout = values[first].layout
     assert layout is not None
-    mixed = layout.mixed or mixes
+    mixed = layout.mixed or (mixes is not None and layout.axis >= mixes)
     sources = [[piece.source] for piece in layout.pieces]
     for i, value in enumerate(values):
         if i == first or value.source is None:
@@ -96,6 +127,22 @@ def pointwise(
                 found.append(value.source)
     pieces = tuple(Piece(join(kind, found), piece.size) for found, piece in zip(sources, layout.pieces))
     return Value(source, Layout(layout.axis, pieces, mixed))
+
+
+def attended(query: torch.Tensor, value: Value, keys: list[int], values: list[int], join: Join) -> Value:
+    """The value of attention: a product of queries and keys, then of that and values; each row is of its query alone.
+
+    So where text and image attend together, the image's rows of the output come from the image's queries.
+    """
+
+    def product(source: int | None) -> int | None:
+        return join("product", [join("product", [source, *keys]), *values])
+
+    layout = value.layout
+    if layout is None or layout.axis != query.ndim - 2:
+        return Value(product(value.source))
+    pieces = tuple(Piece(product(piece.source), piece.size) for piece in layout.pieces)
+    return Value(product(value.source), replace(layout, pieces=pieces))
 
 
 def carried(name: str, args: Sequence[Any], value: Value, out: torch.Tensor, join: Join) -> Value:
@@ -146,8 +193,12 @@ def keeps_positions(func: Any, name: str) -> bool:
     return torch.Tag.pointwise in func.tags or name in _NORMS
 
 
-def is_norm(name: str) -> bool:
-    return name in _NORMS
+def normalizes(name: str, args: Sequence[Any]) -> int | None:
+    """The first axis whose positions an operation's statistics mix: a norm's; None if it is no norm."""
+    if name not in _NORMS:
+        return None
+    shape = args[1] if len(args) > 1 else None
+    return args[0].ndim - len(shape) if isinstance(shape, (list, tuple)) else 0
 
 
 def slices(name: str, args: Sequence[Any], axis: int) -> list[tuple[int, int]] | None:

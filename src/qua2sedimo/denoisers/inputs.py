@@ -23,7 +23,8 @@ _REMEDY = "Inspect the pipeline's folder instead, or give the inputs with --inpu
 #: Width of the text (or image) tokens: the first of these keys that is set is where they enter.
 _TEXT_WIDTHS = (
     "caption_channels", "encoder_hid_dim", "joint_attention_dim", "text_embed_dim", "text_dim", "cap_feat_dim",
-    "caption_feat_dim", "text_in_dim", "in_text_dim", "context_in_dim", "cross_attention_dim", "cross_attention_input_dim",
+    "caption_feat_dim", "text_in_dim", "in_text_dim", "context_in_dim",
+    "cross_attention_dim", "cross_attention_input_dim",
 )  # fmt: skip
 
 
@@ -139,7 +140,7 @@ def _t5(asked: _Asked, name: str) -> torch.Tensor:
 _RULES: dict[str, Callable[[_Asked, str], Any]] = {
     "hidden_states": _latent,
     "sample": _latent,
-    "timestep": lambda asked, name: torch.full((asked.batch,), 500),
+    "timestep": lambda asked, name: torch.full((asked.batch,), 500.0),
     "encoder_hidden_states": _text,
     "class_labels": _classes,
     "added_cond_kwargs": _added,

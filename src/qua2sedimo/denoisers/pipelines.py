@@ -82,9 +82,14 @@ def _check_pipeline_folder(folder: Path) -> None:
         raise Qua2SeDiMoError(f"{index} is damaged: {error}", "Save or download the pipeline again.") from error
 
 
+def denoisers_of(pipeline: Any) -> list[str]:
+    """Names of the pipeline's components that denoise, the one taken unless told first."""
+    return [name for name in DENOISERS if isinstance(getattr(pipeline, name, None), nn.Module)]
+
+
 def denoiser_of(pipeline: Any, component: str | None = None) -> tuple[str, nn.Module]:
     """(component name, module) of the denoiser; ``component`` chooses among several."""
-    names = [component] if component else [n for n in DENOISERS if isinstance(getattr(pipeline, n, None), nn.Module)]
+    names = [component] if component else denoisers_of(pipeline)
     module = getattr(pipeline, names[0], None) if names else None
     if not isinstance(module, nn.Module):
         have = [n for n, value in pipeline.components.items() if isinstance(value, nn.Module)]

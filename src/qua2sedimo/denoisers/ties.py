@@ -60,7 +60,7 @@ def tied_candidates(graph: Graph, denoiser: nn.Module, numbers: Set[str]) -> tup
     for i, node in enumerate(graph.nodes):
         layer = graph.layers.get(node.name) if node.kind == "layer" else None
         sources = _inputs(node, same)
-        if layer is None or len(node.sees) != 1 or not numbers.issuperset(node.sees) or not members.issuperset(sources):
+        if layer is None or len(node.sees) != 1 or not set(node.sees) <= numbers or not members.issuperset(sources):
             continue
         place = re.match(r"(.*?)\.\d+\.(.*)", node.name)
         if place is not None:

@@ -121,17 +121,19 @@ class Tracer(TorchDispatchMode):
         """What is known of each output of an operation."""
         kind = _KINDS.get(name, "combine")
         if "scaled_dot_product" in name and len(args) >= 3:
-            attention = self._join("product", self.sources_of((args[:2], args[3:], kwargs)))
-            return [Value(self._join("product", [attention, *self.sources_of(args[2])]))] * len(outputs)
+            keys = self.sources_of((args[1], args[3:], kwargs))
+            first = flow.attended(args[0], self.value(args[0]), keys, self.sources_of(args[2]), self._join)
+            return [first, *[Value(first.source)] * (len(outputs) - 1)]
         tensors = _tensors((args, kwargs))
         values = [self.value(t) for t in tensors]
-        if name == "cat":
+        if name in ("cat", "stack"):
             dim = (kwargs or {}).get("dim", args[1] if len(args) > 1 else 0)
-            return [flow.concatenated(args[0], [self.value(t) for t in args[0]], dim, self._join)]
+            follow = flow.concatenated if name == "cat" else flow.stacked
+            return [follow(args[0], [self.value(t) for t in args[0]], dim, self._join)]
         if not any(v.layout for v in values) or not outputs:
             return [Value(self._join(kind, [v.source for v in values]))] * len(outputs)
         if flow.keeps_positions(func, name):
-            mixes = flow.is_norm(name)
+            mixes = flow.normalizes(name, args)
             first = flow.pointwise(kind, tensors, values, outputs[0], mixes, self._join)
             return [first, *[Value(first.source)] * (len(outputs) - 1)]
         if len(tensors) == 1 and tensors[0] is args[0] and (layout := values[0].layout) is not None:

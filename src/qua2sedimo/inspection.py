@@ -1,0 +1,164 @@
+"""What `inspect` shows: the weight layers, parts and graph of any denoiser, with weights or from its architecture."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from qua2sedimo import zoo
+from qua2sedimo.denoisers import (
+    Graph,
+    WeightLayer,
+    architecture,
+    built_inputs,
+    capture_call,
+    denoiser_of,
+    load_denoiser,
+    load_pipeline,
+    read_inputs,
+    trace,
+    weight_layers,
+)
+from qua2sedimo.denoisers.drawing import drawing
+from qua2sedimo.denoisers.pipelines import denoisers_of
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.evaluation import Generation, Generator
+from qua2sedimo.evaluation.generate import check_arguments, input_argument
+from qua2sedimo.files import write_text
+from qua2sedimo.options import SearchSpace
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A traced denoiser: ``layers`` are all its whole weight layers, also those that the graph bypasses.
+
+    ``values`` tells whether weights were at hand, ``inputs`` where those of the traced forward came from, ``others``
+    names further denoisers of the same pipeline.
+    """
+
+    graph: Graph
+    layers: Mapping[str, WeightLayer]
+    space: SearchSpace
+    values: bool
+    inputs: str
+    others: tuple[str, ...] = ()
+
+    @cached_property
+    def weights(self) -> int:
+        """Weights of all layers, biases not counted; those of tied copies counted in every copy."""
+        return sum(layer.weights for layer in self.layers.values())
+
+    def matching(self, pattern: str) -> list[WeightLayer]:
+        """Units whose name or module matches, in the order of the denoiser."""
+        units = self.graph.layers.values()
+        found = [u for u in units if fnmatch.fnmatch(u.name, pattern) or fnmatch.fnmatch(u.module, pattern)]
+        if not found:
+            raise Qua2SeDiMoError(f"no layer of {self.graph.denoiser} matches '{pattern}'", "Try --layer '*attn*'.")
+        return found
+
+    def document(self, pattern: str = "*") -> dict[str, Any]:
+        """Everything as plain data."""
+        low, high = self.space.byte_range()
+        graph = self.graph
+        return {
+            "denoiser": graph.denoiser,
+            "weights_present": self.values,
+            "inputs": self.inputs,
+            "totals": {
+                "layers": len(self.layers),
+                "weights": self.weights,
+                "units": len(graph.layers),
+                "parts": sum(unit.span is not None for unit in graph.layers.values()),
+                "quantizable_weights": self.space.weights,
+                "bytes_16bit": 2 * self.space.weights,
+                "bytes_least": low,
+                "bytes_most": high,
+                "nodes": len(graph.nodes),
+                "edges": len(graph.edges),
+            },
+            "layers": [
+                {
+                    **asdict(unit),
+                    "weights": unit.weights,
+                    "share": unit.weights / self.space.weights,
+                    "bytes": {str(o): o.nbytes(unit.shape) for o in self.space.options[unit.name]},
+                }
+                for unit in self.matching(pattern)
+            ],
+            "edges": [[graph.nodes[a].name, graph.nodes[b].name] for a, b in graph.edges],
+            "bypassed": list(graph.bypassed),
+            "tied_candidates": [list(group) for group in graph.tied_candidates],
+        }
+
+
+def inspected(
+    model: str,
+    option_set: str = "wide",
+    component: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    inputs: Path | None = None,
+) -> Inspection:
+    """Inspect a zoo name, a pipeline or denoiser folder, a hub name, or a ``config.json``.
+
+    A pipeline's inputs are captured from one real step under ``arguments``; a bare denoiser's are built from its
+    configuration; ``inputs`` names a file of them and wins over both. The forward is run on fake weights.
+    """
+    path = Path(model).expanduser()
+    if path.is_file() or ((path / "config.json").is_file() and not (path / "model_index.json").is_file()):
+        denoiser = architecture(path) if path.is_file() else load_denoiser(path)
+        call = read_inputs(inputs) if inputs else built_inputs(denoiser)
+        return _traced(denoiser, (), call, option_set, str(inputs or "built from the configuration"), ())
+    pipeline = load_pipeline(model)
+    name, denoiser = denoiser_of(pipeline, component)
+    others = tuple(other for other in denoisers_of(pipeline) if other != name)
+    if inputs:
+        return _traced(denoiser, (), read_inputs(inputs), option_set, str(inputs), others)
+    captured = capture_call(pipeline, denoiser, _call_arguments(model, pipeline, arguments or {}))
+    return _traced(
+        denoiser, captured.args, captured.kwargs, option_set, "captured from one step of the pipeline", others
+    )
+
+
+def denoiser_named(model: str, component: str | None = None) -> nn.Module:
+    """The denoiser with its weights, from a zoo name, a pipeline or denoiser folder, or a hub name."""
+    path = Path(model).expanduser()
+    if path.is_file():
+        raise Qua2SeDiMoError(f"{path} is an architecture without weights", "Give the folder with the weights.")
+    if (path / "config.json").is_file() and not (path / "model_index.json").is_file():
+        return load_denoiser(path)
+    return denoiser_of(load_pipeline(model), component)[1]
+
+
+def _call_arguments(model: str, pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a pipeline call for one image of anything."""
+    defaults: dict[str | None, list[str | int]] = {"prompt": ["a picture"], "class_labels": [0], None: []}
+    known = zoo.ENTRIES[model].arguments if model in zoo.ENTRIES else {}
+    asked = {**known, **arguments}
+    check_arguments(pipeline, asked)
+    return Generator(pipeline, Generation(defaults[input_argument(pipeline)], asked)).call_arguments([0])
+
+
+def _traced(
+    denoiser: nn.Module, args: Any, kwargs: Mapping[str, Any], option_set: str, origin: str, others: tuple[str, ...]
+) -> Inspection:
+    graph = trace(denoiser, args, kwargs, parts=True, ties=True, compute=False)
+    space = SearchSpace.of({name: unit.shape for name, unit in graph.layers.items()}, option_set)
+    values = not any(isinstance(p, torch.Tensor) and p.is_meta for p in denoiser.parameters())
+    return Inspection(graph, weight_layers(denoiser), space, values, origin, others)
+
+
+def write_graph(graph: Graph, path: Path) -> None:
+    """Write the graph by the name's ending: ``.json`` for machines, ``.svg`` to look at."""
+    if path.suffix == ".json":
+        graph.save(path)
+    elif path.suffix == ".svg":
+        write_text(path, drawing(graph))
+    else:
+        raise Qua2SeDiMoError(f"--graph {path}: unknown ending '{path.suffix}'", "Name a file .json or .svg.")
