@@ -63,7 +63,8 @@ def trace(
     training = denoiser.training
     denoiser.eval()
     try:
-        with torch.no_grad(), tracer:
+        # Eagerly, for flex_attention compiles itself, which no dispatch mode could look into.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"), tracer:
             output = call_without_values(denoiser, tensors, args, kwargs) if tensors else denoiser(*args, **kwargs)
     except (RuntimeError, TypeError, ValueError) as error:
         raise Qua2SeDiMoError(f"{type(denoiser).__name__}: the forward pass failed while tracing: {error}") from error

@@ -41,6 +41,8 @@ class Draft:
 class Tracer(TorchDispatchMode):
     """While active, follows every value from the inputs given to :meth:`mark_input`; ``nodes`` is what it found."""
 
+    supports_higher_order_operators = True  # flex_attention is one: run it, and see it as any other operation
+
     def __init__(self) -> None:
         super().__init__()
         self.nodes: list[Draft] = []
@@ -104,7 +106,7 @@ class Tracer(TorchDispatchMode):
         self.nodes[node].cuts.append(pieces)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.split("::")[-1].rstrip("_").lstrip("_")
+        name = func.name().split("::")[-1].split(".")[0].strip("_")
         result = func(*_with_known_indices(name, args), **(kwargs or {}))
         if self._inside:
             return result
@@ -112,7 +114,7 @@ class Tracer(TorchDispatchMode):
         values = self._follow(func, name, args, kwargs, outputs)
         for tensor, value in zip(outputs, values):
             base = tensor._base
-            if func._schema.is_mutable and base is not None:  # a write through a view changes the viewed tensor too
+            if base is not None and _writes(func):  # a write through a view changes the viewed tensor too
                 self._values[base] = Value(self._join("combine", [self.value(base).source, value.source]))
             self._values[tensor] = value
         return result
@@ -120,7 +122,7 @@ class Tracer(TorchDispatchMode):
     def _follow(self, func: Any, name: str, args: Any, kwargs: Any, outputs: list[torch.Tensor]) -> list[Value]:
         """What is known of each output of an operation."""
         kind = _KINDS.get(name, "combine")
-        if "scaled_dot_product" in name and len(args) >= 3:
+        if ("scaled_dot_product" in name or name == "flex_attention") and len(args) >= 3:
             keys = self.sources_of((args[1], args[3:], kwargs))
             first = flow.attended(args[0], self.value(args[0]), keys, self.sources_of(args[2]), self._join)
             return [first, *[Value(first.source)] * (len(outputs) - 1)]
@@ -157,6 +159,11 @@ class Tracer(TorchDispatchMode):
         if len(distinct) <= 1:
             return distinct[0] if distinct else None
         return self._new(f"{kind} {len(self.nodes)}", kind, distinct)
+
+
+def _writes(func: Any) -> bool:
+    """Whether the operation changes its arguments; higher-order ones have no schema, and do not."""
+    return bool(getattr(getattr(func, "_schema", None), "is_mutable", False))
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
