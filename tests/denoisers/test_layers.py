@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.conftest import small_dit, small_pixart, small_unet
+from tests.conftest import small_dit, small_pipeline, small_pixart, small_settings, small_unet
 from torch import nn
 
+from qua2sedimo import Study
 from qua2sedimo.bank import Bank
 from qua2sedimo.denoisers import weight_layers, weight_of
 from qua2sedimo.denoisers.names import block_of, operation_type
@@ -96,6 +97,15 @@ def test_layers_wrapped_by_adapters_are_refused() -> None:
     with pytest.raises(Qua2SeDiMoError, match=r"transformer_blocks\.0\.attn1\.to_q.*LoRA") as caught:
         weight_layers(model)
     assert "fuse_lora" in str(caught.value.remedy)
+
+
+def test_a_denoiser_without_weights_can_be_traced_but_not_studied(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    pipeline = small_pipeline()
+    pipeline.transformer.to("meta")
+    assert weight_layers(pipeline.transformer)
+    with pytest.raises(Qua2SeDiMoError, match="DiTTransformer2DModel has no weights") as caught:
+        Study.create(tmp_path / "s", small_settings(), pipeline).graph  # noqa: B018
+    assert "inspect" in str(caught.value.remedy)
 
 
 def test_a_denoiser_loaded_quantized_is_refused() -> None:

@@ -70,7 +70,7 @@ class _Asked:
 
 
 def _latent(asked: _Asked, name: str) -> torch.Tensor:
-    channels = asked.must(name, "in_channels")
+    channels = asked.must(name, "in_channels", "in_visual_dim", "in_dim")
     height, width = asked.sample
     if asked.packed:
         return torch.randn(asked.batch, _tokens(asked), channels)

@@ -66,8 +66,11 @@ def trace(
         # Eagerly, for flex_attention compiles itself, which no dispatch mode could look into.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), tracer:
             output = call_without_values(denoiser, tensors, args, kwargs) if tensors else denoiser(*args, **kwargs)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise Qua2SeDiMoError(f"{type(denoiser).__name__}: the forward pass failed while tracing: {error}") from error
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError) as error:
+        raise Qua2SeDiMoError(
+            f"{type(denoiser).__name__}: the forward pass failed while tracing: {error}",
+            "Check its inputs: a pipeline's by --arguments, a bare denoiser's by `inspect --inputs FILE.json`.",
+        ) from error
     finally:
         denoiser.train(training)
         for hook in hooks:
