@@ -9,7 +9,8 @@ from torch import nn
 from qua2sedimo import Study
 from qua2sedimo.bank import Bank
 from qua2sedimo.denoisers import weight_layers, weight_of
-from qua2sedimo.denoisers.names import block_of, operation_type
+from qua2sedimo.denoisers.blocks import block_of
+from qua2sedimo.denoisers.names import operation_type
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Option, SearchSpace
 from qua2sedimo.runtime import quantized_module, replace_layers
@@ -67,8 +68,61 @@ def test_every_operation_of_the_small_denoisers_is_known_by_a_rule(denoiser: nn.
     assert {layer.operation for layer in weight_layers(denoiser).values()} <= known
 
 
-def test_a_layer_that_no_rule_knows_is_called_by_its_last_name() -> None:
-    assert operation_type("strange.gadget.3", nn.Module()) == "gadget"
+@pytest.mark.parametrize(
+    ("name", "operation"),
+    [
+        ("transformer_blocks.0.attn.add_q_proj", "SA-Q"),
+        ("double_stream_blocks.0.block.attn1.to_out_t", "SA-Out"),
+        ("single_transformer_blocks.3.proj_mlp", "FF 1"),
+        ("single_transformer_blocks.3.proj_out", "Proj Out"),
+        ("time_text_embed.timestep_embedder.linear_1", "t-Embed"),
+        ("time_text_embed.text_embedder.linear_1", "c-Embed"),
+        ("time_text_embed.guidance_embedder.linear_1", "c-Embed"),
+        ("transformer_blocks.0.norm1_context.linear", "AdaLN"),
+        ("blocks.0.cross_attn.kv_linear", "CA-KV"),
+        ("blocks.0.attn.img_attn_qkv", "SA-QKV"),
+        ("down_blocks.0.temp_convs.0.conv4.3", "Res Out"),
+        ("adaln_single.emb.timestep_embedder.linear_1", "t-Embed"),
+        ("adaln_single.linear", "AdaLN"),
+        ("context_embedder", "c-Embed"),
+    ],
+)
+def test_names_of_joint_attention_and_video_models_are_read_by_role(name: str, operation: str) -> None:
+    assert operation_type(name, nn.Module()) == operation
+
+
+def test_widths_tell_which_of_two_feed_forward_layers_leads_back() -> None:
+    model = nn.ModuleDict({"feed_forward": nn.ModuleDict({"b": nn.Linear(8, 32), "a": nn.Linear(32, 8)})})
+    assert operation_type("feed_forward.b", model) == "FF 1"
+    assert operation_type("feed_forward.a", model) == "FF 2"
+
+
+def test_a_layer_that_no_rule_knows_is_named_by_its_place() -> None:
+    assert operation_type("strange.gadget.3", nn.Module()) == "c-Embed"
+    model = nn.ModuleDict({"things": nn.ModuleList([nn.ModuleDict({"odd": nn.Linear(2, 2), "k": nn.Conv1d(2, 2, 1)})])})
+    assert operation_type("things.0.odd", model) == "Linear"
+    assert operation_type("things.0.k", model) == "Conv"
+
+
+def test_blocks_are_found_by_lists_of_layers_and_by_diffusers_hints() -> None:
+    class Unit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.only = nn.Linear(2, 2)
+
+    model = nn.Module()
+    model.refiners, model.parts = (
+        nn.ModuleList([Unit(), Unit()]),
+        nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))]),
+    )
+    assert block_of("refiners.1.only", model).block == "input"
+    model._repeated_blocks = ["Unit"]
+    assert (block_of("refiners.1.only", model).block, block_of("refiners.1.only", model).index) == (
+        "refiners block 1",
+        1,
+    )
+    assert block_of("parts.0.1", model).block == "parts block 0"  # it holds several layers
+    assert block_of("layers.4.mlp.up_proj", model).block == "block 4"
 
 
 def test_video_and_joint_blocks_keep_apart_by_their_list() -> None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from qua2sedimo.denoisers.names import block_of, operation_type
+from qua2sedimo.denoisers.blocks import block_of
+from qua2sedimo.denoisers.names import operation_type
 from qua2sedimo.errors import Qua2SeDiMoError
 
 WEIGHT_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -93,7 +94,7 @@ def weight_layers(denoiser: nn.Module) -> dict[str, WeightLayer]:
     layers = {}
     for name, *sharing in shared_modules(denoiser):
         module = denoiser.get_submodule(name)
-        place = block_of(name)
+        place = block_of(name, denoiser)
         layers[name] = WeightLayer(
             name=name,
             module=name,

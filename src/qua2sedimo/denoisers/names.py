@@ -1,100 +1,125 @@
-"""Operation type and block of a layer, from diffusers' standard names and the structure around it."""
+"""Operation type of a layer, from diffusers' standard names, the module around it, and its shape.
+
+The types: SA-Q, SA-K, SA-V, SA-Out (self-attention; both streams of a joint attention), CA-… (cross-attention), QKV and
+KV for fused ones, FF 1 and FF 2 (feed-forward, up and down), AdaLN (any modulation), t-Embed, c-Embed (text, class and
+other conditions), Patchify, Conv In, Conv Out, Out, Res In, Res Out, Res Skip, Resample, Proj In, Proj Out (of an
+attention block), Skip (a projection of a skip connection), Gate (of an attention), Depthwise (one channel at a time).
+A layer that no rule knows is named by its place: Conv or Linear inside a block, c-Embed before the blocks.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from torch import nn
 
+#: All types that a layer can have.
+OPERATIONS = frozenset({
+    *(f"{attention}-{role}" for attention in ("SA", "CA") for role in ("Q", "K", "V", "Out", "QKV", "KV")),
+    "FF 1", "FF 2", "AdaLN", "t-Embed", "c-Embed", "Patchify", "Conv In", "Conv Out", "Out", "Res In", "Res Out",
+    "Res Skip", "Resample", "Proj In", "Proj Out", "Skip", "Gate", "Depthwise", "Conv", "Linear",
+})  # fmt: skip
 
-@dataclass(frozen=True)
-class Place:
-    """Where a layer stands: ``block`` is a readable name, ``index`` its position among its like, if any."""
-
-    block: str
-    index: int | None
-    stage: str
-
-
-#: Patterns on the dotted name, first match wins. Written for roles, not for particular models.
-_OPERATIONS: tuple[tuple[str, str], ...] = (
-    (
-        r"(^|\.)(time_?(step)?_?(emb|embed|embedding|embedder)|time_text_embed|time_proj|time_emb_proj)(\.|$)",
-        "t-Embed",
-    ),
-    (
-        r"(caption|text|context|label|class|image)_?(proj|projection|embedder|embedding|embed|embeds)",
-        "c-Embed",
-    ),
-    (r"(encoder_hid_proj|add_embedding|addition_embed)", "c-Embed"),
-    (r"(adaln|ada_norm|norm\d*(_context)?\.linear|norm_out\.linear)", "AdaLN"),
-    (r"(pos_embed|patch_embed|x_embedder)", "Patchify"),
-    (r"(^|\.)conv_in$", "Conv In"),
-    (r"(^|\.)conv_out$", "Conv Out"),
-    (r"resnets\.\d+\.conv1$", "Res In"),
-    (r"resnets\.\d+\.conv2$", "Res Out"),
-    (r"conv_shortcut$", "Res Skip"),
-    (r"(down|up)samplers\.", "Resample"),
-    (r"(ff|ff_context|mlp)\.(net\.0(\.proj)?|fc1|linear_1)$|proj_mlp$", "FF 1"),
-    (r"(ff|ff_context|mlp)\.(net\.2|fc2|linear_2)$", "FF 2"),
-    (r"(attentions|motion_modules)\.\d+\.proj_in$", "Proj In"),
-    (r"(attentions|motion_modules)\.\d+\.proj_out$", "Proj Out"),
-    (r"^proj_in$", "Patchify"),
-    (r"^(proj_out|proj_out_\d|final_layer)", "Out"),
+#: Names of projections as words of the last name, streams and adapters left off: ``add_q_proj``, ``to_q_t``.
+_PROJECTIONS = {
+    "qkv": "QKV", "qkv_mlp": "QKV", "kv": "KV", "q": "Q", "k": "K", "v": "V", "query": "Q", "key": "K", "value": "V",
+    "wq": "Q", "wk": "K", "wv": "V", "wo": "Out", "out": "Out", "o": "Out", "c": "Out", "": "Out", "add_out": "Out",
+}  # fmt: skip
+_CERTAIN = re.compile(r"^to_(q|k|v|qkv|kv|query|key|value|out|add_out)(_|$)|^add_[qkv]_proj$")
+_CONTAINER = re.compile(r"(attn|attentions?|mha|pooler)\d*$")  # what ambiguous names, such as ``out_proj``, are read by
+_FEED_FORWARD = re.compile(
+    r"(^|\.)(\w*_)?(ff|ffn|mlp|feed_forward|transition\w*|DenseReluDense|experts)(_\w+)?(\.|$)"
+    r"|\.(gate_proj|up_proj|down_proj|gate_up_proj|w[123])$"
 )
 
-_PROJECTIONS = {
-    "to_q": "Q", "to_k": "K", "to_v": "V", "to_out": "Out", "to_qkv": "QKV", "to_kv": "KV",
-    "add_q_proj": "Q", "add_k_proj": "K", "add_v_proj": "V", "to_add_out": "Out",
-}  # fmt: skip
+#: Patterns on the lower-case dotted name, first match wins. Written for roles, not for particular models.
+_OPERATIONS: tuple[tuple[str, str], ...] = (
+    (r"(skip_linear|skip_proj\w*)$", "Skip"),
+    (r"(conv_shortcut|shortcut_\w+|residual_conv|nin_shortcut)$", "Res Skip"),
+    (r"(?<!time_)(text|txt|caption|guidance|resolution|aspect_ratio|pooled|class|label)_(emb\w*|proj\w*)\b", "c-Embed"),
+    (r"(^|\.)(audio_)?(emb\.)?(t|time|timestep)_(\w+_)?emb(ed|edder|edding|eddings)?(_r)?\b", "t-Embed"),
+    (r"(^|\.)(time_in|timestep_proj|time_emb_proj|to_timestep_embed|time_proj|mapper(_sca|_crp)?)\b", "t-Embed"),
+    (r"(adaln|ada_norm|norm\w*\.linear|modulation|(^|[._])mod([._]|$)|film)", "AdaLN"),
+    (r"(scale_(bias|output|shift)|_gate\.linear|time_mod_proj|time_projection|(^|\.)t_block|context_mlp)", "AdaLN"),
+    (r"(caption|text|txt|context|label|class|clip|llm|cap|y|style|prompt|glyph|condition\w*|cond\w*|global\w*)"
+     r"(_\w+)?_?(proj|projection|projector|embedder|embedding|embed|embeds|emb|in|mapper)\b(?!.*\.(ff|mlp|attn))",
+     "c-Embed"),
+    (r"(encoder_hid_proj|encoder_proj|embedding_proj|hidden_states_proj|add_embedding|addition_embed|image_embed|fps_emb)",
+     "c-Embed"),
+    (r"(pos_embed|patch\w*_?embed\w*|x_embed\w*|^(\w+_)?img_in|^patch_\w+|^input_proj|^audio_proj_in)", "Patchify"),
+    (r"(^|\.)(conv_in|preprocess_conv|proj_in_conv)\b", "Conv In"),
+    (r"^(conv_out|postprocess_conv|final_conv\w*)", "Conv Out"),
+    (r"(resnet\w*|res_block\w*|temp_convs|conv_block\w*)\b.*\bconv_?(1|in)\b", "Res In"),
+    (r"(resnet\w*|res_block\w*|temp_convs|conv_block\w*)\b.*\b(conv_?([2-9]|out))\b", "Res Out"),
+    (r"(down|up)_?(sampl|scal)\w*", "Resample"),
+    (r"(attentions|motion_modules|transformer_in|temporal_\w+)(\.\d+)?\.(\w+\.)*proj_in$", "Proj In"),
+    (r"(attentions|motion_modules|transformer_in|temporal_\w+)(\.\d+)?\.(\w+\.)*proj_out$", "Proj Out"),
+    (r"\.\d+\.proj_in$", "Proj In"),
+    (r"\.\d+\.proj_out$", "Proj Out"),
+    (r"(^|\.)proj_mlp$", "FF 1"),
+    (r"^(\w+_)?proj_in\b", "Patchify"),
+    (r"^((\w+_)?proj_out|final\w*|head|lm_head|clf|\w*_heads?|out\b|\w+_out\b|all_final_layer|proj_to_\w+|project_from)",
+     "Out"),
+)  # fmt: skip
 
 
 def operation_type(name: str, denoiser: nn.Module) -> str:
-    """SA-Q, CA-K, FF 1, AdaLN, t-Embed, …; what no rule knows is called by its own last name."""
+    """One of :data:`OPERATIONS`: SA-Q, CA-K, FF 1, AdaLN, t-Embed, …; never an error."""
+    module = _module(denoiser, name)
+    if getattr(module, "groups", 1) > 1 and module.groups == module.in_channels:  # type: ignore[union-attr, operator]
+        return "Depthwise"
     attention = _attention_projection(name, denoiser)
     if attention is not None:
         return attention
+    lowered = name.lower()
     for pattern, operation in _OPERATIONS:
-        if re.search(pattern, name):
+        if re.search(pattern, lowered):
             return operation
-    words = [word for word in name.split(".") if not word.isdigit()]
-    return words[-1] if words else name
+    if _FEED_FORWARD.search(name):
+        return _feed_forward(name, denoiser)
+    if _CONTAINER.search(_without_numbers(name.rpartition(".")[0])[2]):
+        return "Gate" if re.search(r"(gate|_g|beta)\b", name) else "Proj In"
+    return _by_place(name, module)
 
 
 def _attention_projection(name: str, denoiser: nn.Module) -> str | None:
-    head, _, last = name.rpartition(".")
-    if last.isdigit():  # to_out is a Sequential: to_out.0
-        head, _, last = head.rpartition(".")
-    role = _PROJECTIONS.get(last)
+    head, _, last = _without_numbers(name)
+    if not _CERTAIN.search(last) and not _CONTAINER.search(_without_numbers(head)[2]):
+        return None
+    bare, before = last, ""
+    while bare != before:
+        before, bare = bare, re.sub(r"^(to|img|txt|attn)(_|$)|(_|^)(t|cam|proj|linear|layer|attn)$", "", bare)
+    role = _PROJECTIONS.get(re.sub(r"^add_(?=[qkv]$)", "", bare))
     if role is None:
         return None
-    attention = denoiser.get_submodule(head) if head else denoiser
-    cross = getattr(attention, "is_cross_attention", None)
+    cross = getattr(_module(denoiser, head), "is_cross_attention", None)
     if cross is None:
-        cross = head.endswith(("attn2", "cross_attn"))
+        cross = re.search(r"(attn2|cross|enc_attn)\w*$", head) is not None
     return f"{'CA' if cross else 'SA'}-{role}"
 
 
-def block_of(name: str) -> Place:
-    """The repeated block a layer belongs to, by the numbered module lists on its path.
+def _feed_forward(name: str, denoiser: nn.Module) -> str:
+    """The layer that leads back to fewer features is the second; where widths tell nothing, the last one is."""
+    weight = getattr(_module(denoiser, name), "weight", None)
+    if weight is not None and weight.ndim > 1 and weight.shape[0] != weight.shape[1]:
+        return "FF 1" if weight.shape[0] > weight.shape[1] else "FF 2"
+    return "FF 2" if re.search(r"(2|out|down\w*|wo)(\.\d+)?$", name) else "FF 1"
 
-    ``transformer_blocks.3.attn1.to_q`` is in *block 3*; ``down_blocks.1.attentions.0.…`` in *down 1 attention 0*
-    of stage *down 1*; a layer outside every list is in *input* or *output* by its name.
-    """
-    parts = name.split(".")
-    numbered = [
-        (parts[i], int(parts[i + 1])) for i in range(len(parts) - 1) if parts[i + 1].isdigit() and "block" in parts[i]
-    ]
-    if not numbered and not parts[0].startswith("mid"):
-        stage = "output" if re.match(r"(proj_out|norm_out|conv_out|final)", name) else "input"
-        return Place(stage, None, stage)
-    match = re.match(r"(down|up)_blocks\.(\d+)|(mid)_block", name)
-    if match:
-        stage = f"{match[1]} {match[2]}" if match[1] else "mid"
-        inner = re.search(r"(resnet|attention|motion_module|downsampler|upsampler)s\.(\d+)", name)
-        return Place(f"{stage} {inner[1]} {inner[2]}" if inner else stage, None, stage)
-    list_name, index = numbered[0]
-    stage = list_name.replace("_blocks", "").replace("blocks", "").strip("_") or "block"
-    label = "block" if stage in ("transformer", "block") else f"{stage} block"
-    return Place(f"{label} {index}", index, stage)
+
+def _by_place(name: str, module: nn.Module | None) -> str:
+    if re.search(r"\.\d+\.", name):
+        return "Conv" if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else "Linear"
+    return "c-Embed"
+
+
+def _without_numbers(name: str) -> tuple[str, str, str]:
+    """Path and last name, places in a Sequential left off: ``attn.to_out.0`` → ``attn``, ``to_out``."""
+    head, dot, last = name.rpartition(".")
+    return head.rpartition(".") if last.isdigit() else (head, dot, last)
+
+
+def _module(denoiser: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return denoiser.get_submodule(name)
+    except AttributeError:
+        return None

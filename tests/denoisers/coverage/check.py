@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from qua2sedimo.denoisers import Graph, trace, unit_weight, weight_modules
+from qua2sedimo.denoisers.names import OPERATIONS
 from qua2sedimo.quantizers import METHODS
 from qua2sedimo.runtime import save_packed
 
@@ -41,6 +42,9 @@ class Checked:
         if placed != Counter(self.modules):
             twice, missing = placed - Counter(self.modules), set(self.modules) - set(placed)
             return f"not once in the graph or bypassed: {sorted(twice or missing)}"
+        unknown = {unit.operation for unit in units} - OPERATIONS
+        if unknown:
+            return f"operation types outside the list: {sorted(unknown)}"
         if any(source >= reader for source, reader in self.graph.edges):
             return "an edge goes backwards"
         if not self.expected or len(self.expected) != len(self.loaded):

@@ -45,7 +45,8 @@ IMAGES: dict[str, Small] = {
     "HunyuanDiT2DModel": small(
         lambda draw: _text(
             draw, timestep=steps(7.0, 500.0), text_embedding_mask=ones(2, 5), encoder_hidden_states_t5=draw(2, 6, 16),
-            text_embedding_mask_t5=ones(2, 6), image_meta_size=draw.whole(64, 2, 6).float(), style=torch.zeros(2, dtype=torch.long),
+            text_embedding_mask_t5=ones(2, 6), image_meta_size=draw.whole(64, 2, 6).float(),
+            style=torch.zeros(2, dtype=torch.long),
             image_rotary_emb=[draw(16, 8), draw(16, 8)],
         ),
         num_attention_heads=2, attention_head_dim=8, in_channels=4, patch_size=2, sample_size=8, hidden_size=16,
@@ -53,7 +54,8 @@ IMAGES: dict[str, Small] = {
         text_len_t5=6,
     ),
     "LuminaNextDiT2DModel": small(
-        lambda draw: _text(draw, encoder_mask=ones(2, 5), image_rotary_emb=torch.polar(ones(4, 4, 4).float(), draw(4, 4, 4)), cross_attention_kwargs={}),
+        lambda draw: _text(draw, encoder_mask=ones(2, 5), image_rotary_emb=torch.polar(ones(4, 4, 4).float(),
+            draw(4, 4, 4)), cross_attention_kwargs={}),
         sample_size=8, patch_size=2, in_channels=4, hidden_size=24, num_layers=2, num_attention_heads=3,
         num_kv_heads=1, multiple_of=8, cross_attention_dim=_TEXT,
     ),
@@ -93,7 +95,8 @@ IMAGES: dict[str, Small] = {
         text_in_dim=_TEXT, rope_axes_dim=(4, 6, 6),
     ),
     "ZImageTransformer2DModel": small(
-        lambda draw: {"x": [draw(4, 1, 8, 8), draw(4, 1, 8, 8)], "t": steps(0.2, 0.7), "cap_feats": [draw(5, _TEXT), draw(6, _TEXT)]},
+        lambda draw: {"x": [draw(4, 1, 8, 8), draw(4, 1, 8, 8)], "t": steps(0.2, 0.7),
+            "cap_feats": [draw(5, _TEXT), draw(6, _TEXT)]},
         in_channels=4, dim=16, n_layers=2, n_refiner_layers=1, n_heads=1, n_kv_heads=1, cap_feat_dim=_TEXT,
         axes_dims=[4, 6, 6], axes_lens=[64, 64, 64],
     ),
@@ -112,7 +115,8 @@ IMAGES: dict[str, Small] = {
             "position_ids": grid(17),
         },
         in_channels=8, num_layers=2, attention_head_dim=16, num_attention_heads=2, num_key_value_heads=1,
-        intermediate_size=32, timestep_embed_dim=8, text_hidden_dim=_TEXT, num_text_layers=3, text_num_attention_heads=2,
+        intermediate_size=32, timestep_embed_dim=8, text_hidden_dim=_TEXT, num_text_layers=3,
+        text_num_attention_heads=2,
         text_num_key_value_heads=1, text_intermediate_size=24, num_layerwise_text_blocks=1, num_refiner_text_blocks=1,
         axes_dims_rope=(4, 6, 6),
     ),
@@ -135,7 +139,8 @@ IMAGES: dict[str, Small] = {
     ),
     "BriaFibo2Transformer2DModel": small(
         lambda draw: {
-            "hidden_states": draw(2, 8, 8, 8), "timestep": steps(0.2, 0.7), "encoder_hidden_states": draw(2, 2, 5, _TEXT),
+            "hidden_states": draw(2, 8, 8, 8), "timestep": steps(0.2, 0.7),
+            "encoder_hidden_states": draw(2, 2, 5, _TEXT),
         },
         in_channels=8, dim=32, n_layers=3, n_refiner_layers=1, n_heads=2, cap_feat_dim=_TEXT, injection_layer_ids=(1,),
         perceiver_num_layers=1, min_num_gist_tokens=4, max_num_gist_tokens=8, gist_step=2, gist_min_text_len=4,

@@ -104,7 +104,8 @@ JOINT: dict[str, Small] = {
     ),
     "HiDreamImageTransformer2DModel": small(
         lambda draw: {
-            "hidden_states": draw(2, 4, 8, 8), "timesteps": steps(7, 500), "encoder_hidden_states_t5": draw(2, 5, _TEXT),
+            "hidden_states": draw(2, 4, 8, 8), "timesteps": steps(7, 500),
+            "encoder_hidden_states_t5": draw(2, 5, _TEXT),
             "encoder_hidden_states_llama3": draw(2, 2, 5, _TEXT), "pooled_embeds": draw(2, 8),
         },
         patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,

@@ -49,7 +49,8 @@ OTHERS: dict[str, Small] = {
         dit_dim=16, dit_depth=2, dit_heads=2, dit_text_dim=_TEXT, latent_dim=4, ff_mult=2.0,
     ),
     "MiniMaxMusic3Transformer1DModel": small(
-        lambda draw: {"hidden_states": draw(2, 4, 8), "timestep": steps(0.2, 0.7), "encoder_hidden_states": draw(2, 8, 6)},
+        lambda draw: {"hidden_states": draw(2, 4, 8), "timestep": steps(0.2, 0.7),
+            "encoder_hidden_states": draw(2, 8, 6)},
         in_channels=4, condition_dim=6, num_layers=2, num_attention_heads=2, attention_head_dim=8, ff_inner_dim=32,
         rotary_dim=4, fourier_embedding_dim=8,
     ),

@@ -56,7 +56,8 @@ VIDEOS: dict[str, Small] = {
     ),
     "WanAnimateTransformer3DModel": small(
         lambda draw: _clip(
-            draw, channels=12, frames=3, encoder_hidden_states_image=draw(1, 3, 10), pose_hidden_states=draw(1, 4, 2, 8, 8),
+            draw, channels=12, frames=3, encoder_hidden_states_image=draw(1, 3, 10),
+            pose_hidden_states=draw(1, 4, 2, 8, 8),
             face_pixel_values=draw(1, 3, 5, 16, 16),
         ),
         **{**_WAN, "in_channels": 12, "latent_channels": 4}, image_dim=10, added_kv_proj_dim=24,
@@ -182,7 +183,8 @@ VIDEOS: dict[str, Small] = {
             "hidden_states": draw(1, 2, 8, 8, 4), "encoder_hidden_states": draw(1, 5, _TEXT), "timestep": steps(7),
             "pooled_projections": draw(1, 8), "audio_hidden_states": draw(1, 6, 3),
         },
-        in_audio_dim=3, out_audio_dim=3, in_visual_dim=4, out_visual_dim=4, in_text_dim=_TEXT, in_text_dim2=8, time_dim=16, model_dim=24, ff_dim=32,
+        in_audio_dim=3, out_audio_dim=3, in_visual_dim=4, out_visual_dim=4, in_text_dim=_TEXT, in_text_dim2=8,
+        time_dim=16, model_dim=24, ff_dim=32,
         num_text_blocks=1, num_visual_blocks=2, axes_dims=(4, 4, 4), visual_cond=False,
     ),
     "Kandinsky6SRTransformer3DModel": small(

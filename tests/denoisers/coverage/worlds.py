@@ -15,7 +15,8 @@ def _packed(draw: Draw) -> dict[str, Any]:
     """Five text rows, four audio rows, eight video rows of one sequence, at two noise levels."""
     kinds = torch.tensor([1] * 5 + [2] * 4 + [0] * 8)
     return {
-        "hidden_states": draw(1, 8, 8), "audio_hidden_states": draw(1, 4, 3), "encoder_hidden_states": draw(1, 5, _TEXT),
+        "hidden_states": draw(1, 8, 8), "audio_hidden_states": draw(1, 4, 3),
+        "encoder_hidden_states": draw(1, 5, _TEXT),
         "timestep": steps(0.2, 0.7), "timestep_indices": (kinds == 0).long(), "token_tags": kinds,
         "position_ids": grid(17).long(), "video_indices": torch.arange(9, 17), "audio_indices": torch.arange(5, 9),
         "text_indices": torch.arange(5),
@@ -38,7 +39,8 @@ WORLDS: dict[str, Small] = {
     ),
     "Cosmos3OmniTransformer": small(
         lambda draw: {
-            "input_ids": draw.whole(16, 5), "text_indexes": torch.arange(5), "position_ids": torch.arange(15).repeat(3, 1),
+            "input_ids": draw.whole(16, 5), "text_indexes": torch.arange(5),
+            "position_ids": torch.arange(15).repeat(3, 1),
             "und_len": 5, "sequence_length": 15, "vision_tokens": [draw(1, 4, 2, 4, 4)],
             "vision_token_shapes": [(2, 2, 2)], "vision_sequence_indexes": torch.arange(5, 13),
             "vision_mse_loss_indexes": torch.arange(5, 13), "vision_timesteps": torch.full((8,), 500.0),
