@@ -25,7 +25,7 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 class Budget:
     """How long and how to train; minutes count only the time spent training, over all resumed runs.
 
-    A step counts as at most ``pause`` times the usual one, so that a process that was stopped for a while loses nothing.
+    A step counts as at most ``pause`` times the usual one: a process stopped for a while loses nothing.
     """
 
     minutes: float
