@@ -131,20 +131,17 @@ def test_every_layer_of_the_denoiser_is_in_its_graph(name: str) -> None:
     assert list(graph.layers) == list(weight_modules(denoiser)) and graph.bypassed == ()
 
 
-def test_the_u_net_has_skips_cut_at_their_concatenations_and_attention_of_its_text() -> None:
+def test_the_u_net_reads_its_skips_through_concatenations_and_its_text_through_cross_attention() -> None:
     make = generator("avatars-unet")
     _, denoiser = denoiser_of(make.pipeline)
     call = capture_call(make.pipeline, denoiser, make.call_arguments([0]))
-    layers = trace(denoiser, call.args, call.kwargs).layers
-    split = {name for name, layer in layers.items() if len(layer.parts) > 1}
-    joined = {
-        f"up_blocks.{block}.resnets.{resnet}.{layer}"
-        for block in range(3)
-        for resnet in range(2)
-        for layer in ("conv1", "conv_shortcut")
-    }
-    assert split == joined
-    assert {layers[name].operation for name in layers if ".attn2." in name} >= {"CA-Q", "CA-K", "CA-V", "CA-Out"}
+    graph = trace(denoiser, call.args, call.kwargs)
+    joined = {i for i, node in enumerate(graph.nodes) if node.kind == "concat"}
+    readers = {node.name for node in graph.nodes if node.kind == "layer" and joined & set(node.inputs)}
+    shortcuts = {f"up_blocks.{block}.resnets.{resnet}.conv_shortcut" for block in range(3) for resnet in range(2)}
+    assert len(joined) == 6 and readers >= shortcuts
+    text = {node.name for node in graph.nodes if node.sees == ("encoder_hidden_states",) and node.kind == "layer"}
+    assert text and {graph.layers[name].operation for name in text} == {"CA-K", "CA-V"}
 
 
 @pytest.mark.parametrize("function", [zoo.load, zoo.reference_images, zoo.input_score])
