@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from qua2sedimo.evaluation.generate import check_inputs
 from qua2sedimo.evaluation.measure import to_uint8
 from qua2sedimo.zoo.captions import ATTRIBUTES, parse, phrases, vocabulary
 from qua2sedimo.zoo.pixels import PixelAutoencoder
+from qua2sedimo.zoo.training import avatars, avatars_unet, flow
 
 NAMES = sorted(zoo.ENTRIES)
 CLASSES = {
@@ -197,3 +199,42 @@ def test_pixels_pass_through_the_autoencoder_unchanged(tmp_path: Path) -> None:
     assert torch.equal(autoencoder.encode(x).latent_dist.sample(), x)
     assert torch.equal(autoencoder.decode(x).sample, x)
     assert torch.equal(autoencoder.decode(x, return_dict=False)[0], x)
+
+
+# Training ----------------------------------------------------------------------------------------------------------
+
+
+def trained_steps(folder: Path, minutes: float, stop_at: int | None = None) -> int:
+    """Steps of 10 ms or more that fit the budget if the process stands still for a second at step ``stop_at``."""
+    model, chance = torch.nn.Linear(2, 2), torch.Generator().manual_seed(0)
+    taken = 0
+
+    def loss() -> torch.Tensor:
+        nonlocal taken
+        taken += 1
+        time.sleep(1.0 if taken == stop_at else 0.01)
+        return model(torch.ones(1, 2)).square().mean()
+
+    flow.train(model, loss, chance, folder, flow.Budget(minutes=minutes))
+    return taken
+
+
+def test_a_process_that_stood_still_trains_on_with_the_budget_it_had(tmp_path: Path) -> None:
+    assert trained_steps(tmp_path, minutes=0.5 / 60, stop_at=5) > 10
+
+
+def test_training_goes_on_from_its_checkpoint_until_the_budget_is_spent(tmp_path: Path) -> None:
+    first = trained_steps(tmp_path, minutes=0.1 / 60)
+    assert trained_steps(tmp_path, minutes=0.1 / 60) == 0
+    second = trained_steps(tmp_path, minutes=0.2 / 60)
+    assert second > 0
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == first + second
+
+
+@pytest.mark.parametrize("painter", [avatars.Painter, avatars_unet.Painter])
+def test_an_untrained_painter_predicts_no_flow_at_all(painter: type) -> None:
+    model = painter()
+    tokens = torch.tensor([[5, 6, 1, *[0] * 21]])
+    noisy = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    predicted = model(noisy, torch.tensor([500.0]), tokens, (tokens > 0).long())
+    assert predicted.shape == noisy.shape and not predicted.any()
