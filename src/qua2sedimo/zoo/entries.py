@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,15 +23,25 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """A shipped pipeline: its folder, the arguments it is called with, and inputs to try it on."""
+    """A shipped pipeline: its folder, the arguments it is called with, and inputs to try it on.
+
+    ``pictures`` names the set it learned to paint. What belongs to a set, its judge and reference pictures,
+    lies once in a folder of that name and serves every model of the set.
+    """
 
     name: str
     folder: Path
+    pictures: Literal["avatars", "digits"]
     arguments: Mapping[str, Any]
     inputs: Sequence[str | int]
     description: str
     side: int
     licence: str
+
+    @property
+    def set_folder(self) -> Path:
+        """Where judge.safetensors and reference.png of the set lie."""
+        return _HERE / self.pictures
 
 
 def _avatar_prompts() -> list[str]:
@@ -56,6 +66,7 @@ ENTRIES: dict[str, ZooEntry] = {
     "avatars-pixart": ZooEntry(
         name="avatars-pixart",
         folder=_HERE / "avatars_pixart",
+        pictures="avatars",
         arguments={
             "num_inference_steps": 10,
             "guidance_scale": 2.0,
@@ -68,9 +79,20 @@ ENTRIES: dict[str, ZooEntry] = {
         side=16,
         licence="Apache-2.0; trained on DiceBear Pixel Art (CC0-1.0)",
     ),
+    "avatars-unet": ZooEntry(
+        name="avatars-unet",
+        folder=_HERE / "avatars_unet",
+        pictures="avatars",
+        arguments={"num_inference_steps": 10, "guidance_scale": 2.0},
+        inputs=_avatar_prompts(),
+        description="U-Net of Stable Diffusion's kind, text to 16×16 pixel-art avatars",
+        side=16,
+        licence="Apache-2.0; trained on DiceBear Pixel Art (CC0-1.0)",
+    ),
     "digits-dit": ZooEntry(
         name="digits-dit",
         folder=_HERE / "digits_dit",
+        pictures="digits",
         arguments={"num_inference_steps": 10, "guidance_scale": 1.0},
         inputs=list(range(10)),
         description="DiT, class-conditional 28×28 handwritten digits",
@@ -98,7 +120,7 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Any:
 def reference_images(name: str) -> np.ndarray:
     """Real pictures that training never saw: uint8 [n, side, side, channels]."""
     found = entry(name)
-    with Image.open(found.folder / "reference.png") as sheet:
+    with Image.open(found.set_folder / "reference.png") as sheet:
         pixels = np.asarray(sheet)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     down, across = pixels.shape[0] // found.side, pixels.shape[1] // found.side
@@ -108,4 +130,5 @@ def reference_images(name: str) -> np.ndarray:
 
 def input_score(name: str) -> Callable[[np.ndarray, Sequence[str | int]], np.ndarray]:
     """A judge of whether each picture (uint8) shows what its input asks for, 0 to 1 each."""
-    return partial(score, entry(name).folder / "judge.safetensors", name)
+    found = entry(name)
+    return partial(score, found.set_folder / "judge.safetensors", found.pictures)

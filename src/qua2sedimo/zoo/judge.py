@@ -36,14 +36,14 @@ class Judge(nn.Module):
         return [head(seen) for head in self.heads]
 
 
-def questions(name: str) -> tuple[int, list[int]]:
-    """(picture channels, number of answers per question) of a zoo entry."""
-    return (3, [len(values) for values in ATTRIBUTES.values()]) if name.startswith("avatars") else (1, [10])
+def questions(pictures: str) -> tuple[int, list[int]]:
+    """(picture channels, number of answers per question) of a picture set, "avatars" or "digits"."""
+    return (3, [len(values) for values in ATTRIBUTES.values()]) if pictures == "avatars" else (1, [10])
 
 
 @lru_cache(maxsize=4)
-def load_judge(path: Path, name: str) -> Judge:
-    judge = Judge(*questions(name))
+def load_judge(path: Path, pictures: str) -> Judge:
+    judge = Judge(*questions(pictures))
     judge.load_state_dict({key: weight.float() for key, weight in load_file(path).items()})
     return judge.eval().requires_grad_(False)
 
@@ -55,13 +55,13 @@ def answers(judge: Judge, images: np.ndarray) -> list[np.ndarray]:
     return [logits.argmax(dim=1).numpy() for logits in judge(pictures)]
 
 
-def score(path: Path, name: str, images: np.ndarray, inputs: Sequence[str | int]) -> np.ndarray:
+def score(path: Path, pictures: str, images: np.ndarray, inputs: Sequence[str | int]) -> np.ndarray:
     """Share of what each input asks for that its picture shows: float [n] in 0 to 1.
 
     A prompt asks for the attributes it names; one that names none is counted as fulfilled.
     """
-    found = answers(load_judge(path, name), images)
-    if not name.startswith("avatars"):
+    found = answers(load_judge(path, pictures), images)
+    if pictures != "avatars":
         return (found[0] == np.array(inputs)).astype(np.float64)
     shares = []
     for row, prompt in enumerate(inputs):

@@ -8,33 +8,15 @@ WORK/checkpoint.pt; export.py writes the pipeline of the newest checkpoint.
 
 from __future__ import annotations
 
-import argparse
-import random
-from pathlib import Path
-
-import torch
 from diffusers import PixArtTransformer2DModel
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import T5Config, T5EncoderModel
 
-from qua2sedimo.zoo.captions import caption, vocabulary
-from qua2sedimo.zoo.training import data, flow
+from qua2sedimo.zoo.captions import vocabulary
+from qua2sedimo.zoo.training import flow
+from qua2sedimo.zoo.training.captioned import command
 
-TOKENS = 24
 WORDS = 128
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Words, lower-cased, split at spaces and commas; </s> at the end."""
-    words = ["<pad>", "</s>", "<unk>", *vocabulary()]
-    core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s,.;]+"), behavior="removed")
-    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TOKENS
-    )
 
 
 class Painter(nn.Module):
@@ -83,51 +65,5 @@ def open_slowly(transformer: nn.Module) -> None:
             nn.init.zeros_(module.weight)
 
 
-def fit(folder: Path, work: Path, budget: flow.Budget, seed: int = 0) -> nn.Module:
-    """Train within the budget and return the averaged model."""
-    torch.manual_seed(seed)
-    chance = torch.Generator().manual_seed(seed)
-    avatars = data.avatars(folder)
-    pictures = torch.from_numpy(avatars.images).permute(0, 3, 1, 2)
-    shown = [avatars.attributes(at) for at in range(len(pictures))]
-    words, painter = tokenizer(), Painter()
-    batches = flow.shuffled(data.HELD_OUT, len(pictures), budget.batch, chance)
-
-    def loss() -> Tensor:
-        rows = next(batches)
-        dice = random.Random(int(torch.randint(2**31, (1,), generator=chance)))
-        said = words(
-            [caption(shown[at], dice) for at in rows.tolist()], padding="max_length", max_length=TOKENS,
-            truncation=True, return_tensors="pt",
-        )  # fmt: skip
-        clean = pictures[rows].float() / 127.5 - 1
-
-        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
-                return painter(noisy, timestep, said["input_ids"], said["attention_mask"])
-
-        return flow.flow_loss(predict, clean, chance)
-
-    return flow.train(painter, loss, chance, work, budget)
-
-
-def main() -> None:
-    """Train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=90)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="adamw")
-    parser.add_argument("--threads", type=int, default=1)
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    budget = flow.Budget(
-        minutes=chosen.minutes, batch=chosen.batch, learning_rate=chosen.rate, optimizer=chosen.optimizer
-    )
-    fit(chosen.data, chosen.work, budget)
-
-
 if __name__ == "__main__":
-    main()
+    command(Painter, __doc__, flow.Budget(minutes=90), bfloat16=True)

@@ -29,9 +29,9 @@ from qua2sedimo.zoo.training import data, judge
 _BATCH = 50
 
 
-def held_out_inputs(name: str, folder: Path, count: int) -> list[str | int]:
+def held_out_inputs(pictures: str, folder: Path, count: int) -> list[str | int]:
     """What the held-out pictures show, said in full: prompts or class labels."""
-    if name.startswith("avatars"):
+    if pictures == "avatars":
         avatars = data.avatars(folder)
         return [", ".join(phrases(avatars.attributes(at))) for at in range(count)]
     return [int(label) for label in data.digits(folder).labels[:count]]
@@ -106,15 +106,15 @@ def main() -> None:
     with quiet():
         pipeline = load(chosen.name)
     pipeline.set_progress_bar_config(disable=True)
-    inputs = held_out_inputs(chosen.name, chosen.data, chosen.images)
+    inputs = held_out_inputs(entry.pictures, chosen.data, chosen.images)
     began = time.perf_counter()
     made = generate(pipeline, inputs, arguments)
     seconds = time.perf_counter() - began
 
-    path = entry.folder / "judge.safetensors"
-    critic = load_judge(path, chosen.name)
-    real, truth = (part[: data.HELD_OUT] for part in judge.examples(chosen.name, chosen.data))
-    names = list(ATTRIBUTES) if chosen.name.startswith("avatars") else ["digit"]
+    path = entry.set_folder / "judge.safetensors"
+    critic = load_judge(path, entry.pictures)
+    real, truth = (part[: data.HELD_OUT] for part in judge.examples(entry.pictures, chosen.data))
+    names = list(ATTRIBUTES) if entry.pictures == "avatars" else ["digit"]
     on_real, on_made = answers(critic, real), answers(critic, made)
     reals, generated = features(critic, real), features(critic, made)
     mean, spread = reals.mean(axis=0), reals.std(axis=0)
@@ -132,14 +132,14 @@ def main() -> None:
         "generated pictures right": {
             name: round(float((on_made[q] == shown[:, q])[shown[:, q] >= 0].mean()), 4) for q, name in enumerate(names)
         },
-        "mean share right": round(float(score(path, chosen.name, made, inputs).mean()), 4),
+        "mean share right": round(float(score(path, entry.pictures, made, inputs).mean()), 4),
         "Fréchet distance": round(made_apart, 3),
         "Fréchet distance of real to real": round(real_apart, 3),
     }
     print(json.dumps(report, indent=1, ensure_ascii=False))
     if chosen.sheet:
         chosen.sheet.parent.mkdir(parents=True, exist_ok=True)
-        if chosen.name.startswith("avatars"):
+        if entry.pictures == "avatars":
             asked = [str(prompt) for prompt in entry.inputs[:24]]
             page = contact_sheet(generate(pipeline, asked, arguments), asked, columns=8, zoom=6)
         else:

@@ -1,28 +1,26 @@
-"""Writes the averaged weights of the newest checkpoint as a pipeline folder, with reference pictures.
+"""Writes the averaged weights of the newest checkpoint as a pipeline folder.
 
-python -m qua2sedimo.zoo.training.export avatars-pixart --data DIR --work DIR [--out FOLDER]
+python -m qua2sedimo.zoo.training.export avatars-pixart --work DIR [--out FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from diffusers import DiTPipeline, DPMSolverMultistepScheduler, PixArtAlphaPipeline
-from PIL import Image
+from diffusers import DiTPipeline, DPMSolverMultistepScheduler, PixArtAlphaPipeline, StableDiffusionPipeline
 
 from qua2sedimo.files import write_via
 from qua2sedimo.quiet import quiet
 from qua2sedimo.zoo import ENTRIES
 from qua2sedimo.zoo.pixels import PixelAutoencoder
-from qua2sedimo.zoo.training import avatars, data, digits
-
-REFERENCES = 500  # the first held-out pictures; the others judge the judges
-_COLUMNS = 25
+from qua2sedimo.zoo.training import avatars, avatars_unet, digits
+from qua2sedimo.zoo.training.captioned import tokenizer
 
 
 def scheduler() -> DPMSolverMultistepScheduler:
@@ -38,16 +36,34 @@ def averaged_weights(work: Path) -> dict[str, torch.Tensor]:
     return {name: weight.clone() for name, weight in state.items()}  # tied weights become copies of their own
 
 
-def avatars_pipeline(work: Path) -> PixArtAlphaPipeline:
+def pixart_pipeline(work: Path) -> PixArtAlphaPipeline:
     """The text-to-image pipeline of the checkpoint."""
     painter = avatars.Painter()
     painter.load_state_dict(averaged_weights(work))
     return PixArtAlphaPipeline(
-        tokenizer=avatars.tokenizer(),
+        tokenizer=tokenizer(),
         text_encoder=painter.text_encoder,
         vae=PixelAutoencoder(3),
         transformer=painter.transformer,
         scheduler=scheduler(),
+    )
+
+
+def unet_pipeline(work: Path) -> StableDiffusionPipeline:
+    """The text-to-image pipeline of the checkpoint."""
+    painter = avatars_unet.Painter()
+    painter.load_state_dict(averaged_weights(work))
+    solver = scheduler()
+    solver.register_to_config(steps_offset=1)  # without effect here, but the pipeline warns of another value
+    return StableDiffusionPipeline(
+        tokenizer=tokenizer(),
+        text_encoder=painter.text_encoder,
+        vae=PixelAutoencoder(3),
+        unet=painter.unet,
+        scheduler=solver,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 
@@ -61,11 +77,11 @@ def digits_pipeline(work: Path) -> DiTPipeline:
     return pipeline
 
 
-def sheet(images: np.ndarray, columns: int = _COLUMNS) -> Image.Image:
-    """Pictures uint8 [n, side, side, channels] side by side, lossless."""
-    n, side, _, channels = images.shape
-    tiles = images.reshape(n // columns, columns, side, side, channels).swapaxes(1, 2)
-    return Image.fromarray(tiles.reshape(n // columns * side, columns * side, channels).squeeze())
+PIPELINES: dict[str, Callable[[Path], Any]] = {
+    "avatars-pixart": pixart_pipeline,
+    "avatars-unet": unet_pipeline,
+    "digits-dit": digits_pipeline,
+}
 
 
 def publish(fresh: Path, out: Path) -> None:
@@ -82,18 +98,12 @@ def main() -> None:
     """Export."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=list(ENTRIES))
-    parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     out = chosen.out or ENTRIES[chosen.name].folder
-    if chosen.name == "avatars-pixart":
-        pipeline, real = avatars_pipeline(chosen.work), data.avatars(chosen.data).images
-    else:
-        pipeline, real = digits_pipeline(chosen.work), data.digits(chosen.data).images
     with tempfile.TemporaryDirectory() as fresh, quiet():
-        pipeline.to(torch.float16).save_pretrained(fresh)
-        sheet(real[:REFERENCES]).save(Path(fresh) / "reference.png", optimize=True)
+        PIPELINES[chosen.name](chosen.work).to(torch.float16).save_pretrained(fresh)
         publish(Path(fresh), out)
     print(f"{out}: {sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.1f} MB")
 

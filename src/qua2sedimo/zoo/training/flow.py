@@ -23,7 +23,10 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Budget:
-    """How long and how to train; minutes count only the time spent training, over all resumed runs."""
+    """How long and how to train; minutes count only the time spent training, over all resumed runs.
+
+    A step counts as at most ``pause`` times the usual one: a process stopped for a while loses nothing.
+    """
 
     minutes: float
     batch: int = 64
@@ -33,6 +36,7 @@ class Budget:
     average: float = 0.999
     save_every: float = 150.0
     optimizer: str = "adamw"
+    pause: float = 4.0
 
 
 def noise_levels(count: int, chance: torch.Generator) -> Tensor:
@@ -62,7 +66,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     averaged = deepcopy(model).eval().requires_grad_(False)
     optimizers = _optimizers(model, budget)
-    spent, step, recent = 0.0, 0, 0.0
+    spent, step, recent, usual = 0.0, 0, 0.0, math.inf
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
@@ -97,7 +101,9 @@ def train(
         step += 1
         decay = min(budget.average, (1 + step) / (10 + step))
         _average(averaged, model, decay)
-        spent += time.perf_counter() - began
+        took = min(time.perf_counter() - began, budget.pause * usual)
+        usual = took if usual == math.inf else 0.95 * usual + 0.05 * took
+        spent += took
         smooth = min(0.98, step / (step + 1))
         recent = value.item() if recent == 0 else smooth * recent + (1 - smooth) * value.item()
         if not math.isfinite(recent):

@@ -1,29 +1,35 @@
 """Trains the small classifiers that judge generated pictures, on the same pictures the denoisers learn from.
 
-    python -m qua2sedimo.zoo.training.judge avatars-pixart --data DIR [--epochs 4]
+    python -m qua2sedimo.zoo.training.judge avatars --data DIR [--epochs 4]
 
-prints the accuracy of each question on held-out pictures and writes judge.safetensors beside the pipeline.
+prints the accuracy of each question on held-out pictures and writes judge.safetensors and reference.png, which all
+models of the picture set share.
 """
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional
 
+from qua2sedimo.files import write_via
 from qua2sedimo.zoo import ENTRIES
 from qua2sedimo.zoo.captions import ATTRIBUTES
 from qua2sedimo.zoo.judge import Judge, answers, questions
 from qua2sedimo.zoo.training import data
 
+REFERENCES = 500  # the first held-out pictures; the others judge the judge
 
-def examples(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+
+def examples(pictures: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """(pictures uint8 [n, side, side, channels], answers int64 [n, questions], −1 where hidden)."""
-    if name.startswith("avatars"):
+    if pictures == "avatars":
         avatars = data.avatars(folder)
         return avatars.images, avatars.values.astype(np.int64)
     digits = data.digits(folder)
@@ -37,10 +43,17 @@ def augmented(pictures: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
     return pictures * contrast + noise
 
 
-def fit(name: str, images: np.ndarray, targets: np.ndarray, epochs: int, seed: int = 0) -> Judge:
+def sheet(images: np.ndarray, columns: int = 25) -> Image.Image:
+    """Pictures uint8 [n, side, side, channels] side by side, lossless."""
+    n, side, _, channels = images.shape
+    tiles = images.reshape(n // columns, columns, side, side, channels).swapaxes(1, 2)
+    return Image.fromarray(tiles.reshape(n // columns * side, columns * side, channels).squeeze())
+
+
+def fit(picture_set: str, images: np.ndarray, targets: np.ndarray, epochs: int, seed: int = 0) -> Judge:
     torch.manual_seed(seed)
     chance = torch.Generator().manual_seed(seed)
-    judge = Judge(*questions(name))
+    judge = Judge(*questions(picture_set))
     pictures = torch.from_numpy(images).permute(0, 3, 1, 2)
     truth = torch.from_numpy(targets)
     steps = epochs * (len(images) // 128)
@@ -64,20 +77,22 @@ def fit(name: str, images: np.ndarray, targets: np.ndarray, epochs: int, seed: i
 def main() -> None:
     """Train, judge the judge, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=list(ENTRIES))
+    parser.add_argument("pictures", choices=sorted({entry.pictures for entry in ENTRIES.values()}))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    images, targets = examples(chosen.name, chosen.data)
-    judge = fit(chosen.name, images[data.HELD_OUT :], targets[data.HELD_OUT :], chosen.epochs)
-    names = list(ATTRIBUTES) if chosen.name.startswith("avatars") else ["digit"]
+    images, targets = examples(chosen.pictures, chosen.data)
+    judge = fit(chosen.pictures, images[data.HELD_OUT :], targets[data.HELD_OUT :], chosen.epochs)
+    names = list(ATTRIBUTES) if chosen.pictures == "avatars" else ["digit"]
     for question, found in enumerate(answers(judge, images[: data.HELD_OUT])):
         shown = targets[: data.HELD_OUT, question]
         print(f"{names[question]:12s} {100 * (found == shown)[shown >= 0].mean():.1f} %")
     weights = {key: weight.half().contiguous() for key, weight in judge.state_dict().items()}
-    save_file(weights, ENTRIES[chosen.name].folder / "judge.safetensors")
+    out = next(entry.set_folder for entry in ENTRIES.values() if entry.pictures == chosen.pictures)
+    write_via(out / "judge.safetensors", partial(save_file, weights))
+    write_via(out / "reference.png", partial(sheet(images[:REFERENCES]).save, format="PNG", optimize=True))
 
 
 if __name__ == "__main__":
