@@ -37,7 +37,7 @@ from threadpoolctl import threadpool_limits
 
 from qua2sedimo import zoo
 from qua2sedimo.bank import Bank, stored_weight
-from qua2sedimo.denoisers import weight_modules
+from qua2sedimo.denoisers import weight_layers, weight_modules
 from qua2sedimo.evaluation import Switch
 from qua2sedimo.evaluation.sampling import sample
 from qua2sedimo.options import SearchSpace
@@ -114,7 +114,7 @@ def switch_live(checkpoint: Path, bank: Path, blocks: int) -> dict[str, Any]:
     space = SearchSpace.of(shapes(blocks), "paper")
     for name in space.layers:
         modules[name].weight.data.copy_(source(f"{name}.weight"))
-    switch = Switch(model, Bank(bank, space, "benchmark"))
+    switch = Switch(model, Bank(bank, space, "benchmark"), weight_layers(model))
     drawn = [sample(space, "spread", 0, i, (3.0, 4.5)) for i in range(4)]
     times, changed = [], []
     for configuration in drawn:
