@@ -1,6 +1,6 @@
 """Trains avatars-unet: a U-Net and its one-layer CLIP text encoder, jointly, on captioned avatars.
 
-    python -m qua2sedimo.zoo.training.avatars_unet --data DIR --work DIR --minutes 50
+    python -m qua2sedimo.zoo.training.avatars_unet --data DIR --work DIR --minutes 46
 
 Data, captions and tokenizer are those of avatars-pixart. Killed, it resumes from WORK/checkpoint.pt.
 """
@@ -64,4 +64,4 @@ def close_branches(unet: nn.Module) -> None:
 
 if __name__ == "__main__":
     # bfloat16 is much slower in convolutions on CPUs that only emulate it.
-    command(Painter, __doc__, flow.Budget(minutes=50, batch=32, average=0.997), bfloat16=False)
+    command(Painter, __doc__, flow.Budget(minutes=46, batch=32, average=0.997), bfloat16=False)
