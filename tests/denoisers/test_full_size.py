@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from pathlib import Path
 
 import pytest
@@ -25,26 +24,24 @@ KNOWN = {  # layers, weights (biases not counted), modules that are cut
 
 
 @pytest.fixture(scope="module", params=KNOWN)
-def full(request: pytest.FixtureRequest) -> tuple[str, nn.Module, Graph, float]:
-    start = time.perf_counter()
+def full(request: pytest.FixtureRequest) -> tuple[str, nn.Module, Graph]:
     model = architecture(CONFIGS / f"{request.param}.json")
     graph = trace(model, (), built_inputs(model), parts=True)
-    return request.param, model, graph, time.perf_counter() - start
+    return request.param, model, graph
 
 
 def test_layers_and_weights_are_those_of_the_published_model(full) -> None:  # type: ignore[no-untyped-def]
-    name, model, graph, seconds = full
+    name, model, graph = full
     layers, weights, cut = KNOWN[name]
     found = weight_layers(model)
     assert len(found) == layers
     assert weights in (None, sum(layer.weights for layer in found.values()))
     assert len({unit.module for unit in graph.layers.values() if unit.span}) == cut
     assert all(parameter.is_meta for parameter in model.parameters())
-    assert seconds < 60
 
 
 def test_every_layer_is_in_the_graph_once_reaches_the_output_and_its_parts_make_it_up(full) -> None:  # type: ignore[no-untyped-def]
-    _, model, graph, _ = full
+    _, model, graph = full
     assert all(source < i for source, i in graph.edges)
     names = [node.name for node in graph.nodes if node.kind == "layer"]
     assert len(names) == len(set(names)) and set(names) == set(graph.layers)
@@ -58,14 +55,14 @@ def test_every_layer_is_in_the_graph_once_reaches_the_output_and_its_parts_make_
 
 
 def test_only_fused_pooler_projections_are_left_alone(full) -> None:  # type: ignore[no-untyped-def]
-    name, _, graph, _ = full
+    name, _, graph = full
     pooler = "time_extra_emb.pooler"
     fused = {f"{pooler}.{x}_proj" for x in "qkvc"} if name == "hunyuan-dit-v1" else set()
     assert set(graph.bypassed) == fused
 
 
 def test_the_timestep_mlp_that_every_dit_block_repeats_is_named_as_one_that_may_be_tied(full) -> None:  # type: ignore[no-untyped-def]
-    name, _, graph, _ = full
+    name, _, graph = full
     groups = {group[0].removeprefix("transformer_blocks.0."): len(group) for group in graph.tied_candidates}
     embedder = "norm1.emb.timestep_embedder"
     expected = {f"{embedder}.linear_1": 28, f"{embedder}.linear_2": 28} if name == "dit-xl-2-512" else {}
