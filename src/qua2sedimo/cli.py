@@ -135,8 +135,10 @@ def _everything(folder: Path, settings: StudySettings, bits: float, configuratio
 
     study = Study.create(folder, settings)
     study.check_budget(bits)
+    units = f"{len(study.space.layers)} weight layers"
+    units += " and parts" if any(study.graph.layers[name].span for name in study.space.layers) else ""
     console.print(
-        f"[bold]{settings.model}[/bold]: {len(study.space.layers)} weight layers, {study.space.weights / 1e6:.2f} M "
+        f"[bold]{settings.model}[/bold]: {units}, {study.space.weights / 1e6:.2f} M "
         f"weights, {size(2 * study.space.weights)} in 16 bits → at most {bits:g} average bits"
     )
     with progress() as report:

@@ -151,8 +151,8 @@ def layer_tree(inspection: Inspection, pattern: str, width: int) -> Table:
     )
     every = inspection.graph.layers.values()
     prefix = {block: _common_path([unit.module for unit in every if unit.block == block]) for block in blocks}
-    longest = max(len(unit.name) - len(prefix[unit.block]) for unit in units)
-    fitting = max(2, (width - longest - 54) // 10)
+    longest = max(len(unit.name) - len(prefix[unit.block]) + len(_copies(unit)) for unit in units)
+    fitting = max(1, (width - longest - 54) // 11)
     shown = space.union[:fitting]
     for column in ("block, layer", "operation", "shape"):
         table.add_column(column, overflow="fold")
@@ -168,13 +168,16 @@ def layer_tree(inspection: Inspection, pattern: str, width: int) -> Table:
         )
         for unit in members:
             sizes = [option.nbytes(unit.shape) if option in space.options[unit.name] else None for option in shown]
-            copies = f" (and {len(unit.copies)} copies)" if unit.copies else ""
             cells = _amounts(unit.weights, space.weights, sizes)
             shape = "×".join(map(str, unit.shape))
-            table.add_row(Text(f"  {unit.name[len(prefix[block]) :]}{copies}"), unit.operation, shape, *cells)
+            table.add_row(Text(f"  {unit.name[len(prefix[block]) :]}{_copies(unit)}"), unit.operation, shape, *cells)
     if len(shown) < len(space.union):
         table.caption = f"{len(space.union) - len(shown)} more options do not fit here: --json has all, --set chooses."
     return table
+
+
+def _copies(unit: WeightLayer) -> str:
+    return f" (and {len(unit.copies)} copies)" if unit.copies else ""
 
 
 def _common_path(names: Sequence[str]) -> str:
