@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from torch import nn
 
 from qua2sedimo.bank import Bank
 from qua2sedimo.denoisers import unit_weight, weight_layers, weight_modules, weight_of
+from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation import Switch
 from qua2sedimo.options import Configuration, Option, SearchSpace
-from qua2sedimo.quantizers import METHODS
+from qua2sedimo.quantizers import METHODS, QuantizedWeight
 
 LOW, HIGH, CODEBOOK = Option("uaq", 3), Option("uaq", 4), Option("kmeans_c", 4)
 
@@ -137,3 +139,30 @@ def test_parts_are_written_where_they_lie_and_copies_all_alike(tmp_path: Path) -
     assert torch.equal(model.twin.weight, model.conv.weight)
     switch.restore()
     assert torch.equal(model.conv.weight, before) and torch.equal(model.twin.weight, before)
+
+
+def test_restoring_after_a_switch_that_failed_half_way_brings_every_weight_back(
+    model: nn.Module, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {name: module.weight.detach().clone() for name, module in weight_modules(model).items()}
+    switch, layers, get = Switch(model, bank, weight_layers(model)), bank.space.layers, bank.get
+    others = threading.Event()
+
+    def failing(layer: str, option: Option) -> QuantizedWeight:
+        """The first unit fails once another thread is at the fourth."""
+        if layer == layers[0]:
+            assert others.wait(30)
+            raise Qua2SeDiMoError("damaged")
+        if layer == layers[3]:
+            others.set()
+        return get(layer, option)
+
+    torch.set_num_threads(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(bank, "get", failing)
+        with pytest.raises(Qua2SeDiMoError, match="damaged"):
+            switch.apply(bank.space.uniform(LOW))
+    assert not torch.equal(model.get_submodule(layers[1]).weight, before[layers[1]])
+    switch.restore()
+    assert all(torch.equal(module.weight, before[name]) for name, module in weight_modules(model).items())
+    assert switch.apply(bank.space.uniform(LOW)) == len(layers)

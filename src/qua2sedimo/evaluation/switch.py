@@ -13,6 +13,8 @@ from qua2sedimo.denoisers import WeightLayer, unit_weight, weight_modules
 from qua2sedimo.options import Configuration, Option
 from qua2sedimo.quantizers import METHODS, each
 
+_UNCERTAIN = "uncertain"
+
 
 class Switch:
     """Writes dequantized weights into a denoiser's layers, in place, and can put the original ones back.
@@ -25,11 +27,13 @@ class Switch:
         self._weights = {name: _places(modules, layers[name]) for name in bank.space.layers}
         self._originals = {name: places[0].clone() for name, places in self._weights.items()}
         self._bank = bank
-        self._current: dict[str, Option | None] = dict.fromkeys(self._weights)
+        self._current: dict[str, Option | str | None] = dict.fromkeys(self._weights)
 
     def apply(self, configuration: Configuration) -> int:
         """Make the denoiser that of ``configuration``; returns the number of units rewritten."""
         changed = [(name, option) for name, option in configuration.items() if self._current[name] != option]
+        # Until it is known that a unit was written whole it is neither old nor new: restore must not pass it over.
+        self._current |= dict.fromkeys((name for name, _ in changed), _UNCERTAIN)
         for name, option in each(self._write, changed, torch.get_num_threads()):
             self._current[name] = option
         return len(changed)
