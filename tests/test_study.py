@@ -18,7 +18,7 @@ import torch
 from diffusers import DiffusionPipeline
 from tests.conftest import small_pipeline, small_settings
 
-from qua2sedimo import Qua2SeDiMoError, Study, StudySettings, quantize
+from qua2sedimo import Choice, Qua2SeDiMoError, Study, StudySettings, quantize
 from qua2sedimo.comparison import Row, compare
 from qua2sedimo.denoisers import weight_modules
 from qua2sedimo.evaluation import Measurer
@@ -30,7 +30,6 @@ from qua2sedimo.records import Records
 from qua2sedimo.report import write_report
 from qua2sedimo.report.assemble import report_data
 from qua2sedimo.runtime import PackedSize, QuantizedLayer, quantized_module, replace_layers
-from qua2sedimo.study import Choice
 
 BITS, COUNT, IMAGES = 4.6, 24, 8
 FIT = FitSettings(epochs=40, channels=8, hops=2)
@@ -106,8 +105,8 @@ def test_every_stage_leaves_its_result_in_the_folder(finished: Finished) -> None
 def test_a_study_opened_again_measures_and_fits_nothing_twice(
     finished: Finished, measured: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for function in ("trace", "fit_ensemble", "capture_call"):
-        monkeypatch.setattr(f"qua2sedimo.study.{function}", lambda *_, **__: pytest.fail("done before"))
+    for function in ("study.trace", "stages.fitting.fit_ensemble", "study.capture_call"):
+        monkeypatch.setattr(f"qua2sedimo.{function}", lambda *_, **__: pytest.fail("done before"))
     study = Study(finished.study.folder, small_pipeline())
     study.build_bank()
     assert len(study.measure(COUNT)) == COUNT

@@ -10,7 +10,8 @@ from typing import Any
 
 from qua2sedimo.runtime import quantized_layers, replace_layers
 from qua2sedimo.settings import StudySettings
-from qua2sedimo.study import Progress, Study, silent
+from qua2sedimo.stages.progress import Progress, silent
+from qua2sedimo.study import Study
 
 
 def quantize(

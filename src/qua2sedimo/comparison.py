@@ -18,7 +18,8 @@ from qua2sedimo.evaluation.metrics import METRICS, Estimate
 from qua2sedimo.evaluation.replay import replay
 from qua2sedimo.files import read_json, write_json, write_via
 from qua2sedimo.options import Option
-from qua2sedimo.study import Progress, Study, silent
+from qua2sedimo.stages.progress import Progress, silent
+from qua2sedimo.study import Study
 
 #: What a user would do without this tool: one option for every layer.
 UNIFORM = tuple(Option(method, bits) for bits in (4, 3) for method in ("uaq", "kmeans_a", "kmeans_c"))

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation.measure import Measurement
 from qua2sedimo.options import Configuration
@@ -45,7 +43,8 @@ class Record:
     measurement: Measurement
 
     def value(self, metric: str) -> float:
-        return float(np.mean(self.measurement.values[metric]))
+        """The metric's value, of per-image or set kind."""
+        return self.measurement.means[metric]
 
 
 class Records:

@@ -7,13 +7,9 @@ run alone, repeated, and resumed after a kill.
 from __future__ import annotations
 
 import fnmatch
-import json
-import platform
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,7 @@ import torch
 
 from qua2sedimo import zoo
 from qua2sedimo.bank import Bank, stored_weight
-from qua2sedimo.choices import Candidate, Choice
+from qua2sedimo.choices import Choice
 from qua2sedimo.denoisers import (
     Graph,
     WeightLayer,
@@ -36,29 +32,23 @@ from qua2sedimo.denoisers import (
 )
 from qua2sedimo.denoisers.layers import refuse_without_weights
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.evaluation import Generation, Generator, Measurement, Measurer, Switch
+from qua2sedimo.evaluation import Generation, Generator, Measurer, Switch
 from qua2sedimo.evaluation.generate import check_arguments, check_inputs
 from qua2sedimo.evaluation.metrics import check_metrics, metric
-from qua2sedimo.evaluation.sampling import sample
-from qua2sedimo.files import read_json
 from qua2sedimo.options import Configuration, SearchSpace, options_for
-from qua2sedimo.predictor import Encoding, Ensemble, FitSettings, fit_additive, fit_ensemble, relative_errors
+from qua2sedimo.predictor import Encoding, Ensemble, FitSettings
 from qua2sedimo.quiet import quiet
 from qua2sedimo.records import Record, Records
 from qua2sedimo.runtime import save_packed
-from qua2sedimo.search import Budget, budget_bytes, propose
-from qua2sedimo.sensitivity import Scores, op_scores
+from qua2sedimo.search import Budget, budget_bytes
+from qua2sedimo.sensitivity import Scores
 from qua2sedimo.settings import StudySettings
+from qua2sedimo.stages import choosing, fitting, measuring
+from qua2sedimo.stages.progress import Progress, silent
 from qua2sedimo.tensorfiles import Checkpoint
+from qua2sedimo.versions import versions
 
 _MOST_WORKERS = 8  # layers quantized side by side: each needs some 30 bytes a weight
-
-#: Called with (done, total, what is being done).
-Progress = Callable[[int, int, str], object]
-
-
-def silent(done: int, total: int, what: str) -> None:
-    return None
 
 
 class Study:
@@ -221,39 +211,11 @@ class Study:
 
     def measure(self, configurations: int, progress: Progress = silent) -> list[Record]:
         """Measure random configurations until ``configurations`` exist; those measured before are kept."""
-        done = {record.number for record in self.records.all("sample")}
-        measure = self.measurer(0, self.settings.images)
-        s = self.settings
-        try:
-            for number in range(configurations):
-                if number not in done:
-                    configuration = sample(self.space, s.sampler, s.seed, number, s.bits_range)
-                    self._record("sample", number, configuration, measure(configuration))
-                progress(number + 1, configurations, "measuring configurations")
-        finally:
-            self.switch.restore()
-        return self.records.all("sample")
+        return measuring.measure_samples(self, configurations, progress)
 
     def fit(self, settings: FitSettings | None = None, progress: Progress = silent) -> Ensemble:
         """Fit the predictor to the sampled records, or load it if it was fitted to just these."""
-        settings = settings or FitSettings(loss=self.settings.loss, seed=self.settings.seed)
-        records = self._samples()
-        owner = self._owner(records) + json.dumps(asdict(settings), sort_keys=True)
-        folder = self.folder / "predictor"
-        summary = folder / "predictor.json"
-        if summary.exists() and read_json(summary).get("owner") == owner:
-            return Ensemble.load(folder, owner)
-        choices, objective = self.training_data(records)
-        total = settings.folds * settings.epochs
-        ensemble = fit_ensemble(
-            self.encoding,
-            choices,
-            objective,
-            settings,
-            lambda fold, epoch: progress(fold * settings.epochs + epoch, total, "fitting the predictor"),
-        )
-        ensemble.save(folder, owner)
-        return ensemble
+        return fitting.fit(self, settings, progress)
 
     @cached_property
     def encoding(self) -> Encoding:
@@ -261,19 +223,15 @@ class Study:
 
     def training_data(self, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
         """(option indices [records, layers], objective [records], higher is better)."""
-        choices = np.stack([self.space.encode(r.configuration) for r in records])
-        return choices, self._sign * np.array([r.value(self.settings.objective) for r in records])
+        return fitting.training_data(self, records)
 
     def ensemble(self) -> Ensemble:
         """The fitted predictor; raises if `fit` has not been run."""
-        return self._fitted()[0]
+        return fitting.fitted(self)[0]
 
     def explain(self) -> Scores:
         """Score every option of every layer, and leave the scores in sensitivity.json."""
-        ensemble, owner = self._fitted()
-        scores = op_scores(self.space, self.encoding, ensemble)
-        scores.save(self.folder / "sensitivity.json", owner)
-        return scores
+        return fitting.explain(self)
 
     def check_budget(self, bits: float) -> int:
         """The budget in packed bytes; raises with the reachable range if it cannot be met."""
@@ -287,68 +245,7 @@ class Study:
         same fresh images, and the best measured one is kept. A choice made before for this fit is returned as it is,
         unless another number of candidates is asked for.
         """
-        nbytes = self.check_budget(bits)
-        path = self.folder / "choices" / f"{bits!r}.json"
-        ensemble, owner = self._fitted()
-        if path.exists():
-            made, of = Choice.load(path)
-            if of == owner and candidates in (None, len(made.candidates)):
-                return made
-        proposals = self.propose(nbytes, candidates or 8)
-        encoded = np.stack([self.space.encode(configuration) for configuration, _ in proposals])
-        predicted = self._sign * ensemble.predict(self.encoding, encoded).mean(axis=0)
-        measured = self._measure_candidates(
-            [c for c, _ in proposals], f"measuring candidates for {bits:g} bits", progress
-        )
-        rows = [
-            Candidate(origin, configuration, self.space.average_bits(configuration), float(p), m.means)
-            for (configuration, origin), p, m in zip(proposals, predicted, measured)
-        ]
-        best = max(rows, key=lambda row: self._sign * row.measured[self.settings.objective])
-        choice = Choice(
-            bits, best.configuration, best.average_bits, self.space.nbytes(best.configuration), best.origin,
-            best.predicted, best.measured, rows,
-        )  # fmt: skip
-        choice.save(path, owner)
-        return choice
-
-    def _measure_candidates(
-        self, configurations: Sequence[Configuration], what: str, progress: Progress
-    ) -> list[Measurement]:
-        """Each on the same fresh images, twice as many as a sample has; those measured before are read."""
-        start = self.settings.images
-        measure = self.measurer(start, 3 * start)
-        before = self.records.all("candidate")
-        done = {r.configuration.digest: r.measurement for r in before}
-        number = len(before)
-        try:
-            for i, configuration in enumerate(configurations):
-                if configuration.digest not in done:
-                    done[configuration.digest] = measure(configuration)
-                    self._record("candidate", number, configuration, done[configuration.digest])
-                    number += 1
-                progress(i + 1, len(configurations), what)
-        finally:
-            self.switch.restore()
-        return [done[configuration.digest] for configuration in configurations]
-
-    def propose(self, nbytes: int, count: int) -> list[tuple[Configuration, str]]:
-        """Distinct candidates within the budget, each with the name of the program that proposed it."""
-        scores = self.explain()
-        choices, objective = self.training_data(self._samples())
-        errors = relative_errors(self.space, self.bank, choices)
-        additive = fit_additive(self.graph, self.space, errors, objective)
-        error_sum = {
-            layer: {option: -error.relative_mse for option, error in options.items()}
-            for layer, options in self.bank.errors.items()
-        }
-        programs = [
-            ("predictor", scores.total()),
-            ("additive sensitivities", additive.scores(self.space, self.bank)),
-            ("sum of relative errors", error_sum),
-            *((f"predictor, fold {k + 1}", scores.fold(k)) for k in range(scores.folds)),
-        ]
-        return propose(self.space, nbytes, programs, count)
+        return choosing.choose(self, bits, candidates, progress)
 
     def export(self, bits: float, out: str | Path) -> Any:
         """Write the choice for ``bits`` as a packed diffusers pipeline folder; returns its sizes."""
@@ -371,43 +268,11 @@ class Study:
     # Helpers ---------------------------------------------------------------------------------------------------
 
     @property
-    def _sign(self) -> int:
+    def sign(self) -> int:
         """1 if a larger objective is better, else −1."""
         return 1 if metric(self.settings.objective).higher_is_better else -1
-
-    def _samples(self) -> list[Record]:
-        records = self.records.all("sample")
-        if not records:
-            raise Qua2SeDiMoError(
-                f"{self.folder} has no measured configurations",
-                f"Run `qua2sedimo measure {self.folder}` first.",
-            )
-        return records
-
-    def _fitted(self) -> tuple[Ensemble, str]:
-        path = self.folder / "predictor" / "predictor.json"
-        if not path.exists():
-            raise Qua2SeDiMoError(f"{self.folder} has no predictor", f"Run `qua2sedimo fit {self.folder}` first.")
-        owner = str(read_json(path).get("owner"))
-        if not owner.startswith(self.identity):
-            raise Qua2SeDiMoError(f"{path} was fitted to another space", f"Run `qua2sedimo fit {self.folder}` again.")
-        return Ensemble.load(path.parent, owner), owner
-
-    def _owner(self, records: Iterable[Record]) -> str:
-        measured = zlib.crc32(" ".join(f"{r.number}:{r.configuration.digest}" for r in records).encode())
-        return f"{self.identity} {self.settings.protocol} {measured:08x} "
-
-    def _record(self, role: str, number: int, configuration: Configuration, measurement: Measurement) -> None:
-        bits = self.space.average_bits(configuration)
-        self.records.add(Record(role, number, configuration, bits, measurement), versions())
 
 
 def _matches(layer: WeightLayer, pattern: str) -> bool:
     """Whether a layer of this unit, or a copy, is meant by the pattern; layers are kept whole."""
     return any(fnmatch.fnmatchcase(name, pattern) for name in (layer.module, *layer.copies))
-
-
-def versions() -> dict[str, str]:
-    """Versions that numbers may depend on."""
-    packages = ("qua2sedimo", "torch", "diffusers", "transformers", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

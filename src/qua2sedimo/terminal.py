@@ -26,7 +26,7 @@ from qua2sedimo.denoisers import WeightLayer
 from qua2sedimo.errors import Stopped
 from qua2sedimo.evaluation.metrics import METRICS, Estimate
 from qua2sedimo.inspection import Inspection
-from qua2sedimo.study import Progress as Report
+from qua2sedimo.stages.progress import Progress as Report
 
 console = Console()
 errors = Console(stderr=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,18 +18,26 @@ InputScore = Callable[[np.ndarray, Sequence[str | int]], np.ndarray]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Per-image values of each metric for images ``start`` to ``start + n``, and the seconds it took."""
+    """What images ``start`` to ``start + n`` of a configuration are worth, and the seconds it took.
+
+    ``values``: per-image values of each paired or input metric; ``sets``: estimates of metrics that only a set of
+    images has.
+    """
 
     start: int
     values: dict[str, list[float]]
     seconds: float
+    sets: dict[str, Estimate] = field(default_factory=dict)
 
     def estimate(self, name: str) -> Estimate:
-        return mean_estimate(np.array(self.values[name]))
+        """A metric of either kind with its interval."""
+        return self.sets[name] if name in self.sets else mean_estimate(np.array(self.values[name]))
 
     @property
     def means(self) -> dict[str, float]:
-        return {name: float(np.mean(values)) for name, values in self.values.items()}
+        """Every metric's value."""
+        paired = {name: float(np.mean(values)) for name, values in self.values.items()}
+        return {**paired, **{name: estimate.value for name, estimate in self.sets.items()}}
 
 
 class Measurer:

@@ -27,7 +27,8 @@ from qua2sedimo.report.data import (
     TableRow,
 )
 from qua2sedimo.sensitivity import Scores, step_costs, strip
-from qua2sedimo.study import Study, versions
+from qua2sedimo.study import Study
+from qua2sedimo.versions import versions
 
 _REPLICATES = 400
 

@@ -1,0 +1,96 @@
+"""All stages at once: demo and run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qua2sedimo import zoo
+from qua2sedimo.commands.app import (
+    Arguments,
+    Bits,
+    Component,
+    Configurations,
+    Images,
+    Keep,
+    Model,
+    Options,
+    Prompts,
+    Seed,
+    StudyFolder,
+    app,
+    settings_for,
+)
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.settings import StudySettings
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the study, the report and the packed model go.")] = Path("demo"),
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(zoo.ENTRIES)}.")] = "avatars-pixart",
+    bits: Bits = 3.5,
+    configurations: Configurations = 100,
+    images: Images = 8,
+) -> None:
+    """Shrink a trained text-to-image model that comes with the package, in a few minutes, with pictures."""
+    if model not in zoo.ENTRIES:
+        raise Qua2SeDiMoError(f"unknown zoo model '{model}'", f"Known: {', '.join(zoo.ENTRIES)}.")
+    settings = settings_for(model, None, "{}", "wide", images, None, 0)
+    _everything(out / model, settings, bits, configurations, compared=64)
+
+
+@app.command()
+def run(
+    model: Model,
+    study: StudyFolder,
+    bits: Bits = 3.5,
+    prompt: Prompts = None,
+    arguments: Arguments = "{}",
+    options: Options = "wide",
+    configurations: Configurations = 100,
+    images: Images = 16,
+    component: Component = None,
+    keep: Keep = None,
+    seed: Seed = 0,
+) -> None:
+    """All stages: trace, quantize, measure, fit, explain, choose, export, compare, report. Resumes."""
+    _everything(
+        study, settings_for(model, prompt, arguments, options, images, component, seed, keep), bits, configurations
+    )
+
+
+def _everything(folder: Path, settings: StudySettings, bits: float, configurations: int, compared: int = 96) -> None:
+    from qua2sedimo.comparison import compare, table_json
+    from qua2sedimo.files import write_text
+    from qua2sedimo.report import write_report
+    from qua2sedimo.report.assemble import report_data
+    from qua2sedimo.study import Study
+    from qua2sedimo.terminal import comparison_table, console, progress, size
+
+    study = Study.create(folder, settings)
+    study.check_budget(bits)
+    units = f"{len(study.space.layers)} weight layers"
+    units += " and parts" if any(study.graph.layers[name].span for name in study.space.layers) else ""
+    console.print(
+        f"[bold]{settings.model}[/bold]: {units}, {study.space.weights / 1e6:.2f} M "
+        f"weights, {size(2 * study.space.weights)} in 16 bits → at most {bits:g} average bits"
+    )
+    with progress() as report:
+        study.build_bank(report)
+        study.measure(configurations, report)
+        study.fit(progress=report)
+        choice = study.choose(bits, progress=report)
+        packed = study.export(bits, folder / f"packed-{bits:g}")
+        rows = compare(study, choice, folder / f"packed-{bits:g}", compared, report)
+        page = write_report(report_data(study, choice, rows), folder / "report.html")
+    write_text(folder / "table.json", table_json(rows))
+    console.print(comparison_table(rows, console.width))
+    console.print(
+        f"Quantized layers on disk: {packed.quantized_bytes:,} bytes = {packed.average_bits:.4f} average bits "
+        f"(found by {choice.origin})"
+    )
+    console.print(f"Report             {page}", soft_wrap=True)
+    console.print(f"Packed checkpoint  {folder / f'packed-{bits:g}'}", soft_wrap=True)

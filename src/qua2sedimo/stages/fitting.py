@@ -1,0 +1,84 @@
+"""Fitting and explaining: from a study's records to the predictor and its scores."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.files import read_json
+from qua2sedimo.predictor import Ensemble, FitSettings, fit_ensemble
+from qua2sedimo.records import Record
+from qua2sedimo.sensitivity import Scores, op_scores
+from qua2sedimo.stages.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from qua2sedimo.study import Study
+
+
+def fit(study: Study, settings: FitSettings | None = None, progress: Progress = silent) -> Ensemble:
+    """Fit the predictor to the sampled records, or load it if it was fitted to just these."""
+    settings = settings or FitSettings(loss=study.settings.loss, seed=study.settings.seed)
+    records = samples(study)
+    owner = _owner(study, records) + json.dumps(asdict(settings), sort_keys=True)
+    folder = study.folder / "predictor"
+    summary = folder / "predictor.json"
+    if summary.exists() and read_json(summary).get("owner") == owner:
+        return Ensemble.load(folder, owner)
+    choices, objective = training_data(study, records)
+    total = settings.folds * settings.epochs
+    ensemble = fit_ensemble(
+        study.encoding,
+        choices,
+        objective,
+        settings,
+        lambda fold, epoch: progress(fold * settings.epochs + epoch, total, "fitting the predictor"),
+    )
+    ensemble.save(folder, owner)
+    return ensemble
+
+
+def training_data(study: Study, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+    """(option indices [records, layers], objective [records], higher is better)."""
+    choices = np.stack([study.space.encode(r.configuration) for r in records])
+    return choices, study.sign * np.array([r.value(study.settings.objective) for r in records])
+
+
+def fitted(study: Study) -> tuple[Ensemble, str]:
+    """(the predictor, the name of the fit); raises if there is none for this study."""
+    path = study.folder / "predictor" / "predictor.json"
+    if not path.exists():
+        raise Qua2SeDiMoError(f"{study.folder} has no predictor", f"Run `qua2sedimo fit {study.folder}` first.")
+    owner = str(read_json(path).get("owner"))
+    if not owner.startswith(study.identity):
+        raise Qua2SeDiMoError(f"{path} was fitted to another space", f"Run `qua2sedimo fit {study.folder}` again.")
+    return Ensemble.load(path.parent, owner), owner
+
+
+def explain(study: Study) -> Scores:
+    """Score every option of every layer, and leave the scores in sensitivity.json."""
+    ensemble, owner = fitted(study)
+    scores = op_scores(study.space, study.encoding, ensemble)
+    scores.save(study.folder / "sensitivity.json", owner)
+    return scores
+
+
+def samples(study: Study) -> list[Record]:
+    """The measured random configurations; raises if there are none."""
+    records = study.records.all("sample")
+    if not records:
+        raise Qua2SeDiMoError(
+            f"{study.folder} has no measured configurations",
+            f"Run `qua2sedimo measure {study.folder}` first.",
+        )
+    return records
+
+
+def _owner(study: Study, records: Iterable[Record]) -> str:
+    measured = zlib.crc32(" ".join(f"{r.number}:{r.configuration.digest}" for r in records).encode())
+    return f"{study.identity} {study.settings.protocol} {measured:08x} "

@@ -1,0 +1,13 @@
+"""Versions that numbers may depend on."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+
+_PACKAGES = ("qua2sedimo", "torch", "diffusers", "transformers", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide what is measured."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
