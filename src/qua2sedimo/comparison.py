@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 from qua2sedimo import zoo
 from qua2sedimo.choices import Choice
 from qua2sedimo.evaluation.compare import Comparison, References
-from qua2sedimo.evaluation.measure import to_uint8
-from qua2sedimo.evaluation.metrics import METRICS, Estimate
+from qua2sedimo.evaluation.score import to_uint8
+from qua2sedimo.evaluation.metrics import BUILT_IN, Estimate
 from qua2sedimo.evaluation.replay import replay
 from qua2sedimo.files import read_json, write_json, write_via
 from qua2sedimo.options import Option
@@ -99,7 +99,8 @@ class _Comparing:
             other = study.generator(self.images.stop, self.images.stop + len(self.images))
             real = zoo.reference_images(study.settings.model) if study.settings.model in zoo.ENTRIES else None
             inputs = [i for i in map(study.generator.generation.input, self.images) if i is not None]
-            self._comparison = Comparison(References(paired, other, real), inputs, list(METRICS), study.input_score)
+            names = [*BUILT_IN, study.settings.objective, *study.settings.metrics]
+            self._comparison = Comparison(References(paired, other, real), inputs, names, study.input_score)
         return self._comparison
 
     def _full(self) -> np.ndarray:

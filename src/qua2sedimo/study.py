@@ -34,7 +34,8 @@ from qua2sedimo.denoisers.layers import refuse_without_weights
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation import Generation, Generator, Measurer, Switch
 from qua2sedimo.evaluation.generate import check_arguments, check_inputs
-from qua2sedimo.evaluation.metrics import check_metrics, metric
+from qua2sedimo.evaluation.latents import can_observe
+from qua2sedimo.evaluation.metrics import check_measurable, check_metrics, metric
 from qua2sedimo.options import Configuration, SearchSpace, options_for
 from qua2sedimo.predictor import Encoding, Ensemble, FitSettings
 from qua2sedimo.quiet import quiet
@@ -81,6 +82,7 @@ class Study:
             denoiser_of(pipeline, settings.component)
             check_inputs(pipeline, settings.inputs)
             check_arguments(pipeline, settings.arguments)
+            _check_metrics(settings, pipeline)
             settings.save(path)
         return cls(folder, pipeline)
 
@@ -202,12 +204,18 @@ class Study:
 
     def measurer(self, start: int, stop: int) -> Measurer:
         metrics = list(dict.fromkeys([self.settings.objective, *self.settings.metrics]))
-        return Measurer(self.generator, self.switch, metrics, range(start, stop), self.input_score)
+        images = range(start, stop)
+        return Measurer(self.generator, self.switch, metrics, images, self.input_score, self.real_pictures)
 
     @property
     def input_score(self) -> Callable[[np.ndarray, Sequence[str | int]], np.ndarray] | None:
         """Answers the ``accuracy`` metric, for zoo models only."""
         return zoo.input_score(self.settings.model) if self.settings.model in zoo.ENTRIES else None
+
+    @property
+    def real_pictures(self) -> np.ndarray | None:
+        """What metrics against real pictures compare with (uint8), for zoo models only."""
+        return zoo.reference_images(self.settings.model) if self.settings.model in zoo.ENTRIES else None
 
     def measure(self, configurations: int, progress: Progress = silent) -> list[Record]:
         """Measure random configurations until ``configurations`` exist; those measured before are kept."""
@@ -271,6 +279,13 @@ class Study:
     def sign(self) -> int:
         """1 if a larger objective is better, else −1."""
         return 1 if metric(self.settings.objective).higher_is_better else -1
+
+
+def _check_metrics(settings: StudySettings, pipeline: Any) -> None:
+    """Raise if a metric the study asks for cannot be had of this pipeline."""
+    shipped = settings.model in zoo.ENTRIES
+    names = [settings.objective, *settings.metrics]
+    check_measurable(names, settings.inputs, judge=shipped, real=shipped, latents=can_observe(pipeline))
 
 
 def _matches(layer: WeightLayer, pattern: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,17 +16,16 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.evaluation.metrics import (
-    METRICS,
+from qua2sedimo.evaluation.distances import (
     PSNR_LIMIT,
-    check_metrics,
     frechet_distance,
     kernel_distance,
-    mean_estimate,
-    metric,
+    mean_squared_error,
     psnr,
-    set_estimate,
+    ssim,
 )
+from qua2sedimo.evaluation.estimates import mean_estimate, set_estimate
+from qua2sedimo.evaluation.metrics import BUILT_IN, METRICS, check_measurable, check_metrics, metric
 
 
 class Identity(torch.nn.Module):
@@ -163,14 +163,84 @@ def test_the_interval_of_a_set_distance_contains_it_and_is_reproducible(distance
     assert estimate == set_estimate(distance, a, b)
 
 
-def test_an_unknown_metric_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(Qua2SeDiMoError, match="unknown metric 'lpips'; known: psnr, features"):
-        metric("lpips")
-    with pytest.raises(Qua2SeDiMoError, match="'lpips'"):
-        check_metrics(["psnr", "lpips"])
+def test_ssim_agrees_with_the_formula_written_out() -> None:
+    """Wang et al.: (2μₐμ_b + C₁)(2σ_ab + C₂) / ((μₐ² + μ_b² + C₁)(σₐ² + σ_b² + C₂)), mean over pixels."""
+    a, b = np.random.default_rng(0).random((2, 3, 14, 13, 1))
+    offsets = np.arange(11) - 5
+    line = np.exp(-(offsets**2) / (2 * 1.5**2))
+    window = np.outer(line, line) / line.sum() ** 2
+
+    def blur(image: np.ndarray) -> np.ndarray:
+        mirrored = np.pad(image, 5, mode="reflect")
+        return np.lib.stride_tricks.sliding_window_view(mirrored, (11, 11)).reshape(14, 13, -1) @ window.ravel()
+
+    def by_hand(x: np.ndarray, y: np.ndarray) -> float:
+        mx, my = blur(x), blur(y)
+        vx, vy, cov = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
+        c1, c2 = 0.01**2, 0.03**2
+        return float(((2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))).mean())
+
+    expected = [by_hand(x[..., 0], y[..., 0]) for x, y in zip(a, b)]
+    np.testing.assert_allclose(ssim(a, b), expected, rtol=1e-6)
 
 
-def test_every_metric_knows_its_kind_and_direction() -> None:
-    assert {m.kind for m in METRICS.values()} <= {"paired", "set", "input"}
-    assert {name for name, m in METRICS.items() if m.higher_is_better} == {"psnr", "accuracy"}
-    assert all(metric(name).name == name for name in METRICS)
+@pytest.mark.parametrize("side", [3, 4, 5, 6, 16])
+@pytest.mark.parametrize("count", [1, 3])
+def test_ssim_is_one_for_equal_pictures_of_any_size_and_falls_with_noise(side: int, count: int) -> None:
+    rng = np.random.default_rng(side)
+    images = rng.random((count, side, side, 3)).astype(np.float32)
+    noise = rng.normal(size=images.shape)
+    little, much = (np.clip(images + s * noise, 0, 1) for s in (0.02, 0.3))
+    np.testing.assert_allclose(ssim(images, images), np.ones(count), rtol=1e-9)
+    assert ssim(images, images).shape == (count,)
+    assert (ssim(much, images) < ssim(little, images)).all() and (ssim(little, images) < 1).all()
+
+
+def test_mean_squared_error_is_that_of_each_row_alone() -> None:
+    a = np.zeros((2, 3, 2, 2), dtype=np.float32)
+    b = a.copy()
+    b[1, 0] = 3.0  # 4 of 12 values are wrong by 3
+    np.testing.assert_allclose(mean_squared_error(a, b), [0.0, 3.0])
+
+
+def test_an_unknown_metric_is_refused_with_the_known_ones_and_the_nearest() -> None:
+    with pytest.raises(Qua2SeDiMoError, match=r"unknown metric 'psnrr'; known: psnr, ssim[^\n]*\nDid you mean 'psnr'\?"):
+        metric("psnrr")
+    with pytest.raises(Qua2SeDiMoError, match="unknown metric 'xyzzy'") as caught:
+        check_metrics(["psnr", "xyzzy"])
+    assert "Did you mean" not in str(caught.value)
+
+
+def test_every_metric_has_what_its_kind_is_computed_from() -> None:
+    for m in METRICS.values():
+        assert metric(m.name) is m
+        assert (m.features is not None) == (m.kind == "set")
+        assert m.kind == "input" or m.judge is None
+    assert {name for name, m in METRICS.items() if m.higher_is_better} == {"psnr", "ssim", "accuracy", "clip_score"}
+    assert set(BUILT_IN) == set(METRICS) - {"clip_score", "fid_inception"}
+    check_metrics(BUILT_IN)
+
+
+def test_a_source_is_part_of_the_name_where_weights_are_asked_for() -> None:
+    m = metric("clip_score:owner/name")
+    assert (m.name, m.source, m.title) == ("clip_score:owner/name", "owner/name", "CLIP score")
+    for wrong in ("psnr:somewhere", "clip_score:"):
+        with pytest.raises(Qua2SeDiMoError, match="takes no source"):
+            metric(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "lacks"),
+    [
+        ("accuracy", {"judge": False}, "classifier"),
+        ("kernel_real", {"real": False}, "real pictures"),
+        ("clip_score", {"inputs": [3, 4]}, "needs prompts"),
+        ("clip_score", {"inputs": []}, "needs prompts"),
+        ("latent_mse", {"latents": False}, "no scheduler"),
+    ],
+)
+def test_a_metric_is_refused_where_a_study_lacks_what_it_needs(name: str, facts: dict[str, Any], lacks: str) -> None:
+    has = {"inputs": ["a cat"], "judge": True, "real": True, "latents": True}
+    check_measurable([name], **has)
+    with pytest.raises(Qua2SeDiMoError, match=f"'{name}' cannot be measured here: .*{lacks}"):
+        check_measurable(["psnr", name], **{**has, **facts})

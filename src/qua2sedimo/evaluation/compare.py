@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qua2sedimo.evaluation.measure import InputScore, per_image, to_uint8
-from qua2sedimo.evaluation.metrics import Estimate, features_of, mean_estimate, metric, set_estimate
+from qua2sedimo.evaluation.estimates import Estimate, mean_estimate
+from qua2sedimo.evaluation.metrics import InputScore, Metric, metric
+from qua2sedimo.evaluation.score import Pictures, SetReferences, per_image, per_set, to_uint8
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,11 @@ class References:
 
 
 class Comparison:
-    """Estimates of all metrics for sets of images against the same references."""
+    """Estimates of metrics for sets of images against the same references.
+
+    Of the given metrics those are computed that can be: rows are images, so latents are not compared, and what has no
+    judge or no real pictures has no metrics that ask for them.
+    """
 
     def __init__(
         self,
@@ -35,31 +40,21 @@ class Comparison:
         input_score: InputScore | None = None,
     ) -> None:
         self.references, self.inputs, self._input_score = references, list(inputs), input_score
-        self.metrics = [metric(name) for name in metrics if self._possible(name)]
-        self._features: dict[str, np.ndarray] = {}
+        self.metrics = [m for m in map(metric, dict.fromkeys(metrics)) if self._possible(m)]
+        self._sets = SetReferences(lambda: references.other, references.real)
 
     def __call__(self, images: np.ndarray) -> dict[str, Estimate]:
         """Metrics of images that use the same inputs and noise as ``references.paired``."""
-        values = per_image(self.metrics, images, self.references.paired, self.inputs, self._input_score)
+        paired = Pictures(self.references.paired)
+        values = per_image(self.metrics, Pictures(images), paired, self.inputs, self._input_score)
         estimates = {name: mean_estimate(np.array(v)) for name, v in values.items()}
-        own = features_of(images) if any(m.kind == "set" for m in self.metrics) else None
-        for m in self.metrics:
-            if m.kind == "set" and own is not None:
-                estimates[m.name] = set_estimate(m.compute, own, self._reference_features(m.name))
+        estimates |= per_set(self.metrics, images, self._sets)
         return {m.name: estimates[m.name] for m in self.metrics}
 
-    def _possible(self, name: str) -> bool:
-        if name.endswith("_real"):
-            return self.references.real is not None
-        return self._input_score is not None if metric(name).kind == "input" else True
-
-    def _reference_features(self, name: str) -> np.ndarray:
-        source = "real" if name.endswith("_real") else "other"
-        if source not in self._features:
-            real = self.references.real
-            images = self.references.other if source == "other" or real is None else real.astype(np.float32) / 255
-            self._features[source] = features_of(images)
-        return self._features[source]
+    def _possible(self, m: Metric) -> bool:
+        if m.of == "latents" or (m.against == "real" and self.references.real is None):
+            return False
+        return m.kind != "input" or m.judge is not None or self._input_score is not None
 
 
 __all__ = ["Comparison", "References", "to_uint8"]

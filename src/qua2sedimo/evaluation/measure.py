@@ -1,19 +1,27 @@
-"""Measure configurations: generate their images, compare them with full precision, report per image."""
+"""Measure configurations: generate their images, compare them with full precision, report per image and per set."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.evaluation.estimates import Estimate, mean_estimate
 from qua2sedimo.evaluation.generate import Generator
-from qua2sedimo.evaluation.metrics import Estimate, mean_estimate, metric
+from qua2sedimo.evaluation.latents import final_latents
+from qua2sedimo.evaluation.metrics import InputScore, metric
+from qua2sedimo.evaluation.score import Pictures, SetReferences, per_image, per_set
 from qua2sedimo.evaluation.switch import Switch
 from qua2sedimo.options import Configuration
 
-InputScore = Callable[[np.ndarray, Sequence[str | int]], np.ndarray]
+#: Full-precision images that set metrics compare with while measuring. Their noise is no configuration's.
+REFERENCE_IMAGES = 128
+REFERENCES_FROM = 200_000
 
 
 @dataclass(frozen=True)
@@ -29,22 +37,34 @@ class Measurement:
     seconds: float
     sets: dict[str, Estimate] = field(default_factory=dict)
 
+    def value(self, name: str) -> float:
+        """A metric of either kind; raises :class:`Qua2SeDiMoError` if it was not measured."""
+        if name in self.sets:
+            return self.sets[name].value
+        return float(np.mean(self._of_images(name)))
+
     def estimate(self, name: str) -> Estimate:
-        """A metric of either kind with its interval."""
-        return self.sets[name] if name in self.sets else mean_estimate(np.array(self.values[name]))
+        """A metric of either kind with its interval; raises :class:`Qua2SeDiMoError` if it was not measured."""
+        return self.sets[name] if name in self.sets else mean_estimate(np.array(self._of_images(name)))
 
     @property
     def means(self) -> dict[str, float]:
         """Every metric's value."""
-        paired = {name: float(np.mean(values)) for name, values in self.values.items()}
-        return {**paired, **{name: estimate.value for name, estimate in self.sets.items()}}
+        return {name: self.value(name) for name in (*self.values, *self.sets)}
+
+    def _of_images(self, name: str) -> list[float]:
+        if name not in self.values:
+            known = ", ".join((*self.values, *self.sets))
+            raise Qua2SeDiMoError(f"metric '{name}' was not measured; measured: {known}", "Add it to 'metrics'.")
+        return self.values[name]
 
 
 class Measurer:
     """Measures configurations of one live denoiser on a fixed range of images.
 
-    Full-precision images are made once, when first needed. ``input_score`` answers the ``accuracy`` metric: it
-    takes images (uint8) and their inputs and gives a value in 0 to 1 per image.
+    Full-precision images, and the features of what set metrics compare with, are made once, when first needed.
+    ``input_score`` answers the ``accuracy`` metric: it takes images (uint8) and their inputs and gives a value in 0 to 1
+    per image. ``real``: real pictures (uint8), for metrics against them.
     """
 
     def __init__(
@@ -54,55 +74,44 @@ class Measurer:
         metrics: Sequence[str],
         images: range,
         input_score: InputScore | None = None,
+        real: np.ndarray | None = None,
     ) -> None:
         self.generator, self.switch, self.images = generator, switch, images
         self._metrics = [metric(name) for name in metrics]
         self._input_score = input_score
-        self._reference: np.ndarray | None = None
+        self._references = SetReferences(self._other, real)
 
     @property
     def reference(self) -> np.ndarray:
         """The full-precision images."""
-        if self._reference is None:
-            self.switch.restore()
-            self._reference = self.generator(self.images.start, self.images.stop)
-        return self._reference
+        return self._full.images
 
     def __call__(self, configuration: Configuration) -> Measurement:
-        reference = self.reference
+        full = self._full
+        self._references.prepare(self._metrics)
         began = time.perf_counter()
         self.switch.apply(configuration)
-        images = self.generator(self.images.start, self.images.stop)
-        values = per_image(self._metrics, images, reference, self.inputs, self._input_score)
-        return Measurement(self.images.start, values, time.perf_counter() - began)
+        made = self._generate()
+        values = per_image(self._metrics, made, full, self.inputs, self._input_score)
+        sets = per_set(self._metrics, made.images, self._references)
+        return Measurement(self.images.start, values, time.perf_counter() - began, sets)
 
     @property
     def inputs(self) -> list[str | int]:
         found = [self.generator.generation.input(i) for i in self.images]
         return [value for value in found if value is not None]
 
+    @cached_property
+    def _full(self) -> Pictures:
+        self.switch.restore()
+        return self._generate()
 
-def per_image(
-    metrics: Sequence[object],
-    images: np.ndarray,
-    reference: np.ndarray,
-    inputs: Sequence[str | int],
-    input_score: InputScore | None,
-) -> dict[str, list[float]]:
-    """Values of the paired and input metrics for each image."""
-    values: dict[str, list[float]] = {}
-    for m in map(metric_of, metrics):
-        if m.kind == "paired":
-            values[m.name] = [float(v) for v in m.compute(images, reference)]
-        elif m.kind == "input" and input_score is not None:
-            values[m.name] = [float(v) for v in m.compute(input_score(to_uint8(images), inputs))]
-    return values
+    def _other(self) -> np.ndarray:
+        self.switch.restore()
+        return self.generator(REFERENCES_FROM, REFERENCES_FROM + REFERENCE_IMAGES)
 
-
-def metric_of(value: object):  # type: ignore[no-untyped-def]
-    return metric(value) if isinstance(value, str) else value
-
-
-def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Float images in 0 to 1 as 8-bit pictures."""
-    return np.clip(np.rint(images * 255), 0, 255).astype(np.uint8)
+    def _generate(self) -> Pictures:
+        wanted = any(m.of == "latents" for m in self._metrics)
+        with final_latents(self.generator.pipeline) if wanted else nullcontext() as latents:
+            images = self.generator(self.images.start, self.images.stop)
+        return Pictures(images, latents.array(len(images)) if latents is not None else None)

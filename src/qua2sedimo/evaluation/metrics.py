@@ -1,4 +1,4 @@
-"""Image metrics by name, each with an interval.
+"""Image metrics by name: what each is, which way is better, and how it is computed.
 
 *Paired* metrics compare image i with the full-precision image i and need few images; *set* metrics compare
 distributions of features and need many; *input* metrics ask whether image i shows what was asked for.
@@ -6,67 +6,71 @@ distributions of features and need many; *input* metrics ask whether image i sho
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.evaluation.distances import (
+    PSNR_LIMIT,
+    frechet_distance,
+    kernel_distance,
+    mean_squared_error,
+    psnr,
+    ssim,
+)
+from qua2sedimo.evaluation.estimates import Estimate, mean_estimate, set_estimate
 from qua2sedimo.evaluation.features import feature_distance, pooled_features
+from qua2sedimo.evaluation.pretrained import clip_judge, clip_presence, inception_features, inception_presence
 
-PSNR_LIMIT = 80.0  # dB; identical images have no finite PSNR
-_REPLICATES = 200
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric's value with a 95 % bootstrap interval and the number of images behind it."""
-
-    value: float
-    low: float
-    high: float
-    images: int
+InputScore = Callable[[np.ndarray, Sequence[str | int]], np.ndarray]
+Features = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric is called, which way is better, and how it is computed."""
+    """What a metric is called, which way is better, and how it is computed.
+
+    ``compute`` takes, of a paired metric, two arrays of what it is ``of`` and gives a value an image; of a set metric, two
+    arrays of ``features``; of an input metric, what its judge answers. ``source`` names weights that do not come with the
+    package, and ``presence`` says in a few words whether they are here.
+    """
 
     name: str
     title: str
     unit: str
     higher_is_better: bool
-    kind: str  # "paired", "set" or "input"
+    kind: Literal["paired", "set", "input"]
     explanation: str
     compute: Callable[..., Any]
+    of: Literal["images", "latents"] = "images"
+    against: Literal["full", "real"] = "full"
+    features: Callable[[str | None], Features] | None = None
+    judge: Callable[[str | None], InputScore] | None = None
+    source: str | None = None
+    needs: str = ""
+    presence: Callable[[str | None], str] | None = None
+
+    def load(self) -> None:
+        """Load what does not come with the package; raises if it cannot be had."""
+        loader = self.features or self.judge
+        if self.presence is not None and loader is not None:
+            loader(self.source)
+
+    def here(self) -> str:
+        """``yes``, ``downloads`` (at first use), or what is missing."""
+        return self.presence(self.source) if self.presence is not None else "yes"
 
 
-def psnr(images: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio per image in dB, for images in 0 to 1; at most 80."""
-    error = ((images.astype(np.float64) - references) ** 2).reshape(len(images), -1).mean(axis=1)
-    return -10 * np.log10(np.maximum(error, 10 ** (-PSNR_LIMIT / 10)))
+def _lite(source: str | None) -> Features:
+    return pooled_features
 
 
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Fréchet distance of Gaussians fitted to features [n, d] and [m, d]: |μ₁−μ₂|² + tr(Σ₁+Σ₂−2(Σ₁Σ₂)^½)."""
-    (mean_a, cov_a), (mean_b, cov_b) = ((x.mean(axis=0), np.atleast_2d(np.cov(x, rowvar=False))) for x in (a, b))
-    # tr (Σ₁Σ₂)^½ is the sum of singular values of √Σ₁·√Σ₂, which needs no complex square root.
-    cross = np.linalg.svd(_root(cov_a) @ _root(cov_b), compute_uv=False).sum()
-    return float(max(0.0, ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
-
-
-def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Unbiased squared MMD with the kernel (x·y/d + 1)³ (KID, arXiv 1801.01401)."""
-    n, m, d = len(a), len(b), a.shape[1]
-    kernels = [(x @ y.T / d + 1) ** 3 for x, y in ((a, a), (b, b), (a, b))]
-    within = sum((k.sum() - np.trace(k)) / (s * (s - 1)) for k, s in zip(kernels[:2], (n, m)))
-    return float(within - 2 * kernels[2].mean())
-
-
-def _root(covariance: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+def _as_is(values: np.ndarray) -> np.ndarray:
+    return values
 
 
 METRICS: dict[str, Metric] = {
@@ -77,70 +81,126 @@ METRICS: dict[str, Metric] = {
             "Closeness to the full-precision pictures, mean over images; at most 80.", psnr,
         ),
         Metric(
+            "ssim", "SSIM", "", True, "paired",
+            "Structural similarity to the full-precision pictures: contrast and pattern in windows of 11 pixels; 1 is equal.",
+            ssim,
+        ),
+        Metric(
             "features", "Feature distance", "", False, "paired",
             "Squared distance of unit feature vectors to the full-precision pictures; 0 is equal.", feature_distance,
         ),
         Metric(
+            "latent_mse", "Latent MSE", "", False, "paired",
+            "Mean squared difference to full precision's final latents, before any autoencoder; 0 is equal.",
+            mean_squared_error, of="latents", needs="a pipeline with a scheduler",
+        ),
+        Metric(
             "frechet_full", "Fréchet to full precision", "", False, "set",
             "Fréchet distance between features of these pictures and of other full-precision pictures.",
-            frechet_distance,
+            frechet_distance, features=_lite,
         ),
         Metric(
             "kernel_full", "Kernel dist. to full precision", "", False, "set",
             "Unbiased kernel distance to other full-precision pictures; 0 means indistinguishable.", kernel_distance,
+            features=_lite,
         ),
         Metric(
             "frechet_real", "Fréchet to real", "", False, "set",
             "Fréchet distance between features of these pictures and of real reference pictures.", frechet_distance,
+            against="real", features=_lite, needs="real pictures: shipped models have them",
         ),
         Metric(
             "kernel_real", "Kernel dist. to real", "", False, "set",
             "Unbiased kernel distance to real reference pictures.", kernel_distance,
+            against="real", features=_lite, needs="real pictures: shipped models have them",
         ),
         Metric(
             "accuracy", "Accuracy", "%", True, "input",
             "Share of what was asked for that a classifier finds in the picture.", lambda values: 100 * values,
+            needs="a shipped model: its classifier is the judge",
+        ),
+        Metric(
+            "clip_score", "CLIP score", "", True, "input",
+            "100 times the cosine of CLIP's embeddings of picture and prompt; clip_score:FOLDER takes another CLIP.",
+            _as_is, judge=clip_judge, needs="prompts, and CLIP's weights from the hub or a folder", presence=clip_presence,
+        ),
+        Metric(
+            "fid_inception", "FID (Inception)", "", False, "set",
+            "Fréchet distance between Inception v3 features of these pictures and of other full-precision pictures; "
+            "fid_inception:FILE takes weights from a file.",
+            frechet_distance, features=inception_features, presence=inception_presence,
+            needs="the package torch-fidelity, and Inception's weights",
         ),
     )
 }  # fmt: skip
 
+#: Metrics that need nothing but the package.
+BUILT_IN: tuple[str, ...] = tuple(name for name, m in METRICS.items() if m.presence is None)
+
 
 def metric(name: str) -> Metric:
-    if name not in METRICS:
-        raise Qua2SeDiMoError(f"unknown metric '{name}'; known: {', '.join(METRICS)}")
-    return METRICS[name]
+    """The metric of that name. ``NAME:SOURCE`` takes its weights from a folder, file or hub name.
 
-
-def mean_estimate(values: np.ndarray, seed: int = 0) -> Estimate:
-    """Mean of per-image values with its percentile bootstrap interval."""
-    values = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(seed).integers(len(values), size=(_REPLICATES, len(values)))
-    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
-    return Estimate(float(values.mean()), float(low), float(high), len(values))
-
-
-def set_estimate(
-    distance: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.ndarray, seed: int = 0
-) -> Estimate:
-    """Distance of two feature sets with a bootstrap interval over both.
-
-    Repeated images inflate a resampled distance, so the spread of the replicates is used around the estimate, not
-    their level.
+    Raises :class:`Qua2SeDiMoError` for an unknown name, with the nearest known one, and for a source that is not needed.
     """
-    rng = np.random.default_rng(seed)
-    value = distance(a, b)
-    replicates = [
-        distance(a[rng.integers(len(a), size=len(a))], b[rng.integers(len(b), size=len(b))]) for _ in range(50)
-    ]
-    low, high = np.quantile(replicates, [0.025, 0.975]) - np.mean(replicates)
-    return Estimate(value, value + float(low), value + float(high), len(a))
-
-
-def features_of(images: np.ndarray) -> np.ndarray:
-    """The features that set metrics compare: float64 [n, 112]."""
-    return pooled_features(images)
+    base, colon, source = name.partition(":")
+    if base not in METRICS:
+        near = difflib.get_close_matches(base, METRICS, n=1, cutoff=0.5)
+        hint = f"Did you mean '{near[0]}'? " if near else ""
+        raise Qua2SeDiMoError(
+            f"unknown metric '{name}'; known: {', '.join(METRICS)}", f"{hint}`qua2sedimo metrics` explains each."
+        )
+    found = METRICS[base]
+    if not colon:
+        return found
+    if found.presence is None or not source:
+        able = ", ".join(f"{n}:SOURCE" for n, m in METRICS.items() if m.presence is not None)
+        raise Qua2SeDiMoError(f"metric '{name}': {base} takes no source '{source}'", f"These do: {able}.")
+    return replace(found, name=name, source=source)
 
 
 def check_metrics(names: Sequence[str]) -> None:
+    """Raise unless every name is known and what it needs can be loaded here."""
     for name in names:
-        metric(name)
+        metric(name).load()
+
+
+def check_measurable(names: Sequence[str], inputs: Sequence[str | int], judge: bool, real: bool, latents: bool) -> None:
+    """Raise if a metric needs what a study does not have.
+
+    ``inputs``: its prompts or classes; ``judge``, ``real``: whether it has a classifier and real pictures; ``latents``:
+    whether its pipeline has a scheduler that can be observed.
+    """
+    for m in map(metric, names):
+        lacks = ""
+        if m.kind == "input" and m.judge is None and not judge:
+            lacks = "only a shipped model has a classifier"
+        elif m.judge is not None and not (inputs and all(isinstance(value, str) for value in inputs)):
+            lacks = "it needs prompts, and this pipeline is not told what to paint in words"
+        elif m.against == "real" and not real:
+            lacks = "only a shipped model has real pictures"
+        elif m.of == "latents" and not latents:
+            lacks = "the pipeline has no scheduler whose steps could be observed"
+        if lacks:
+            raise Qua2SeDiMoError(
+                f"metric '{m.name}' cannot be measured here: {lacks}",
+                "Leave it out of 'metrics' and 'objective'; `qua2sedimo metrics` says what each needs.",
+            )
+
+
+__all__ = [
+    "BUILT_IN",
+    "Estimate",
+    "METRICS",
+    "Metric",
+    "PSNR_LIMIT",
+    "check_measurable",
+    "check_metrics",
+    "frechet_distance",
+    "kernel_distance",
+    "mean_estimate",
+    "metric",
+    "psnr",
+    "set_estimate",
+    "ssim",
+]

@@ -1,0 +1,101 @@
+"""Images of random configurations, kept for benchmarks/metrics.py: made once, in chunks that survive a stop.
+
+    python benchmarks/metrics_images.py [--model digits-dit] [--configurations 16] [--images 2000] [--steps 5]
+
+Fills benchmarks/results/metrics-MODEL with full precision ("full"), full precision of other noise ("other") and one folder
+a configuration. All sources grow together, chunk by chunk, so that a run that is stopped leaves equally many images of each;
+the same command goes on. Five steps, half of what the shipped models are called with, halve the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+
+from qua2sedimo import Study, zoo
+from qua2sedimo.evaluation import Generator
+from qua2sedimo.evaluation.latents import final_latents
+from qua2sedimo.evaluation.sampling import sample
+from qua2sedimo.files import write_json, write_via
+from qua2sedimo.settings import StudySettings
+
+RESULTS = Path(__file__).parent / "results"
+CHUNK = 100
+#: Where the noise of the set metrics' references begins; none of it is any configuration's.
+OTHER = 200_000
+OTHERS = 500
+
+
+def folder_of(model: str) -> Path:
+    return RESULTS / f"metrics-{model}"
+
+
+def study_of(model: str, steps: int) -> Study:
+    """The study whose configurations are measured: the shipped model's own inputs, and its arguments but the steps."""
+    entry = zoo.ENTRIES[model]
+    arguments = {**entry.arguments, "num_inference_steps": steps}
+    settings = StudySettings(model=model, inputs=list(entry.inputs), arguments=arguments, batch=CHUNK, metrics=["psnr"])
+    return Study.create(folder_of(model) / "study", settings)
+
+
+def missing(model: str, configurations: int, images: int) -> list[tuple[int, str]]:
+    """(chunk, source) in the order in which they are made."""
+    sources = ["full", "other", *(f"{number:03d}" for number in range(configurations))]
+    wanted = [(chunk, source) for chunk in range(-(-images // CHUNK)) for source in sources]
+    wanted = [(chunk, source) for chunk, source in wanted if source != "other" or chunk * CHUNK < OTHERS]
+    return [(chunk, source) for chunk, source in wanted if not chunk_path(model, source, chunk).exists()]
+
+
+def chunk_path(model: str, source: str, chunk: int) -> Path:
+    return folder_of(model) / source / f"{chunk:03d}.safetensors"
+
+
+def make(study: Study, generator: Generator, model: str, chunk: int, source: str) -> None:
+    if source in ("full", "other"):
+        study.switch.restore()
+    else:
+        s = study.settings
+        study.switch.apply(sample(study.space, s.sampler, s.seed, int(source), s.bits_range))
+    start = chunk * CHUNK + (OTHER if source == "other" else 0)
+    with final_latents(study.pipeline) as latents:
+        images = generator(start, start + CHUNK)
+    content = {"images": images, "latents": np.ascontiguousarray(latents.array(CHUNK))}
+    write_via(chunk_path(model, source, chunk), lambda path: save_file(content, path))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="digits-dit")
+    parser.add_argument("--configurations", type=int, default=16)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after about so long")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    waiting = missing(given.model, given.configurations, given.images)
+    if not waiting:
+        return
+    study = study_of(given.model, given.steps)
+    bits = {
+        f"{n:03d}": study.space.average_bits(
+            sample(study.space, study.settings.sampler, study.settings.seed, n, study.settings.bits_range)
+        )
+        for n in range(given.configurations)
+    }
+    write_json(folder_of(given.model) / "about.json", {"steps": given.steps, "average_bits": bits})
+    for done, (chunk, source) in enumerate(waiting):
+        if time.perf_counter() - began > 60 * given.minutes:
+            print(f"stopped; {len(waiting) - done} of {len(waiting)} chunks to go")
+            return
+        make(study, study.generator, given.model, chunk, source)
+        print(f"{time.perf_counter() - began:7.0f} s  images {chunk * CHUNK} to {(chunk + 1) * CHUNK} of {source}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The latents a pipeline ends with, taken from its scheduler's last step.
+
+They are what the denoiser was made to produce, in its own scale, before any autoencoder. Pipelines need no callback for
+it: whatever calls ``scheduler.step`` is observed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from qua2sedimo.errors import Qua2SeDiMoError
+
+
+class FinalLatents:
+    """What the pipeline calls made within :func:`final_latents` ended with."""
+
+    def __init__(self, pipeline: str) -> None:
+        self._pipeline = pipeline
+        self._calls: list[torch.Tensor | None] = []
+
+    def begin(self) -> None:
+        self._calls.append(None)
+
+    def remember(self, sample: torch.Tensor) -> None:
+        if not self._calls:
+            self.begin()
+        self._calls[-1] = sample
+
+    def array(self, images: int) -> np.ndarray:
+        """Latents float32 [images, ...] of all calls together.
+
+        Some pipelines (DiT) step the guided and the unguided half of a batch together; both end the same, and the first is
+        taken. Raises :class:`Qua2SeDiMoError` if the scheduler did not end with one sample an image.
+        """
+        ends = [call for call in self._calls if call is not None]
+        rows = sum(len(end) for end in ends)
+        if rows == 2 * images:
+            ends = [end[: len(end) // 2] for end in ends]
+        elif rows != images:
+            raise Qua2SeDiMoError(
+                f"{self._pipeline}: its scheduler ended with {rows} latents for {images} images",
+                "Metric 'latent_mse' cannot be had of this pipeline; leave it out.",
+            )
+        latents = np.concatenate([end.float().cpu().numpy() for end in ends])
+        return np.nan_to_num(latents, nan=0.0, posinf=0.0, neginf=0.0)  # a ruined picture, still a picture
+
+
+@contextmanager
+def final_latents(pipeline: Any) -> Iterator[FinalLatents]:
+    """Observe the pipeline's scheduler while images are generated.
+
+    Raises :class:`Qua2SeDiMoError` if the pipeline has no scheduler with steps.
+    """
+    scheduler = getattr(pipeline, "scheduler", None)
+    name = type(pipeline).__name__
+    if not can_observe(pipeline):
+        raise Qua2SeDiMoError(f"{name} has no scheduler whose steps give latents", "Leave out metric 'latent_mse'.")
+    found = FinalLatents(name)
+    step, set_timesteps = scheduler.step, scheduler.set_timesteps
+
+    @functools.wraps(step)  # pipelines read its signature
+    def observed_step(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        found.remember(result[0] if isinstance(result, tuple) else result.prev_sample)
+        return result
+
+    @functools.wraps(set_timesteps)
+    def observed_start(*args: Any, **kwargs: Any) -> Any:
+        found.begin()
+        return set_timesteps(*args, **kwargs)
+
+    with _instead(scheduler, "step", observed_step), _instead(scheduler, "set_timesteps", observed_start):
+        yield found
+
+
+def can_observe(pipeline: Any) -> bool:
+    """Whether the pipeline's scheduler has steps that :func:`final_latents` can observe."""
+    scheduler = getattr(pipeline, "scheduler", None)
+    return all(callable(getattr(scheduler, name, None)) for name in ("step", "set_timesteps"))
+
+
+@contextmanager
+def _instead(thing: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """``function`` under that name on this one object, for a while."""
+    before = vars(thing).get(name)
+    setattr(thing, name, function)
+    try:
+        yield
+    finally:
+        delattr(thing, name)
+        if before is not None:
+            setattr(thing, name, before)
