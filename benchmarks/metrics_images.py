@@ -2,9 +2,9 @@
 
     python benchmarks/metrics_images.py [--model digits-dit] [--configurations 16] [--images 2000] [--steps 5]
 
-Fills benchmarks/results/metrics-MODEL with full precision ("full"), full precision of other noise ("other") and one folder
-a configuration. All sources grow together, chunk by chunk, so that a run that is stopped leaves equally many images of each;
-the same command goes on. Five steps, half of what the shipped models are called with, halve the time.
+Fills benchmarks/results/metrics-MODEL with full precision ("full"), full precision of other noise ("other") and one
+folder a configuration. All sources grow together, chunk by chunk, so that a run that is stopped leaves equally many
+images of each; the same command goes on. Five steps, half of what the shipped models are called with, halve the time.
 """
 
 from __future__ import annotations
@@ -94,7 +94,10 @@ def main() -> None:
             print(f"stopped; {len(waiting) - done} of {len(waiting)} chunks to go")
             return
         make(study, study.generator, given.model, chunk, source)
-        print(f"{time.perf_counter() - began:7.0f} s  images {chunk * CHUNK} to {(chunk + 1) * CHUNK} of {source}", flush=True)
+        print(
+            f"{time.perf_counter() - began:7.0f} s  images {chunk * CHUNK} to {(chunk + 1) * CHUNK} of {source}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 from qua2sedimo import zoo
 from qua2sedimo.choices import Choice
 from qua2sedimo.evaluation.compare import Comparison, References
-from qua2sedimo.evaluation.score import to_uint8
 from qua2sedimo.evaluation.metrics import BUILT_IN, Estimate
 from qua2sedimo.evaluation.replay import replay
+from qua2sedimo.evaluation.score import to_uint8
 from qua2sedimo.files import read_json, write_json, write_via
 from qua2sedimo.options import Option
 from qua2sedimo.stages.progress import Progress, silent

@@ -204,7 +204,9 @@ def test_mean_squared_error_is_that_of_each_row_alone() -> None:
 
 
 def test_an_unknown_metric_is_refused_with_the_known_ones_and_the_nearest() -> None:
-    with pytest.raises(Qua2SeDiMoError, match=r"unknown metric 'psnrr'; known: psnr, ssim[^\n]*\nDid you mean 'psnr'\?"):
+    with pytest.raises(
+        Qua2SeDiMoError, match=r"unknown metric 'psnrr'; known: psnr, ssim[^\n]*\nDid you mean 'psnr'\?"
+    ):
         metric("psnrr")
     with pytest.raises(Qua2SeDiMoError, match="unknown metric 'xyzzy'") as caught:
         check_metrics(["psnr", "xyzzy"])

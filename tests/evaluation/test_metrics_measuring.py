@@ -67,7 +67,7 @@ def measured(task: Task, monkeypatch: pytest.MonkeyPatch) -> tuple[Measurer, Mea
 
 
 def test_a_measurement_has_values_per_image_and_estimates_of_sets(measured: Any) -> None:
-    measurer, good, bad = measured
+    _, good, bad = measured
     assert set(good.values) == {"psnr", "ssim", "features", "latent_mse", "accuracy"}
     assert all(len(values) == 6 for values in good.values.values())
     assert set(good.sets) == {"frechet_full", "kernel_full", "frechet_real", "kernel_real"}

@@ -35,8 +35,8 @@ class FinalLatents:
     def array(self, images: int) -> np.ndarray:
         """Latents float32 [images, ...] of all calls together.
 
-        Some pipelines (DiT) step the guided and the unguided half of a batch together; both end the same, and the first is
-        taken. Raises :class:`Qua2SeDiMoError` if the scheduler did not end with one sample an image.
+        Some pipelines (DiT) step the guided and the unguided half of a batch together; both end the same, and the first
+        is taken. Raises :class:`Qua2SeDiMoError` if the scheduler did not end with one sample an image.
         """
         ends = [call for call in self._calls if call is not None]
         rows = sum(len(end) for end in ends)
@@ -57,7 +57,7 @@ def final_latents(pipeline: Any) -> Iterator[FinalLatents]:
 
     Raises :class:`Qua2SeDiMoError` if the pipeline has no scheduler with steps.
     """
-    scheduler = getattr(pipeline, "scheduler", None)
+    scheduler: Any = getattr(pipeline, "scheduler", None)
     name = type(pipeline).__name__
     if not can_observe(pipeline):
         raise Qua2SeDiMoError(f"{name} has no scheduler whose steps give latents", "Leave out metric 'latent_mse'.")

@@ -15,7 +15,7 @@ from qua2sedimo.evaluation.estimates import Estimate, mean_estimate
 from qua2sedimo.evaluation.generate import Generator
 from qua2sedimo.evaluation.latents import final_latents
 from qua2sedimo.evaluation.metrics import InputScore, metric
-from qua2sedimo.evaluation.score import Pictures, SetReferences, per_image, per_set
+from qua2sedimo.evaluation.score import Pictures, SetReferences, per_image, per_set, to_uint8
 from qua2sedimo.evaluation.switch import Switch
 from qua2sedimo.options import Configuration
 
@@ -63,8 +63,8 @@ class Measurer:
     """Measures configurations of one live denoiser on a fixed range of images.
 
     Full-precision images, and the features of what set metrics compare with, are made once, when first needed.
-    ``input_score`` answers the ``accuracy`` metric: it takes images (uint8) and their inputs and gives a value in 0 to 1
-    per image. ``real``: real pictures (uint8), for metrics against them.
+    ``input_score`` answers the ``accuracy`` metric: it takes images (uint8) and their inputs and gives a value in 0 to
+    1 per image. ``real``: real pictures (uint8), for metrics against them.
     """
 
     def __init__(
@@ -115,3 +115,6 @@ class Measurer:
         with final_latents(self.generator.pipeline) if wanted else nullcontext() as latents:
             images = self.generator(self.images.start, self.images.stop)
         return Pictures(images, latents.array(len(images)) if latents is not None else None)
+
+
+__all__ = ["REFERENCES_FROM", "REFERENCE_IMAGES", "InputScore", "Measurement", "Measurer", "to_uint8"]

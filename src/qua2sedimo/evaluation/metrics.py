@@ -34,9 +34,9 @@ Features = Callable[[np.ndarray], np.ndarray]
 class Metric:
     """What a metric is called, which way is better, and how it is computed.
 
-    ``compute`` takes, of a paired metric, two arrays of what it is ``of`` and gives a value an image; of a set metric, two
-    arrays of ``features``; of an input metric, what its judge answers. ``source`` names weights that do not come with the
-    package, and ``presence`` says in a few words whether they are here.
+    ``compute`` takes, of a paired metric, two arrays of what it is ``of`` and gives a value an image; of a set metric,
+    two arrays of ``features``; of an input metric, what its judge answers. ``source`` names weights that do not come
+    with the package, and ``presence`` says in a few words whether they are here.
     """
 
     name: str
@@ -82,8 +82,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "ssim", "SSIM", "", True, "paired",
-            "Structural similarity to the full-precision pictures: contrast and pattern in windows of 11 pixels; 1 is equal.",
-            ssim,
+            "Structural similarity to the full-precision pictures: brightness, contrast and pattern; 1 is equal.", ssim,
         ),
         Metric(
             "features", "Feature distance", "", False, "paired",
@@ -122,7 +121,8 @@ METRICS: dict[str, Metric] = {
         Metric(
             "clip_score", "CLIP score", "", True, "input",
             "100 times the cosine of CLIP's embeddings of picture and prompt; clip_score:FOLDER takes another CLIP.",
-            _as_is, judge=clip_judge, needs="prompts, and CLIP's weights from the hub or a folder", presence=clip_presence,
+            _as_is, judge=clip_judge, presence=clip_presence,
+            needs="prompts, and CLIP's weights from the hub or a folder",
         ),
         Metric(
             "fid_inception", "FID (Inception)", "", False, "set",
@@ -141,7 +141,8 @@ BUILT_IN: tuple[str, ...] = tuple(name for name, m in METRICS.items() if m.prese
 def metric(name: str) -> Metric:
     """The metric of that name. ``NAME:SOURCE`` takes its weights from a folder, file or hub name.
 
-    Raises :class:`Qua2SeDiMoError` for an unknown name, with the nearest known one, and for a source that is not needed.
+    Raises :class:`Qua2SeDiMoError` for an unknown name, with the nearest known one, and for a source that is not
+    needed.
     """
     base, colon, source = name.partition(":")
     if base not in METRICS:
@@ -160,13 +161,13 @@ def metric(name: str) -> Metric:
 
 
 def check_metrics(names: Sequence[str]) -> None:
-    """Raise unless every name is known and what it needs can be loaded here."""
+    """Raise unless every name is known."""
     for name in names:
-        metric(name).load()
+        metric(name)
 
 
 def check_measurable(names: Sequence[str], inputs: Sequence[str | int], judge: bool, real: bool, latents: bool) -> None:
-    """Raise if a metric needs what a study does not have.
+    """Raise if a metric needs what a study does not have, or weights that cannot be loaded here.
 
     ``inputs``: its prompts or classes; ``judge``, ``real``: whether it has a classifier and real pictures; ``latents``:
     whether its pipeline has a scheduler that can be observed.
@@ -186,6 +187,7 @@ def check_measurable(names: Sequence[str], inputs: Sequence[str | int], judge: b
                 f"metric '{m.name}' cannot be measured here: {lacks}",
                 "Leave it out of 'metrics' and 'objective'; `qua2sedimo metrics` says what each needs.",
             )
+        m.load()
 
 
 __all__ = [

@@ -1,7 +1,7 @@
 """Networks of others that metrics ask for: CLIP and Inception v3, from the hub, a folder, or a file.
 
-Their weights do not come with the package. They are loaded when a study asks for them, and where they cannot be had, the error
-says what is missing.
+Their weights do not come with the package. They are loaded when a study asks for them, and where they cannot be had,
+the error says what is missing.
 """
 
 from __future__ import annotations
@@ -27,17 +27,20 @@ _BATCH = 16
 def clip_judge(source: str | None) -> Callable[[np.ndarray, Sequence[str | int]], np.ndarray]:
     """CLIP score of each picture (uint8 [n, h, w, 1 or 3]) with its prompt: 100·cos of their embeddings, 0 to 100.
 
-    Computed by torchmetrics' ``clip_score`` (Hessel et al., arXiv 2104.08718). ``source`` is a hub name or a folder; None is
-    :data:`CLIP`. Raises :class:`Qua2SeDiMoError` if the model cannot be loaded.
+    Computed by torchmetrics' ``clip_score`` (Hessel et al., arXiv 2104.08718). ``source`` is a hub name or a folder;
+    None is :data:`CLIP`. Raises :class:`Qua2SeDiMoError` if the model cannot be loaded.
     """
     pair = _load_clip(source or CLIP)
+
+    def take() -> Any:
+        return pair
 
     @torch.inference_mode()
     def judge(images: np.ndarray, inputs: Sequence[str | int]) -> np.ndarray:
         from torchmetrics.functional.multimodal import clip_score
 
-        pictures = _rgb(images)  # one at a time: torchmetrics gives the mean of those given together
-        values = [clip_score(picture, str(prompt), lambda: pair) for picture, prompt in zip(pictures, inputs)]  # type: ignore[arg-type,return-value]
+        # One at a time: torchmetrics gives the mean of those given together.
+        values = [clip_score(picture, str(prompt), take) for picture, prompt in zip(_rgb(images), inputs)]
         return np.array([float(value) for value in values])
 
     return judge
@@ -94,8 +97,9 @@ def _bare(features: Any) -> torch.Tensor:
 def inception_features(source: str | None) -> Callable[[np.ndarray], np.ndarray]:
     """A function from float images [n, h, w, 1 or 3] in 0 to 1 to Inception v3's pooled features, float64 [n, 2048].
 
-    The network of the original FID, as torchmetrics loads it through torch-fidelity. ``source`` is a file with its weights;
-    None has torch-fidelity download them. Raises :class:`Qua2SeDiMoError` if the package or the weights are not to be had.
+    The network of the original FID, as torchmetrics loads it through torch-fidelity. ``source`` is a file with its
+    weights; None has torch-fidelity download them. Raises :class:`Qua2SeDiMoError` if the package or the weights are
+    not to be had.
     """
     network = _load_inception(source)
 
@@ -123,9 +127,8 @@ def _load_inception(source: str | None) -> torch.nn.Module:
             return NoTrainInceptionV3("inception-v3-compat", ["2048"], source)
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise Qua2SeDiMoError(
-            f"fid_inception: Inception's weights cannot be loaded from "
-            f"{source or 'the network'}: {_first_line(error)}",
-            f"Check the network, or fetch torch-fidelity's {_INCEPTION_FILE} elsewhere and name it: fid_inception:FILE.",
+            f"fid_inception: Inception's weights cannot be loaded from {source or 'the network'}: {_first_line(error)}",
+            f"Check the network, or fetch torch-fidelity's {_INCEPTION_FILE} and name it: fid_inception:FILE.",
         ) from error
 
 
@@ -143,8 +146,9 @@ def inception_presence(source: str | None) -> str:
     """The same for Inception."""
     if find_spec("torch_fidelity") is None:
         return "needs torch-fidelity"
-    file = Path(source) if source else Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION_FILE
-    return "yes" if file.is_file() else "downloads"
+    if source is not None:
+        return "yes" if Path(source).is_file() else "file not found"
+    return "yes" if (Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION_FILE).is_file() else "downloads"
 
 
 def _rgb(images: np.ndarray) -> torch.Tensor:
