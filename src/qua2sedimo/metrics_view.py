@@ -1,0 +1,151 @@
+"""What `metrics` shows: each metric's meaning, its measured cost and need of images, and whether it can be had here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import files
+from typing import Any
+
+from rich import box
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from qua2sedimo.evaluation.metrics import METRICS, Metric
+from qua2sedimo.files import read_json
+
+_KINDS = {
+    "paired": "image by image with full precision",
+    "set": "the set of images with another set",
+    "input": "each image with what was asked for",
+}
+
+
+def measured(name: str) -> dict[str, Any]:
+    """What benchmarks/metrics.py measured of a metric: ``images``, the fewest of those tried that rank reliably (None:
+    none of them did), and ``cost``, seconds an image over PSNR's. Empty if it was not measured."""
+    found: dict[str, Any] = _benchmark()["metrics"].get(name.partition(":")[0], {})
+    return found
+
+
+def _benchmark() -> dict[str, Any]:
+    content: dict[str, Any] = read_json(files("qua2sedimo.evaluation").joinpath("metrics.json"))  # type: ignore[arg-type]
+    return content
+
+
+def document(m: Metric) -> dict[str, Any]:
+    """Everything that is known of a metric, for machines."""
+    return {
+        "name": m.name,
+        "title": m.title,
+        "unit": m.unit,
+        "better": "higher" if m.higher_is_better else "lower",
+        "kind": m.kind,
+        "against": m.against if m.kind != "input" else "input",
+        "of": m.of,
+        "explanation": m.explanation,
+        "needs": m.needs or None,
+        "here": m.here(),
+        "images": measured(m.name).get("images"),
+        "cost": measured(m.name).get("cost"),
+    }
+
+
+def metrics_table(shown: list[Metric]) -> Table:
+    """A line a metric, for 80 columns."""
+    table = Table(
+        title="What configurations can be measured by", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("metric", style="bold", no_wrap=True)
+    table.add_column("compares", no_wrap=True)
+    table.add_column("better", no_wrap=True)
+    table.add_column("images", justify="right", no_wrap=True)
+    table.add_column("cost", justify="right", no_wrap=True)
+    table.add_column("here")
+    kind = ""
+    for m in shown:
+        if kind and m.kind != kind:
+            table.add_section()
+        kind = m.kind
+        table.add_row(m.name, _against(m), _better(m), _images(m), _cost(m), _here(m))
+    return table
+
+
+def metrics_notes() -> Iterator[str]:
+    """The legend of the table."""
+    b = _benchmark()
+    yield (
+        f"images: from how many on configurations rank as by {b['most']:,} images of their own (rank correlation "
+        f"≥ {b['threshold']:g}), of {b['configurations']} random configurations of {b['model']}. cost: seconds an image, "
+        "over PSNR's."
+    )
+    yield (
+        "`qua2sedimo metrics NAME` explains one. In study.yaml: `metrics:`, several at once, and `objective:`, the one "
+        "that is learned."
+    )
+
+
+def metric_panel(m: Metric) -> Panel:
+    """One metric, explained."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    unit = f", in {m.unit}" if m.unit else ""
+    rows = [
+        ("compares", f"{_KINDS[m.kind]}{_whom(m)}"),
+        ("better", f"{'higher' if m.higher_is_better else 'lower'}{unit}"),
+        ("images", _images_sentence(m)),
+        ("cost", f"{_cost(m)} that of PSNR, for each image" if "cost" in measured(m.name) else "not measured"),
+        ("needs", m.needs or "nothing but this package"),
+        ("here", _here(m)),
+    ]
+    for key, value in rows:
+        grid.add_row(key, value)
+    content = Table.grid(padding=(0, 0, 1, 0))
+    content.add_row(Text(m.explanation))
+    content.add_row(grid)
+    return Panel(content, title=f"[bold]{m.name}[/bold] · {m.title}", title_align="left", box=box.ROUNDED, padding=(1, 2))
+
+
+def _against(m: Metric) -> str:
+    if m.kind == "input":
+        return "image, what was asked"
+    what = "latents" if m.of == "latents" else "images" if m.kind == "paired" else "sets"
+    return f"{what}, {'real' if m.against == 'real' else 'full precision'}"
+
+
+def _whom(m: Metric) -> str:
+    if m.kind != "set":
+        return ""
+    return ": real pictures" if m.against == "real" else ": full-precision images of other noise"
+
+
+def _better(m: Metric) -> str:
+    return "↑ higher" if m.higher_is_better else "↓ lower"
+
+
+def _images(m: Metric) -> str:
+    found = measured(m.name)
+    if "images" not in found:
+        return "–"
+    return f"{found['images']:,}" if found["images"] is not None else f"> {_benchmark()['counts'][-1]:,}"
+
+
+def _images_sentence(m: Metric) -> str:
+    if "images" not in measured(m.name):
+        return "not measured: its weights do not come with the package"
+    b = _benchmark()
+    return f"{_images(m)} rank configurations as {b['most']:,} do (rank correlation ≥ {b['threshold']:g})"
+
+
+def _cost(m: Metric) -> str:
+    cost = measured(m.name).get("cost")
+    return "–" if cost is None else f"{cost:.2g}×" if cost < 10 else f"{cost:,.0f}×"
+
+
+def _here(m: Metric) -> str:
+    here = m.here()
+    return "on first use, from the network" if here == "downloads" else here
+
+
+__all__ = ["METRICS", "document", "measured", "metric_panel", "metrics_notes", "metrics_table"]
