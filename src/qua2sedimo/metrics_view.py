@@ -22,8 +22,10 @@ _KINDS = {
 
 
 def measured(name: str) -> dict[str, Any]:
-    """What benchmarks/metrics.py measured of a metric: ``images``, the fewest of those tried that rank reliably (None:
-    none of them did), and ``cost``, seconds an image over PSNR's. Empty if it was not measured."""
+    """What benchmarks/metrics.py measured of a metric, empty if it was not.
+
+    ``images``: the fewest of those tried that rank reliably, None if none did; ``cost``: seconds an image over PSNR's.
+    """
     found: dict[str, Any] = _benchmark()["metrics"].get(name.partition(":")[0], {})
     return found
 
@@ -76,8 +78,8 @@ def metrics_notes() -> Iterator[str]:
     b = _benchmark()
     yield (
         f"images: from how many on configurations rank as by {b['most']:,} images of their own (rank correlation "
-        f"≥ {b['threshold']:g}), of {b['configurations']} random configurations of {b['model']}. cost: seconds an image, "
-        "over PSNR's."
+        f"≥ {b['threshold']:g}), of {b['configurations']} random configurations of {b['model']}. cost: seconds an "
+        "image, over PSNR's."
     )
     yield (
         "`qua2sedimo metrics NAME` explains one. In study.yaml: `metrics:`, several at once, and `objective:`, the one "
@@ -95,7 +97,7 @@ def metric_panel(m: Metric) -> Panel:
         ("compares", f"{_KINDS[m.kind]}{_whom(m)}"),
         ("better", f"{'higher' if m.higher_is_better else 'lower'}{unit}"),
         ("images", _images_sentence(m)),
-        ("cost", f"{_cost(m)} that of PSNR, for each image" if "cost" in measured(m.name) else "not measured"),
+        ("cost", f"{_cost(m)} that of PSNR, an image" if "cost" in measured(m.name) else "not measured"),
         ("needs", m.needs or "nothing but this package"),
         ("here", _here(m)),
     ]
@@ -104,7 +106,9 @@ def metric_panel(m: Metric) -> Panel:
     content = Table.grid(padding=(0, 0, 1, 0))
     content.add_row(Text(m.explanation))
     content.add_row(grid)
-    return Panel(content, title=f"[bold]{m.name}[/bold] · {m.title}", title_align="left", box=box.ROUNDED, padding=(1, 2))
+    return Panel(
+        content, title=f"[bold]{m.name}[/bold] · {m.title}", title_align="left", box=box.ROUNDED, padding=(1, 2)
+    )
 
 
 def _against(m: Metric) -> str:
