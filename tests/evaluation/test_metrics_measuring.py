@@ -22,8 +22,9 @@ from qua2sedimo.evaluation.features import pooled_features
 from qua2sedimo.evaluation.latents import final_latents
 from qua2sedimo.evaluation.measure import REFERENCES_FROM
 from qua2sedimo.evaluation.metrics import BUILT_IN
-from qua2sedimo.options import Option
+from qua2sedimo.options import Configuration, Option
 from qua2sedimo.records import Record
+from qua2sedimo.report.assemble import noise_ceiling
 
 ARGUMENTS = {"num_inference_steps": 2, "guidance_scale": 1.0}
 
@@ -245,3 +246,14 @@ def test_a_study_measures_an_objective_of_sets_beside_others(tmp_path: Path, mon
     record = Record("sample", 0, study.space.uniform(Option.parse("uaq-4")), 4.0, measurement)
     assert record.value("kernel_full") == measurement.sets["kernel_full"].value
     assert study.sign == -1
+
+
+def test_a_metric_of_sets_has_no_noise_ceiling() -> None:
+    def record(number: int, shift: float) -> Record:
+        values = {"psnr": [20.0 + shift, 21.0 + shift, 22.0 + shift, 23.0 + shift]}
+        sets = {"kernel_full": Estimate(shift, shift - 1, shift + 1, 4)}
+        return Record("sample", number, Configuration({}), 4.0, Measurement(0, values, 1.0, sets))
+
+    records = [record(i, float(i)) for i in range(5)]
+    assert noise_ceiling(records, "kernel_full") is None
+    assert noise_ceiling(records, "psnr") == pytest.approx(1.0)

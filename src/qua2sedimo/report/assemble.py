@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from qua2sedimo.choices import Choice
 from qua2sedimo.comparison import Row
-from qua2sedimo.evaluation.metrics import METRICS, Estimate, mean_estimate, metric
+from qua2sedimo.evaluation.metrics import Estimate, metric
 from qua2sedimo.predictor import Ensemble
 from qua2sedimo.predictor.additive import additive_out_of_fold, relative_errors
 from qua2sedimo.predictor.baselines import ridge_out_of_fold
@@ -49,9 +49,7 @@ def report_data(study: Study, choice: Choice, rows: list[Row]) -> ReportData:
         ours_bytes=choice.nbytes,
         table=[TableRow(r.name, r.kind, r.average_bits, r.nbytes, _values(r.metrics)) for r in rows],  # type: ignore[arg-type]
         metric_infos=[
-            MetricInfo(m.name, m.title, m.unit, m.higher_is_better, m.explanation)
-            for m in METRICS.values()
-            if m.name in rows[0].metrics
+            MetricInfo(m.name, m.title, m.unit, m.higher_is_better, m.explanation) for m in map(metric, rows[0].metrics)
         ],
         pictures=[PictureRow(r.name, [image.squeeze() for image in r.pictures]) for r in _shown(rows)],
         captions=[str(value) for value in _captions(study, rows)],
@@ -93,8 +91,11 @@ def predictor_quality(study: Study, ensemble: Ensemble) -> PredictorQuality:
 def noise_ceiling(records: list[Record], objective: str) -> float | None:
     """Rank correlation a perfect predictor could reach: √ of the split-half reliability of the labels.
 
-    Odd against even images, stepped up to all images by Spearman and Brown's formula.
+    Odd against even images, stepped up to all images by Spearman and Brown's formula. None for a metric of sets, which
+    has no value an image.
     """
+    if any(objective not in r.measurement.values for r in records):
+        return None
     values = np.array([r.measurement.values[objective] for r in records])
     if values.shape[1] < 4:
         return None
@@ -155,7 +156,7 @@ def _points(study: Study, choice: Choice, rows: list[Row]) -> list[MeasuredPoint
     points = []
     for role, kind in (("sample", "random"), ("candidate", "candidate")):
         for record in study.records.all(role):
-            e = mean_estimate(np.array(record.measurement.values[objective]))
+            e = record.measurement.estimate(objective)
             label = f"{kind} {record.number}"
             points.append(MeasuredPoint(record.average_bits, e.value, e.low, e.high, kind, label))  # type: ignore[arg-type]
     for row in rows:
