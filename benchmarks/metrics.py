@@ -3,7 +3,7 @@
     python benchmarks/metrics_images.py            # first: the images
     python benchmarks/metrics.py [--model digits-dit]
 
-For n = 4, 8, 16, …: 60 times n images are drawn, the same for every configuration as in a study, and the configurations
+For n = 4, 8, 16, …: 30 times n images are drawn, the same for every configuration as in a study, and the configurations
 are ranked by them; the correlation with the ranks by all images there are is averaged, with its 5 and 95 % quantiles.
 Prints a table, and writes benchmarks/results/metrics.json, docs/figures/metrics-images.svg, and what `qua2sedimo
 metrics` reads.
@@ -33,7 +33,7 @@ from qua2sedimo.evaluation.score import Pictures, SetReferences, per_image, per_
 from qua2sedimo.files import read_json, write_json, write_text, write_via
 
 ROOT = Path(__file__).parent.parent
-DRAWS = 60
+DRAWS = 30
 THRESHOLD = 0.95
 PER_IMAGE = [METRICS[n] for n in BUILT_IN if METRICS[n].kind != "set"]
 SETS = [METRICS[n] for n in BUILT_IN if METRICS[n].kind == "set"]
