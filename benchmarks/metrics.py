@@ -25,6 +25,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from metrics_images import CHUNK, RESULTS, chunk_path, folder_of
 from qua2sedimo import zoo
+from qua2sedimo.evaluation import Generation, Generator
 from qua2sedimo.evaluation.distances import frechet_distance
 from qua2sedimo.evaluation.features import pooled_features
 from qua2sedimo.evaluation.measure import REFERENCE_IMAGES
@@ -103,8 +104,8 @@ def needed(curve: dict[int, Any]) -> int | None:
     return enough
 
 
-def costs(model: str) -> dict[str, float]:
-    """Seconds an image of each metric over PSNR's, for one chunk, without its interval; the least of three times."""
+def costs(model: str, steps: int) -> dict[str, float]:
+    """Time of each metric, interval of set metrics included, over that of making the images; the least of three."""
     made, full, other = (load_file(chunk_path(model, source, 0)) for source in ("000", "full", "other"))
     pictures, exact = (Pictures(x["images"], x["latents"]) for x in (made, full))
     inputs = [zoo.ENTRIES[model].inputs[i % len(zoo.ENTRIES[model].inputs)] for i in range(CHUNK)]
@@ -122,7 +123,15 @@ def costs(model: str) -> dict[str, float]:
                 per_image([m], pictures, exact, inputs, judge)
             times.append(time.perf_counter() - began)
         seconds[name] = min(times[1:])
-    return {name: value / seconds["psnr"] for name, value in seconds.items()}
+    entry, times = zoo.ENTRIES[model], []
+    pipeline = zoo.load(model)
+    pipeline.set_progress_bar_config(disable=True)
+    make = Generator(pipeline, Generation(entry.inputs, {**entry.arguments, "num_inference_steps": steps}, batch=CHUNK))
+    for _ in range(3):
+        began = time.perf_counter()
+        make(0, CHUNK)
+        times.append(time.perf_counter() - began)
+    return {name: value / min(times) for name, value in seconds.items()}
 
 
 class Injected(torch.nn.Module):
@@ -162,9 +171,9 @@ PREAMBLE = """\
 {configurations} random configurations of {model}, {low:.2f} to {high:.2f} average bits, {steps} sampling steps,
 {most:,} images of each. For each number of images {draws} subsets are drawn, the same images of every configuration,
 and the configurations ranked by them. The table has the mean rank correlation with the ranks by all {most:,} images,
-and in brackets the 5 % quantile. *Enough* is from where on the mean stays at {threshold:g} or above. *Cost* is seconds
-an image over PSNR's. Set metrics compare with {few} full-precision images, as while measuring (their value over all
-images with {many}), or {real} real ones.
+and in brackets the 5 % quantile. *Enough* is from where on the mean stays at {threshold:g} or above. *Cost* is its
+time over that of making the images. Set metrics compare with {few} full-precision images, as while measuring (their
+value over all images with {many}), or {real} real ones.
 """
 
 
@@ -180,7 +189,7 @@ def measured_text(summary: dict[str, Any], found: dict[str, dict[int, Any]], rat
     for name, curve in found.items():
         cells = [f"{mean:.3f} ({least:.2f})" for mean, least, _ in curve.values()]
         enough, cost = summary["metrics"][name]["images"] or f"> {heads[-1]}", summary["metrics"][name]["cost"]
-        lines.append(f"| `{name}` | {' | '.join(cells)} | {enough} | {cost:.3g} |")
+        lines.append(f"| `{name}` | {' | '.join(cells)} | {enough} | {100 * cost:.2g} % |")
     times = ", ".join(f"{ratio:.1f} ({size})" for size, ratio in ratios.items())
     lines += [
         "",
@@ -222,30 +231,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="digits-dit")
     parser.add_argument("--configurations", type=int, default=12)
+    parser.add_argument("--images", type=int, default=2000, help="at most so many of those there are")
     given = parser.parse_args()
     torch.set_num_threads(1)
     model, names = given.model, [f"{n:03d}" for n in range(given.configurations)]
-    chunks = min(len(list((folder_of(model) / s).glob("*.safetensors"))) for s in ["full", *names])
+    made = min(len(list((folder_of(model) / s).glob("*.safetensors"))) for s in ["full", *names])
+    chunks = min(made, given.images // CHUNK)
     data = load(model, [*names, "other"], chunks)
     real = pooled_features(zoo.reference_images(model).astype(np.float32) / 255)
     most = chunks * CHUNK
     found = correlations([data[n] for n in names], data["other"]["pooled"], real)
-    cost = costs(model)
     about = read_json(folder_of(model) / "about.json")
+    cost = costs(model, about["steps"])
     bits = [about["average_bits"][n] for n in names]
     print(f"{model}: {len(names)} random configurations of {min(bits):.2f} to {max(bits):.2f} bits")
     print(f"{about['steps']} steps, rank correlation with {most} images\n")
     print("metric".ljust(14) + "".join(f"{n:>7}" for n in counts(most)) + "   needed     cost")
     for name, curve in found.items():
         cells = "".join(f"{curve[n][0]:7.3f}" for n in curve)
-        print(f"{name:<14}{cells} {needed(curve) or '>':>8} {cost[name]:8.1f}")
+        print(f"{name:<14}{cells} {needed(curve) or '>':>8} {100 * cost[name]:7.2f} %")
     ratios = frechet_ratios()
     print("\ntorchmetrics' Fréchet distance over ours, time: " + ", ".join(f"{k}: {v:.1f}" for k, v in ratios.items()))
     summary = {
         "model": model, "steps": about["steps"], "configurations": len(names), "bits": [min(bits), max(bits)],
         "most": most, "references": [REFERENCE_IMAGES, len(data["other"]["pooled"]), len(real)],
         "draws": DRAWS, "threshold": THRESHOLD, "counts": counts(most),
-        "metrics": {name: {"images": needed(curve), "cost": round(cost[name], 2)} for name, curve in found.items()},
+        "metrics": {n: {"images": needed(curve), "cost": float(f"{cost[n]:.2g}")} for n, curve in found.items()},
     }  # fmt: skip
     write_json(RESULTS / "metrics.json", {**summary, "curves": found, "frechet_ratios": ratios})
     write_json(ROOT / "src/qua2sedimo/evaluation/metrics.json", summary)

@@ -24,7 +24,8 @@ _KINDS = {
 def measured(name: str) -> dict[str, Any]:
     """What benchmarks/metrics.py measured of a metric, empty if it was not.
 
-    ``images``: the fewest of those tried that rank reliably, None if none did; ``cost``: seconds an image over PSNR's.
+    ``images``: the fewest of those tried that rank reliably, None if none did; ``cost``: its time over that of making
+    the images.
     """
     found: dict[str, Any] = _benchmark()["metrics"].get(name.partition(":")[0], {})
     return found
@@ -55,21 +56,19 @@ def document(m: Metric) -> dict[str, Any]:
 
 def metrics_table(shown: list[Metric]) -> Table:
     """A line a metric, for 80 columns."""
-    table = Table(
-        title="What configurations can be measured by", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric", style="bold", no_wrap=True)
     table.add_column("compares", no_wrap=True)
     table.add_column("better", no_wrap=True)
     table.add_column("images", justify="right", no_wrap=True)
     table.add_column("cost", justify="right", no_wrap=True)
-    table.add_column("here")
-    kind = ""
-    for m in shown:
-        if kind and m.kind != kind:
-            table.add_section()
-        kind = m.kind
-        table.add_row(m.name, _against(m), _better(m), _images(m), _cost(m), _here(m))
+    table.add_column("here", no_wrap=True)
+    for kind in _KINDS:
+        for m in (m for m in shown if m.kind == kind):
+            here = m.here()
+            short = here if here in ("yes", "downloads") else "no"
+            table.add_row(m.name, _against(m), _better(m), _images(m), _cost(m), short)
+        table.add_section()
     return table
 
 
@@ -78,12 +77,12 @@ def metrics_notes() -> Iterator[str]:
     b = _benchmark()
     yield (
         f"images: from how many on configurations rank as by {b['most']:,} images of their own (rank correlation "
-        f"≥ {b['threshold']:g}), of {b['configurations']} random configurations of {b['model']}. cost: seconds an "
-        "image, over PSNR's."
+        f"≥ {b['threshold']:g}), of {b['configurations']} random configurations of {b['model']}. cost: its time over "
+        f"that of making the images, in {b['steps']} steps."
     )
     yield (
-        "`qua2sedimo metrics NAME` explains one. In study.yaml: `metrics:`, several at once, and `objective:`, the one "
-        "that is learned."
+        "here: `downloads` at first use, or `no`: `qua2sedimo metrics NAME` explains one and says what is missing. "
+        "In study.yaml, `metrics:` takes several at once, and `objective:` the one that is learned."
     )
 
 
@@ -97,7 +96,7 @@ def metric_panel(m: Metric) -> Panel:
         ("compares", f"{_KINDS[m.kind]}{_whom(m)}"),
         ("better", f"{'higher' if m.higher_is_better else 'lower'}{unit}"),
         ("images", _images_sentence(m)),
-        ("cost", f"{_cost(m)} that of PSNR, an image" if "cost" in measured(m.name) else "not measured"),
+        ("cost", _cost_sentence(m)),
         ("needs", m.needs or "nothing but this package"),
         ("here", _here(m)),
     ]
@@ -125,7 +124,7 @@ def _whom(m: Metric) -> str:
 
 
 def _better(m: Metric) -> str:
-    return "↑ higher" if m.higher_is_better else "↓ lower"
+    return "higher" if m.higher_is_better else "lower"
 
 
 def _images(m: Metric) -> str:
@@ -144,7 +143,13 @@ def _images_sentence(m: Metric) -> str:
 
 def _cost(m: Metric) -> str:
     cost = measured(m.name).get("cost")
-    return "–" if cost is None else f"{cost:.2g}×" if cost < 10 else f"{cost:,.0f}×"
+    return "–" if cost is None else "< 0.1 %" if cost < 0.001 else f"{100 * cost:.1f} %"
+
+
+def _cost_sentence(m: Metric) -> str:
+    b = _benchmark()
+    made = f"of the time that {b['model']} takes for the images, in {b['steps']} steps"
+    return f"{_cost(m)} {made}" if "cost" in measured(m.name) else "not measured"
 
 
 def _here(m: Metric) -> str:
