@@ -178,8 +178,8 @@ class SearchSpace:
         """
         if len(configuration) < len(self.layers):
             raise Qua2SeDiMoError(
-                f"configuration leaves {len(self.layers) - len(configuration)} of {len(self.layers)} layers in full "
-                "precision, which is no option of this search space",
+                "configuration does not belong to this search space: it leaves "
+                f"{len(self.layers) - len(configuration)} of {len(self.layers)} layers in full precision",
                 "Predictors are fitted to whole configurations: sample with 'stratified', 'spread' or 'paper'.",
             )
         try:
