@@ -28,10 +28,10 @@ def load(folder: Path, text: str) -> StudySettings:
         inputs=st.lists(printable | st.integers(0, 999), max_size=4),
         arguments=st.dictionaries(printable, st.integers() | st.booleans() | printable | st.none(), max_size=3),
         images=st.integers(2, 99),
-        batch=st.integers(1, 99),
+        batch=st.integers(1, 99) | st.just("auto"),
         seed=st.integers(0, 2**31),
         keep=st.lists(printable, max_size=2),
-        sampler=st.sampled_from(["spread", "paper"]),
+        sampler=st.sampled_from(["spread", "stratified", "paper", "singles"]),
         bits_range=st.tuples(st.floats(2, 4), st.floats(4, 8)),
         loss=st.sampled_from(["srcc", "lambdarank", "hybrid", "mse"]),
     )
@@ -59,8 +59,18 @@ def test_numbers_written_as_text_stay_text(tmp_path: Path) -> None:
         ("images: 1", "images"),
         ("batch: 0", "batch"),
         ("seed: -1", "seed"),
-        ("version: 2", "version"),
+        ("version: 3", "version"),
         ("sampler: random", "sampler"),
+        ("sampler: stratifed", "sampler: unknown sampler 'stratifed'; did you mean 'stratified'?"),
+        ("sampler: list", "the file: 'sampler: list' and 'configurations: FILE' belong together"),
+        ("configurations: a.yaml", "the file: 'sampler: list'"),
+        ("batch: some", "batch"),
+        ("metrics: [psnr, featurs]", "unknown metric 'featurs'; did you mean 'features'?"),
+        ("objective: beauty", "unknown metric 'beauty'; known: psnr"),
+        ("bits_range: [6, 2]", "bits_range: the lower end comes first"),
+        ("bits_range: [0, 2]", "bits_range: the lower end comes first"),
+        ("bits_range: [2, .inf]", "bits_range: the lower end comes first"),
+        ("image: 4", "image: unknown entry 'image'; did you mean 'images'?"),
         ("loss: l1", "loss"),
         ("inputs: red hair", "inputs"),
         ("inputs: [[1]]", r"inputs\.0"),
@@ -74,6 +84,24 @@ def test_an_unknown_or_wrong_entry_is_named(tmp_path: Path, line: str, named: st
     text = line if line.startswith("model") else f"model: m\n{line}"
     with pytest.raises(Qua2SeDiMoError, match=f"study.yaml: {named}"):
         load(tmp_path, text)
+
+
+def test_a_study_of_version_1_is_read_with_its_batch_and_its_protocol(tmp_path: Path) -> None:
+    old = "version: 1\nmodel: m\nimages: 8\nsampler: paper\n"
+    assert load(tmp_path, old) == StudySettings(model="m", images=8, sampler="paper", batch=16)
+    assert load(tmp_path, old + "batch: 4").batch == 4
+    assert load(tmp_path, old).protocol == "4ba8ae591d02c628"  # as version 1 computed it: its records stay readable
+
+
+def test_the_batch_makes_no_other_study() -> None:
+    one = StudySettings(model="m", batch=4)
+    assert one.asks_the_same_as(StudySettings(model="m")) and one != StudySettings(model="m")
+    assert not one.asks_the_same_as(StudySettings(model="m", batch=4, seed=1))
+
+
+def test_another_list_is_another_protocol() -> None:
+    listed = [StudySettings(model="m", sampler="list", configurations=name).protocol for name in ("a.yaml", "b.yaml")]
+    assert listed[0] != listed[1]
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:

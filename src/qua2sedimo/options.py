@@ -127,6 +127,16 @@ class SearchSpace:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     @cached_property
+    def layer_weights(self) -> tuple[int, ...]:
+        """Number of weights of each layer."""
+        return tuple(math.prod(shape) for shape in self.shapes.values())
+
+    @cached_property
+    def option_bytes(self) -> list[np.ndarray]:
+        """Packed bytes of each option of each layer: layers × int64 [options]."""
+        return [np.array([o.nbytes(self.shapes[name]) for o in self.options[name]]) for name in self.layers]
+
+    @cached_property
     def hash(self) -> str:
         """Names this space: records, scores and banks of another space are refused, not mixed."""
         content = [(name, list(self.shapes[name]), [str(o) for o in self.options[name]]) for name in self.layers]
@@ -138,8 +148,17 @@ class SearchSpace:
         return tuple(sorted({option for options in self.options.values() for option in options}))
 
     def nbytes(self, configuration: Mapping[str, Option]) -> int:
-        """Packed bytes of all layers under the configuration."""
-        return sum(configuration[name].nbytes(shape) for name, shape in self.shapes.items())
+        """Packed bytes of all layers under the configuration; layers it does not name count 16 bits a weight.
+
+        Raises :class:`Qua2SeDiMoError` if it names a layer that is not in the space.
+        """
+        unknown = configuration.keys() - self.shapes.keys()
+        if unknown:
+            raise Qua2SeDiMoError(f"configuration names layer '{min(unknown)}', which this search space has not")
+        return sum(
+            configuration[name].nbytes(shape) if name in configuration else 2 * math.prod(shape)
+            for name, shape in self.shapes.items()
+        )
 
     def average_bits(self, configuration: Mapping[str, Option]) -> float:
         return 8 * self.nbytes(configuration) / self.weights
@@ -150,11 +169,19 @@ class SearchSpace:
 
     def byte_range(self) -> tuple[int, int]:
         """Least and most packed bytes any configuration of the space can have."""
-        sizes = [[o.nbytes(self.shapes[name]) for o in self.options[name]] for name in self.layers]
-        return sum(map(min, sizes)), sum(map(max, sizes))
+        return sum(int(b.min()) for b in self.option_bytes), sum(int(b.max()) for b in self.option_bytes)
 
     def encode(self, configuration: Mapping[str, Option]) -> np.ndarray:
-        """Option index of each layer, in :attr:`layers` order: int64 array [layers]."""
+        """Option index of each layer, in :attr:`layers` order: int64 array [layers].
+
+        Raises :class:`Qua2SeDiMoError` unless the configuration gives every layer one of its options.
+        """
+        if len(configuration) < len(self.layers):
+            raise Qua2SeDiMoError(
+                "configuration does not belong to this search space: it leaves "
+                f"{len(self.layers) - len(configuration)} of {len(self.layers)} layers in full precision",
+                "Predictors are fitted to whole configurations: sample with 'stratified', 'spread' or 'paper'.",
+            )
         try:
             return np.array([self.options[name].index(configuration[name]) for name in self.layers])
         except (KeyError, ValueError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,13 @@ from qua2sedimo.denoisers import (
 from qua2sedimo.denoisers.layers import refuse_without_weights
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation import Generation, Generator, Measurer, Switch
-from qua2sedimo.evaluation.generate import check_arguments, check_inputs
+from qua2sedimo.evaluation.batches import fitting_batch
+from qua2sedimo.evaluation.generate import BATCH, check_arguments, check_inputs
 from qua2sedimo.evaluation.latents import can_observe
 from qua2sedimo.evaluation.metrics import check_measurable, check_metrics, metric
+from qua2sedimo.evaluation.originals import Source, checkpoint_source, files_of
+from qua2sedimo.evaluation.sampling import Sampler, read_list
+from qua2sedimo.files import read_json, write_json
 from qua2sedimo.options import Configuration, SearchSpace, options_for
 from qua2sedimo.predictor import Encoding, Ensemble, FitSettings
 from qua2sedimo.quiet import quiet
@@ -72,7 +77,7 @@ class Study:
         check_metrics([settings.objective, *settings.metrics])
         options_for(settings.options, (64, 64))
         if path.exists():
-            if StudySettings.load(path) != settings:
+            if not StudySettings.load(path).asks_the_same_as(settings):
                 raise Qua2SeDiMoError(
                     f"{folder} holds a study of '{StudySettings.load(path).model}' with other settings",
                     "Choose another folder, or open this one with the stage commands.",
@@ -107,10 +112,30 @@ class Study:
         """The denoiser's weight layers by name."""
         return weight_modules(self.denoiser)
 
+    @property
+    def generation(self) -> Generation:
+        """What is painted; how many at once is decided by :attr:`batch`."""
+        return Generation(self.settings.inputs, self.settings.arguments, self.settings.seed)
+
+    @cached_property
+    def batch(self) -> int:
+        """Images a call of the pipeline: as asked, or as many as fit, found once and kept in batch.json.
+
+        It is the same for all measurements, since the last bits of an image depend on it.
+        """
+        if self.settings.batch != "auto":
+            return self.settings.batch
+        path = self.folder / "batch.json"
+        if not path.exists():
+            write_json(path, fitting_batch(self.pipeline, self.generation, min(BATCH, self.settings.images)))
+        found = read_json(path)
+        if not isinstance(found, int) or found < 1:
+            raise Qua2SeDiMoError(f"{path} holds no number of images: {found!r}", "Delete it; it will be found anew.")
+        return found
+
     @cached_property
     def generator(self) -> Generator:
-        s = self.settings
-        return Generator(self.pipeline, Generation(s.inputs, s.arguments, s.seed, s.batch))
+        return Generator(self.pipeline, replace(self.generation, batch=self.batch))
 
     @cached_property
     def graph(self) -> Graph:
@@ -119,7 +144,7 @@ class Study:
         if path.exists():
             return Graph.load(path)
         refuse_without_weights(self.denoiser)
-        call = capture_call(self.pipeline, self.denoiser, self.generator.call_arguments([0]))
+        call = capture_call(self.pipeline, self.denoiser, Generator(self.pipeline, self.generation).call_arguments([0]))
         graph = trace(self.denoiser, call.args, call.kwargs, parts=True, ties=True)
         graph.save(path)
         return graph
@@ -200,12 +225,26 @@ class Study:
 
     @cached_property
     def switch(self) -> Switch:
-        return Switch(self.denoiser, self.bank, self.graph.layers)
+        return Switch(self.denoiser, self.bank, self.graph.layers, self.original_weights())
 
-    def measurer(self, start: int, stop: int) -> Measurer:
+    def original_weights(self) -> Source | None:
+        """Reads original weights from the files the denoiser came from, if there are any."""
+        return checkpoint_source(self._checkpoint or files_of(self.denoiser), self.graph.layers)
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """The sequence of configurations to measure."""
+        s = self.settings
+        listed = read_list(self.folder / s.configurations, self.space) if s.configurations is not None else []
+        return Sampler(s.sampler, self.space, s.seed, s.bits_range, self.graph.layers, listed)
+
+    def measurer(
+        self, start: int, stop: int, generator: Generator | None = None, switch: Switch | None = None
+    ) -> Measurer:
+        """Measures images ``start`` to ``stop``; a trial brings a generator and a switch of its own."""
         metrics = list(dict.fromkeys([self.settings.objective, *self.settings.metrics]))
-        images = range(start, stop)
-        return Measurer(self.generator, self.switch, metrics, images, self.input_score, self.real_pictures)
+        generator, switch = generator or self.generator, switch or self.switch
+        return Measurer(generator, switch, metrics, range(start, stop), self.input_score, self.real_pictures)
 
     @property
     def input_score(self) -> Callable[[np.ndarray, Sequence[str | int]], np.ndarray] | None:

@@ -13,7 +13,9 @@ from tests.conftest import randomized
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation import Generation, Generator
-from qua2sedimo.evaluation.generate import check_inputs, input_argument
+from qua2sedimo.evaluation.batches import fitting_batch, largest_fitting
+from qua2sedimo.evaluation.generate import check_arguments, check_inputs, input_argument
+from qua2sedimo.evaluation.prompts import PromptMemory
 
 ARGUMENTS = {"num_inference_steps": 2, "guidance_scale": 1.0}
 
@@ -149,3 +151,175 @@ def test_colour_images_of_another_process_are_those_of_this_one(tmp_path: Path) 
     pipeline.set_progress_bar_config(disable=True)
     here = Generator(pipeline, generation)(5, 8)
     np.testing.assert_allclose(replay(entry.folder, generation, range(5, 8), tmp_path), here, atol=1e-5)
+
+
+# Pipelines of other kinds ---------------------------------------------------------------------------------------
+
+
+class Film(Painter):
+    """Returns frames, as video pipelines do."""
+
+    def __init__(self, frames: Any) -> None:
+        self.frames = frames
+
+
+def test_the_frames_of_a_film_stand_one_below_the_other() -> None:
+    frames = np.random.default_rng(0).random((2, 3, 4, 5, 3))
+    made = Generator(Film(frames), Generation([]))(0, 2)
+    assert made.shape == (2, 12, 5, 3)
+    np.testing.assert_allclose(made[1, 4:8], frames[1, 1], rtol=1e-6)
+
+
+def test_a_pipeline_without_pictures_is_refused() -> None:
+    class Prior(Painter):
+        def __init__(self) -> None:
+            pass
+
+        def keys(self) -> list[str]:
+            return ["image_embeds"]
+
+    with pytest.raises(Qua2SeDiMoError, match="Prior gives image_embeds, no images"):
+        Generator(Prior(), Generation([]))(0, 1)
+    with pytest.raises(Qua2SeDiMoError, match="gives tensors, not pictures"):
+        Generator(Painter([torch.zeros(3, 4, 4)]), Generation([]))(0, 1)
+
+
+def test_more_pictures_than_asked_for_are_refused_with_the_likely_cause() -> None:
+    with pytest.raises(Qua2SeDiMoError, match="made 4 images where 2 were asked for") as caught:
+        Generator(Painter(np.zeros((4, 2, 2, 3))), Generation([]))(0, 2)
+    assert "num_images_per_prompt" in str(caught.value.remedy)
+
+
+def test_pipelines_that_need_a_picture_or_take_no_noise_are_refused(pipeline: DiTPipeline) -> None:
+    class FromPicture:
+        def __call__(self, prompt: str, image: Any, generator: Any = None, output_type: str = "pil") -> None: ...
+
+    class NoNoise:
+        def __call__(self, prompt: str, output_type: str = "pil") -> None: ...
+
+    check_arguments(pipeline, ARGUMENTS)
+    check_arguments(FromPicture(), {"image": "a.png"})
+    with pytest.raises(Qua2SeDiMoError, match="FromPicture must be given 'image'"):
+        check_arguments(FromPicture(), {})
+    with pytest.raises(Qua2SeDiMoError, match="NoNoise takes no 'generator'"):
+        check_arguments(NoNoise(), {})
+
+
+def test_noise_from_the_global_generator_too_is_fixed_and_leaves_it_alone() -> None:
+    class Careless:
+        def __call__(self, generator: Any = None, output_type: str = "np", batch_size: int = 1) -> Painter:
+            return Painter(torch.rand(batch_size, 2, 2, 3).numpy())
+
+    make = Generator(Careless(), Generation([], {}, seed=3))
+    torch.manual_seed(1)
+    first, after = make(0, 2), torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(after, torch.rand(1))
+    assert np.array_equal(first, make(0, 2)) and not np.array_equal(first, make(2, 4))
+
+
+# Memory ---------------------------------------------------------------------------------------------------------
+
+
+class Crowded(Painter):
+    """Holds so many images at once."""
+
+    def __init__(self, room: int, error: Exception) -> None:
+        self.room, self.error, self.seen = room, error, []
+
+    def __call__(  # type: ignore[override]
+        self, generator: Any = None, output_type: str = "np", batch_size: int = 1, num_inference_steps: int = 50
+    ) -> Painter:
+        self.seen.append((batch_size, num_inference_steps))
+        if batch_size > self.room:
+            raise self.error
+        return Painter(np.zeros((batch_size, 2, 2, 3)))
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GB)"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    MemoryError(),
+]
+
+
+_ROOMS = [(OUT_OF_MEMORY[0], 99, 16), (OUT_OF_MEMORY[0], 1, 1), *((error, 9, 8) for error in OUT_OF_MEMORY)]
+
+
+@pytest.mark.parametrize(("error", "room", "found"), _ROOMS)
+def test_the_batch_is_halved_until_it_fits(error: Exception, room: int, found: int) -> None:
+    pipeline = Crowded(room, error)
+    assert fitting_batch(pipeline, Generation([], {"num_inference_steps": 30}), 16) == found
+    assert {steps for _, steps in pipeline.seen} == {2}
+    assert [batch for batch, _ in pipeline.seen] == [16 >> i for i in range(len(pipeline.seen))]
+
+
+def test_when_nothing_fits_it_is_said_and_other_errors_are_not_taken_for_it() -> None:
+    with pytest.raises(Qua2SeDiMoError, match="not even one image fits"):
+        fitting_batch(Crowded(0, OUT_OF_MEMORY[0]), Generation([]), 1)
+    with pytest.raises(RuntimeError, match="shapes"):
+        fitting_batch(Crowded(0, RuntimeError("shapes do not match")), Generation([]), 4)
+    with pytest.raises(Qua2SeDiMoError, match="3 images at once do not fit") as caught:
+        Generator(Crowded(2, OUT_OF_MEMORY[1]), Generation([]))(0, 3)
+    assert "'batch:'" in str(caught.value.remedy)
+
+    def refuse(batch: int) -> None:
+        raise Qua2SeDiMoError("something else")
+
+    with pytest.raises(Qua2SeDiMoError, match="something else"):
+        largest_fitting(refuse, 4)
+
+
+# Prompts --------------------------------------------------------------------------------------------------------
+
+
+class Reader:
+    """Stands for a pipeline with a text encoder."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def encode_prompt(self, prompt: list[str], guided: bool = True, extra: Any = None) -> tuple[Any, ...]:
+        self.calls += 1
+        return torch.full((len(prompt), 2), float(len(prompt[0]))), None
+
+
+def test_prompts_are_encoded_once_and_what_is_handed_out_may_be_overwritten() -> None:
+    reader, memory = Reader(), PromptMemory()
+    with memory.remembering(reader):
+        first, _ = reader.encode_prompt(["red", "blue"])
+        first.zero_()
+        again, nothing = reader.encode_prompt(["red", "blue"])
+        assert again.tolist() == [[3.0, 3.0]] * 2 and nothing is None and reader.calls == 1
+        reader.encode_prompt(["red", "blue"], guided=False)
+        reader.encode_prompt(["blue", "red"])
+        assert reader.calls == 3
+        for _ in range(2):  # what depends on tensors is computed each time
+            reader.encode_prompt(["red"], extra=torch.zeros(1))
+        assert reader.calls == 5
+    reader.encode_prompt(["red", "blue"])
+    assert reader.calls == 6 and "encode_prompt" not in vars(reader)
+
+
+def test_beyond_its_bytes_prompts_are_encoded_each_time() -> None:
+    reader, memory = Reader(), PromptMemory(most_bytes=8)
+    with memory.remembering(reader):
+        for _ in range(2):
+            reader.encode_prompt(["a"])
+            reader.encode_prompt(["bb"])
+    assert reader.calls == 3
+
+
+@pytest.mark.parametrize("model", ["avatars-pixart", "avatars-unet"])
+def test_remembered_prompts_give_the_very_bits_of_encoded_ones(model: str) -> None:
+    from qua2sedimo import zoo
+
+    entry = zoo.ENTRIES[model]
+    pipeline = zoo.load(model)
+    pipeline.set_progress_bar_config(disable=True)
+    make = Generator(pipeline, Generation(list(entry.inputs), {**entry.arguments, "num_inference_steps": 2}, batch=2))
+    with torch.inference_mode():
+        bare = np.concatenate([pipeline(**make.call_arguments(range(low, low + 2))).images for low in (0, 2)])
+    assert np.array_equal(make(0, 4), bare)
+    assert np.array_equal(make(0, 4), bare)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.conftest import call_of, small_dit
 from torch import nn
 
@@ -15,9 +17,11 @@ from qua2sedimo.bank import Bank
 from qua2sedimo.denoisers import unit_weight, weight_layers, weight_modules, weight_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation import Switch
+from qua2sedimo.evaluation.originals import Originals, checkpoint_source, compact, files_of
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.quantizers import METHODS, QuantizedWeight
 
+HALF, BRAIN = torch.float16, torch.bfloat16
 LOW, HIGH, CODEBOOK = Option("uaq", 3), Option("uaq", 4), Option("kmeans_c", 4)
 
 
@@ -166,3 +170,88 @@ def test_restoring_after_a_switch_that_failed_half_way_brings_every_weight_back(
     switch.restore()
     assert all(torch.equal(module.weight, before[name]) for name, module in weight_modules(model).items())
     assert switch.apply(bank.space.uniform(LOW)) == len(layers)
+
+
+def test_layers_that_are_not_named_go_back_to_full_precision(model: nn.Module, bank: Bank) -> None:
+    switch, layers = Switch(model, bank, weight_layers(model)), bank.space.layers
+    switch.apply(bank.space.uniform(LOW))
+    assert switch.apply(Configuration({layers[2]: LOW})) == len(layers) - 1
+    expected = small_dit().state_dict()
+    changed = {n for n in layers if not torch.equal(model.get_submodule(n).weight, expected[f"{n}.weight"])}
+    assert changed == {layers[2]}
+    with pytest.raises(Qua2SeDiMoError, match="names layer 'nowhere'"):
+        switch.apply(Configuration({"nowhere": LOW}))
+
+
+# One copy of the weights ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_originals_are_read_from_the_files_and_not_copied(bank: Bank, tmp_path: Path, stored: torch.dtype) -> None:
+    small_dit().to(stored).save_pretrained(tmp_path)
+    model = type(small_dit()).from_pretrained(tmp_path, torch_dtype=torch.float32)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    layers = weight_layers(model)
+    switch = Switch(model, bank, layers, checkpoint_source(files_of(model), layers))
+    assert switch.originals.copied_bytes == 0
+    for option in (LOW, Option("uaq", 8)):  # the second is not in the bank, and made from the originals
+        switch.apply(bank.space.uniform(option))
+    expected = METHODS["uaq"].quantize(before["proj_out_2.weight"].half(), [8])[0].dequantize().float()
+    assert torch.equal(model.proj_out_2.weight, expected)
+    switch.restore()
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+def test_a_weight_that_differs_from_its_file_is_copied(bank: Bank, tmp_path: Path) -> None:
+    small_dit().save_pretrained(tmp_path)
+    model = type(small_dit()).from_pretrained(tmp_path)
+    changed = bank.space.layers[1]
+    with torch.no_grad():
+        model.get_submodule(changed).weight.mul_(1.001)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    layers = weight_layers(model)
+    switch = Switch(model, bank, layers, checkpoint_source(files_of(model), layers))
+    assert switch.originals.copied_bytes == 4 * before[f"{changed}.weight"].numel()
+    switch.apply(bank.space.uniform(LOW))
+    switch.restore()
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+def test_a_file_changed_meanwhile_is_noticed(bank: Bank, tmp_path: Path) -> None:
+    small_dit().save_pretrained(tmp_path)
+    model = type(small_dit()).from_pretrained(tmp_path)
+    layers = weight_layers(model)
+    switch = Switch(model, bank, layers, checkpoint_source(files_of(model), layers))
+    switch.apply(bank.space.uniform(LOW))
+    small_dit(seed=1).save_pretrained(tmp_path)
+    with pytest.raises(Qua2SeDiMoError, match="file has changed since"):
+        switch.restore()
+
+
+def test_parts_are_read_as_slices_and_missing_files_are_none(tmp_path: Path) -> None:
+    small_dit().save_pretrained(tmp_path)
+    model = type(small_dit()).from_pretrained(tmp_path)
+    whole = weight_layers(model)["proj_out_2"]
+    source = checkpoint_source(files_of(model), {"p": whole.part(3, 9), "x": replace(whole, module="absent")})
+    assert source is not None
+    assert torch.equal(source("p"), model.proj_out_2.weight[:, 3:9])
+    assert source("x") is None
+    assert files_of(small_dit()) is None and checkpoint_source(None, {}) is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(width=16) | st.floats(width=32), min_size=1, max_size=6), st.booleans())
+def test_copies_come_back_bit_for_bit_in_the_least_memory(values: list[float], double: bool) -> None:
+    weight = torch.tensor(values, dtype=torch.float64 if double else torch.float32)
+    originals = Originals({"w": weight})
+    kept = originals("w")
+    bits = torch.int64 if double else torch.int32
+    assert kept.dtype == weight.dtype and torch.equal(kept.view(bits), weight.view(bits))
+    fits = any(torch.equal(weight.to(t).to(weight.dtype).view(bits), weight.view(bits)) for t in (HALF, BRAIN))
+    assert originals.copied_bytes == len(values) * (2 if fits else weight.element_size())
+
+
+def test_weights_of_16_bits_in_a_pipeline_of_32_cost_half_a_copy() -> None:
+    assert compact(torch.randn(50).half().float()).dtype == torch.float16
+    assert compact(torch.tensor([1e30]).bfloat16().float()).dtype == torch.bfloat16
+    assert compact(torch.tensor([1 / 3])).dtype == torch.float32

@@ -10,7 +10,9 @@ from torch import nn
 
 from qua2sedimo.bank import Bank, stored_weight
 from qua2sedimo.denoisers import WeightLayer, unit_weight, weight_modules
-from qua2sedimo.options import Configuration, Option
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.evaluation.originals import Originals, Source
+from qua2sedimo.options import Option
 from qua2sedimo.quantizers import METHODS, each
 
 _UNCERTAIN = "uncertain"
@@ -20,18 +22,30 @@ class Switch:
     """Writes dequantized weights into a denoiser's layers, in place, and can put the original ones back.
 
     ``layers`` tells where the units of the bank's search space lie: whole weights, parts, or several copies.
+    ``source`` reads original weights from files; without it, or where it gives other bits than the denoiser holds, they
+    are copied (:class:`~qua2sedimo.evaluation.originals.Originals`).
     """
 
-    def __init__(self, denoiser: nn.Module, bank: Bank, layers: Mapping[str, WeightLayer]) -> None:
+    def __init__(
+        self, denoiser: nn.Module, bank: Bank, layers: Mapping[str, WeightLayer], source: Source | None = None
+    ) -> None:
         modules = weight_modules(denoiser)
         self._weights = {name: _places(modules, layers[name]) for name in bank.space.layers}
-        self._originals = {name: places[0].clone() for name, places in self._weights.items()}
+        self.originals = Originals({name: places[0] for name, places in self._weights.items()}, source)
         self._bank = bank
         self._current: dict[str, Option | str | None] = dict.fromkeys(self._weights)
 
-    def apply(self, configuration: Configuration) -> int:
-        """Make the denoiser that of ``configuration``; returns the number of units rewritten."""
-        changed = [(name, option) for name, option in configuration.items() if self._current[name] != option]
+    def apply(self, configuration: Mapping[str, Option]) -> int:
+        """Make the denoiser that of ``configuration``; returns the number of units rewritten.
+
+        Layers that it does not name are in full precision. Raises :class:`Qua2SeDiMoError` if it names one that the
+        denoiser has not; :meth:`restore` undoes what was written when reading an option failed.
+        """
+        unknown = [name for name in configuration if name not in self._weights]
+        if unknown:
+            raise Qua2SeDiMoError(f"configuration names layer '{unknown[0]}', which is not one that is quantized")
+        wanted = {name: configuration.get(name) for name in self._weights}
+        changed = [(name, option) for name, option in wanted.items() if self._current[name] != option]
         # Until it is known that a unit was written whole it is neither old nor new: restore must not pass it over.
         self._current |= dict.fromkeys((name for name, _ in changed), _UNCERTAIN)
         for name, option in each(self._write, changed, torch.get_num_threads()):
@@ -40,20 +54,18 @@ class Switch:
 
     def restore(self) -> None:
         """Back to full precision."""
-        for name, option in self._current.items():
-            if option is not None:
-                for weight in self._weights[name]:
-                    weight.copy_(self._originals[name])
-                self._current[name] = None
+        self.apply({})
 
-    def _write(self, change: tuple[str, Option]) -> tuple[str, Option]:
+    def _write(self, change: tuple[str, Option | None]) -> tuple[str, Option | None]:
         name, option = change
-        if option in self._bank.space.options[name]:
-            value = self._bank.get(name, option)
-        else:
-            (value,) = METHODS[option.method].quantize(stored_weight(self._originals[name]), [option.bits])
         first, *copies = self._weights[name]
-        value.dequantize(first)
+        if option is None:
+            first.copy_(self.originals(name))
+        elif option in self._bank.space.options[name]:
+            self._bank.get(name, option).dequantize(first)
+        else:
+            (value,) = METHODS[option.method].quantize(stored_weight(self.originals(name)), [option.bits])
+            value.dequantize(first)
         for weight in copies:
             weight.copy_(first)
         return change

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qua2sedimo.evaluation import Measurement
-from qua2sedimo.evaluation.sampling import sample
 from qua2sedimo.options import Configuration
 from qua2sedimo.records import Record
 from qua2sedimo.stages.progress import Progress, silent
@@ -18,13 +17,13 @@ if TYPE_CHECKING:
 
 def measure_samples(study: Study, configurations: int, progress: Progress = silent) -> list[Record]:
     """Measure random configurations until ``configurations`` exist; those measured before are kept."""
+    study.sampler.require(configurations)
     done = {record.number for record in study.records.all("sample")}
     measure = study.measurer(0, study.settings.images)
-    s = study.settings
     try:
         for number in range(configurations):
             if number not in done:
-                configuration = sample(study.space, s.sampler, s.seed, number, s.bits_range)
+                configuration = study.sampler(number)
                 keep(study, "sample", number, configuration, measure(configuration))
             progress(number + 1, configurations, "measuring configurations")
     finally:

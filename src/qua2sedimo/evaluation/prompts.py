@@ -1,0 +1,85 @@
+"""Prompts encoded once: the text encoder is not quantized, so every configuration would compute the same."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+#: Encodings are kept up to so many bytes; prompts beyond are encoded each time.
+MOST_BYTES = 512 * 2**20
+
+
+class PromptMemory:
+    """What a pipeline's ``encode_prompt`` gave for arguments it was called with, as long as those are plain values.
+
+    The tensors handed out are copies of those computed once: the very bits, whatever the pipeline does to them.
+    """
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self._known: dict[Any, Any] = {}
+        self._left = most_bytes
+
+    @contextmanager
+    def remembering(self, pipeline: Any) -> Iterator[None]:
+        """Within, the pipeline's calls of ``encode_prompt``, if it has one, are answered from memory."""
+        encode = getattr(pipeline, "encode_prompt", None)
+        if not callable(encode) or "encode_prompt" in vars(pipeline):
+            yield
+            return
+        pipeline.encode_prompt = self._remembered(encode)
+        try:
+            yield
+        finally:
+            del pipeline.encode_prompt
+
+    def _remembered(self, encode: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(encode)
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            try:
+                key = (_plain(args), _plain(kwargs))
+            except TypeError:
+                return encode(*args, **kwargs)
+            if key in self._known:
+                return _copied(self._known[key])
+            result = encode(*args, **kwargs)
+            try:
+                nbytes = _size(result)
+            except TypeError:  # something else than tensors: not ours to keep
+                return result
+            if nbytes <= self._left:
+                self._known[key] = _copied(result)
+                self._left -= nbytes
+            return result
+
+        return answer
+
+
+def _plain(value: Any) -> Any:
+    """A hashable stand-in for arguments; TypeError if they hold anything but plain values."""
+    if value is None or isinstance(value, (str, int, float, bool, torch.device, torch.dtype)):
+        return (type(value).__name__, value)
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(v) for v in value)
+    if isinstance(value, dict):
+        return tuple((name, _plain(v)) for name, v in sorted(value.items()))
+    raise TypeError(type(value).__name__)
+
+
+def _copied(result: Any) -> Any:
+    if isinstance(result, torch.Tensor):
+        return result.clone()
+    return type(result)(map(_copied, result)) if isinstance(result, (list, tuple)) else result
+
+
+def _size(result: Any) -> int:
+    if isinstance(result, torch.Tensor):
+        return result.numel() * result.element_size()
+    if result is None:
+        return 0
+    if type(result) in (list, tuple):
+        return sum(map(_size, result))
+    raise TypeError(type(result).__name__)
