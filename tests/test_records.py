@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import itertools
+import json
 import math
 import multiprocessing
 import os
+import resource
 import signal
 import sqlite3
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.evaluation import Measurement
+from qua2sedimo.evaluation import Estimate, Measurement
 from qua2sedimo.options import Configuration, Option
-from qua2sedimo.records import SCHEMA, Record, Records
-
-VERSIONS = {"torch": "0"}
+from qua2sedimo.records import SCHEMA, Failure, Origin, Record, Records, content, export, schema
 
 
 def record(role: str = "sample", number: int = 0, start: int = 0, psnr: float = 20.0) -> Record:
     configuration = Configuration({"a": Option("uaq", 2 + number % 7), "b": Option("kmeans_c", 3)})
     values = {"psnr": [psnr, psnr + 2], "features": [0.1, 0.1 + 0.2]}
     return Record(role, number, configuration, 3.0 + number / 7, Measurement(start, values, 0.25))
+
+
+def failure(role: str = "sample", number: int = 0, error: str = "out of memory") -> Failure:
+    one = record(role, number)
+    return Failure(role, number, one.configuration, one.average_bits, 0, error)
 
 
 def opened(folder: Path, space: str = "space", protocol: str = "protocol") -> Records:
@@ -35,7 +43,7 @@ def test_what_is_added_is_read_back_exactly_also_after_reopening(tmp_path: Path)
     added = [record("sample", i) for i in range(3)]
     records = opened(tmp_path)
     for one in added:
-        records.add(one, VERSIONS)
+        records.add(one)
     assert records.all() == added
     assert opened(tmp_path).all() == added
     assert [one.value("psnr") for one in records.all()] == [21.0] * 3
@@ -43,7 +51,7 @@ def test_what_is_added_is_read_back_exactly_also_after_reopening(tmp_path: Path)
 
 def test_a_metric_that_is_not_a_number_is_kept(tmp_path: Path) -> None:
     records = opened(tmp_path)
-    records.add(record(psnr=math.nan), VERSIONS)
+    records.add(record(psnr=math.nan))
     (found,) = records.all()
     assert math.isnan(found.value("psnr"))
     assert found.value("features") == pytest.approx(0.2)
@@ -52,21 +60,21 @@ def test_a_metric_that_is_not_a_number_is_kept(tmp_path: Path) -> None:
 def test_the_same_role_and_number_is_kept_once_the_first(tmp_path: Path) -> None:
     records = opened(tmp_path)
     for psnr in (20.0, 30.0):
-        records.add(record(psnr=psnr), VERSIONS)
+        records.add(record(psnr=psnr))
     assert records.all() == [record(psnr=20.0)]
 
 
 def test_the_same_number_in_another_role_or_on_other_images_is_another_record(tmp_path: Path) -> None:
     records = opened(tmp_path)
     for one in (record("sample", 1), record("uniform", 1), record("sample", 1, start=16)):
-        records.add(one, VERSIONS)
+        records.add(one)
     assert len(records.all()) == 3
 
 
 def test_records_come_in_order_of_role_and_number_and_can_be_had_by_role(tmp_path: Path) -> None:
     records = opened(tmp_path)
     for role, number in (("uniform", 1), ("sample", 10), ("sample", 9), ("candidate", 2)):
-        records.add(record(role, number), VERSIONS)
+        records.add(record(role, number))
     keys = [(one.role, one.number) for one in records.all()]
     assert keys == [("candidate", 2), ("sample", 9), ("sample", 10), ("uniform", 1)]
     assert [one.number for one in records.all("sample")] == [9, 10]
@@ -75,7 +83,7 @@ def test_records_come_in_order_of_role_and_number_and_can_be_had_by_role(tmp_pat
 
 @pytest.mark.parametrize(("other", "named"), [(("other", "protocol"), "space"), (("space", "other"), "protocol")])
 def test_another_space_or_protocol_is_refused_and_nothing_is_lost(tmp_path: Path, other, named: str) -> None:
-    opened(tmp_path).add(record(), VERSIONS)
+    opened(tmp_path).add(record())
     with pytest.raises(
         Qua2SeDiMoError, match=rf"records.db holds measurements of another {named} \({named}, .*other\)"
     ):
@@ -105,7 +113,7 @@ def test_a_file_that_is_no_database_is_named_and_left_alone(tmp_path: Path) -> N
 def test_a_damaged_file_is_an_error_not_a_shorter_list(tmp_path: Path) -> None:
     records = opened(tmp_path)
     for i in range(100):
-        records.add(record("sample", i), VERSIONS)
+        records.add(record("sample", i))
     with sqlite3.connect(tmp_path / "records.db") as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     db.close()
@@ -125,7 +133,7 @@ def test_two_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     def write(role: str) -> None:
         records = opened(tmp_path)
         for i in range(25):
-            records.add(record(role, i), VERSIONS)
+            records.add(record(role, i))
 
     threads = [threading.Thread(target=write, args=(role,)) for role in ("candidate", "sample")]
     for thread in threads:
@@ -141,7 +149,7 @@ def add_forever(folder: Path, first: int, acknowledge: int) -> None:
     """What the killed process does: a number goes to the pipe once its record is added."""
     records = opened(folder)
     for number in itertools.count(first):
-        records.add(record("sample", number), VERSIONS)
+        records.add(record("sample", number))
         os.write(acknowledge, f"{number}\n".encode())
 
 
@@ -166,3 +174,222 @@ def test_a_process_killed_while_adding_loses_no_acknowledged_record_and_leaves_n
         assert acknowledged[-1] + 1 <= len(found) <= acknowledged[-1] + 2
         assert found == [record("sample", i) for i in range(len(found))]
         first = len(found)
+
+
+# What cannot be measured -------------------------------------------------------------------------------------------
+
+
+def test_a_failure_is_kept_apart_with_its_error(tmp_path: Path) -> None:
+    records = opened(tmp_path)
+    records.add(record(number=0))
+    records.add_failure(failure(number=1))
+    assert records.all() == [record(number=0)]
+    assert records.failed() == opened(tmp_path).failed("sample") == [failure(number=1)]
+    assert records.failed("single") == []
+
+
+def test_what_failed_before_can_be_measured_later_and_counts_once(tmp_path: Path) -> None:
+    records = opened(tmp_path)
+    records.add_failure(failure())
+    records.add_failure(failure(error="out of memory again"))
+    assert [one.error for one in records.failed()] == ["out of memory again"]
+    records.add(record())
+    assert records.all() == [record()] and records.failed() == []
+
+
+def test_what_was_measured_does_not_fail_afterwards(tmp_path: Path) -> None:
+    records = opened(tmp_path)
+    records.add(record())
+    records.add_failure(failure())
+    assert records.all() == [record()] and records.failed() == []
+
+
+ORIGIN = Origin("upstairs", "4711", 2, 123_456_789, {"torch": "2.0", "numpy": "1.9"}, "space")
+
+
+def from_afar(number: int = 0) -> Record:
+    """A record with a set metric, and all that is known of where it comes from."""
+    plain = record(number=number)
+    sets = {"frechet_full": Estimate(3.5, 3.0, 4.25, 2)}
+    measurement = Measurement(0, plain.measurement.values, 0.25, sets)
+    return Record("sample", number, plain.configuration, plain.average_bits, measurement, ORIGIN)
+
+
+def test_set_metrics_and_origin_are_read_back(tmp_path: Path) -> None:
+    opened(tmp_path).add(from_afar())
+    (found,) = opened(tmp_path).all()
+    assert found == from_afar() and found.origin == ORIGIN
+    assert found.value("frechet_full") == 3.5
+
+
+# Older files -------------------------------------------------------------------------------------------------------
+
+#: Written down again, not taken from the program: what a file of the first schema looks like must not change.
+_SCHEMA_1 = """
+CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE measurements (
+    id INTEGER PRIMARY KEY, role TEXT NOT NULL, number INTEGER NOT NULL, configuration TEXT NOT NULL,
+    digest TEXT NOT NULL, average_bits REAL NOT NULL, first_image INTEGER NOT NULL, metrics TEXT NOT NULL,
+    seconds REAL NOT NULL, versions TEXT NOT NULL, UNIQUE (role, number, first_image)
+);
+INSERT INTO about VALUES ('space', 'space'), ('protocol', 'protocol');
+PRAGMA user_version = 1;
+"""
+
+
+def of_schema_1(folder: Path, count: int) -> list[Record]:
+    """A records.db as the first release made it, and what is in it."""
+    made = [record("sample", i) for i in range(count)]
+    db = sqlite3.connect(folder / "records.db")
+    db.executescript(_SCHEMA_1)
+    for one in made:
+        row = (
+            one.role, one.number, one.configuration.to_json(), one.configuration.digest, one.average_bits,
+            one.measurement.start, json.dumps(one.measurement.values), one.measurement.seconds, '{"torch": "1"}',
+        )  # fmt: skip
+        db.execute(
+            "INSERT INTO measurements (role, number, configuration, digest, average_bits, first_image, metrics,"
+            " seconds, versions) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row,
+        )  # fmt: skip
+    db.commit()
+    db.close()
+    return made
+
+
+def user_version(folder: Path) -> int:
+    db = sqlite3.connect(folder / "records.db")
+    found = db.execute("PRAGMA user_version").fetchone()[0]
+    db.close()
+    return int(found)
+
+
+@pytest.mark.parametrize("reading", [opened, lambda folder: Records.existing(folder / "records.db")])
+def test_a_file_of_the_first_schema_is_migrated_with_all_its_records(tmp_path: Path, reading) -> None:
+    made = of_schema_1(tmp_path, 5)
+    records = reading(tmp_path)
+    assert records.all() == made and records.failed() == []
+    assert records.all()[0].origin == Origin("", "", 1, None, {"torch": "1"}, "space")
+    assert user_version(tmp_path) == SCHEMA
+    records.add_failure(failure(number=5))
+    records.add(record(number=4, psnr=99.0))  # already there
+    assert opened(tmp_path).all() == made and opened(tmp_path).failed() == [failure(number=5)]
+
+
+def test_a_migration_that_breaks_off_leaves_the_old_file_and_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = of_schema_1(tmp_path, 3)
+    with monkeypatch.context() as broken:
+        broken.setattr(schema, "STEPS", (*schema.STEPS[:1], (*schema.STEPS[1], "INSERT INTO absent VALUES (1)")))
+        with pytest.raises(Qua2SeDiMoError, match="no such table: absent"):
+            opened(tmp_path)
+    assert user_version(tmp_path) == 1
+    assert opened(tmp_path).all() == made
+
+
+def test_an_old_file_of_another_study_is_refused(tmp_path: Path) -> None:
+    of_schema_1(tmp_path, 1)
+    with pytest.raises(Qua2SeDiMoError, match="another space"):
+        opened(tmp_path, "other")
+
+
+# A full disk -------------------------------------------------------------------------------------------------------
+
+
+def fill(folder: Path, say: int) -> None:
+    """In a process that may write no file beyond 200 kB: add until it fails; then, with no byte left, read."""
+    records = opened(folder)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+    with pytest.raises(Qua2SeDiMoError) as caught:
+        for number in itertools.count():
+            records.add(record("sample", number))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    readable = [len(records.all()), len(opened(folder).all()), len(Records.existing(folder / "records.db").all())]
+    os.write(say, json.dumps([number, str(caught.value), readable]).encode())
+
+
+def test_a_full_disk_is_a_clear_error_loses_nothing_and_can_be_read(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    process = multiprocessing.get_context("fork").Process(target=fill, args=(tmp_path, writing))
+    process.start()
+    os.close(writing)
+    with open(reading) as said:  # noqa: PTH123
+        added, error, readable = json.loads(said.read())
+    process.join(60)
+    assert process.exitcode == 0
+    assert added > 10 and readable == [added] * 3
+    assert "records.db" in error and "free some space" in error
+    records = opened(tmp_path)
+    assert records.all() == [record("sample", i) for i in range(added)]
+    records.add(record("sample", added))  # there is room again
+    assert len(records.all()) == added + 1
+
+
+# For other programs ------------------------------------------------------------------------------------------------
+
+
+def exported(tmp_path: Path) -> Records:
+    records = opened(tmp_path)
+    records.add(from_afar(0))
+    records.add(record(number=1, psnr=math.nan))
+    records.add_failure(failure(number=2, error='out of "memory",\nsorry'))
+    return records
+
+
+def test_the_csv_has_a_line_a_record_with_intervals_and_the_configuration(tmp_path: Path) -> None:
+    lines = list(csv.DictReader(io.StringIO(content(exported(tmp_path), "csv").decode())))
+    assert [(line["number"], line["status"]) for line in lines] == [
+        ("0", "measured"),
+        ("1", "measured"),
+        ("2", "failed"),
+    ]
+    first, _, last = lines
+    estimate = from_afar().measurement.estimate("psnr")
+    assert float(first["psnr"]) == estimate.value == 21.0
+    assert (float(first["psnr_low"]), float(first["psnr_high"])) == (estimate.low, estimate.high)
+    assert (first["frechet_full_low"], first["frechet_full_high"]) == ("3.0", "4.25")
+    assert (first["peak_memory"], first["host"], first["attempts"]) == ("123456789", "upstairs", "2")
+    assert Configuration.from_json(first["configuration"]) == from_afar().configuration
+    assert json.loads(first["versions"]) == dict(ORIGIN.versions)
+    assert (last["psnr"], last["error"]) == ("", 'out of "memory",\nsorry')
+
+
+def test_the_json_is_strict_and_has_objects(tmp_path: Path) -> None:
+    first, second, last = json.loads(content(exported(tmp_path), "json"), parse_constant=pytest.fail)
+    assert first["configuration"] == {"a": "uaq-2", "b": "kmeans_c-3"} and first["versions"]["numpy"] == "1.9"
+    assert first["psnr"] == 21.0 and second["psnr"] is None and last["status"] == "failed"
+
+
+def test_the_parquet_has_the_same_cells_with_types(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    records = exported(tmp_path)
+    export(records, "parquet", tmp_path / "all.parquet")
+    table = parquet.read_table(tmp_path / "all.parquet")
+    assert table.num_rows == 3
+    assert [str(table.schema.field(n).type) for n in ("number", "psnr", "error")] == ["int64", "double", "string"]
+    assert table["average_bits"].to_pylist() == [one.average_bits for one in (*records.all(), *records.failed())]
+    assert table["frechet_full"].to_pylist() == [3.5, None, None]
+
+
+def test_parquet_without_its_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(Qua2SeDiMoError, match="needs pyarrow") as caught:
+        export(exported(tmp_path), "parquet", tmp_path / "all.parquet")
+    assert "qua2sedimo[parquet]" in str(caught.value.remedy)
+    assert not (tmp_path / "all.parquet").exists()
+
+
+def test_an_unknown_format_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(Qua2SeDiMoError, match="unknown format 'xls'; known: csv, json, parquet"):
+        content(exported(tmp_path), "xls")
+
+
+def test_a_study_that_measured_nothing_has_nothing_to_export_and_gets_no_file(tmp_path: Path) -> None:
+    with pytest.raises(Qua2SeDiMoError, match="does not exist"):
+        Records.existing(tmp_path / "records.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_table_has_its_columns(tmp_path: Path) -> None:
+    assert content(opened(tmp_path), "csv").decode().startswith("role,number,status,average_bits,")
+    assert json.loads(content(opened(tmp_path), "json")) == []

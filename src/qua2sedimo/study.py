@@ -50,6 +50,7 @@ from qua2sedimo.search import Budget, budget_bytes
 from qua2sedimo.sensitivity import Scores
 from qua2sedimo.settings import StudySettings
 from qua2sedimo.stages import choosing, fitting, measuring
+from qua2sedimo.stages.measuring import Workers
 from qua2sedimo.stages.progress import Progress, silent
 from qua2sedimo.tensorfiles import Checkpoint
 from qua2sedimo.versions import versions
@@ -90,6 +91,11 @@ class Study:
             _check_metrics(settings, pipeline)
             settings.save(path)
         return cls(folder, pipeline)
+
+    @property
+    def pipeline_given(self) -> bool:
+        """Whether the pipeline was handed over in memory, so that no other process can load it."""
+        return self._given is not None
 
     # What is studied -------------------------------------------------------------------------------------------
 
@@ -256,9 +262,14 @@ class Study:
         """What metrics against real pictures compare with (uint8), for zoo models only."""
         return zoo.reference_images(self.settings.model) if self.settings.model in zoo.ENTRIES else None
 
-    def measure(self, configurations: int, progress: Progress = silent) -> list[Record]:
-        """Measure random configurations until ``configurations`` exist; those measured before are kept."""
-        return measuring.measure_samples(self, configurations, progress)
+    def measure(
+        self, configurations: int, progress: Progress = silent, workers: Workers = Workers(), again: bool = False
+    ) -> list[Record]:
+        """Measure random configurations until ``configurations`` exist; those measured before are kept.
+
+        ``workers``: who measures, this process unless told; ``again``: also what failed before.
+        """
+        return measuring.measure_samples(self, configurations, progress, workers, again)
 
     def fit(self, settings: FitSettings | None = None, progress: Progress = silent) -> Ensemble:
         """Fit the predictor to the sampled records, or load it if it was fitted to just these."""

@@ -27,6 +27,7 @@ from qua2sedimo.errors import Stopped
 from qua2sedimo.evaluation.metrics import METRICS, Estimate
 from qua2sedimo.inspection import Inspection
 from qua2sedimo.stages.progress import Progress as Report
+from qua2sedimo.stages.progress import without_note
 
 console = Console()
 errors = Console(stderr=True)
@@ -43,13 +44,15 @@ def progress() -> Iterator[Report]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bars:
+    # One configuration can take minutes: the time left is told from the last hour's, not from the last half minute's.
+    with Progress(*columns, console=console, speed_estimate_period=3600) as bars:
         tasks: dict[str, Any] = {}
 
         def report(done: int, total: int, what: str) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(f"{what:<36}", total=total)
-            bars.update(tasks[what], completed=done, total=total)
+            kind, description = without_note(what), f"{what:<36}"
+            if kind not in tasks:
+                tasks[kind] = bars.add_task(description, total=total)
+            bars.update(tasks[kind], completed=done, total=total, description=description)
 
         try:
             yield report

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from qua2sedimo.commands.app import (
     Arguments,
     Component,
-    Configurations,
     Images,
     Keep,
     Model,
@@ -16,6 +20,7 @@ from qua2sedimo.commands.app import (
     app,
     settings_for,
 )
+from qua2sedimo.errors import Qua2SeDiMoError
 
 
 @app.command()
@@ -56,16 +61,37 @@ def quantize(study: StudyFolder) -> None:
 
 
 @app.command()
-def measure(study: StudyFolder, configurations: Configurations = 100) -> None:
+def measure(
+    study: StudyFolder,
+    configurations: Annotated[
+        int, typer.Option("--configurations", "--configs", help="Configurations to measure in all.", min=1)
+    ] = 100,
+    workers: Annotated[
+        int | None, typer.Option(help="Measure in so many Ray processes, of this machine unless --ray is given.", min=1)
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Measure on the Ray cluster at HOST:PORT; `auto` finds this machine's.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Try also what failed before.")] = False,
+) -> None:
     """Measure random configurations until there are so many; run again, it goes on."""
     from qua2sedimo.evaluation import metric
+    from qua2sedimo.stages.measuring import Workers
     from qua2sedimo.study import Study
     from qua2sedimo.terminal import console, progress
 
     opened = Study(study)
     with progress() as report:
         opened.build_bank(report)
-        records = opened.measure(configurations, report)
+        records = opened.measure(configurations, report, Workers(workers, ray), again)
+    failed = opened.records.failed("sample")
+    if failed:
+        console.print(
+            f"{len(failed)} configurations could not be measured: `qua2sedimo records {study}` has their errors, "
+            "--again tries them again."
+        )
+    if not records:
+        raise Qua2SeDiMoError(f"{study}: no configuration could be measured; the first: {failed[0].error}")
     objective = opened.settings.objective
     sign = 1 if metric(objective).higher_is_better else -1
     best = max(records, key=lambda r: sign * r.value(objective))
@@ -73,3 +99,24 @@ def measure(study: StudyFolder, configurations: Configurations = 100) -> None:
         f"{len(records)} configurations in {study / 'records.db'}; best {objective} {best.value(objective):.2f} "
         f"at {best.average_bits:.2f} bits. Next: qua2sedimo fit {study}"
     )
+
+
+@app.command()
+def records(
+    study: StudyFolder,
+    form: Annotated[
+        str | None, typer.Option("--format", help="csv, json or parquet; else told by the name of FILE.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write it there, not to the terminal.", metavar="FILE")] = None,
+) -> None:
+    """Everything measured as a table: one line a configuration, with its metrics, seconds, memory and errors."""
+    from qua2sedimo.records import FORMATS, Records, content, export
+
+    kept = Records.existing(study / "records.db")
+    if form is None:
+        form = out.suffix.removeprefix(".") if out is not None and out.suffix.removeprefix(".") in FORMATS else "csv"
+    if out is None:
+        typer.echo(content(kept, form), nl=False)
+    else:
+        export(kept, form, out)
+        typer.echo(f"{len(kept.all()) + len(kept.failed())} records in {out}")

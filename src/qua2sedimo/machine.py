@@ -1,0 +1,35 @@
+"""What the machine says of this process: its name, its memory."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import sys
+from typing import Any
+
+import torch
+
+
+def host() -> str:
+    return platform.node()
+
+
+def peak_memory() -> int:
+    """Most bytes of main memory that this process has ever held."""
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # Linux counts kilobytes
+
+
+def release_memory() -> None:
+    """Give back what nobody holds any more, also the accelerator's cache: for after a failure."""
+    gc.collect()
+    device = torch.accelerator.current_accelerator()
+    backend: Any = getattr(torch, device.type, None) if device is not None else None
+    if hasattr(backend, "empty_cache"):
+        backend.empty_cache()

@@ -1,0 +1,125 @@
+"""Records as a table for other programs: one line a record, in CSV, JSON or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.files import write_via
+from qua2sedimo.records.store import Failure, Record, Records
+
+Row = dict[str, Any]
+
+#: Columns in front of and behind the metrics, with their types.
+_BEFORE = {"role": str, "number": int, "status": str, "average_bits": float, "first_image": int, "images": int}
+_AFTER = {
+    "seconds": float, "peak_memory": int, "attempts": int, "error": str, "host": str, "worker": str, "space": str,
+    "versions": str, "digest": str, "configuration": str,
+}  # fmt: skip
+_NESTED = ("versions", "configuration")
+
+
+def rows(records: Records) -> list[Row]:
+    """One mapping a record, measured ones first; every mapping has the same keys.
+
+    A metric ``psnr`` is three columns: ``psnr``, its mean, and ``psnr_low`` and ``psnr_high``, its 95 % bootstrap
+    interval. What a record does not have is None.
+    """
+    found = [*map(_measured, records.all()), *map(_failed, records.failed())]
+    metrics = dict.fromkeys(key for row in found for key in row if key not in _BEFORE and key not in _AFTER)
+    return [{key: row.get(key) for key in (*_BEFORE, *metrics, *_AFTER)} for row in found]
+
+
+def content(records: Records, form: str) -> bytes:
+    """The table as a file's content.
+
+    Raises :class:`Qua2SeDiMoError` for an unknown format, or for Parquet without pyarrow.
+    """
+    if form not in FORMATS:
+        raise Qua2SeDiMoError(f"unknown format '{form}'; known: {', '.join(FORMATS)}")
+    return FORMATS[form](rows(records))
+
+
+def export(records: Records, form: str, path: Path) -> None:
+    """Write the table, whole or not at all."""
+    written = content(records, form)
+    write_via(path, lambda temporary: temporary.write_bytes(written))
+
+
+def as_csv(table: Sequence[Row]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, table[0] if table else [*_BEFORE, *_AFTER], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue().encode()
+
+
+def as_json(table: Sequence[Row]) -> bytes:
+    """An array of objects; configuration and versions are objects too, and what is not a number is null."""
+    plain = [{key: json.loads(cell) if key in _NESTED else _finite(cell) for key, cell in row.items()} for row in table]
+    return json.dumps(plain, indent=1, allow_nan=False).encode()
+
+
+def as_parquet(table: Sequence[Row]) -> bytes:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise Qua2SeDiMoError(
+            "Parquet needs pyarrow, which is not installed",
+            "Install it with `pip install 'qua2sedimo[parquet]'`, or take --format csv.",
+        ) from None
+    kinds = {int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
+    names = list(table[0]) if table else [*_BEFORE, *_AFTER]
+    schema = pyarrow.schema([(name, kinds[{**_BEFORE, **_AFTER}.get(name, float)]) for name in names])
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(table), schema=schema), buffer)
+    return buffer.getvalue()
+
+
+#: Format → how the lines of :func:`rows` become a file's content.
+FORMATS: dict[str, Callable[[Sequence[Row]], bytes]] = {"csv": as_csv, "json": as_json, "parquet": as_parquet}
+
+
+def _measured(record: Record) -> Row:
+    m = record.measurement
+    metrics: Row = {}
+    for name in (*m.values, *m.sets):
+        e = m.estimate(name)
+        metrics |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
+    images = max([*map(len, m.values.values()), *(e.images for e in m.sets.values())], default=None)
+    return {
+        **_common(record), "status": "measured", "first_image": m.start, "images": images, "seconds": m.seconds,
+        **metrics,
+    }  # fmt: skip
+
+
+def _failed(failure: Failure) -> Row:
+    return {**_common(failure), "status": "failed", "first_image": failure.start, "error": failure.error}
+
+
+def _common(record: Record | Failure) -> Row:
+    o = record.origin
+    return {
+        "role": record.role,
+        "number": record.number,
+        "average_bits": record.average_bits,
+        "peak_memory": o.peak_memory,
+        "attempts": o.attempts,
+        "host": o.host,
+        "worker": o.worker,
+        "space": o.space,
+        "versions": json.dumps(dict(o.versions)),
+        "digest": record.configuration.digest,
+        "configuration": record.configuration.to_json(),
+    }
+
+
+def _finite(cell: Any) -> Any:
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell

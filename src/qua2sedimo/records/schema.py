@@ -1,0 +1,62 @@
+"""Tables of records.db, and how a file of an older schema is brought up to date.
+
+A new file goes through the same steps as an old one, so that there is one definition of what the tables are.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+from qua2sedimo.errors import Qua2SeDiMoError
+
+_FIRST = (
+    "CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS measurements (
+    id INTEGER PRIMARY KEY,
+    role TEXT NOT NULL,              -- why it was measured: sample, single, listed, candidate
+    number INTEGER NOT NULL,         -- position in the role's sequence
+    configuration TEXT NOT NULL,     -- JSON: layer -> option; a layer left out is at full precision
+    digest TEXT NOT NULL,
+    average_bits REAL NOT NULL,
+    first_image INTEGER NOT NULL,
+    metrics TEXT NOT NULL,           -- JSON: metric -> value per image
+    seconds REAL NOT NULL,
+    versions TEXT NOT NULL,          -- JSON: package -> version
+    UNIQUE (role, number, first_image)
+)""",
+)
+_FAILURES_AND_ORIGIN = (
+    "ALTER TABLE measurements ADD COLUMN status TEXT NOT NULL DEFAULT 'measured'"
+    " CHECK (status IN ('measured', 'failed'))",
+    "ALTER TABLE measurements ADD COLUMN sets TEXT NOT NULL DEFAULT '{}'",  # JSON: metric -> [value, low, high, images]
+    "ALTER TABLE measurements ADD COLUMN attempts INTEGER NOT NULL DEFAULT 1",
+    "ALTER TABLE measurements ADD COLUMN error TEXT",
+    "ALTER TABLE measurements ADD COLUMN peak_memory INTEGER",  # bytes of the process that measured; unknown before
+    "ALTER TABLE measurements ADD COLUMN host TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE measurements ADD COLUMN worker TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE measurements ADD COLUMN space TEXT NOT NULL DEFAULT ''",  # hash of search space and weights
+    "UPDATE measurements SET space = COALESCE((SELECT value FROM about WHERE key = 'space'), '')",
+)
+#: Step n leads from schema n to schema n + 1; 0 is an empty file.
+STEPS: tuple[Sequence[str], ...] = (_FIRST, _FAILURES_AND_ORIGIN)
+SCHEMA = len(STEPS)
+
+
+def version_of(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def bring_up_to_date(db: sqlite3.Connection, path: Path) -> None:
+    """Run the missing steps; the caller's transaction makes them all or none.
+
+    Raises :class:`Qua2SeDiMoError` if a newer program made the file.
+    """
+    found = version_of(db)
+    if not 0 <= found <= len(STEPS):
+        raise Qua2SeDiMoError(f"{path}: schema {found} is newer than {len(STEPS)}", "Update qua2sedimo.")
+    for statement in (statement for step in STEPS[found:] for statement in step):
+        db.execute(statement)
+    if found < len(STEPS):
+        db.execute(f"PRAGMA user_version = {len(STEPS)}")

@@ -1,0 +1,246 @@
+"""Measuring: the same records whatever happens on the way, and nothing measured is lost."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.conftest import small_pipeline, small_settings
+
+from qua2sedimo import Configuration, Qua2SeDiMoError, Study
+from qua2sedimo.evaluation import Measurement, Measurer
+from qua2sedimo.records import Record
+from qua2sedimo.stages.measuring import Workers, measure_numbered
+
+COUNT = 60
+OPTIONS = "uaq-2,uaq-4,kmeans_a-3"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline that other processes can load."""
+    folder = tmp_path_factory.mktemp("measuring") / "model"
+    small_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    torch.set_num_threads(1)
+    return made(model, tmp_path_factory.mktemp("undisturbed")).measure(COUNT)
+
+
+def made(model: Path, folder: Path) -> Study:
+    study = Study.create(folder / "study", small_settings(model=str(model), options=OPTIONS))
+    study.build_bank()
+    return study
+
+
+@pytest.fixture
+def study(model: Path, tmp_path: Path) -> Study:
+    return made(model, tmp_path)
+
+
+def essence(records: list[Record]) -> list[Any]:
+    """All of the records but their seconds."""
+    return [
+        (
+            r.role,
+            r.number,
+            r.configuration,
+            r.average_bits,
+            r.measurement.start,
+            r.measurement.values,
+            r.measurement.sets,
+        )
+        for r in records
+    ]
+
+
+# Kills -------------------------------------------------------------------------------------------------------------
+
+
+def measure_in(folder: Path, interrupted: Any = None) -> None:
+    """What the process does that is killed or interrupted."""
+    torch.set_num_threads(1)
+    try:
+        Study(folder).measure(COUNT)
+    except KeyboardInterrupt:
+        interrupted.set()
+
+
+def process_for(*arguments: Any) -> Any:
+    """A process that has the imports behind it already, and no threads of ours."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context.Process(target=measure_in, args=arguments)
+
+
+def wait_for(study: Study, count: int, process: Any) -> None:
+    while len(study.records.all()) < count and process.is_alive():
+        time.sleep(0.002)
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_records(study: Study, undisturbed: list[Record]) -> None:
+    chance = np.random.default_rng(0)
+    kills, seen = 0, 0
+    while seen < COUNT:
+        process = process_for(study.folder)
+        process.start()
+        wait_for(study, min(COUNT, seen + int(chance.integers(1, 15))), process)
+        time.sleep(chance.uniform(0, 0.02))
+        process.kill()
+        process.join(60)
+        kills += process.exitcode == -signal.SIGKILL
+        found = study.records.all()
+        assert len(found) >= seen  # nothing is lost, and what is there is whole and right
+        assert essence(found) == essence(undisturbed[: len(found)])
+        seen = len(found)
+    assert kills >= 3
+    assert essence(study.measure(COUNT)) == essence(undisturbed)
+
+
+def test_ctrl_c_keeps_what_is_being_measured_and_a_second_run_goes_on(study: Study, undisturbed: list[Record]) -> None:
+    interrupted = multiprocessing.get_context("forkserver").Event()
+    process = process_for(study.folder, interrupted)
+    process.start()
+    wait_for(study, 3, process)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert interrupted.is_set() and process.exitcode == 0
+    found = study.records.all()
+    assert 3 <= len(found) < COUNT
+    assert essence(study.measure(COUNT)) == essence(undisturbed)
+
+
+# Configurations that cannot be measured ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unlucky(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Exception]]:
+    """Call number → exceptions that measuring the configuration then raises, one a try."""
+    planned: dict[int, list[Exception]] = {}
+    plain = Measurer.__call__
+    order: list[str] = []
+
+    def measure(self: Measurer, configuration: Configuration) -> Measurement:
+        if configuration.digest not in order:
+            order.append(configuration.digest)
+        if planned.get(order.index(configuration.digest)):
+            raise planned[order.index(configuration.digest)].pop(0)
+        return plain(self, configuration)
+
+    monkeypatch.setattr(Measurer, "__call__", measure)
+    return planned
+
+
+def memory_errors(count: int) -> list[Exception]:
+    return [MemoryError(f"error {i}") for i in range(count)]
+
+
+def test_one_that_fails_three_times_is_recorded_and_passed_over(study: Study, unlucky, undisturbed) -> None:
+    unlucky |= {1: memory_errors(2), 3: memory_errors(3)}
+    found = study.measure(6)
+    assert [r.number for r in found] == [0, 1, 2, 4, 5]
+    assert [r.origin.attempts for r in found] == [1, 3, 1, 1, 1]
+    (failure,) = study.records.failed()
+    assert (failure.number, failure.error) == (3, "MemoryError: error 2")
+    assert failure.configuration == undisturbed[3].configuration
+    assert [r.number for r in study.measure(6)] == [0, 1, 2, 4, 5]
+    again = study.measure(6, again=True)
+    assert essence(again) == essence(undisturbed[:6]) and study.records.failed() == []
+
+
+def test_three_in_a_row_are_no_longer_the_configurations_fault(study: Study, unlucky) -> None:
+    unlucky |= {i: memory_errors(3) for i in (1, 2, 3)}
+    with pytest.raises(Qua2SeDiMoError, match=r"3 configurations in a row could not be measured.*error 2"):
+        study.measure(8)
+    assert [r.number for r in study.records.all()] == [0]
+    assert [f.number for f in study.records.failed()] == [1, 2, 3]
+
+
+def test_a_problem_with_the_input_is_no_failure_of_a_configuration(study: Study, unlucky) -> None:
+    unlucky[1] = [Qua2SeDiMoError("bank/0000.safetensors is damaged")]
+    with pytest.raises(Qua2SeDiMoError, match="is damaged"):
+        study.measure(4)
+    assert [r.number for r in study.records.all()] == [0] and study.records.failed() == []
+
+
+# Roles, progress, origin -------------------------------------------------------------------------------------------
+
+
+def test_a_configuration_of_one_layer_leaves_the_others_at_full_precision(study: Study) -> None:
+    study.measure(2)  # whatever the denoiser was before
+    layer = study.space.layers[0]
+    option = study.space.options[layer][0]
+    single = Configuration({layer: option})
+    for number in (0, 1):
+        measure_numbered(study, "single", [(number, single)])
+        study.switch.apply(study.space.uniform(option))
+    first, second = study.records.all("single")
+    assert first.measurement.values == second.measurement.values
+    kept = 16 * (study.space.weights - np.prod(study.space.shapes[layer]))
+    bits = (8 * option.nbytes(study.space.shapes[layer]) + kept) / study.space.weights
+    assert first.average_bits == study.space.average_bits(single) == pytest.approx(bits)
+    assert len(study.records.all("sample")) == 2
+
+
+def test_progress_tells_how_many_and_the_best_so_far(study: Study) -> None:
+    study.measure(2)
+    told: list[tuple[int, int, str]] = []
+    records = study.measure(4, lambda *one: told.append(one))
+    assert [one[:2] for one in told] == [(2, 4), (3, 4), (4, 4)]
+    best = max(r.value("psnr") for r in records)
+    assert told[-1][2] == f"measuring configurations · best psnr {best:.4g}"
+
+
+def test_a_record_says_where_it_was_measured_and_with_how_much_memory(study: Study) -> None:
+    (record,) = study.measure(1)
+    origin = record.origin
+    assert origin.worker == str(os.getpid()) and origin.space == study.identity
+    assert origin.versions["torch"] == torch.__version__.split("+")[0] or origin.versions["torch"] == torch.__version__
+    assert origin.peak_memory is not None and 50e6 < origin.peak_memory < 1e12
+
+
+def test_a_pipeline_in_memory_cannot_be_measured_by_workers(tmp_path: Path) -> None:
+    study = Study.create(tmp_path / "study", small_settings(options=OPTIONS), small_pipeline())
+    with pytest.raises(Qua2SeDiMoError, match="given one in memory"):
+        study.measure(2, workers=Workers(2))
+
+
+# Several machines --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_node_that_is_killed_midway_changes_no_record(study: Study, undisturbed: list[Record]) -> None:
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    lost = cluster.add_node(num_cpus=1)
+    ready = threading.Event()
+    killed_at: list[int] = []
+
+    def watch(done: int, total: int, what: str) -> None:
+        if what == "starting workers" and done == total == 2:
+            ready.set()
+        if what.startswith("measuring") and ready.is_set() and not killed_at:
+            killed_at.append(done)
+            cluster.remove_node(lost, allow_graceful=False)
+
+    try:
+        found = study.measure(COUNT, watch, Workers(2, cluster.address))
+    finally:
+        cluster.shutdown()
+    assert killed_at and killed_at[0] < COUNT
+    assert essence(found) == essence(undisturbed)
+    assert study.records.failed() == []
+    assert os.getpid() not in {int(r.origin.worker) for r in found}
