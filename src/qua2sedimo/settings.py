@@ -25,7 +25,8 @@ class StudySettings(BaseModel):
     the pipeline (steps, guidance, size); ``images``: images a measured configuration; ``batch``: images a call of the
     pipeline, ``auto`` for as many as fit, at most 16; ``options``: ``wide``, ``paper`` or a comma-separated list;
     ``sampler``: which configurations are measured, between ``bits_range`` average bits, or those of the file
-    ``configurations`` (relative to the study folder); ``objective``: the metric that is learned and maximised.
+    ``configurations`` (relative to the study folder); ``objective``: what is learned and maximised, a metric or an
+    expression (:mod:`qua2sedimo.objective`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,15 +61,23 @@ class StudySettings(BaseModel):
     def _is_known(cls, value: Any, info: ValidationInfo) -> Any:
         return known_name(value, get_args(cls.model_fields[str(info.field_name)].annotation), str(info.field_name))
 
-    @field_validator("objective", "metrics")
+    @field_validator("metrics")
     @classmethod
-    def _are_metrics(cls, value: Any) -> Any:
-        from qua2sedimo.evaluation.metrics import METRICS  # takes seconds to import, and most commands need it later
+    def _are_metrics(cls, value: list[str]) -> list[str]:
+        from qua2sedimo.evaluation.metrics import (
+            check_metrics,  # takes seconds to import, and most commands need it later
+        )
 
-        for name in [value] if isinstance(value, str) else value:
-            if name not in METRICS:
-                raise Qua2SeDiMoError(_unknown(name, tuple(METRICS), "metric"))
+        check_metrics(value)
         return value
+
+    @field_validator("objective")
+    @classmethod
+    def _is_readable(cls, text: str) -> str:
+        from qua2sedimo.objective import Objective  # see above
+
+        Objective.parse(text)
+        return text
 
     @field_validator("bits_range")
     @classmethod

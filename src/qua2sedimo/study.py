@@ -37,17 +37,18 @@ from qua2sedimo.evaluation import Generation, Generator, Measurer, Switch
 from qua2sedimo.evaluation.batches import fitting_batch
 from qua2sedimo.evaluation.generate import BATCH, check_arguments, check_inputs
 from qua2sedimo.evaluation.latents import can_observe
-from qua2sedimo.evaluation.metrics import check_measurable, check_metrics, metric
+from qua2sedimo.evaluation.metrics import check_measurable, check_metrics
 from qua2sedimo.evaluation.originals import Source, checkpoint_source, files_of
 from qua2sedimo.evaluation.sampling import Sampler, read_list
 from qua2sedimo.files import read_json, write_json
+from qua2sedimo.objective import Objective
 from qua2sedimo.options import Configuration, SearchSpace, options_for
 from qua2sedimo.predictor import Encoding, Ensemble, FitSettings
 from qua2sedimo.quiet import quiet
 from qua2sedimo.records import Record, Records
 from qua2sedimo.runtime import save_packed
 from qua2sedimo.search import Budget, budget_bytes
-from qua2sedimo.sensitivity import Scores
+from qua2sedimo.sensitivity import BlockScores, Scores, Sensitivity
 from qua2sedimo.settings import StudySettings
 from qua2sedimo.stages import choosing, fitting, measuring
 from qua2sedimo.stages.measuring import Workers
@@ -75,7 +76,7 @@ class Study:
     def create(cls, folder: str | Path, settings: StudySettings, pipeline: Any = None) -> Study:
         """Make a study folder, or open it if it asks for just the same; another study there is refused."""
         path = Path(folder) / "study.yaml"
-        check_metrics([settings.objective, *settings.metrics])
+        check_metrics(settings.metrics)
         options_for(settings.options, (64, 64))
         if path.exists():
             if not StudySettings.load(path).asks_the_same_as(settings):
@@ -203,6 +204,11 @@ class Study:
             checksum = zlib.crc32(weight.view(torch.int16).numpy().tobytes(), checksum)
         return f"{self.space.hash}-{checksum:08x}"
 
+    @cached_property
+    def objective(self) -> Objective:
+        """What is maximised."""
+        return Objective.parse(self.settings.objective, self.space.weights)
+
     # Stages ----------------------------------------------------------------------------------------------------
 
     def build_bank(self, progress: Progress = silent) -> Bank:
@@ -248,7 +254,7 @@ class Study:
         self, start: int, stop: int, generator: Generator | None = None, switch: Switch | None = None
     ) -> Measurer:
         """Measures images ``start`` to ``stop``; a trial brings a generator and a switch of its own."""
-        metrics = list(dict.fromkeys([self.settings.objective, *self.settings.metrics]))
+        metrics = list(dict.fromkeys([*self.objective.metrics, *self.settings.metrics]))
         generator, switch = generator or self.generator, switch or self.switch
         return Measurer(generator, switch, metrics, range(start, stop), self.input_score, self.real_pictures)
 
@@ -291,6 +297,14 @@ class Study:
         """Score every option of every layer, and leave the scores in sensitivity.json."""
         return fitting.explain(self)
 
+    def block_scores(self) -> BlockScores:
+        """Score every setting of every block."""
+        return fitting.block_scores_of(self)
+
+    def sensitivity(self) -> Sensitivity:
+        """What each option of each layer is expected to cost the objective; written as sensitivity.csv too."""
+        return fitting.sensitivity(self)
+
     def check_budget(self, bits: float) -> int:
         """The budget in packed bytes; raises with the reachable range if it cannot be met."""
         return budget_bytes(self.space, Budget(bits))
@@ -323,18 +337,11 @@ class Study:
         with quiet():
             return save_packed(self.pipeline, self.component, values, Path(out), extra, self.copies)
 
-    # Helpers ---------------------------------------------------------------------------------------------------
-
-    @property
-    def sign(self) -> int:
-        """1 if a larger objective is better, else −1."""
-        return 1 if metric(self.settings.objective).higher_is_better else -1
-
 
 def _check_metrics(settings: StudySettings, pipeline: Any) -> None:
     """Raise if a metric the study asks for cannot be had of this pipeline."""
     shipped = settings.model in zoo.ENTRIES
-    names = [settings.objective, *settings.metrics]
+    names = [*Objective.parse(settings.objective).metrics, *settings.metrics]
     check_measurable(names, settings.inputs, judge=shipped, real=shipped, latents=can_observe(pipeline))
 
 

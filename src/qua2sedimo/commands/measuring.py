@@ -75,7 +75,6 @@ def measure(
     again: Annotated[bool, typer.Option("--again", help="Try also what failed before.")] = False,
 ) -> None:
     """Measure random configurations until there are so many; run again, it goes on."""
-    from qua2sedimo.evaluation import metric
     from qua2sedimo.stages.measuring import Workers
     from qua2sedimo.study import Study
     from qua2sedimo.terminal import console, progress
@@ -92,11 +91,10 @@ def measure(
         )
     if not records:
         raise Qua2SeDiMoError(f"{study}: no configuration could be measured; the first: {failed[0].error}")
-    objective = opened.settings.objective
-    sign = 1 if metric(objective).higher_is_better else -1
-    best = max(records, key=lambda r: sign * r.value(objective))
+    objective = opened.objective
+    best = max(records, key=objective.gain)
     console.print(
-        f"{len(records)} configurations in {study / 'records.db'}; best {objective} {best.value(objective):.2f} "
+        f"{len(records)} configurations in {study / 'records.db'}; best {objective.text} {objective.value(best):.2f} "
         f"at {best.average_bits:.2f} bits. Next: qua2sedimo fit {study}"
     )
 

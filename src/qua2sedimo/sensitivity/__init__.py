@@ -1,6 +1,40 @@
-"""From the predictor's embedding norms to scores of options, and what they say by operation and block."""
+"""From the predictor to scores of options and settings, and what they say by layer, operation, block and stage."""
 
-from qua2sedimo.sensitivity.aggregate import step_costs, strip
+from qua2sedimo.sensitivity.block_scores import block_scores
+from qua2sedimo.sensitivity.block_settings import BlockScores, BlockSettings, Setting
+from qua2sedimo.sensitivity.effects import Effects, option_effects
+from qua2sedimo.sensitivity.findings import findings
 from qua2sedimo.sensitivity.scores import OptionScore, Scores, op_scores
+from qua2sedimo.sensitivity.summary import Sensitivity
+from qua2sedimo.sensitivity.tables import (
+    Distribution,
+    LayerStep,
+    OptionRow,
+    distributions,
+    layer_steps,
+    option_rows,
+    step_distributions,
+    write_csv,
+)
 
-__all__ = ["OptionScore", "Scores", "op_scores", "step_costs", "strip"]
+__all__ = [
+    "BlockScores",
+    "BlockSettings",
+    "Distribution",
+    "Effects",
+    "LayerStep",
+    "OptionRow",
+    "OptionScore",
+    "Scores",
+    "Sensitivity",
+    "Setting",
+    "block_scores",
+    "distributions",
+    "findings",
+    "layer_steps",
+    "op_scores",
+    "option_effects",
+    "option_rows",
+    "step_distributions",
+    "write_csv",
+]

@@ -203,15 +203,16 @@ class _Best:
     """The best value of the objective so far, for the progress line."""
 
     def __init__(self, study: Study, records: Iterable[Record]) -> None:
-        self._objective, self._sign = study.settings.objective, study.sign
-        self._value: float | None = None
+        self._objective = study.objective
+        self._gain = -math.inf
         for record in records:
             self.see(record)
 
     def see(self, record: Record) -> None:
-        value = record.value(self._objective)
-        if not math.isnan(value) and (self._value is None or self._sign * value > self._sign * self._value):
-            self._value = value
+        gain = self._objective.gain(record)
+        if gain > self._gain:  # never for NaN
+            self._gain = gain
 
     def note(self, what: str) -> str:
-        return what if self._value is None else noted(what, f"best {self._objective} {self._value:.4g}")
+        value = self._objective.sign * self._gain
+        return noted(what, f"best {self._objective.text} {value:.4g}") if math.isfinite(value) else what
