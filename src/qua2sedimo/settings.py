@@ -126,7 +126,7 @@ class StudySettings(BaseModel):
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise Qua2SeDiMoError(f"{path} is not valid YAML: {error}", "Repair it or make a new study.") from error
         except Qua2SeDiMoError as error:
-            raise Qua2SeDiMoError(f"{path}: {error.message}", "Correct this entry.") from error
+            raise Qua2SeDiMoError(f"{path}: {error.message}", error.remedy or "Correct this entry.") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
