@@ -66,7 +66,7 @@ def test_numbers_written_as_text_stay_text(tmp_path: Path) -> None:
         ("configurations: a.yaml", "the file: 'sampler: list'"),
         ("batch: some", "batch"),
         ("metrics: [psnr, featurs]", "unknown metric 'featurs'"),
-        ("objective: beauty", "unknown name 'beauty'"),
+        ("objective: beauty", "objective: unknown name 'beauty'"),
         ("bits_range: [6, 2]", "bits_range: the lower end comes first"),
         ("bits_range: [0, 2]", "bits_range: the lower end comes first"),
         ("bits_range: [2, .inf]", "bits_range: the lower end comes first"),
