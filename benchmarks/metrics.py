@@ -207,18 +207,18 @@ def write_docs(text: str) -> None:
     write_text(path, f"{page[:start]}\n{text}\n{page[end:]}")
 
 
-def figure(found: dict[str, dict[int, Any]], most: int) -> alt.LayerChart:
+def figure(found: dict[str, dict[int, Any]], most: int) -> alt.FacetChart:
     rows = [
         {"metric": METRICS[name].title, "images": n, "mean": mean, "low": low, "high": high, "kind": METRICS[name].kind}
         for name, curve in found.items()
         for n, (mean, low, high) in curve.items()
     ]
     x = alt.X("images:Q", scale=alt.Scale(type="log", base=2), title="images")
-    base = alt.Chart(alt.Data(values=rows)).encode(x=x)
-    y = alt.Y("mean:Q", title=f"rank correlation with {most:,} images", scale=alt.Scale(zero=False))
+    base = alt.Chart().encode(x=x)
+    y = alt.Y("mean:Q", title=f"with {most:,} images", scale=alt.Scale(zero=False))
     line = base.mark_line(point=True).encode(y=y)
     band = base.mark_area(opacity=0.2).encode(y="low:Q", y2="high:Q")
-    rule = alt.Chart(alt.Data(values=[{"y": THRESHOLD}])).mark_rule(strokeDash=[4, 3], color="#888").encode(y="y:Q")
+    rule = alt.Chart().mark_rule(strokeDash=[4, 3], color="#888").encode(y=alt.datum(THRESHOLD))
     titles = [METRICS[name].title for name in found]
     return (
         alt.layer(band, line, rule, data=alt.Data(values=rows))

@@ -27,7 +27,7 @@ def test_the_table_has_every_metric_whole_in_80_columns() -> None:
     for m in METRICS.values():
         (line,) = (line for line in text.splitlines() if line.split()[:1] == [m.name])
         assert ("higher" in line) == m.higher_is_better
-    assert " ".join(shown(*metrics_notes()).split()).count("rank correlation") == 1
+    assert "rank correlation" in " ".join(shown(*metrics_notes()).split())
 
 
 @pytest.mark.parametrize("name", [*METRICS, "clip_score:some/model"])

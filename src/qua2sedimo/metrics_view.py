@@ -66,7 +66,7 @@ def metrics_table(shown: list[Metric]) -> Table:
     for kind in _KINDS:
         for m in (m for m in shown if m.kind == kind):
             here = m.here()
-            short = here if here in ("yes", "fetched") else "no"
+            short = {"yes": "yes", "downloads": "online"}.get(here, "no")
             table.add_row(m.name, _against(m), _better(m), _images(m), _cost(m), short)
         table.add_section()
     return table
@@ -81,7 +81,7 @@ def metrics_notes() -> Iterator[str]:
         f"that of making the images, in {b['steps']} steps."
     )
     yield (
-        "here: `fetched` at first use, or `no`: `qua2sedimo metrics NAME` explains one and says what is missing. "
+        "here: `online` if downloaded at first use, or `no`: `qua2sedimo metrics NAME` says what is missing. "
         "In study.yaml, `metrics:` takes several at once, and `objective:` the one that is learned."
     )
 
@@ -154,7 +154,7 @@ def _cost_sentence(m: Metric) -> str:
 
 def _here(m: Metric) -> str:
     here = m.here()
-    return "on first use, from the network" if here == "fetched" else here
+    return "on first use, from the network" if here == "downloads" else here
 
 
 __all__ = ["METRICS", "document", "measured", "metric_panel", "metrics_notes", "metrics_table"]

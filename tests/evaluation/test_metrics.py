@@ -25,7 +25,7 @@ from qua2sedimo.evaluation.distances import (
     ssim,
 )
 from qua2sedimo.evaluation.estimates import mean_estimate, set_estimate
-from qua2sedimo.evaluation.metrics import BUILT_IN, METRICS, check_measurable, check_metrics, metric
+from qua2sedimo.evaluation.metrics import BUILT_IN, METRICS, Metric, check_measurable, check_metrics, metric
 
 
 class Identity(torch.nn.Module):
@@ -241,7 +241,10 @@ def test_a_source_is_part_of_the_name_where_weights_are_asked_for() -> None:
         ("latent_mse", {"latents": False}, "no scheduler"),
     ],
 )
-def test_a_metric_is_refused_where_a_study_lacks_what_it_needs(name: str, facts: dict[str, Any], lacks: str) -> None:
+def test_a_metric_is_refused_where_a_study_lacks_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, name: str, facts: dict[str, Any], lacks: str
+) -> None:
+    monkeypatch.setattr(Metric, "load", lambda self: None)  # weights are another matter
     has = {"inputs": ["a cat"], "judge": True, "real": True, "latents": True}
     check_measurable([name], **has)
     with pytest.raises(Qua2SeDiMoError, match=f"'{name}' cannot be measured here: .*{lacks}"):

@@ -84,7 +84,7 @@ def test_a_folder_that_is_no_clip_model_is_refused(tmp_path: Path) -> None:
 
 def test_presence_says_what_is_missing_without_loading(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert metric(f"clip_score:{clip}").here() == "yes"
-    assert metric("clip_score:nobody/has-this").here() == "fetched"
+    assert metric("clip_score:nobody/has-this").here() == "downloads"
     assert metric("psnr").here() == "yes"
     monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
     assert metric("fid_inception").here() == "needs torch-fidelity"

@@ -61,7 +61,7 @@ class Metric:
             loader(self.source)
 
     def here(self) -> str:
-        """``yes``, ``fetched`` (at first use), or what is missing."""
+        """``yes``, ``downloads`` (at first use), or what is missing."""
         return self.presence(self.source) if self.presence is not None else "yes"
 
 

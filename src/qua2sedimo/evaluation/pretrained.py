@@ -139,7 +139,7 @@ def clip_presence(source: str | None) -> str:
     name = source or CLIP
     if Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "config.json"), str):
         return "yes"
-    return "fetched"
+    return "downloads"
 
 
 def inception_presence(source: str | None) -> str:
@@ -148,7 +148,7 @@ def inception_presence(source: str | None) -> str:
         return "needs torch-fidelity"
     if source is not None:
         return "yes" if Path(source).is_file() else "file not found"
-    return "yes" if (Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION_FILE).is_file() else "fetched"
+    return "yes" if (Path(torch.hub.get_dir()) / "checkpoints" / _INCEPTION_FILE).is_file() else "downloads"
 
 
 def _rgb(images: np.ndarray) -> torch.Tensor:
