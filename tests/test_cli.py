@@ -149,7 +149,7 @@ def test_a_folder_that_is_no_study_is_refused(refused, tmp_path: Path, command: 
         ("inputs: [1]\n", "model"),
         ("model: small\ncolour: red\n", "colour"),
         ("model: small\nimages: 1\n", "images"),
-        ("model: small\nversion: 2\n", "version"),
+        ("model: small\nversion: 3\n", "version"),
     ],
 )
 def test_a_damaged_study_file_is_named_with_its_entry(refused, tmp_path: Path, content: str, expected: str) -> None:  # type: ignore[no-untyped-def]

@@ -11,11 +11,13 @@ import pytest
 import torch
 from rich.console import Console
 from tests.conftest import small_pipeline, small_settings
+from typer.testing import CliRunner
 
+from qua2sedimo.cli import app
 from qua2sedimo.commands.planning import duration, plan_tables
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation.trial import Trial
-from qua2sedimo.stages.planning import Plan, plan
+from qua2sedimo.stages.planning import Plan, gain_of_workers, plan
 from qua2sedimo.study import Study
 
 PLAN = Plan(
@@ -89,6 +91,24 @@ def test_the_batch_once_found_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
         _ = Study(study.folder, small_pipeline()).batch
 
 
+@pytest.mark.parametrize(
+    ("workers", "cores", "threads", "alone", "every", "gain"),
+    [
+        (1, 8, 8, 8.0, 1.0, 1.0),
+        (4, 8, 8, 8.0, 1.0, 1.0),  # threads are perfect: sharing cores gains nothing
+        (4, 8, 8, 1.0, 1.0, 4.0),  # threads are useless: each worker is as fast as one
+        (2, 2, 2, 3.0, 2.0, 4 / 3),
+        (4, 2, 2, 3.0, 2.0, 4 / 3),  # no more than cores
+        (2, 2, 1, 3.0, 3.0, 2.0),  # a core that one worker leaves idle
+        (2, 2, 2, 1.9, 2.0, 2.0),  # threads that harm, by chance of timing: no gain is made of it
+    ],
+)
+def test_workers_gain_what_threads_leave(
+    workers: int, cores: int, threads: int, alone: float, every: float, gain: float
+) -> None:
+    assert gain_of_workers(workers, cores, threads, alone, every) == pytest.approx(gain)
+
+
 def test_fewer_images_take_less_but_switching_stays() -> None:
     assert PLAN.seconds_with(16) == pytest.approx(800)
     assert PLAN.seconds_with(8) == pytest.approx(80 * (0.4 + 9.6 / 2))
@@ -112,3 +132,18 @@ def test_the_tables_fit_80_columns_and_say_what_is_left() -> None:
 )
 def test_durations_are_read_at_a_glance(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_command_prints_the_plan_for_people_and_for_machines(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def planned(opened: Study, configurations: int, **_: object) -> Plan:
+        asked.append((opened.folder, configurations))
+        return PLAN
+
+    monkeypatch.setattr("qua2sedimo.stages.planning.plan", planned)
+    printed = CliRunner().invoke(app, ["plan", str(study.folder), "--configs", "100", "--json"])
+    assert json.loads(printed.stdout)["workers"]["2"] == 500.0 and json.loads(printed.stdout)["left"] == 80
+    printed = CliRunner().invoke(app, ["plan", str(study.folder), "--configs", "100"])
+    assert printed.exit_code == 0 and "--workers 2" in printed.stdout
+    assert asked == [(study.folder, 100)] * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -118,7 +119,7 @@ def plan(study: Study, configurations: int, repeats: int = 2, progress: Progress
         kept_weights=switch.originals.copied_bytes,
         disk=_disk_bytes(study, configurations),
         device=device,
-        cores=torch.get_num_threads(),
+        cores=_cores(),
     )
 
 
@@ -129,8 +130,10 @@ def _bank_for_trial(study: Study) -> Iterator[tuple[Bank, float, float]]:
         yield study.bank, 1.0, 0.0
         return
     space = study.space
-    by_size = sorted(space.layers, key=lambda name: study.graph.layers[name].weights)
-    picked = {by_size[len(by_size) * (2 * i + 1) // (2 * _TRIED_LAYERS)] for i in range(_TRIED_LAYERS)}
+    mean = space.weights / len(space.layers)
+    # Of layers of mean size both what a layer and what a weight costs are extrapolated right.
+    typical = sorted(space.layers, key=lambda name: abs(study.graph.layers[name].weights - mean))
+    picked = set(typical[:_TRIED_LAYERS])
     part = SearchSpace(
         {name: space.shapes[name] for name in space.layers if name in picked},
         {name: space.options[name] for name in space.layers if name in picked},
@@ -146,26 +149,31 @@ def _gains(study: Study, measurer: Measurer, generator: TimedGenerator, device: 
     """How many times as many configurations a second so many workers measure.
 
     On CPUs they share the cores: a worker with t threads takes a + b/t seconds a batch (Amdahl), a and b from one and
-    from all threads. More workers than cores, or than GPUs, gain nothing. Contention for memory is not
+    from all of torch's threads. More workers than cores, or than GPUs, gain nothing. Contention for memory is not
     counted: it is at best so fast.
     """
     if not device.startswith("cpu"):
         devices = max(1, torch.cuda.device_count())
         return {n: float(min(n, devices)) for n in WORKERS}
-    cores = torch.get_num_threads()
-    one_batch = range(measurer.images.start, measurer.images.start + min(generator.generation.batch, study.batch))
+    threads = torch.get_num_threads()
+    one_batch = range(measurer.images.start, measurer.images.start + min(study.batch, study.settings.images))
     every = bare_seconds(generator, one_batch)
-    if cores == 1:
-        return dict.fromkeys(WORKERS, 1.0)
     with torch_threads(1):
-        alone = bare_seconds(generator, one_batch)
-    parallel = max(0.0, (alone - every) / (1 - 1 / cores))
+        alone = every if threads == 1 else bare_seconds(generator, one_batch)
+    return {n: gain_of_workers(n, max(_cores(), threads), threads, alone, every) for n in WORKERS}
 
-    def seconds(threads: int) -> float:
-        return max(alone - parallel, 0.0) + parallel / threads
 
-    busy = {n: min(n, cores) for n in WORKERS}
-    return {n: busy[n] * seconds(cores) / seconds(max(1, cores // busy[n])) for n in WORKERS}
+def gain_of_workers(workers: int, cores: int, threads: int, alone: float, every: float) -> float:
+    """Throughput against one worker on ``threads`` threads; ``alone``, ``every``: its seconds on one and on all."""
+    parallel = max(0.0, (alone - every) / (1 - 1 / threads)) if threads > 1 else 0.0
+    busy = min(workers, cores)
+    own = min(threads, max(1, cores // busy))
+    return busy * every / (max(alone, every) - parallel + parallel / own)
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _disk_bytes(study: Study, configurations: int) -> int:
