@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +52,7 @@ def study(model: Path, tmp_path: Path) -> Study:
 
 def essence(records: list[Record]) -> list[Any]:
     """All of the records but their seconds."""
-    return [
-        (
-            r.role,
-            r.number,
-            r.configuration,
-            r.average_bits,
-            r.measurement.start,
-            r.measurement.values,
-            r.measurement.sets,
-        )
-        for r in records
-    ]
+    return [(r.role, r.number, r.configuration, r.average_bits, replace(r.measurement, seconds=0)) for r in records]
 
 
 # Kills -------------------------------------------------------------------------------------------------------------
@@ -80,7 +70,7 @@ def measure_in(folder: Path, interrupted: Any = None) -> None:
 def process_for(*arguments: Any) -> Any:
     """A process that has the imports behind it already, and no threads of ours."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["qua2sedimo.study", "diffusers.pipelines.dit.pipeline_dit", "pytest"])
     return context.Process(target=measure_in, args=arguments)
 
 
@@ -95,7 +85,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_records(study: Study, un
     while seen < COUNT:
         process = process_for(study.folder)
         process.start()
-        wait_for(study, min(COUNT, seen + int(chance.integers(1, 15))), process)
+        wait_for(study, min(COUNT, seen + int(chance.integers(8, 25))), process)
         time.sleep(chance.uniform(0, 0.02))
         process.kill()
         process.join(60)
@@ -104,7 +94,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_records(study: Study, un
         assert len(found) >= seen  # nothing is lost, and what is there is whole and right
         assert essence(found) == essence(undisturbed[: len(found)])
         seen = len(found)
-    assert kills >= 3
+    assert kills >= 2
     assert essence(study.measure(COUNT)) == essence(undisturbed)
 
 
@@ -161,7 +151,7 @@ def test_one_that_fails_three_times_is_recorded_and_passed_over(study: Study, un
 
 def test_three_in_a_row_are_no_longer_the_configurations_fault(study: Study, unlucky) -> None:
     unlucky |= {i: memory_errors(3) for i in (1, 2, 3)}
-    with pytest.raises(Qua2SeDiMoError, match="3 configurations in a row could not be measured.*error 2"):
+    with pytest.raises(Qua2SeDiMoError, match=r"3 configurations in a row could not be measured, the last: .*error 2"):
         study.measure(8)
     assert [r.number for r in study.records.all()] == [0]
     assert [f.number for f in study.records.failed()] == [1, 2, 3]
