@@ -22,8 +22,8 @@ from qua2sedimo.denoisers import Graph
 from qua2sedimo.predictor import FitSettings
 
 COMMANDS = (
-    "demo", "run", "init", "inspect", "quantize", "measure", "records", "fit", "explain", "choose", "export", "generate",
-    "report",
+    "demo", "run", "init", "inspect", "quantize", "measure", "records", "fit", "explain", "choose", "export",
+    "generate", "report",
 )  # fmt: skip
 FEW_STEPS = '{"num_inference_steps": 2, "guidance_scale": 1.0}'
 
