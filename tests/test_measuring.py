@@ -76,7 +76,7 @@ def process_for(*arguments: Any) -> Any:
 
 def wait_for(study: Study, count: int, process: Any) -> None:
     while len(study.records.all()) < count and process.is_alive():
-        time.sleep(0.002)
+        time.sleep(0.02)
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_records(study: Study, undisturbed: list[Record]) -> None:

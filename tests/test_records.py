@@ -297,12 +297,12 @@ def test_an_old_file_of_another_study_is_refused(tmp_path: Path) -> None:
 
 
 def fill(folder: Path, say: int) -> None:
-    """In a process that may write no byte: read, and try to add; with room for 200 kB a file: add until it fails."""
+    """In a process that may write no byte: read, and try to add; with room for 60 kB a file: add until it fails."""
     records = opened(folder)
     for number in range(5):
         records.add(record("sample", number))
     readable = []
-    for room in (0, 200_000):
+    for room in (0, 60_000):
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
         with pytest.raises(Qua2SeDiMoError) as caught:
             for number in itertools.count(len(records.all())):
