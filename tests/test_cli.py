@@ -22,7 +22,8 @@ from qua2sedimo.denoisers import Graph
 from qua2sedimo.predictor import FitSettings
 
 COMMANDS = (
-    "demo", "run", "init", "inspect", "metrics", "quantize", "measure", "fit", "explain", "choose", "export",
+    "demo", "run", "init", "inspect", "metrics", "plan", "quantize", "measure", "records", "fit", "explain", "choose",
+    "export",
     "generate", "report",
 )  # fmt: skip
 FEW_STEPS = '{"num_inference_steps": 2, "guidance_scale": 1.0}'
@@ -407,3 +408,17 @@ def test_one_command_goes_from_a_pipeline_to_a_report(run, model: Path, tmp_path
     assert f"= {rows[-1]['average_bits']:.4f} average bits" in ended.out
     assert run(*command).status == 0
     assert run("report", folder, "--bits", 4.5, "--images", 8).status == 0
+
+
+# Records -----------------------------------------------------------------------------------------------------------
+
+
+def test_records_prints_csv_and_writes_what_the_file_name_says(run, refused, study: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert "does not exist" in refused("records", study)
+    Study(study).measure(3)
+    lines = run("records", study).out.splitlines()
+    assert len(lines) == 4 and lines[0].startswith("role,number,status,average_bits")
+    ended = run("records", study, "--out", tmp_path / "all.json")
+    assert ended.status == 0 and "3 records" in ended.out
+    assert [one["number"] for one in json.loads((tmp_path / "all.json").read_text())] == [0, 1, 2]
+    assert "unknown format 'xls'" in refused("records", study, "--format", "xls")

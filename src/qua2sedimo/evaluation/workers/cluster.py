@@ -217,7 +217,7 @@ def _connect(ray: Any, address: str | None) -> None:
             ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
         else:
             ray.init(address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises plain ones, too, when its processes do not start in time
         raise Qua2SeDiMoError(
             f"cannot reach a Ray cluster at '{address}': {_line(error)}" if address else f"Ray: {_line(error)}",
             "Give --ray HOST:PORT as `ray start --head` prints it, or --workers alone to use this machine.",
