@@ -364,7 +364,7 @@ def test_the_stages_one_by_one_end_in_pictures_of_the_packed_model(  # type: ign
     fitted = run("fit", study)
     assert "rank correlation" in fitted.out, fitted.err
     explained = run("explain", study)
-    assert "Cost of going from 4 to 3 bits, by operation" in explained.out and "SA-Q" in explained.out
+    assert "Cost of 4 → 3 bits by operation" in explained.out and "SA-Q" in explained.out
     chosen = run("choose", study, "--bits", 4.5, "--candidates", 2)
     assert "measured" in chosen.out and chosen.status == 0
     out = tmp_path / "packed"

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.files import write_text
+from qua2sedimo.objective import Objective
 
 
 class StudySettings(BaseModel):
@@ -19,7 +20,8 @@ class StudySettings(BaseModel):
 
     ``model``: zoo name, pipeline folder or hub name; ``inputs``: prompts or class labels; ``arguments``: passed to
     the pipeline (steps, guidance, size); ``images``: images a measured configuration; ``options``: ``wide``,
-    ``paper`` or a comma-separated list; ``objective``: the metric that is learned and maximised.
+    ``paper`` or a comma-separated list; ``objective``: what is
+    learned and maximised, a metric or an expression (:mod:`qua2sedimo.objective`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +41,12 @@ class StudySettings(BaseModel):
     objective: str = "psnr"
     metrics: list[str] = Field(default_factory=lambda: ["psnr", "features"])
     loss: Literal["srcc", "lambdarank", "hybrid", "mse"] = "srcc"
+
+    @field_validator("objective")
+    @classmethod
+    def _readable(cls, text: str) -> str:
+        Objective.parse(text)
+        return text
 
     @property
     def protocol(self) -> str:

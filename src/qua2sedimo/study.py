@@ -34,14 +34,15 @@ from qua2sedimo.denoisers.layers import refuse_without_weights
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation import Generation, Generator, Measurer, Switch
 from qua2sedimo.evaluation.generate import check_arguments, check_inputs
-from qua2sedimo.evaluation.metrics import check_metrics, metric
+from qua2sedimo.evaluation.metrics import check_metrics
+from qua2sedimo.objective import Objective
 from qua2sedimo.options import Configuration, SearchSpace, options_for
 from qua2sedimo.predictor import Encoding, Ensemble, FitSettings
 from qua2sedimo.quiet import quiet
 from qua2sedimo.records import Record, Records
 from qua2sedimo.runtime import save_packed
 from qua2sedimo.search import Budget, budget_bytes
-from qua2sedimo.sensitivity import Scores
+from qua2sedimo.sensitivity import BlockScores, Scores, Sensitivity
 from qua2sedimo.settings import StudySettings
 from qua2sedimo.stages import choosing, fitting, measuring
 from qua2sedimo.stages.progress import Progress, silent
@@ -68,7 +69,7 @@ class Study:
     def create(cls, folder: str | Path, settings: StudySettings, pipeline: Any = None) -> Study:
         """Make a study folder, or open it if it asks for just the same; another study there is refused."""
         path = Path(folder) / "study.yaml"
-        check_metrics([settings.objective, *settings.metrics])
+        check_metrics(settings.metrics)
         options_for(settings.options, (64, 64))
         if path.exists():
             if StudySettings.load(path) != settings:
@@ -170,6 +171,11 @@ class Study:
             checksum = zlib.crc32(weight.view(torch.int16).numpy().tobytes(), checksum)
         return f"{self.space.hash}-{checksum:08x}"
 
+    @cached_property
+    def objective(self) -> Objective:
+        """What is maximised."""
+        return Objective.parse(self.settings.objective, self.space.weights)
+
     # Stages ----------------------------------------------------------------------------------------------------
 
     def build_bank(self, progress: Progress = silent) -> Bank:
@@ -201,7 +207,7 @@ class Study:
         return Switch(self.denoiser, self.bank, self.graph.layers)
 
     def measurer(self, start: int, stop: int) -> Measurer:
-        metrics = list(dict.fromkeys([self.settings.objective, *self.settings.metrics]))
+        metrics = list(dict.fromkeys([*self.objective.metrics, *self.settings.metrics]))
         return Measurer(self.generator, self.switch, metrics, range(start, stop), self.input_score)
 
     @property
@@ -232,6 +238,14 @@ class Study:
     def explain(self) -> Scores:
         """Score every option of every layer, and leave the scores in sensitivity.json."""
         return fitting.explain(self)
+
+    def block_scores(self) -> BlockScores:
+        """Score every setting of every block."""
+        return fitting.block_scores_of(self)
+
+    def sensitivity(self, progress: Progress = silent) -> Sensitivity:
+        """What each option of each layer is expected to cost the objective; written as sensitivity.csv too."""
+        return fitting.sensitivity(self, progress)
 
     def check_budget(self, bits: float) -> int:
         """The budget in packed bytes; raises with the reachable range if it cannot be met."""
@@ -264,13 +278,6 @@ class Study:
         values = self.bank.values(configuration)
         with quiet():
             return save_packed(self.pipeline, self.component, values, Path(out), extra, self.copies)
-
-    # Helpers ---------------------------------------------------------------------------------------------------
-
-    @property
-    def sign(self) -> int:
-        """1 if a larger objective is better, else −1."""
-        return 1 if metric(self.settings.objective).higher_is_better else -1
 
 
 def _matches(layer: WeightLayer, pattern: str) -> bool:

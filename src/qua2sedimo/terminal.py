@@ -26,6 +26,8 @@ from qua2sedimo.denoisers import WeightLayer
 from qua2sedimo.errors import Stopped
 from qua2sedimo.evaluation.metrics import METRICS, Estimate
 from qua2sedimo.inspection import Inspection
+from qua2sedimo.objective import Objective
+from qua2sedimo.sensitivity import Distribution
 from qua2sedimo.stages.progress import Progress as Report
 
 console = Console()
@@ -112,28 +114,50 @@ def _estimate(e: Estimate, same: bool) -> str:
     return f"{e.value:.{digits}f} ±{half:.{digits}f}"
 
 
-def candidates_table(choice: Choice, objective: str) -> Table:
+def candidates_table(choice: Choice, objective: Objective) -> Table:
     table = Table(title=f"Candidates for {choice.bits_asked:g} bits, measured", title_justify="left")
-    for column in ("proposed by", "average bits", f"{objective} predicted", f"{objective} measured"):
+    for column in ("proposed by", "average bits", f"{objective.text} predicted", f"{objective.text} measured"):
         table.add_column(column, justify="left" if column == "proposed by" else "right")
     for c in choice.candidates:
         style = "bold green" if c.configuration == choice.configuration else None
-        cells = f"{c.average_bits:.3f}", f"{c.predicted:.2f}", f"{c.measured[objective]:.2f}"
+        cells = f"{c.average_bits:.3f}", f"{c.predicted:.2f}", f"{objective.of(c.measured, c.average_bits):.2f}"
         table.add_row(c.origin, *cells, style=style)
     return table
 
 
-def sensitivity_table(groups: dict[str, tuple[float, float, int]], by: str) -> Table:
-    table = Table(title=f"Cost of going from 4 to 3 bits, by {by}", title_justify="left")
-    table.add_column(by)
-    table.add_column("layers", justify="right")
-    table.add_column("score lost per layer", justify="right")
-    table.add_column("")
-    most = max((abs(cost) for cost, _, _ in groups.values()), default=1.0) or 1.0
-    for name, (cost, spread, layers) in groups.items():
-        bar = "█" * max(0, round(24 * cost / most))
-        table.add_row(name, str(layers), f"{cost:.2f} ± {spread:.2f}", f"[cyan]{bar}[/cyan]")
+def sensitivity_table(groups: Sequence[Distribution], by: str, unit: str, most: int = 12) -> Table:
+    """What 4 → 3 bits costs by group, dearest first: 80 columns, at most ``most`` rows."""
+    table = Table(
+        title=f"Cost of 4 → 3 bits by {by}, {unit or 'in units of the objective'} a layer",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+    )
+    table.add_column(by, no_wrap=True, overflow="ellipsis", max_width=22)
+    for column in ("layers", "median", "± folds"):
+        table.add_column(column, justify="right", no_wrap=True)
+    low, high = min((g.low for g in groups), default=0.0), max((g.high for g in groups), default=1.0)
+    table.add_column(f"{low:.2g} to {high:.2g}: range ─ quartiles ━", no_wrap=True)
+    for group in groups[:most]:
+        cells = str(group.count), f"{group.median:.3g}", f"{group.spread:.2g}"
+        table.add_row(Text(group.name), *cells, Text(_strip(group, low, high), style="cyan"))
+    if len(groups) > most:
+        table.caption = f"{len(groups) - most} more in sensitivity.csv"
     return table
+
+
+def _strip(group: Distribution, low: float, high: float, width: int = 30) -> str:
+    """A box plot in one line: ``──━━━●━──``."""
+
+    def place(value: float) -> int:
+        return round((width - 1) * (value - low) / (high - low)) if high > low else 0
+
+    cells = [" "] * width
+    for i in range(place(group.low), place(group.high) + 1):
+        cells[i] = "━" if place(group.q1) <= i <= place(group.q3) else "─"
+    cells[place(group.median)] = "●"
+    return "".join(cells)
 
 
 def layer_tree(inspection: Inspection, pattern: str, width: int) -> Table:

@@ -8,19 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.conftest import Task
+from tests.sensitivity.untrained import SENSITIVE
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.options import Option, SearchSpace
 from qua2sedimo.predictor import Ensemble, FitSettings, fit_ensemble
-from qua2sedimo.sensitivity import OptionScore, Scores, op_scores, step_costs, strip
-from qua2sedimo.sensitivity.aggregate import StepCost
+from qua2sedimo.sensitivity import Scores, op_scores
 
-#: Damage of these counts a hundredfold.
-SENSITIVE = {
-    "transformer_blocks.0.attn1.to_k": 100.0,
-    "transformer_blocks.1.attn1.to_q": 100.0,
-    "transformer_blocks.1.ff.net.2": 100.0,
-}
 SETTINGS = FitSettings(epochs=150, folds=3, channels=16, hops=2)
 
 
@@ -33,13 +26,6 @@ def ensemble(task: Task) -> Ensemble:
 @pytest.fixture(scope="module")
 def scores(task: Task, ensemble: Ensemble) -> Scores:
     return op_scores(task.space, task.encoding, ensemble)
-
-
-def test_the_layers_made_sensitive_cost_most_from_4_to_3_bits(task: Task, scores: Scores) -> None:
-    costs = step_costs(task.space, scores)
-    assert {c.layer for c in costs[:3]} == set(SENSITIVE)
-    assert all(c.cost > 0 for c in costs[:3])
-    assert [c.cost for c in costs] == sorted((c.cost for c in costs), reverse=True)
 
 
 def test_in_sensitive_layers_options_of_less_error_score_higher(task: Task, scores: Scores) -> None:
@@ -101,33 +87,3 @@ def test_a_damaged_file_of_scores_is_refused(tmp_path: Path, content: str) -> No
     path.write_text(content)
     with pytest.raises(Qua2SeDiMoError, match=r"sensitivity\.json"):
         Scores.load(path, "owner")
-
-
-def test_the_step_is_from_the_best_option_near_4_bits_to_the_best_near_3() -> None:
-    space = SearchSpace.of({"a": (64, 256)}, "uaq-4,uaq-3,kmeans_a-4,kmeans_a-3,kmeans_a-6")
-    folds = {"uaq-4": (5.0, 3.0), "kmeans_a-4": (1.0, 1.0), "uaq-3": (0.0, 0.0), "kmeans_a-3": (1.0, 2.0)}
-    folds["kmeans_a-6"] = (50.0, 50.0)
-    options = {Option.parse(o): OptionScore(sum(f), 0.0, f) for o, f in folds.items()}
-    (cost,) = step_costs(space, Scores({"a": options}))
-    assert cost.layer == "a" and cost.cost == pytest.approx((5 - 1) + (3 - 2))
-    assert cost.spread == pytest.approx(np.std([4, 1], ddof=1) * 2**0.5)
-
-
-def test_a_layer_without_options_of_both_sizes_has_no_step() -> None:
-    space = SearchSpace.of({"a": (64, 256)}, "uaq-4,uaq-8")
-    options = {o: OptionScore(1.0, 0.0, (0.5, 0.5)) for o in space.options["a"]}
-    assert step_costs(space, Scores({"a": options})) == []
-
-
-def test_costs_are_averaged_by_operation_and_by_block_dearest_first(task: Task) -> None:
-    costs = [
-        StepCost("transformer_blocks.0.attn1.to_q", 4.0, 1.0),
-        StepCost("transformer_blocks.1.attn1.to_q", 2.0, 3.0),
-        StepCost("transformer_blocks.1.ff.net.2", 5.0, 0.5),
-    ]
-    by_operation = strip(costs, task.graph.layers, "operation")
-    assert list(by_operation) == ["FF 2", "SA-Q"]
-    assert by_operation["FF 2"] == (5.0, 0.5, 1)
-    assert by_operation["SA-Q"][0] == 3.0 and by_operation["SA-Q"][2] == 2
-    by_block = strip(costs, task.graph.layers, "block")
-    assert list(by_block) == ["block 0", "block 1"] and by_block["block 1"][0] == 3.5

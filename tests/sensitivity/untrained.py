@@ -14,6 +14,13 @@ from qua2sedimo.options import SearchSpace
 from qua2sedimo.predictor import Encoding, Ensemble, HopNetwork
 from qua2sedimo.predictor.ensemble import Fold
 
+#: Damage of these layers of the small DiT counts a hundredfold.
+SENSITIVE = {
+    "transformer_blocks.0.attn1.to_k": 100.0,
+    "transformer_blocks.1.attn1.to_q": 100.0,
+    "transformer_blocks.1.ff.net.2": 100.0,
+}
+
 
 @dataclass(frozen=True)
 class Untrained:

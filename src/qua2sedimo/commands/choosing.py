@@ -23,7 +23,7 @@ def choose(
     opened = Study(study)
     with progress() as report:
         choice = opened.choose(bits, candidates, report)
-    console.print(candidates_table(choice, opened.settings.objective))
+    console.print(candidates_table(choice, opened.objective))
     console.print(f"Next: qua2sedimo export {study} OUT --bits {bits:g}")
 
 

@@ -37,17 +37,23 @@ def fit(
 
 @app.command()
 def explain(study: StudyFolder) -> None:
-    """Score every option of every layer, and print what a bit costs by operation and by block."""
-    from qua2sedimo.report.assemble import findings
-    from qua2sedimo.sensitivity import step_costs, strip
+    """Score every option of every layer; print what a bit costs, and where."""
+    from qua2sedimo.sensitivity import step_distributions
     from qua2sedimo.study import Study
-    from qua2sedimo.terminal import console, sensitivity_table
+    from qua2sedimo.terminal import console, progress, sensitivity_table
 
     opened = Study(study)
-    scores = opened.explain()
-    costs = step_costs(opened.space, scores)
-    for by in ("operation", "block"):
-        console.print(sensitivity_table(strip(costs, opened.graph.layers, by), by))
-    for sentence in findings(opened, scores):
-        console.print(sentence)
+    with progress() as report:
+        found = opened.sensitivity(report)
+    for by in ("operation", "stage", "block"):
+        groups = step_distributions(found.steps, by)
+        if len(groups) > 1:
+            console.print(sensitivity_table(groups, by, found.unit))
+    if not found.steps:
+        console.print("No layer has options of two sizes: nothing can be said of what a bit costs.")
+    for sentence in found.findings:
+        console.print(f"• {sentence}", markup=False)
+    if found.steps and not found.findings:
+        console.print("The folds do not agree on what costs most: measure more configurations.")
+    console.print(f"All options of all layers: {study / 'sensitivity.csv'}", markup=False, soft_wrap=True)
     console.print(f"Next: qua2sedimo choose {study} --bits 3.5")

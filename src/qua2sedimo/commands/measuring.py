@@ -58,7 +58,6 @@ def quantize(study: StudyFolder) -> None:
 @app.command()
 def measure(study: StudyFolder, configurations: Configurations = 100) -> None:
     """Measure random configurations until there are so many; run again, it goes on."""
-    from qua2sedimo.evaluation import metric
     from qua2sedimo.study import Study
     from qua2sedimo.terminal import console, progress
 
@@ -66,10 +65,9 @@ def measure(study: StudyFolder, configurations: Configurations = 100) -> None:
     with progress() as report:
         opened.build_bank(report)
         records = opened.measure(configurations, report)
-    objective = opened.settings.objective
-    sign = 1 if metric(objective).higher_is_better else -1
-    best = max(records, key=lambda r: sign * r.value(objective))
+    objective = opened.objective
+    best = max(records, key=objective.gain)
     console.print(
-        f"{len(records)} configurations in {study / 'records.db'}; best {objective} {best.value(objective):.2f} "
+        f"{len(records)} configurations in {study / 'records.db'}; best {objective.text} {objective.value(best):.2f} "
         f"at {best.average_bits:.2f} bits. Next: qua2sedimo fit {study}"
     )

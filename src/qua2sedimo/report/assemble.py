@@ -10,7 +10,8 @@ from scipy.stats import spearmanr
 
 from qua2sedimo.choices import Choice
 from qua2sedimo.comparison import Row
-from qua2sedimo.evaluation.metrics import METRICS, Estimate, mean_estimate, metric
+from qua2sedimo.evaluation.metrics import METRICS, Estimate, mean_estimate
+from qua2sedimo.objective import Objective
 from qua2sedimo.predictor import Ensemble
 from qua2sedimo.predictor.additive import additive_out_of_fold, relative_errors
 from qua2sedimo.predictor.baselines import ridge_out_of_fold
@@ -26,7 +27,7 @@ from qua2sedimo.report.data import (
     ReportData,
     TableRow,
 )
-from qua2sedimo.sensitivity import Scores, step_costs, strip
+from qua2sedimo.sensitivity import Scores
 from qua2sedimo.study import Study
 from qua2sedimo.versions import versions
 
@@ -61,7 +62,7 @@ def report_data(study: Study, choice: Choice, rows: list[Row]) -> ReportData:
         choices=_choices(study, choice, scores),
         predictor=predictor_quality(study, ensemble),
         provenance=_provenance(study, choice),
-        findings=findings(study, scores),
+        findings=study.sensitivity().findings,
     )
 
 
@@ -80,45 +81,27 @@ def predictor_quality(study: Study, ensemble: Ensemble) -> PredictorQuality:
         "sum of relative errors": np.array([-study.bank.relative_mse(r.configuration) for r in records]),
         "average bits": np.array([r.average_bits for r in records]),
     }
-    sign = 1 if metric(study.settings.objective).higher_is_better else -1
+    sign = study.objective.sign
     return PredictorQuality(
         rank_correlation=_rank_correlation(predicted, objective),
         baselines={name: _rank_correlation(values, objective) for name, values in baselines.items()},
         predicted=[float(sign * y) for y in predicted],
         measured=[float(sign * y) for y in objective],
-        noise_ceiling=noise_ceiling(records, study.settings.objective),
+        noise_ceiling=noise_ceiling(records, study.objective),
     )
 
 
-def noise_ceiling(records: list[Record], objective: str) -> float | None:
+def noise_ceiling(records: list[Record], objective: Objective) -> float | None:
     """Rank correlation a perfect predictor could reach: √ of the split-half reliability of the labels.
 
     Odd against even images, stepped up to all images by Spearman and Brown's formula.
     """
-    values = np.array([r.measurement.values[objective] for r in records])
-    if values.shape[1] < 4:
+    images = [objective.per_image(r) for r in records]
+    if any(one is None or len(one) < 4 for one in images):
         return None
+    values = np.array(images)
     half = float(spearmanr(values[:, ::2].mean(axis=1), values[:, 1::2].mean(axis=1)).statistic)
     return math.sqrt(max(0.0, 2 * half / (1 + half))) if half > -1 else None
-
-
-def findings(study: Study, scores: Scores) -> list[str]:
-    """Plain sentences, only where the spread over folds supports them."""
-    costs = step_costs(study.space, scores)
-    said = []
-    for by, noun in (("operation", "operation"), ("block", "block")):
-        groups = list(strip(costs, study.graph.layers, by).items())
-        if len(groups) < 3:
-            continue
-        (first, (cost, spread, _)), (last, (least, other, _)) = groups[0], groups[-1]
-        if cost - least > 2 * math.hypot(spread, other):
-            said.append(
-                f"By {noun}, {first} loses most from 4 to 3 bits (score {cost:.2f} ± {spread:.2f} a layer), "
-                f"{last} least ({least:.2f} ± {other:.2f})."
-            )
-    if costs and costs[0].cost > 2 * costs[0].spread:
-        said.append(f"The most sensitive layer is {costs[0].layer} ({costs[0].cost:.2f} ± {costs[0].spread:.2f}).")
-    return said
 
 
 def _rank_correlation(predicted: np.ndarray, objective: np.ndarray) -> MetricValue:
@@ -151,18 +134,35 @@ def _captions(study: Study, rows: list[Row]) -> list[str | int]:
 
 
 def _points(study: Study, choice: Choice, rows: list[Row]) -> list[MeasuredPoint]:
-    objective = study.settings.objective
+    objective = study.objective
     points = []
     for role, kind in (("sample", "random"), ("candidate", "candidate")):
         for record in study.records.all(role):
-            e = mean_estimate(np.array(record.measurement.values[objective]))
+            e = _estimate(objective, record)
             label = f"{kind} {record.number}"
             points.append(MeasuredPoint(record.average_bits, e.value, e.low, e.high, kind, label))  # type: ignore[arg-type]
     for row in rows:
-        if row.kind != "full" and objective in row.metrics:
-            e = row.metrics[objective]
+        if row.kind != "full" and all(name in row.metrics for name in objective.metrics):
+            e = _row_estimate(objective, row)
             points.append(MeasuredPoint(row.average_bits, e.value, e.low, e.high, row.kind, row.name))  # type: ignore[arg-type]
     return points
+
+
+def _estimate(objective: Objective, record: Record) -> Estimate:
+    """With an interval over images, or none where a metric belongs to the set of them."""
+    images = objective.per_image(record)
+    if images is not None:
+        return mean_estimate(images)
+    value = objective.value(record)
+    return Estimate(value, value, value, 0)
+
+
+def _row_estimate(objective: Objective, row: Row) -> Estimate:
+    """A metric's own interval; an expression of several has none here."""
+    if objective.text in row.metrics:
+        return row.metrics[objective.text]
+    value = objective.of({name: e.value for name, e in row.metrics.items()}, row.average_bits)
+    return Estimate(value, value, value, 0)
 
 
 def _scores(study: Study, scores: Scores) -> list[LayerScore]:
@@ -174,7 +174,7 @@ def _scores(study: Study, scores: Scores) -> list[LayerScore]:
             found.append(
                 LayerScore(
                     name, layer.operation, layer.block, layer.block_index, str(option), option.method, option.bits,
-                    bits, s.score, s.spread,
+                    bits, s.score, s.spread, s.folds,
                 )
             )  # fmt: skip
     return found

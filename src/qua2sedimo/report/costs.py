@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from qua2sedimo.report.data import LayerScore
+from qua2sedimo.sensitivity.steps import Rated, step
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class LayerCost:
     """The score a layer loses from ``better`` (about 4 bits a weight) to ``worse`` (about 3).
 
     ``exact`` is false when the layer has no option in one of the two ranges; then the cost is that
-    between the nearest options it has, per bit. ``spread`` takes the two scores' spreads as independent.
+    between the nearest options it has, per bit. ``spread`` is that of the difference within each fold; where
+    folds are not given, the two scores' spreads are taken as independent.
     """
 
     layer: str
@@ -39,48 +41,25 @@ def layer_costs(scores: Iterable[LayerScore]) -> list[LayerCost]:
 
 
 def _cost(options: list[LayerScore]) -> LayerCost | None:
-    four = _best(options, 3.5, 4.5)
-    three = _best(options, 2.5, 3.5)
-    exact = four is not None and three is not None
-    if three is None:
-        three = _nearest(options, 3.0, below=four)
-    if four is None and three is not None:
-        four = _nearest(options, 4.0, above=three)
-    if four is None or three is None:
+    """The step of :mod:`qua2sedimo.sensitivity.steps`, in summed score."""
+    by_name = {option.option: option for option in options}
+    found = step(Rated(o.option, o.average_bits, o.folds or (o.score,)) for o in options)
+    if found is None:
         return None
-    bits = 1.0 if exact else four.average_bits - three.average_bits
+    better, worse = by_name[found.better], by_name[found.worse]
+    bits = 1.0 if found.exact else better.average_bits - worse.average_bits
+    paired = len(found.folds) > 1
     return LayerCost(
-        layer=four.layer,
-        operation=four.operation,
-        block=four.block,
-        block_index=four.block_index,
-        better=four.option,
-        worse=three.option,
-        cost=(four.score - three.score) / bits,
-        spread=math.hypot(four.spread, three.spread) / bits,
-        exact=exact,
+        layer=better.layer,
+        operation=better.operation,
+        block=better.block,
+        block_index=better.block_index,
+        better=found.better,
+        worse=found.worse,
+        cost=found.cost * len(found.folds),
+        spread=found.spread * len(found.folds) if paired else math.hypot(better.spread, worse.spread) / bits,
+        exact=found.exact,
     )
-
-
-def _best(options: list[LayerScore], above: float, up_to: float) -> LayerScore | None:
-    inside = [option for option in options if above < option.average_bits <= up_to]
-    return max(inside, key=lambda option: option.score, default=None)
-
-
-def _nearest(
-    options: list[LayerScore],
-    bits: float,
-    below: LayerScore | None = None,
-    above: LayerScore | None = None,
-) -> LayerScore | None:
-    """The option nearest in size, and smaller than ``below`` or larger than ``above`` by a tenth of a bit."""
-    inside = [
-        option
-        for option in options
-        if (below is None or option.average_bits < below.average_bits - 0.1)
-        and (above is None or option.average_bits > above.average_bits + 0.1)
-    ]
-    return min(inside, key=lambda option: (abs(option.average_bits - bits), -option.score), default=None)
 
 
 def in_order(names: Iterable[str]) -> list[str]:

@@ -67,7 +67,7 @@ class MeasuredPoint:
 
 @dataclass(frozen=True)
 class LayerScore:
-    """The score of one option of one layer (higher: better pictures) and its spread over the folds."""
+    """The score of one option of one layer (higher: better pictures), its spread over the folds, and each fold's."""
 
     layer: str
     operation: str
@@ -79,6 +79,7 @@ class LayerScore:
     average_bits: float
     score: float
     spread: float
+    folds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

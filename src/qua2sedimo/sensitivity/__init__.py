@@ -1,18 +1,43 @@
-"""From the predictor's embedding norms to scores of options and settings, and what they say by operation and block."""
+"""From the predictor to scores of options and settings, and what they say by layer, operation, block and stage."""
 
-from qua2sedimo.sensitivity.aggregate import step_costs, strip
 from qua2sedimo.sensitivity.block_scores import block_scores
 from qua2sedimo.sensitivity.block_settings import BlockScores, BlockSettings, Setting
+from qua2sedimo.sensitivity.effects import Effects, around, option_effects
+from qua2sedimo.sensitivity.findings import findings
 from qua2sedimo.sensitivity.scores import OptionScore, Scores, op_scores
+from qua2sedimo.sensitivity.summary import Sensitivity, load_effects, save_effects
+from qua2sedimo.sensitivity.tables import (
+    Distribution,
+    LayerStep,
+    OptionRow,
+    distributions,
+    layer_steps,
+    option_rows,
+    step_distributions,
+    write_csv,
+)
 
 __all__ = [
     "BlockScores",
     "BlockSettings",
+    "Distribution",
+    "Effects",
+    "LayerStep",
+    "OptionRow",
     "OptionScore",
     "Scores",
+    "Sensitivity",
     "Setting",
+    "around",
     "block_scores",
+    "distributions",
+    "findings",
+    "layer_steps",
+    "load_effects",
     "op_scores",
-    "step_costs",
-    "strip",
+    "option_effects",
+    "option_rows",
+    "save_effects",
+    "step_distributions",
+    "write_csv",
 ]

@@ -29,13 +29,14 @@ def choose(study: Study, bits: float, candidates: int | None = None, progress: P
             return made
     proposals = propose_candidates(study, nbytes, candidates or 8)
     encoded = np.stack([study.space.encode(configuration) for configuration, _ in proposals])
-    predicted = study.sign * ensemble.predict(study.encoding, encoded).mean(axis=0)
+    predicted = study.objective.sign * ensemble.predict(study.encoding, encoded).mean(axis=0)
     measured = measure_fresh(study, [c for c, _ in proposals], f"measuring candidates for {bits:g} bits", progress)
     rows = [
         Candidate(origin, configuration, study.space.average_bits(configuration), float(p), m.means)
         for (configuration, origin), p, m in zip(proposals, predicted, measured)
     ]
-    best = max(rows, key=lambda row: study.sign * row.measured[study.settings.objective])
+    objective = study.objective
+    best = max(rows, key=lambda row: objective.sign * objective.of(row.measured, row.average_bits))
     choice = Choice(
         bits, best.configuration, best.average_bits, study.space.nbytes(best.configuration), best.origin,
         best.predicted, best.measured, rows,

@@ -14,7 +14,18 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.files import read_json
 from qua2sedimo.predictor import Ensemble, FitSettings, fit_ensemble
 from qua2sedimo.records import Record
-from qua2sedimo.sensitivity import Scores, op_scores
+from qua2sedimo.sensitivity import (
+    BlockScores,
+    Scores,
+    Sensitivity,
+    around,
+    block_scores,
+    load_effects,
+    op_scores,
+    option_effects,
+    save_effects,
+    write_csv,
+)
 from qua2sedimo.stages.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -46,7 +57,7 @@ def fit(study: Study, settings: FitSettings | None = None, progress: Progress = 
 def training_data(study: Study, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
     """(option indices [records, layers], objective [records], higher is better)."""
     choices = np.stack([study.space.encode(r.configuration) for r in records])
-    return choices, study.sign * np.array([r.value(study.settings.objective) for r in records])
+    return choices, np.array([study.objective.gain(r) for r in records])
 
 
 def fitted(study: Study) -> tuple[Ensemble, str]:
@@ -66,6 +77,31 @@ def explain(study: Study) -> Scores:
     scores = op_scores(study.space, study.encoding, ensemble)
     scores.save(study.folder / "sensitivity.json", owner)
     return scores
+
+
+def block_scores_of(study: Study) -> BlockScores:
+    """Score every setting of every block."""
+    return block_scores(study.graph, study.space, study.encoding, fitted(study)[0])
+
+
+def sensitivity(study: Study, progress: Progress = silent) -> Sensitivity:
+    """Scores, and what each option is expected to cost the objective; left in effects.json and sensitivity.csv."""
+    ensemble, owner = fitted(study)
+    path = study.folder / "effects.json"
+    effects = load_effects(path, owner)
+    if effects is None:
+        bases = around(*training_data(study, samples(study)))
+        layers = len(study.space.layers)
+
+        def changed(done: int) -> None:
+            progress(done, layers, "changing one layer alone")
+
+        effects = option_effects(study.space, study.encoding, ensemble, bases, changed)
+        save_effects(effects, path, owner)
+    objective = study.objective
+    found = Sensitivity(study.graph.layers, study.space, study.bank, explain(study), effects, objective.unit)
+    write_csv(found.rows, study.folder / "sensitivity.csv")
+    return found
 
 
 def samples(study: Study) -> list[Record]:

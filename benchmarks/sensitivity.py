@@ -1,0 +1,109 @@
+"""Do explanations agree with measuring? Layers ranked by the predictor, against each layer quantized alone.
+
+    python benchmarks/sensitivity.py STUDY [STUDY ...]
+
+Needs a study with measured configurations, and measurements of one layer at one option with all others at full
+precision: records of role ``single``, or singles.json in the study's folder ({"LAYER|OPTION": {metric: [value of each
+image]}}). The study is not changed: its predictor is fitted in a copy. Writes benchmarks/results/sensitivity.json.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from qua2sedimo import Study
+from qua2sedimo.files import read_json
+from qua2sedimo.options import Option
+from qua2sedimo.sensitivity import Sensitivity
+
+RESULTS = Path(__file__).parent / "results"
+REPLICATES = 1000
+
+
+def main() -> None:
+    rows = []
+    for folder in map(Path, sys.argv[1:]):
+        with tempfile.TemporaryDirectory() as scratch:
+            study = copied(folder, Path(scratch) / "study")
+            study.fit()
+            found = study.sensitivity()
+            measured = singles(folder, study)
+            print(f"\n{folder.name}: {len(found.space.layers)} layers, {len(study.records.all('sample'))} records")
+            for option in sorted({option for _, option in measured}):
+                rows += [{"study": folder.name, **row} for row in compared(found, measured, option)]
+                for row in rows[-4:]:
+                    low, high = row["interval"]
+                    print(f"  {row['option']:<11} {row['ranking']:<38} {row['rank']:6.3f} [{low:.3f}, {high:.3f}]")
+                print(
+                    f"  {option!s:<11} {'halves of the images with each other':<38} {rows[-1]['halves']:6.3f}",
+                    flush=True,
+                )
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "sensitivity.json").write_text(json.dumps(rows, indent=1))
+
+
+def copied(folder: Path, place: Path) -> Study:
+    """The study in another folder, its bank by link."""
+    place.mkdir()
+    for path in [folder / "study.yaml", folder / "graph.json", *folder.glob("records.db*")]:
+        shutil.copy(path, place / path.name)
+    (place / "bank").symlink_to((folder / "bank").resolve())
+    return Study(place)
+
+
+def singles(folder: Path, study: Study) -> dict[tuple[str, Option], np.ndarray]:
+    """Loss of quality of each image, for a layer at an option alone: (layer, option) → [images]."""
+    metric = study.objective.metrics[0]
+    sign = -study.objective.sign
+    records = study.records.all("single")
+    if records:
+        full = {r.number: next(iter(r.configuration.items())) for r in records}
+        return {full[r.number]: sign * np.array(r.measurement.values[metric]) for r in records}
+    content: Mapping[str, Mapping[str, list[float]]] = read_json(folder / "singles.json")
+    found = {}
+    for key, values in content.items():
+        layer, _, option = key.partition("|")
+        found[layer, Option.parse(option)] = sign * np.array(values[metric])
+    return found
+
+
+def compared(found: Sensitivity, measured: Mapping[tuple[str, Option], np.ndarray], option: Option) -> list[dict]:
+    """Rank correlation over layers of each way to rank them with the measured loss at ``option`` alone."""
+    layers = [name for name in found.space.layers if (name, option) in measured]
+    images = np.array([measured[name, option] for name in layers])
+    by_row = {(r.layer, r.option): r for r in found.rows}
+    steps = {s.layer.name: s.step.cost for s in found.steps}
+    best = {name: max(s.score for s in found.scores.layers[name].values()) for name in layers}
+    rankings = {
+        "expected cost of this option": [by_row[name, str(option)].cost for name in layers],
+        "score lost by this option": [best[name] - by_row[name, str(option)].score for name in layers],
+        "expected cost of 4 → 3 bits": [steps.get(name, 0.0) for name in layers],
+        "relative error (no measurements)": [by_row[name, str(option)].relative_mse for name in layers],
+    }
+    chance = np.random.default_rng(0)
+    draws = [chance.integers(len(layers), size=len(layers)) for _ in range(REPLICATES)]
+    truth = images.mean(axis=1)
+    halves = float(spearmanr(images[:, ::2].mean(axis=1), images[:, 1::2].mean(axis=1)).statistic)
+    rows = []
+    for name, values in rankings.items():
+        value = np.array(values)
+        replicates = [spearmanr(value[d], truth[d]).statistic for d in draws]
+        low, high = (float(q) for q in np.nanquantile(replicates, [0.025, 0.975]))
+        rank = float(spearmanr(value, truth).statistic)
+        rows.append({
+            "option": str(option), "ranking": name, "rank": rank, "interval": [low, high], "layers": len(layers),
+            "halves": halves,
+        })  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    main()

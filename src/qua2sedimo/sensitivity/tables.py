@@ -1,0 +1,141 @@
+"""Sensitivity as tables: a row for each option of each layer, and what groups of rows look like."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qua2sedimo.bank import Bank
+from qua2sedimo.denoisers import WeightLayer
+from qua2sedimo.files import write_via
+from qua2sedimo.options import SearchSpace
+from qua2sedimo.sensitivity.effects import Effects
+from qua2sedimo.sensitivity.scores import Scores
+from qua2sedimo.sensitivity.steps import Rated, Step, standard_error, step
+
+
+@dataclass(frozen=True)
+class OptionRow:
+    """One option of one layer.
+
+    ``score`` is the sum over folds, without unit; ``cost`` what the objective is expected to lose from the layer's best
+    option to this one, in the objective's unit; each with its standard error over folds.
+    """
+
+    layer: str
+    operation: str
+    block: str
+    block_index: int | None
+    stage: str
+    weights: int
+    option: str
+    method: str
+    bits: int
+    average_bits: float
+    nbytes: int
+    relative_mse: float
+    score: float
+    score_spread: float
+    cost: float
+    cost_spread: float
+
+
+@dataclass(frozen=True)
+class LayerStep:
+    """A layer and what going from about 4 to about 3 bits costs it, in the objective's unit."""
+
+    layer: WeightLayer
+    step: Step
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Least, quartiles and largest of a group's values; ``outliers`` lie 1.5 quartile ranges outside the quartiles.
+
+    ``spread`` is the mean of the values' standard errors over folds.
+    """
+
+    name: str
+    count: int
+    low: float
+    q1: float
+    median: float
+    q3: float
+    high: float
+    outliers: tuple[str, ...]
+    spread: float
+
+
+def option_rows(
+    layers: Mapping[str, WeightLayer], space: SearchSpace, bank: Bank, scores: Scores, effects: Effects
+) -> list[OptionRow]:
+    """The table, in the order of the data."""
+    rows = []
+    for name in space.layers:
+        layer = layers[name]
+        best = max(effects[name].values(), key=lambda folds: float(np.mean(folds)))
+        for option in space.options[name]:
+            score, nbytes = scores.layers[name][option], option.nbytes(layer.shape)
+            lost = np.array(best) - np.array(effects[name][option])
+            rows.append(OptionRow(
+                name, layer.operation, layer.block, layer.block_index, layer.stage, layer.weights, str(option),
+                option.method, option.bits, 8 * nbytes / layer.weights, nbytes,
+                bank.errors[name][option].relative_mse, score.score, score.spread,
+                float(lost.mean()), standard_error(lost),
+            ))  # fmt: skip
+    return rows
+
+
+def layer_steps(layers: Mapping[str, WeightLayer], space: SearchSpace, effects: Effects) -> list[LayerStep]:
+    """Every layer that has options of two sizes, dearest first."""
+    found = []
+    for name in space.layers:
+        shape, weights = space.shapes[name], layers[name].weights
+        made = step(Rated(str(o), 8 * o.nbytes(shape) / weights, folds) for o, folds in effects[name].items())
+        if made is not None:
+            found.append(LayerStep(layers[name], made))
+    return sorted(found, key=lambda s: -s.step.cost)
+
+
+def distributions(rows: Sequence[OptionRow], by: str) -> list[Distribution]:
+    """Distribution of the scores by ``layer``, ``operation``, ``block``, ``block_index`` or ``stage``."""
+    return _distributions(rows, lambda r: (str(getattr(r, by)), r.score, r.score_spread, f"{r.layer} {r.option}"))
+
+
+def step_distributions(steps: Sequence[LayerStep], by: str) -> list[Distribution]:
+    """Distribution over layers of the cost of 4 → 3 bits, highest median first."""
+    found = _distributions(steps, lambda s: (str(getattr(s.layer, by)), s.step.cost, s.step.spread, s.layer.name))
+    return sorted(found, key=lambda d: -d.median)
+
+
+def _distributions(items: Iterable[Any], read: Callable[[Any], tuple[str, float, float, str]]) -> list[Distribution]:
+    """``read`` gives an item's group, value, standard error and own name; groups come as they first appear."""
+    groups: dict[str, list[tuple[float, float, str]]] = {}
+    for group, value, spread, own in map(read, items):
+        groups.setdefault(group, []).append((value, spread, own))
+    found = []
+    for name, members in groups.items():
+        values = np.array([value for value, _, _ in members])
+        low, q1, median, q3, high = (float(v) for v in np.quantile(values, [0, 0.25, 0.5, 0.75, 1]))
+        fence = 1.5 * (q3 - q1)
+        outliers = tuple(own for value, _, own in members if not q1 - fence <= value <= q3 + fence)
+        mean = float(np.mean([spread for _, spread, _ in members]))
+        found.append(Distribution(name, len(members), low, q1, median, q3, high, outliers, mean))
+    return found
+
+
+def write_csv(rows: Sequence[OptionRow], path: Path) -> None:
+    """Write the table with a header line; a value that is not there is empty."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as handle:
+            writer = csv.writer(handle)
+            writer.writerow([f.name for f in fields(OptionRow)])
+            writer.writerows([getattr(row, f.name) for f in fields(OptionRow)] for row in rows)
+
+    write_via(path, write)

@@ -1,0 +1,147 @@
+"""What a bit costs where: on an objective whose sensitive layers are known, the tables and sentences name them."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.conftest import Task
+from tests.sensitivity.untrained import SENSITIVE
+
+from qua2sedimo.denoisers import WeightLayer
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.predictor import Ensemble, FitSettings, fit_ensemble
+from qua2sedimo.sensitivity import (
+    LayerStep,
+    Sensitivity,
+    around,
+    distributions,
+    findings,
+    load_effects,
+    op_scores,
+    option_effects,
+    save_effects,
+    step_distributions,
+    write_csv,
+)
+from qua2sedimo.sensitivity.steps import Rated, Step, step
+
+
+@pytest.fixture(scope="module")
+def found(task: Task) -> Sensitivity:
+    choices = task.choices(120, seed=4)
+    gain = task.quality(choices, SENSITIVE)
+    ensemble: Ensemble = fit_ensemble(
+        task.encoding, choices, gain, FitSettings(epochs=150, folds=3, channels=16, hops=2)
+    )
+    bases = around(choices, gain)
+    assert len(bases) == 8 and task.quality(bases, SENSITIVE).min() >= np.quantile(gain, 0.3)
+    effects = option_effects(task.space, task.encoding, ensemble, bases)
+    scores = op_scores(task.space, task.encoding, ensemble)
+    return Sensitivity(task.graph.layers, task.space, task.bank, scores, effects, "dB")
+
+
+def test_the_layers_made_sensitive_are_those_that_cost_most(found: Sensitivity) -> None:
+    assert {s.layer.name for s in found.steps[:3]} == set(SENSITIVE)
+    costs = [s.step.cost for s in found.steps]
+    assert costs == sorted(costs, reverse=True) and costs[2] > 2 * max(costs[3], 0.0)
+
+
+def test_the_costs_are_about_what_the_objective_really_loses(task: Task, found: Sensitivity) -> None:
+    """In decibels: the true loss of the known objective around the same kind of configurations."""
+    bases = around((choices := task.choices(120, seed=4)), task.quality(choices, SENSITIVE))
+    true, expected = [], []
+    for s in found.steps[:3]:
+        column = task.space.layers.index(s.layer.name)
+        options = [str(o) for o in task.space.options[s.layer.name]]
+        sides = []
+        for option in (s.step.better, s.step.worse):
+            changed = bases.copy()
+            changed[:, column] = options.index(option)
+            sides.append(task.quality(changed, SENSITIVE).mean())
+        true.append(sides[0] - sides[1])
+        expected.append(s.step.cost)
+    assert np.mean(expected) == pytest.approx(np.mean(true), rel=0.6)
+
+
+def test_a_row_for_each_option_the_best_of_a_layer_costing_nothing(task: Task, found: Sensitivity) -> None:
+    assert [(r.layer, r.option) for r in found.rows] == [
+        (n, str(o)) for n in task.space.layers for o in task.space.options[n]
+    ]
+    for layer in task.space.layers:
+        costs = [r.cost for r in found.rows if r.layer == layer]
+        assert min(costs) == 0 and all(c >= 0 for c in costs)
+    row = next(r for r in found.rows if r.layer == "transformer_blocks.1.ff.net.2" and r.option == "uaq-3")
+    assert (row.operation, row.block_index, row.bits, row.method) == ("FF 2", 1, 3, "uaq")
+    assert row.nbytes == round(row.average_bits * row.weights / 8)
+
+
+def test_the_table_as_a_file_holds_every_row(found: Sensitivity, tmp_path: Path) -> None:
+    write_csv(found.rows, tmp_path / "sensitivity.csv")
+    with (tmp_path / "sensitivity.csv").open(newline="") as handle:
+        lines = list(csv.DictReader(handle))
+    assert [(x["layer"], x["option"], float(x["cost"])) for x in lines] == [
+        (r.layer, r.option, r.cost) for r in found.rows
+    ]
+    assert {x["block_index"] for x in lines} == {"", "0", "1"}
+
+
+def test_distributions_are_those_of_the_groups(found: Sensitivity) -> None:
+    groups = {d.name: d for d in distributions(found.rows, "operation")}
+    values = np.array([r.score for r in found.rows if r.operation == "SA-Q"])
+    assert groups["SA-Q"].count == len(values) == 10
+    assert (groups["SA-Q"].low, groups["SA-Q"].median, groups["SA-Q"].high) == pytest.approx(
+        (values.min(), np.median(values), values.max())
+    )
+    by_operation = step_distributions(found.steps, "operation")
+    assert [d.median for d in by_operation] == sorted((d.median for d in by_operation), reverse=True)
+    assert {d.name for d in step_distributions(found.steps, "block_index")} == {"None", "0", "1"}
+
+
+def test_what_lies_far_outside_the_quartiles_is_named_as_an_outlier() -> None:
+    steps = [made(f"layer {i}", "SA-Q", (1.0 + 0.01 * i,) * 3) for i in range(9)] + [made("odd", "SA-Q", (9.0,) * 3)]
+    (group,) = step_distributions(steps, "operation")
+    assert group.outliers == ("odd",) and group.high == 9.0
+
+
+def test_effects_come_back_for_the_same_fit_only(found: Sensitivity, tmp_path: Path) -> None:
+    path = tmp_path / "effects.json"
+    assert load_effects(path, "fit") is None
+    save_effects(found.effects, path, "fit")
+    assert load_effects(path, "fit") == found.effects and load_effects(path, "another") is None
+    path.write_text('{"format": 1, "owner": "fit"}')
+    with pytest.raises(Qua2SeDiMoError, match="damaged"):
+        load_effects(path, "fit")
+
+
+def made(name: str, operation: str, folds: tuple[float, ...], stage: str = "s") -> LayerStep:
+    layer = WeightLayer(name, name, None, (4, 4), "Linear", operation, f"block of {operation}", None, stage)
+    return LayerStep(layer, Step("uaq-4", "uaq-3", folds, True))
+
+
+def test_a_sentence_is_said_only_where_the_folds_agree() -> None:
+    calm = [made(f"{o} {i}", o, (1.0, 1.1, 0.9, 1.0, 1.05)) for o in ("SA-Q", "SA-K") for i in range(2)]
+    sure = findings([*calm, made("t", "t-Embed", (2.0, 2.2, 2.1, 2.3, 1.9))], "dB")
+    assert any(re.fullmatch(r"t-Embed: 4 → 3 bits costs the most, 2\.10? ± 0\.07\d? dB a layer\.", s) for s in sure)
+    torn = findings([*calm, made("t", "t-Embed", (9.0, 0.1, 0.1, 0.2, 1.0))], "dB")
+    assert not any(s.startswith("t") for s in torn)
+    assert findings([made("t", "t-Embed", (2.0,)), *[made(o, o, (1.0,)) for o in ("SA-Q", "SA-K")]]) == []
+
+
+def test_the_step_compares_options_within_each_fold() -> None:
+    options = {"uaq-4": (4.1, (5.0, 3.0)), "kmeans_a-4": (4.0, (1.0, 1.0)), "uaq-3": (3.1, (0.0, 0.0)),
+               "kmeans_a-3": (3.0, (1.0, 2.0)), "kmeans_a-6": (6.0, (50.0, 50.0))}  # fmt: skip
+    found = step(Rated(name, bits, folds) for name, (bits, folds) in options.items())
+    assert found is not None and (found.better, found.worse, found.exact) == ("uaq-4", "kmeans_a-3", True)
+    assert found.folds == (4.0, 1.0) and found.cost == 2.5
+    assert found.spread == pytest.approx(np.std([4, 1], ddof=1) / 2**0.5)
+
+
+def test_without_options_of_4_and_3_bits_the_step_is_per_bit_between_the_nearest() -> None:
+    found = step([Rated("uaq-2", 2.0, (0.0, 0.0)), Rated("uaq-5", 5.0, (1.5, 3.0)), Rated("uaq-8", 8.0, (9.0, 9.0))])
+    assert found is not None and (found.better, found.worse, found.exact) == ("uaq-5", "uaq-2", False)
+    assert found.folds == (0.5, 1.0)
+    assert step([Rated("uaq-4", 4.0, (1.0, 1.0))]) is None
