@@ -39,7 +39,7 @@ def main() -> None:
             print(f"\n{folder.name}: {len(found.space.layers)} layers, {len(study.records.all('sample'))} records")
             for option in sorted({option for _, option in measured}):
                 rows += [{"study": folder.name, **row} for row in compared(found, measured, option)]
-                for row in rows[-4:]:
+                for row in rows[-3:]:
                     low, high = row["interval"]
                     print(f"  {row['option']:<11} {row['ranking']:<38} {row['rank']:6.3f} [{low:.3f}, {high:.3f}]")
                 print(
@@ -81,11 +81,9 @@ def compared(found: Sensitivity, measured: Mapping[tuple[str, Option], np.ndarra
     images = np.array([measured[name, option] for name in layers])
     by_row = {(r.layer, r.option): r for r in found.rows}
     steps = {s.layer.name: s.step.cost for s in found.steps}
-    best = {name: max(s.score for s in found.scores.layers[name].values()) for name in layers}
     rankings = {
-        "expected cost of this option": [by_row[name, str(option)].cost for name in layers],
-        "score lost by this option": [best[name] - by_row[name, str(option)].score for name in layers],
-        "expected cost of 4 → 3 bits": [steps.get(name, 0.0) for name in layers],
+        "cost of this option": [by_row[name, str(option)].cost for name in layers],
+        "cost of 4 → 3 bits": [steps.get(name, 0.0) for name in layers],
         "relative error (no measurements)": [by_row[name, str(option)].relative_mse for name in layers],
     }
     chance = np.random.default_rng(0)

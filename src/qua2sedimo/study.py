@@ -243,9 +243,9 @@ class Study:
         """Score every setting of every block."""
         return fitting.block_scores_of(self)
 
-    def sensitivity(self, progress: Progress = silent) -> Sensitivity:
+    def sensitivity(self) -> Sensitivity:
         """What each option of each layer is expected to cost the objective; written as sensitivity.csv too."""
-        return fitting.sensitivity(self, progress)
+        return fitting.sensitivity(self)
 
     def check_budget(self, bits: float) -> int:
         """The budget in packed bytes; raises with the reachable range if it cannot be met."""

@@ -40,11 +40,9 @@ def explain(study: StudyFolder) -> None:
     """Score every option of every layer; print what a bit costs, and where."""
     from qua2sedimo.sensitivity import step_distributions
     from qua2sedimo.study import Study
-    from qua2sedimo.terminal import console, progress, sensitivity_table
+    from qua2sedimo.terminal import console, sensitivity_table
 
-    opened = Study(study)
-    with progress() as report:
-        found = opened.sensitivity(report)
+    found = Study(study).sensitivity()
     for by in ("operation", "stage", "block"):
         groups = step_distributions(found.steps, by)
         if len(groups) > 1:

@@ -2,10 +2,10 @@
 
 from qua2sedimo.sensitivity.block_scores import block_scores
 from qua2sedimo.sensitivity.block_settings import BlockScores, BlockSettings, Setting
-from qua2sedimo.sensitivity.effects import Effects, around, option_effects
+from qua2sedimo.sensitivity.effects import Effects, option_effects
 from qua2sedimo.sensitivity.findings import findings
 from qua2sedimo.sensitivity.scores import OptionScore, Scores, op_scores
-from qua2sedimo.sensitivity.summary import Sensitivity, load_effects, save_effects
+from qua2sedimo.sensitivity.summary import Sensitivity
 from qua2sedimo.sensitivity.tables import (
     Distribution,
     LayerStep,
@@ -28,16 +28,13 @@ __all__ = [
     "Scores",
     "Sensitivity",
     "Setting",
-    "around",
     "block_scores",
     "distributions",
     "findings",
     "layer_steps",
-    "load_effects",
     "op_scores",
     "option_effects",
     "option_rows",
-    "save_effects",
     "step_distributions",
     "write_csv",
 ]

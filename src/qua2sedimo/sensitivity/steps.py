@@ -54,7 +54,7 @@ def standard_error(folds: Sequence[float]) -> float:
 
 def step(options: Iterable[Rated]) -> Step | None:
     """From the best option of about 4 bits to the best of about 3; None if the layer has no two sizes."""
-    rated = [option for option in options if math.isfinite(option.mean)]
+    rated = [option for option in options if option.folds and math.isfinite(option.mean)]
     four, three = _best(rated, *_FOUR), _best(rated, *_THREE)
     exact = four is not None and three is not None
     if three is None:

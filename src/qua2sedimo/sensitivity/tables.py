@@ -78,7 +78,7 @@ def option_rows(
     rows = []
     for name in space.layers:
         layer = layers[name]
-        best = max(effects[name].values(), key=lambda folds: float(np.mean(folds)))
+        best = max(effects[name].values(), key=sum)
         for option in space.options[name]:
             score, nbytes = scores.layers[name][option], option.nbytes(layer.shape)
             lost = np.array(best) - np.array(effects[name][option])

@@ -18,12 +18,9 @@ from qua2sedimo.sensitivity import (
     BlockScores,
     Scores,
     Sensitivity,
-    around,
     block_scores,
-    load_effects,
     op_scores,
     option_effects,
-    save_effects,
     write_csv,
 )
 from qua2sedimo.stages.progress import Progress, silent
@@ -84,22 +81,11 @@ def block_scores_of(study: Study) -> BlockScores:
     return block_scores(study.graph, study.space, study.encoding, fitted(study)[0])
 
 
-def sensitivity(study: Study, progress: Progress = silent) -> Sensitivity:
-    """Scores, and what each option is expected to cost the objective; left in effects.json and sensitivity.csv."""
-    ensemble, owner = fitted(study)
-    path = study.folder / "effects.json"
-    effects = load_effects(path, owner)
-    if effects is None:
-        bases = around(*training_data(study, samples(study)))
-        layers = len(study.space.layers)
-
-        def changed(done: int) -> None:
-            progress(done, layers, "changing one layer alone")
-
-        effects = option_effects(study.space, study.encoding, ensemble, bases, changed)
-        save_effects(effects, path, owner)
-    objective = study.objective
-    found = Sensitivity(study.graph.layers, study.space, study.bank, explain(study), effects, objective.unit)
+def sensitivity(study: Study) -> Sensitivity:
+    """Scores, and what each option is expected to cost the objective; the table is left in sensitivity.csv."""
+    ensemble, scores = fitted(study)[0], explain(study)
+    effects = option_effects(study.space, scores, ensemble, *training_data(study, samples(study)))
+    found = Sensitivity(study.graph.layers, study.space, study.bank, scores, effects, study.objective.unit)
     write_csv(found.rows, study.folder / "sensitivity.csv")
     return found
 
