@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import operator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import small_pipeline, small_settings
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation import Measurement
@@ -16,6 +18,8 @@ from qua2sedimo.evaluation.metrics import Estimate
 from qua2sedimo.objective import Objective
 from qua2sedimo.options import Configuration
 from qua2sedimo.records import Record
+from qua2sedimo.settings import StudySettings
+from qua2sedimo.study import Study
 
 METRIC_VALUES = {"psnr": 23.5, "features": 0.25, "kernel_full": 3.0}
 BITS = 3.5
@@ -123,3 +127,22 @@ def test_values_of_images_average_to_that_of_the_record_where_the_objective_is_l
     assert images is not None and images.shape == (3,) and images.mean() == pytest.approx(linear.value(record))
     assert Objective.parse("psnr - kernel_full").per_image(record) is None
     assert Objective.parse("psnr - kernel_full").value(record) == 24.5
+
+
+def test_a_study_learns_and_maximises_the_expression(tmp_path: Path) -> None:
+    study = Study.create(tmp_path / "s", small_settings(objective="-features - bits/2"), small_pipeline())
+    records = study.measure(3)
+    assert set(records[0].measurement.values) == {"features", "psnr"}  # the expression's metrics, and those asked for
+    _, gain = study.training_data(records)
+    expected = [-np.mean(r.measurement.values["features"]) - r.average_bits / 2 for r in records]
+    np.testing.assert_allclose(gain, expected)
+    bytes_of = Study.create(tmp_path / "t", small_settings(objective="psnr - bytes/1000"), small_pipeline()).objective
+    record = records[0]
+    assert bytes_of.value(record) == pytest.approx(
+        record.value("psnr") - study.space.nbytes(record.configuration) / 1000
+    )
+
+
+def test_study_settings_refuse_an_objective_that_cannot_be_read() -> None:
+    with pytest.raises(Qua2SeDiMoError, match="unknown name 'psrn'"):
+        StudySettings(model="m", objective="psrn - bits")

@@ -48,7 +48,7 @@ def explain(study: StudyFolder) -> None:
         if len(groups) > 1:
             console.print(sensitivity_table(groups, by, found.unit))
     if not found.steps:
-        console.print("No layer has options of two sizes: nothing can be said of what a bit costs.")
+        console.print("No layer has options of about 4 and about 3 bits: nothing can be said of what a bit costs.")
     for sentence in found.findings:
         console.print(f"• {sentence}", markup=False)
     if found.steps and not found.findings:

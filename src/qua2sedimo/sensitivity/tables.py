@@ -92,12 +92,12 @@ def option_rows(
 
 
 def layer_steps(layers: Mapping[str, WeightLayer], space: SearchSpace, effects: Effects) -> list[LayerStep]:
-    """Every layer that has options of two sizes, dearest first."""
+    """Every layer that has options of about 4 and of about 3 bits, overhead counted, dearest first."""
     found = []
     for name in space.layers:
         shape, weights = space.shapes[name], layers[name].weights
         made = step(Rated(str(o), 8 * o.nbytes(shape) / weights, folds) for o, folds in effects[name].items())
-        if made is not None:
+        if made is not None and made.exact:
             found.append(LayerStep(layers[name], made))
     return sorted(found, key=lambda s: -s.step.cost)
 
