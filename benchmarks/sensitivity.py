@@ -1,6 +1,6 @@
 """Do explanations agree with measuring? Layers ranked by the predictor, against each layer quantized alone.
 
-    python benchmarks/sensitivity.py STUDY [STUDY ...]
+    python benchmarks/sensitivity.py [--epochs N] STUDY [STUDY ...]
 
 Needs a study with measured configurations, and measurements of one layer at one option with all others at full
 precision: records of role ``single``, or singles.json in the study's folder ({"LAYER|OPTION": {metric: [value of each
@@ -9,9 +9,9 @@ image]}}). The study is not changed: its predictor is fitted in a copy. Writes b
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +22,7 @@ from scipy.stats import spearmanr
 from qua2sedimo import Study
 from qua2sedimo.files import read_json
 from qua2sedimo.options import Option
+from qua2sedimo.predictor import FitSettings
 from qua2sedimo.sensitivity import Sensitivity
 
 RESULTS = Path(__file__).parent / "results"
@@ -29,17 +30,21 @@ REPLICATES = 1000
 
 
 def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("studies", nargs="+", type=Path)
+    asked.add_argument("--epochs", type=int, default=FitSettings().epochs, help="of the predictor")
+    arguments = asked.parse_args()
     rows = []
-    for folder in map(Path, sys.argv[1:]):
+    for folder in arguments.studies:
         with tempfile.TemporaryDirectory() as scratch:
             study = copied(folder, Path(scratch) / "study")
-            study.fit()
+            study.fit(FitSettings(epochs=arguments.epochs))
             found = study.sensitivity()
             measured = singles(folder, study)
             print(f"\n{folder.name}: {len(found.space.layers)} layers, {len(study.records.all('sample'))} records")
             for option in sorted({option for _, option in measured}):
                 rows += [{"study": folder.name, **row} for row in compared(found, measured, option)]
-                for row in rows[-3:]:
+                for row in rows[-4:]:
                     low, high = row["interval"]
                     print(f"  {row['option']:<11} {row['ranking']:<38} {row['rank']:6.3f} [{low:.3f}, {high:.3f}]")
                 print(
@@ -81,7 +86,9 @@ def compared(found: Sensitivity, measured: Mapping[tuple[str, Option], np.ndarra
     images = np.array([measured[name, option] for name in layers])
     by_row = {(r.layer, r.option): r for r in found.rows}
     steps = {s.layer.name: s.step.cost for s in found.steps}
+    best = {name: max(s.score for s in found.scores.layers[name].values()) for name in layers}
     rankings = {
+        "score lost by this option": [best[name] - by_row[name, str(option)].score for name in layers],
         "cost of this option": [by_row[name, str(option)].cost for name in layers],
         "cost of 4 → 3 bits": [steps.get(name, 0.0) for name in layers],
         "relative error (no measurements)": [by_row[name, str(option)].relative_mse for name in layers],

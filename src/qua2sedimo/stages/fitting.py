@@ -84,7 +84,7 @@ def block_scores_of(study: Study) -> BlockScores:
 def sensitivity(study: Study) -> Sensitivity:
     """Scores, and what each option is expected to cost the objective; the table is left in sensitivity.csv."""
     ensemble, scores = fitted(study)[0], explain(study)
-    effects = option_effects(study.space, scores, ensemble, *training_data(study, samples(study)))
+    effects = option_effects(study.graph, study.space, study.bank, ensemble, *training_data(study, samples(study)))
     found = Sensitivity(study.graph.layers, study.space, study.bank, scores, effects, study.objective.unit)
     write_csv(found.rows, study.folder / "sensitivity.csv")
     return found
