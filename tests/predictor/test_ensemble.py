@@ -15,7 +15,7 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.predictor import Ensemble, FitSettings, fit_ensemble
 from qua2sedimo.predictor.ensemble import Fold
 
-QUICK = FitSettings(epochs=60, channels=8, hops=2, folds=3, learning_rate=1e-2)
+QUICK = FitSettings(epochs=20, channels=8, hops=2, folds=3)
 COUNT = 45
 
 
