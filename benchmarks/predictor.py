@@ -119,8 +119,12 @@ def baselines(study: Study, choices: np.ndarray, objective: np.ndarray) -> dict[
     bits = np.array([study.space.average_bits(study.space.decode(choice)) for choice in choices])
 
     def boosting(known: np.ndarray, unseen: np.ndarray) -> np.ndarray:
-        model = GradientBoostingRegressor(n_estimators=300, max_depth=3, learning_rate=0.05, subsample=0.7, random_state=0)
-        return np.asarray(model.fit(np.log(errors[known] + 1e-9), objective[known]).predict(np.log(errors[unseen] + 1e-9)))
+        model = GradientBoostingRegressor(
+            n_estimators=300, max_depth=3, learning_rate=0.05, subsample=0.7, random_state=0
+        )
+        return np.asarray(
+            model.fit(np.log(errors[known] + 1e-9), objective[known]).predict(np.log(errors[unseen] + 1e-9))
+        )
 
     def additive(known: np.ndarray, unseen: np.ndarray) -> np.ndarray:
         return fit_additive(study.graph, study.space, errors[known], objective[known]).quality(errors[unseen])

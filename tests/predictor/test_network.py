@@ -47,7 +47,7 @@ def test_attention_survives_huge_logits() -> None:
 def test_gradients_of_the_attention_are_those_of_finite_differences() -> None:
     torch.manual_seed(0)
     layer = GATv2(3).double()
-    x = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: layer(v, random_graph(5, 1)), (x,))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 _STEPS, _CLOSE = 20, 1e-5
 #: Prior variance of what is left unexplained, relative to the target's.
-_NOISE = 0.05
+_NOISE = 0.02
 
 
 def fit_damage(
