@@ -1,16 +1,13 @@
 """Which predictor ranks configurations it never saw best, from how many records.
 
     python benchmarks/predictor.py STUDY [...] [--splits 5] [--sizes 25,50,100,200] [--minutes 30]
-    python benchmarks/predictor.py --speed
 
 For each split, 80 records are put aside (a third, if there are fewer than 240) and every predictor is fitted to the
-first 25, 50, 100, 200 of the others. Fitting that chooses anything does so within those. STUDY/singles.json, if it is there, holds
-one-layer-at-a-time measurements: {"LAYER|OPTION": {"psnr": [one value an image]}}.
+first 25, 50, 100, 200 of the others. Fitting that chooses anything does so within those. If it is there,
+STUDY/singles.json holds one-layer-at-a-time measurements: {"LAYER|OPTION": {"psnr": [one value an image]}}.
 
-Rows go to benchmarks/results/predictor.json as they are computed and are not computed again; the graph network's come last,
-``srcc`` first, so that a run which is stopped by --minutes has the cheap ones whole.
-
---speed times five folds on 500 random records of a PixArt-XL-sized graph, and scoring 40,000 settings of blocks.
+Rows go to benchmarks/results/predictor.json as they are computed and are not computed again; the graph network's come
+last, ``srcc`` first, so that a run which is stopped by --minutes has the cheap ones whole.
 """
 
 from __future__ import annotations
@@ -38,17 +35,12 @@ Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", type=Path)
+    parser.add_argument("studies", nargs="+", type=Path)
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--sizes", default="25,50,100,200")
     parser.add_argument("--minutes", type=float, default=1e9)
-    parser.add_argument("--speed", action="store_true")
     parser.add_argument("--result", type=Path, default=RESULTS / "predictor.json")
     asked = parser.parse_args()
-    if asked.speed:
-        import predictor_speed
-
-        predictor_speed.main()
     until = time.monotonic() + 60 * asked.minutes
     for folder in asked.studies:
         compare(folder, asked.splits, [int(n) for n in asked.sizes.split(",")], asked.result, until)

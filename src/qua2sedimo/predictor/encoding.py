@@ -31,7 +31,7 @@ class Encoding:
         features: number of features of a node.
         prior: (mean, standard deviation) [features] of what a feature adds to the logarithm of an option's damage,
             before anything was measured: the level is free, damage grows with the error at a power a little above one,
-            operations, blocks and layers differ by factors of about e^0.6, methods of equal error by little.
+            operations, blocks and layers differ by factors of about e^0.6, methods of equal error by e^0.4.
     """
 
     def __init__(self, graph: Graph, space: SearchSpace, bank: Bank) -> None:
@@ -72,7 +72,7 @@ class Encoding:
         self.offered = torch.tensor(offered)
         self.prior = np.zeros(self.features), np.full(self.features, _DEVIATION)
         self.prior[0][0] = _POWER
-        self.prior[1][:4], self.prior[1][6 : 6 + len(METHODS)] = (0.7, 5.0, 0.02, 0.02), 0.15
+        self.prior[1][:4], self.prior[1][6 : 6 + len(METHODS)] = (0.7, 5.0, 0.02, 0.02), 0.4
 
     def options(self) -> torch.Tensor:
         """Features of every option of every layer: [layers, options, features], padded where not offered."""
