@@ -32,7 +32,7 @@ def test_gatv2_computes_what_torch_geometric_does_with_the_same_weights(seed: in
         theirs.att.copy_(ours.attention.view(1, 1, -1))
         theirs.bias.copy_(ours.bias)
     x, edges = 3 * torch.randn(4, nodes, channels), random_graph(nodes, seed)
-    found = ours(x, edges)
+    found = ours(x.transpose(0, 1), edges).transpose(0, 1)
     for row, expected in zip(found, x, strict=True):
         torch.testing.assert_close(row, theirs(expected, edges), rtol=1e-4, atol=1e-5)
 
@@ -40,14 +40,14 @@ def test_gatv2_computes_what_torch_geometric_does_with_the_same_weights(seed: in
 def test_attention_survives_huge_logits() -> None:
     torch.manual_seed(0)
     layer = GATv2(4)
-    out = layer(1e4 * torch.randn(1, 5, 4), torch.tensor([[0, 1, 2], [4, 4, 3]]))
+    out = layer(1e4 * torch.randn(5, 1, 4), torch.tensor([[0, 1, 2], [4, 4, 3]]))
     assert torch.isfinite(out).all()
 
 
 def test_gradients_of_the_attention_are_those_of_finite_differences() -> None:
     torch.manual_seed(0)
     layer = GATv2(3).double()
-    x = torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda v: layer(v, random_graph(5, 1)), (x,))
 
 

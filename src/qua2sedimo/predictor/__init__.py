@@ -2,8 +2,9 @@
 
 from qua2sedimo.predictor.additive import AdditiveModel, fit_additive, relative_errors
 from qua2sedimo.predictor.encoding import Encoding
-from qua2sedimo.predictor.ensemble import Ensemble, FitSettings, fit_ensemble
+from qua2sedimo.predictor.ensemble import Ensemble, fit_ensemble
 from qua2sedimo.predictor.network import GATv2, HopNetwork
+from qua2sedimo.predictor.training import FitSettings
 
 __all__ = [
     "AdditiveModel",
