@@ -9,7 +9,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from qua2sedimo.denoisers.subgraphs import roots, subgraphs
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.files import read_json
 from qua2sedimo.predictor import Ensemble, FitSettings, fit_ensemble
@@ -46,9 +48,19 @@ def fit(study: Study, settings: FitSettings | None = None, progress: Progress = 
         objective,
         settings,
         lambda fold, epoch: progress(fold * settings.epochs + epoch, total, "fitting the predictor"),
+        _roots(study, settings.hops),
+        (folder, owner),
     )
     ensemble.save(folder, owner)
     return ensemble
+
+
+def _roots(study: Study, hops: int) -> list[torch.Tensor]:
+    """Nodes ranked at each hop: every layer at hop 0, behind it the roots of blocks, all nodes if there are none."""
+    blocks = roots(subgraphs(study.graph, hops), hops) if hops else [[]]
+    everywhere = torch.arange(study.encoding.nodes)
+    found = [torch.tensor(nodes) if nodes else everywhere for nodes in blocks[1:]]
+    return [study.encoding.layer_nodes, *found]
 
 
 def training_data(study: Study, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
