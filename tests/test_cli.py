@@ -367,6 +367,8 @@ def test_the_stages_one_by_one_end_in_pictures_of_the_packed_model(  # type: ign
     assert "rank correlation" in fitted.out, fitted.err
     explained = run("explain", study)
     assert "Cost of 4 → 3 bits by operation" in explained.out and "SA-Q" in explained.out
+    assert all(len(line) <= 80 for line in explained.out.splitlines() if "●" in line)
+    assert (study / "sensitivity.csv").read_text().startswith("layer,operation,block,")
     chosen = run("choose", study, "--bits", 4.5, "--candidates", 2)
     assert "measured" in chosen.out and chosen.status == 0
     out = tmp_path / "packed"

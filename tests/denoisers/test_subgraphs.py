@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import MAKERS, call_of
 from tests.denoisers import small
+from tests.denoisers.coverage.check import built
+from tests.denoisers.coverage.registry import CONFIGURATIONS, exported
 from torch import nn
 
 from qua2sedimo import zoo
@@ -114,6 +116,16 @@ def test_blocks_of_the_papers_denoisers_at_full_size(name: str) -> None:
         assert resnets == {(3, 2, "layer"): 6, (4, 3, "add"): 2, (6, 4, "add"): 9}
     else:
         assert found["skip", 2, 1, "add"] == 19 and found["modulation", 1, 0, "layer"] == 41
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_blocks_of_every_diffusers_class_are_a_partition_with_the_nearest_roots(name: str) -> None:
+    if name not in exported():
+        pytest.skip(f"this diffusers has no {name}")
+    model, inputs = built(name)
+    graph = trace(model, (), inputs, parts=True, ties=True)
+    check(graph, subgraphs(graph))
 
 
 def test_the_blocks_of_a_small_pixart_are_those_of_the_paper() -> None:
