@@ -9,7 +9,7 @@ from qua2sedimo.errors import Qua2SeDiMoError, Stopped
 
 # Their order is that of the commands in --help.
 # isort: off
-from qua2sedimo.commands import whole, looking, measuring, explaining, choosing, using, reporting  # noqa: F401
+from qua2sedimo.commands import whole, looking, measuring, explaining, choosing, searching, using, reporting  # noqa: F401
 
 
 def main() -> None:
