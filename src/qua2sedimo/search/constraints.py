@@ -74,6 +74,13 @@ class Allowed:
     def of(self, layer: str, methods: frozenset[str] | None) -> tuple[Option, ...]:
         return tuple(o for o in self.options[layer] if methods is None or o.method in methods)
 
+    def permits(self, configuration: Mapping[str, Option]) -> bool:
+        """Whether a configuration has exactly the layers it may have, each under an allowed option."""
+        most = self.constraints.methods_at_most
+        return all(configuration[n] in of if n in configuration else not of for n, of in self.options.items()) and (
+            most is None or len({o.method for o in configuration.values()}) <= most
+        )
+
     def byte_range(self, space: SearchSpace) -> tuple[int, int]:
         """Least and most packed bytes of all layers; kept ones count two a weight. Raises if nothing is allowed."""
         sets = self.method_sets()

@@ -20,8 +20,10 @@ from scipy.linalg import cho_factor, cho_solve
 FLOOR = 1e-9  # the relative error of an exact option
 _STEPS = 30
 #: Prior standard deviations in nepers: of operations, blocks and layers, of the level, of γ, κ and δ.
-_GROUP, _LAYER, _LEVEL, _EXPONENT, _LIMIT, _SHIFT = 1.0, 1.0, 5.0, 0.2, 1.0, 1.0
+_GROUP, _LAYER, _LEVEL, _EXPONENT, _LIMIT, _SHIFT = 1.0, 1.5, 5.0, 0.2, 1.0, 1.0
 _LEAST_NOISE, _FIRST_NOISE = 0.02, 0.3
+#: The noise first assumed counts as much as so many records: layers measured once cannot tell it from their spread.
+_ASSUMED = 20
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,9 @@ def _noise(seen: Observations, predicted: np.ndarray, leverage: np.ndarray, befo
     for kind in range(len(before)):
         of = seen.kind == kind
         free = float((1 - leverage[of]).sum()) if of.any() else 0.0
-        # a handful of records that the parameters follow exactly say nothing of their noise
         if of.any():
             squares = float(((seen.log_damage - predicted)[of] ** 2).sum())
-            noise[kind] = np.sqrt((squares + 2 * _FIRST_NOISE**2 / 4) / (max(free, 0.0) + 2))
+            noise[kind] = np.sqrt((squares + _ASSUMED * _FIRST_NOISE**2) / (max(free, 0.0) + _ASSUMED))
     return np.maximum(noise, _LEAST_NOISE)
 
 

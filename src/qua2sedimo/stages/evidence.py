@@ -96,9 +96,11 @@ def measure_all(
     return [done[c.digest, images.start].measurement for c in configurations]
 
 
-def images_spent(study: Study) -> int:
-    """Images that all measurements of the study have cost, those of full precision not counted."""
-    return sum(len(_values(study, r)) for r in study.records.all())
+def images_spent(study: Study, role: str | None = None, only: Sequence[Configuration] | None = None) -> int:
+    """Images the study's measurements have cost, full precision's not counted; of a role, and of these alone."""
+    digests = None if only is None else {c.digest for c in only}
+    records = [r for r in study.records.all(role) if digests is None or r.configuration.digest in digests]
+    return sum(len(_values(study, r)) for r in records)
 
 
 def _values(study: Study, record: Record) -> list[float]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from qua2sedimo.evaluation import Measurer
     from qua2sedimo.study import Study
 
-_ROUND = 8  # candidates a round
+_ROUND, _LEAST_ROUNDS = 8, 2  # candidates a round; rounds before the noise may end them
 _DRAWS = 16  # models drawn to judge what could still be gained
 _FINALISTS, _FINAL_IMAGES = 8, 16
 #: Images that decide are none of those that were learned from.
@@ -90,29 +90,33 @@ def search(
     reserved = min(final, max(2 * _FINAL_IMAGES, 2 * images // 5))
     rounds = _rounds(study, nbytes, allowed, images - reserved, progress)
     known = evidence(study)
-    candidates = _candidates(known, nbytes)
-    choice, p_value = _decide(study, budget, known, candidates, max(reserved, images - images_spent(study)), progress)
+    candidates = _candidates(known, nbytes, allowed)
+    before = images_spent(study) - images_spent(study, "final", candidates)
+    choice, p_value = _decide(study, budget, known, candidates, max(reserved, images - before), progress)
     choice.save(choice_path(study, budget, constraints), f"search {study.identity} {study.settings.protocol}")
     return Found(choice, rounds, p_value)
 
 
 def _rounds(study: Study, nbytes: int, allowed: Allowed, until: int, progress: Progress) -> list[Round]:
+    """Measure proposals until the expected gain is below the noise or ``until`` images are spent; one row a round.
+
+    All a round needs to know is in the records, so a search that was stopped goes on as it would have.
+    """
     measurers: dict[range, Measurer] = {}
     rounds: list[Round] = []
-    rng = np.random.default_rng(study.settings.seed)
     while True:
         known = evidence(study)
-        proposals = _proposals(known, nbytes, allowed, rng)
+        own = [m for m in known.measured if m.kind == 2 and _fits(known, m.configuration, nbytes, allowed)]
+        proposals = _proposals(known, nbytes, allowed, np.random.default_rng([study.settings.seed, len(own)]))
         tried = {m.configuration for m in known.measured}
-        new = [c for c in proposals if c not in tried][:_ROUND]
+        new = [c for c in proposals if c not in tried][: _ROUND - len(own) % _ROUND]
         gain, noise = expected_gain(known, proposals), _noise(study, nbytes)
-        best = max((m.quality for m in known.measured if _fits(known, m.configuration, nbytes)), default=float("nan"))
         spent = images_spent(study)
-        rounds.append(Round(len(rounds), spent, best, gain, noise))
+        rounds.append(Round(len(rounds), spent, max((m.quality for m in own), default=float("nan")), gain, noise))
         room = (until - spent) // FEW
-        if not new or room < 1 or (len(rounds) > 2 and gain < noise):
+        if not new or room < 1 or (len(own) >= _LEAST_ROUNDS * _ROUND and gain < noise):
             return rounds
-        what = f"round {len(rounds)}: measuring candidates"
+        what = f"round {len(own) // _ROUND + 1}: measuring candidates"
         measure_all(study, "round", new[:room], range(FEW), what, progress, measurers)
 
 
@@ -148,14 +152,14 @@ def _noise(study: Study, nbytes: int) -> float:
     return float(difference.std(axis=1, ddof=1).mean() / np.sqrt(FEW))
 
 
-def _fits(known: Evidence, configuration: Configuration, nbytes: int) -> bool:
-    return len(configuration) > 1 and packed_bytes(known.space, configuration) <= nbytes
+def _fits(known: Evidence, configuration: Configuration, nbytes: int, allowed: Allowed) -> bool:
+    return allowed.permits(configuration) and packed_bytes(known.space, configuration) <= nbytes
 
 
-def _candidates(known: Evidence, nbytes: int) -> list[Configuration]:
+def _candidates(known: Evidence, nbytes: int, allowed: Allowed) -> list[Configuration]:
     """Measured configurations within the budget, best first: by measurement and model, each weighed by its
     certainty."""
-    fitting = [m for m in known.measured if m.kind == 2 and _fits(known, m.configuration, nbytes)]
+    fitting = [m for m in known.measured if m.kind == 2 and _fits(known, m.configuration, nbytes, allowed)]
     if not fitting:
         return []
     expected = known.predicted([m.configuration for m in fitting])
