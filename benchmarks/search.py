@@ -1,6 +1,7 @@
 """The best configuration of a size that each procedure finds, for the same images: quality at equal bits, and against
 images.
 
+    python benchmarks/search.py --program
     python benchmarks/search.py [--models digits-dit …] [--bits 3.5 …] [--images 2000] [--seeds 1] [--judged 32]
     [--work FOLDER]
 
@@ -29,12 +30,14 @@ from qua2sedimo import Study, StudySettings, zoo
 from qua2sedimo.evaluation.metrics import features_of, frechet_distance, mean_estimate, psnr
 from qua2sedimo.evaluation.sampling import sample
 from qua2sedimo.files import write_json
+from qua2sedimo.inspection import inspected
 from qua2sedimo.options import Configuration
 from qua2sedimo.predictor import FitSettings, fit_ensemble
 from qua2sedimo.search import (
     Budget,
     Evidence,
     Values,
+    argmax_configuration,
     best_configurations,
     most_likely,
     one_at_a_time,
@@ -46,6 +49,7 @@ from qua2sedimo.stages.searching import search
 from qua2sedimo.versions import versions
 
 RESULTS = Path(__file__).parent / "results"
+SDXL = Path(__file__).parent.parent / "tests" / "denoisers" / "configs" / "sdxl-base-1.0.json"
 JUDGED = 50_000  # the first image that judges
 Proposed = tuple[str, int, Configuration]  # procedure, images it spent, its answer
 
@@ -58,7 +62,11 @@ def main() -> None:
     parser.add_argument("--judged", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=RESULTS / "search")
+    parser.add_argument("--program", action="store_true", help="Only time the integer program on SDXL's shapes.")
     asked = parser.parse_args()
+    if asked.program:
+        program()
+        return
     rows: list[dict[str, object]] = []
     for model in asked.models:
         for seed in range(asked.seeds):
@@ -138,7 +146,7 @@ def _paper(study: Study, nbytes: int, images: int) -> Iterator[Proposed]:
     choices = np.stack([space.encode(c) for c in records])
     scores = op_scores(space, study.encoding, fit_ensemble(study.encoding, choices, quality, FitSettings(seed=seed)))
     total = scores.total()
-    yield "paper: predictor, argmax", FEW * count, _argmax(study, total, nbytes)
+    yield "paper: predictor, argmax", FEW * count, argmax_configuration(space, total, nbytes)
     yield "paper's scores, program", FEW * count, _best(evidence(study, []), total, nbytes)
 
 
@@ -189,30 +197,6 @@ def _greedy(known: Evidence, nbytes: int) -> Configuration:
         chosen[layer] = option
 
 
-def _argmax(study: Study, scores: Values, nbytes: int) -> Configuration:
-    """Each layer by itself takes the option of highest score − λ · its bits a weight, λ the least that fits.
-
-    The published procedure trains a predictor for one trade-off of quality and size and takes each block's best by
-    itself; λ stands for the trade-off, so that its answer can be compared at a given size.
-    """
-    space = study.space
-
-    def answer(price: float) -> Configuration:
-        return Configuration(
-            (n, max(space.options[n], key=lambda o: scores[n][o] - price * o.nbytes(space.shapes[n]) / np.prod(
-                space.shapes[n])))
-            for n in space.layers
-        )  # fmt: skip
-
-    low, high = 0.0, 1e-3
-    while space.nbytes(answer(high)) > nbytes and high < 1e9:
-        low, high = high, 2 * high
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if space.nbytes(answer(middle)) > nbytes else (low, middle)
-    return answer(high)
-
-
 class _Judge:
     """PSNR and Fréchet distance on images that no procedure saw; what was judged before is read."""
 
@@ -246,6 +230,28 @@ class _Judge:
         self.study.switch.restore()
         full, other = self.references
         return [float(v) for v in psnr(made, full)], frechet_distance(features_of(made), other)
+
+
+def program() -> None:
+    """Processor seconds of the program for SDXL's layers under the wide options, with sensitivities drawn at random."""
+    space = inspected(str(SDXL)).space
+    chance = np.random.default_rng(0)
+    sensitivity = np.exp(2 * chance.normal(size=len(space.layers)))
+    values = {
+        n: {o: -float(s * 4.0**-o.bits * np.exp(0.1 * chance.normal())) for o in space.options[n]}
+        for n, s in zip(space.layers, sensitivity)
+    }
+    rows = []
+    list(best_configurations(space, values, int(4 * space.weights / 8), 1))  # compiles
+    for bits in (2.2, 2.5, 3.0, 3.5, 4.0, 5.0):
+        row = {"bits": bits, "layers": len(space.layers), "options": sum(map(len, space.options.values()))}
+        for count in (1, 8):
+            began = time.process_time()
+            list(best_configurations(space, values, int(bits * space.weights / 8), count))
+            row[f"seconds, {count} best"] = round(time.process_time() - began, 3)
+        rows.append(row)
+        print(row, flush=True)
+    write_json(RESULTS / "program.json", rows)
 
 
 _began = time.time()

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from qua2sedimo import Qua2SeDiMoError, Study
 from qua2sedimo.cli import app
+from qua2sedimo.commands.frontier_figure import specification, write_figure
 from qua2sedimo.evaluation import Measurer
 from qua2sedimo.evaluation.metrics import psnr
 from qua2sedimo.options import Configuration
@@ -155,6 +156,14 @@ def test_no_point_of_the_frontier_is_beaten_and_every_other_is(finished: Finishe
 
 def test_the_frontier_is_read_as_it_was_written(finished: Finished) -> None:
     assert load_frontier(finished.study) == finished.points
+
+
+def test_the_figure_shows_every_point_and_the_line_runs_along_the_frontier(finished: Finished, tmp_path: Path) -> None:
+    drawn = specification(finished.points, "psnr")
+    assert [row["name"] for row in drawn["data"]["values"]] == [p.name for p in finished.points]
+    line = drawn["layer"][0]["data"]["values"]
+    assert [row["name"] for row in line] == [p.name for p in finished.points if p.efficient]
+    assert "<svg" in write_figure(finished.points, "psnr", tmp_path / "frontier.svg").read_text()
 
 
 def test_any_point_is_exported_by_its_name(finished: Finished, tmp_path: Path) -> None:

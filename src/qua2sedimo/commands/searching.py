@@ -56,6 +56,7 @@ def frontier(
     images: Annotated[int, typer.Option(help="Fresh images a point.", min=2)] = 16,
 ) -> None:
     """Measure configurations from 2.2 to 6 bits and say which are on the frontier; export takes any by --point."""
+    from qua2sedimo.commands.frontier_figure import write_figure
     from qua2sedimo.commands.search_tables import frontier_table
     from qua2sedimo.stages.frontier import frontier as measured
     from qua2sedimo.study import Study
@@ -66,4 +67,5 @@ def frontier(
         opened.build_bank(report)
         points = measured(opened, images=images, progress=report)
     console.print(frontier_table(points, opened.settings.objective))
-    console.print(f"{study / 'frontier.json'}. Next: qua2sedimo export {study} OUT --point {points[0].name}")
+    figure = write_figure(points, opened.settings.objective, study / "frontier.svg")
+    console.print(f"{study / 'frontier.json'}, {figure}. Next: qua2sedimo export {study} OUT --point {points[0].name}")

@@ -1,6 +1,7 @@
 """From measurements and a budget to configurations: scores by several proposers, and an exact program that adds them
 up."""
 
+from qua2sedimo.search.argmax import argmax_configuration
 from qua2sedimo.search.budget import Budget, budget_bytes
 from qua2sedimo.search.choose import (
     Setting,
@@ -38,6 +39,7 @@ __all__ = [
     "Setting",
     "Values",
     "allow",
+    "argmax_configuration",
     "average_bits",
     "best_configurations",
     "best_settings",

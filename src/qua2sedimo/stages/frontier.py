@@ -108,18 +108,6 @@ def _point(row: dict[str, Any]) -> Point:
     return Point(**{**row, "configuration": options, "quality": Estimate(**row["quality"])})
 
 
-def chart_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """The figure's data, one row a point: average bits, quality with its interval, kind and name."""
-    return [
-        {
-            "name": p.name, "bits": p.average_bits, "nbytes": p.nbytes, "quality": p.quality.value,
-            "low": p.quality.low, "high": p.quality.high, "efficient": p.efficient,
-            "kind": "uniform" if p.name.startswith("uniform-") else "ours",
-        }
-        for p in points
-    ]  # fmt: skip
-
-
 def named_choice(study: Study, choice: str | None, point: str | None) -> Choice | None:
     """The choice of that file name, or the frontier's point of that name as one; None if neither is asked for."""
     if choice and point:
