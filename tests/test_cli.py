@@ -22,7 +22,8 @@ from qua2sedimo.denoisers import Graph
 from qua2sedimo.predictor import FitSettings
 
 COMMANDS = (
-    "demo", "run", "init", "inspect", "quantize", "measure", "fit", "explain", "choose", "export", "generate", "report",
+    "demo", "run", "init", "inspect", "quantize", "measure", "fit", "explain", "choose", "diff", "export",
+    "search", "frontier", "generate", "report",
 )  # fmt: skip
 FEW_STEPS = '{"num_inference_steps": 2, "guidance_scale": 1.0}'
 

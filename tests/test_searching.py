@@ -26,8 +26,8 @@ BITS, IMAGES = 3.6, 260
 OPTIONS = "uaq-2,uaq-4,kmeans_a-2,kmeans_a-3,kmeans_a-6"
 
 
-def made(folder: Path, **changes: object) -> Study:
-    study = Study.create(folder, small_settings(options=OPTIONS, **changes), small_pipeline())
+def made(folder: Path) -> Study:
+    study = Study.create(folder, small_settings(options=OPTIONS), small_pipeline())
     study.build_bank()
     return study
 
@@ -128,7 +128,8 @@ def test_too_few_images_are_refused_with_the_least(finished: Finished) -> None:
 
 
 def test_an_objective_without_decibels_is_refused(tmp_path: Path) -> None:
-    study = made(tmp_path / "study", objective="features", metrics=["features"])
+    asked = small_settings(options=OPTIONS, objective="features", metrics=["features"])
+    study = Study.create(tmp_path / "study", asked, small_pipeline())
     with pytest.raises(Qua2SeDiMoError, match="needs one in decibels"):
         study.search(BITS, IMAGES)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -63,6 +64,7 @@ def _match(name: str, pattern: str) -> bool:
     return at == len(name) or pattern.endswith("*")
 
 
+@functools.cache
 def every_choice(c: Constraints) -> list[Configuration]:
     options = [[None, *SPACE.options[n]] for n in SPACE.layers]
     whole = (

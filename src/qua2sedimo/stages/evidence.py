@@ -28,10 +28,7 @@ FEW = 4
 def evidence(study: Study, roles: Sequence[str] = ROLES) -> Evidence:
     """All measurements of these roles on the study's first images; a sample has more images, of which the first
     count."""
-    if metric(study.settings.objective).unit != "dB":
-        raise Qua2SeDiMoError(
-            f"objective '{study.settings.objective}': the additive model needs one in decibels", "Use objective: psnr."
-        )
+    check_objective(study)
     layers = [study.graph.layers[n] for n in study.space.layers]
     errors = {n: {o: e.relative_mse for o, e in study.bank.errors[n].items()} for n in study.space.layers}
     records = [(ROLES.index(role), r) for role in roles for r in study.records.all(role) if r.measurement.start == 0]
@@ -39,8 +36,16 @@ def evidence(study: Study, roles: Sequence[str] = ROLES) -> Evidence:
         study.space,
         errors,
         [[layer.operation for layer in layers], [layer.block for layer in layers]],
-        [Measured(kind, r.configuration, float(np.mean(_values(study, r)[:FEW]))) for kind, r in records],
+        [Measured(kind, r.configuration, float(np.mean(per_image(study, r.measurement)[:FEW]))) for kind, r in records],
     )
+
+
+def check_objective(study: Study) -> None:
+    """Raise unless the objective is in decibels, of which the additive model makes squared errors."""
+    if metric(study.settings.objective).unit != "dB":
+        raise Qua2SeDiMoError(
+            f"objective '{study.settings.objective}': the additive model needs one in decibels", "Use objective: psnr."
+        )
 
 
 def measure_singles(study: Study, images: int = FEW, progress: Progress = silent) -> list[Record]:
@@ -78,7 +83,7 @@ def measure_all(
     try:
         for i, configuration in enumerate(configurations):
             key = configuration.digest, images.start
-            if key not in done or len(_values(study, done[key])) < len(images):
+            if key not in done or len(per_image(study, done[key].measurement)) < len(images):
                 if images not in measurers:
                     measurers[images] = study.measurer(images.start, images.stop)
                     _ = measurers[images].reference
@@ -86,10 +91,8 @@ def measure_all(
                     study.switch.restore()  # what a configuration leaves out is in 16 bits
                 if key[0] not in numbers:
                     numbers[key[0]], following = following, following + 1
-                measurement = measurers[images](configuration)
-                bits = average_bits(study.space, configuration)
-                done[key] = Record(role, numbers[key[0]], configuration, bits, measurement)
-                study.records.add(done[key], versions())
+                made = measurers[images](configuration)
+                done[key] = _keep(study, role, numbers[key[0]], configuration, made)
             progress(i + 1, len(configurations), what)
     finally:
         study.switch.restore()
@@ -100,8 +103,15 @@ def images_spent(study: Study, role: str | None = None, only: Sequence[Configura
     """Images the study's measurements have cost, full precision's not counted; of a role, and of these alone."""
     digests = None if only is None else {c.digest for c in only}
     records = [r for r in study.records.all(role) if digests is None or r.configuration.digest in digests]
-    return sum(len(_values(study, r)) for r in records)
+    return sum(len(per_image(study, r.measurement)) for r in records)
 
 
-def _values(study: Study, record: Record) -> list[float]:
-    return record.measurement.values[study.settings.objective]
+def per_image(study: Study, measurement: Measurement) -> list[float]:
+    """The objective of each image, in dB."""
+    return measurement.values[study.settings.objective]
+
+
+def _keep(study: Study, role: str, number: int, configuration: Configuration, measurement: Measurement) -> Record:
+    record = Record(role, number, configuration, average_bits(study.space, configuration), measurement)
+    study.records.add(record, versions())
+    return record

@@ -14,7 +14,7 @@ from qua2sedimo.evaluation.metrics import Estimate, mean_estimate
 from qua2sedimo.files import read_document, write_json
 from qua2sedimo.options import Configuration, Option
 from qua2sedimo.search import average_bits, best_configurations, most_likely, packed_bytes
-from qua2sedimo.stages.evidence import FEW, evidence, measure_all, measure_singles
+from qua2sedimo.stages.evidence import FEW, check_objective, evidence, measure_all, measure_singles, per_image
 from qua2sedimo.stages.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def frontier(
 
     Layers are measured alone first if they were not. Targets that cannot be reached are left out.
     """
+    check_objective(study)
     measure_singles(study, FEW, progress)
     values = most_likely(evidence(study))
     space = study.space
@@ -66,10 +67,10 @@ def frontier(
     measured = measure_all(
         study, "frontier", configurations, range(FIRST, FIRST + images), "measuring the frontier", progress
     )
-    quality = {c: mean_estimate(np.array(m.values[study.settings.objective])) for c, m in zip(configurations, measured)}
+    quality = {c: mean_estimate(np.array(per_image(study, m))) for c, m in zip(configurations, measured)}
     sizes = {c: packed_bytes(space, c) for c in configurations}
     points = [
-        Point(n, c, average_bits(space, c), sizes[c], quality[c], _efficient(c, sizes, quality, study.sign))
+        Point(n, c, average_bits(space, c), sizes[c], quality[c], _efficient(c, sizes, quality))
         for n, c in named.items()
     ]
     points.sort(key=lambda p: (p.nbytes, p.name))
@@ -80,12 +81,11 @@ def frontier(
 
 
 def _efficient(
-    configuration: Configuration, sizes: dict[Configuration, int], quality: dict[Configuration, Estimate], sign: int
+    configuration: Configuration, sizes: dict[Configuration, int], quality: dict[Configuration, Estimate]
 ) -> bool:
-    size, value = sizes[configuration], sign * quality[configuration].value
+    size, value = sizes[configuration], quality[configuration].value
     return not any(
-        sizes[c] <= size and sign * q.value >= value and (sizes[c] < size or sign * q.value > value)
-        for c, q in quality.items()
+        sizes[c] <= size and q.value >= value and (sizes[c] < size or q.value > value) for c, q in quality.items()
     )
 
 

@@ -27,7 +27,15 @@ from qua2sedimo.search import (
 )
 from qua2sedimo.search.halving import paired_p, schedule, survivors
 from qua2sedimo.stages.choosing import choice_path, names_of
-from qua2sedimo.stages.evidence import FEW, evidence, images_spent, measure_all, measure_singles
+from qua2sedimo.stages.evidence import (
+    FEW,
+    check_objective,
+    evidence,
+    images_spent,
+    measure_all,
+    measure_singles,
+    per_image,
+)
 from qua2sedimo.stages.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -77,6 +85,7 @@ def search(
     three fifths of the images. The best candidates compete on fresh images by successive halving. Every measurement
     is a record: run again, it goes on.
     """
+    check_objective(study)
     allowed = allow(study.space, constraints, names_of(study))
     nbytes = budget_bytes(study.space, budget, allowed)
     least = FEW * (len(study.space.layers) + _ROUND) + 2 * _FINAL_IMAGES
@@ -140,7 +149,7 @@ def _noise(study: Study, nbytes: int) -> float:
     """Standard error of the difference of two candidates on few images, in dB: its mean over the pairs with the
     best."""
     rows = [
-        r.measurement.values[study.settings.objective]
+        per_image(study, r.measurement)
         for r in study.records.all("round")
         if packed_bytes(study.space, r.configuration) <= nbytes
     ]
@@ -183,12 +192,12 @@ def _decide(
             f"finalists on {len(fresh)} fresh images", progress, measurers,
         )  # fmt: skip
         for i, row in zip(remaining, rows):
-            measured[i] += row.values[study.settings.objective]
-        values = study.sign * np.array([measured[i] for i in remaining])
+            measured[i] += per_image(study, row)
+        values = np.array([measured[i] for i in remaining])
         remaining = [remaining[j] for j in survivors(values, len(remaining))]
     last = max(len(v) for v in measured.values())
     finalists = [i for i, v in measured.items() if len(v) == last]
-    finalists.sort(key=lambda i: -study.sign * float(np.mean(measured[i])))
+    finalists.sort(key=lambda i: -float(np.mean(measured[i])))
     expected = known.predicted(candidates)
     objective, space = study.settings.objective, study.space
     rows_kept = [
