@@ -23,8 +23,7 @@ from qua2sedimo.predictor import FitSettings
 
 COMMANDS = (
     "demo", "run", "init", "inspect", "metrics", "plan", "quantize", "measure", "records", "fit", "explain", "choose",
-    "export",
-    "generate", "report",
+    "diff", "export", "search", "frontier", "generate", "report",
 )  # fmt: skip
 FEW_STEPS = '{"num_inference_steps": 2, "guidance_scale": 1.0}'
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.files import read_document, write_json
-from qua2sedimo.options import Configuration
+from qua2sedimo.options import Configuration, Option
 
 FORMAT = 1
 _REMEDY = "Delete it and run `qua2sedimo choose` again."
@@ -56,6 +57,11 @@ class Choice:
             return cls(**{**content, "configuration": configuration, "candidates": rows}), owner
         except (KeyError, TypeError, AttributeError) as error:
             raise Qua2SeDiMoError(f"{path} is damaged: {error!r}", _REMEDY) from error
+
+
+def differences(a: Mapping[str, Option], b: Mapping[str, Option]) -> list[tuple[str, Option | None, Option | None]]:
+    """(layer, its option in a, in b) where they differ; None where a layer stays in 16 bits."""
+    return [(layer, a.get(layer), b.get(layer)) for layer in dict.fromkeys([*a, *b]) if a.get(layer) != b.get(layer)]
 
 
 def _plain(configuration: Configuration) -> dict[str, str]:

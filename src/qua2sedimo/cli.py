@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import sys
 
+from qua2sedimo import commands  # noqa: F401 - importing them makes the commands known
 from qua2sedimo.commands.app import app
 from qua2sedimo.errors import Qua2SeDiMoError, Stopped
-
-# Their order is that of the commands in --help.
-# isort: off
-from qua2sedimo.commands import whole, looking, metrics, planning, measuring, explaining, choosing, using, reporting  # noqa: F401
 
 
 def main() -> None:

@@ -119,6 +119,11 @@ class Objective:
         return 1 if self.higher_is_better else -1
 
     @property
+    def in_decibels(self) -> bool:
+        """Whether it is one metric in decibels: what models of the images' error can be fitted to."""
+        return self._bare is not None and self._bare.unit == "dB"
+
+    @property
     def title(self) -> str:
         return self.text if self._bare is None else self._bare.title
 

@@ -47,10 +47,10 @@ from qua2sedimo.predictor import Encoding, Ensemble, FitSettings
 from qua2sedimo.quiet import quiet
 from qua2sedimo.records import Record, Records
 from qua2sedimo.runtime import save_packed
-from qua2sedimo.search import Budget, budget_bytes
+from qua2sedimo.search import Budget, Constraints, budget_bytes
 from qua2sedimo.sensitivity import BlockScores, Scores, Sensitivity
 from qua2sedimo.settings import StudySettings
-from qua2sedimo.stages import choosing, fitting, measuring
+from qua2sedimo.stages import choosing, fitting, measuring, searching
 from qua2sedimo.stages.measuring import Workers
 from qua2sedimo.stages.progress import Progress, silent
 from qua2sedimo.tensorfiles import Checkpoint
@@ -309,19 +309,35 @@ class Study:
         """The budget in packed bytes; raises with the reachable range if it cannot be met."""
         return budget_bytes(self.space, Budget(bits))
 
-    def choose(self, bits: float, candidates: int | None = None, progress: Progress = silent) -> Choice:
-        """The best measured configuration of at most ``bits`` average bits, overhead counted.
+    def choose(
+        self,
+        budget: float | Budget,
+        candidates: int | None = None,
+        progress: Progress = silent,
+        constraints: Constraints | None = None,
+    ) -> Choice:
+        """The best measured configuration within the budget (a number: average bits), overhead counted.
 
-        Integer programs over the predictor's scores (of all folds, and of each alone), over additive sensitivities and
-        over the training-free sum of relative errors propose ``candidates`` (8 unless told); each is measured on the
-        same fresh images, and the best measured one is kept. A choice made before for this fit is returned as it is,
-        unless another number of candidates is asked for.
+        Integer programs over the predictor's scores (of all folds, and of each alone), over additive sensitivities
+        and over the training-free sum of relative errors propose ``candidates`` (8 unless told); each is measured on
+        the same fresh images, and the best measured one is kept. A choice made before for this fit, or found by a
+        search, is returned as it is, unless another number of candidates is asked for.
         """
-        return choosing.choose(self, bits, candidates, progress)
+        return choosing.choose(self, _budget(budget), candidates, constraints, progress)
 
-    def export(self, bits: float, out: str | Path) -> Any:
-        """Write the choice for ``bits`` as a packed diffusers pipeline folder; returns its sizes."""
-        choice = self.choose(bits)
+    def search(
+        self,
+        budget: float | Budget,
+        images: int,
+        progress: Progress = silent,
+        constraints: Constraints | None = None,
+    ) -> searching.Found:
+        """Spend at most ``images`` images to find the best configuration within the budget; see stages/searching.py."""
+        return searching.search(self, _budget(budget), images, constraints, progress)
+
+    def export(self, what: float | Budget | Choice, out: str | Path) -> Any:
+        """Write a choice, or that for a budget, as a packed diffusers pipeline folder; returns its sizes."""
+        choice = what if isinstance(what, Choice) else self.choose(what)
         provenance = {
             "model": self.settings.model,
             "average_bits": choice.average_bits,
@@ -343,6 +359,10 @@ def _check_metrics(settings: StudySettings, pipeline: Any) -> None:
     shipped = settings.model in zoo.ENTRIES
     names = [*Objective.parse(settings.objective).metrics, *settings.metrics]
     check_measurable(names, settings.inputs, judge=shipped, real=shipped, latents=can_observe(pipeline))
+
+
+def _budget(budget: float | Budget) -> Budget:
+    return budget if isinstance(budget, Budget) else Budget(budget)
 
 
 def _matches(layer: WeightLayer, pattern: str) -> bool:

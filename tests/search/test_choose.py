@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qua2sedimo.options import Configuration, Option, SearchSpace
-from qua2sedimo.search import best_configurations
+from qua2sedimo.search import argmax_configuration, best_configurations
 
 Scores = Mapping[str, Mapping[Option, float]]
 
@@ -119,3 +119,15 @@ def test_many_choices_just_over_budget_do_not_have_to_be_tried() -> None:
     three, four = (Option("uaq", bits).nbytes((1152, 1152)) for bits in (3, 4))
     (best,) = best_configurations(space, scores, 7 * (three + four) - 1)
     assert sum(option.bits == 4 for option in best.values()) == 6
+
+
+@settings(max_examples=30, deadline=None)
+@given(problems())
+def test_every_layers_own_best_fits_and_is_never_better_than_the_program(problem) -> None:
+    space, scores, nbytes = problem
+    chosen = argmax_configuration(space, scores, nbytes)
+    assert space.nbytes(chosen) <= nbytes
+    (best,) = best_configurations(space, scores, nbytes)
+    assert total(scores, chosen) <= total(scores, best) + 1e-6
+    free = argmax_configuration(space, scores, space.byte_range()[1])
+    assert all(scores[n][free[n]] == max(scores[n].values()) for n in space.layers)

@@ -1,41 +1,127 @@
-"""From a size to a packed model: choose, export."""
+"""From a size to a packed model: choose, diff, export."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qua2sedimo.commands.app import Bits, StudyFolder, app
+from qua2sedimo.commands.app import StudyFolder, app
+
+if TYPE_CHECKING:
+    from qua2sedimo.search import Budget, Constraints
+
+ManyBits = Annotated[
+    list[float] | None,
+    typer.Option("--bits", help="Average bits per weight, every overhead counted (3.5); repeat it.", min=1.0, max=16.0),
+]
+ManyBytes = Annotated[list[str] | None, typer.Option("--bytes", help="A size: 2.4MB; repeat it.", metavar="SIZE")]
+Ratios = Annotated[
+    list[float] | None, typer.Option("--ratio", help="A share of the 16-bit size: 0.22; repeat it.", min=0.05, max=1.0)
+]
+KeepLayers = Annotated[
+    list[str] | None,
+    typer.Option("--keep", help="Leave layers that match in 16 bits, counted so; repeat it.", metavar="PATTERN"),
+]
+MinBits = Annotated[
+    list[str] | None, typer.Option("--min-bits", help="At least so many for layers that match.", metavar="PATTERN=BITS")
+]
+Methods = Annotated[
+    str | None, typer.Option(help="Only these, e.g. those your runtime has kernels for: `uaq,kmeans_a`.")
+]
+AtMost = Annotated[int | None, typer.Option("--methods-at-most", help="So many different methods in all.", min=1)]
+
+
+def budgets_of(bits: list[float] | None, nbytes: list[str] | None, ratio: list[float] | None) -> list[Budget]:
+    """All budgets that were asked for; 3.5 bits if none was."""
+    from qua2sedimo.search import Budget
+
+    found = [Budget(b) for b in bits or ()] + [Budget.bytes(b) for b in nbytes or ()]
+    found += [Budget(r, "ratio") for r in ratio or ()]
+    return found or [Budget(3.5)]
+
+
+def constraints_of(
+    keep: Sequence[str] | None, min_bits: Sequence[str] | None, methods: str | None, at_most: int | None
+) -> Constraints:
+    from qua2sedimo.search import Constraints
+
+    return Constraints(
+        tuple(keep or ()),
+        tuple(Constraints.parse_min_bits(text) for text in min_bits or ()),
+        tuple(sorted(m.strip() for m in (methods or "").split(",") if m.strip())),
+        at_most,
+    )
 
 
 @app.command()
 def choose(
     study: StudyFolder,
-    bits: Bits = 3.5,
+    bits: ManyBits = None,
+    nbytes: ManyBytes = None,
+    ratio: Ratios = None,
     candidates: Annotated[int | None, typer.Option(help="How many to measure (8).", min=1)] = None,
+    keep: KeepLayers = None,
+    min_bits: MinBits = None,
+    methods: Methods = None,
+    methods_at_most: AtMost = None,
+    why: Annotated[bool, typer.Option("--why", help="Say of every layer what decided its option.")] = False,
 ) -> None:
-    """Find the best configurations within the budget, measure them, and keep the best measured one."""
+    """Find the best configurations within each budget, measure them, and keep the best measured one."""
+    from qua2sedimo.commands.search_tables import reasons_table
+    from qua2sedimo.search import allow, budget_bytes
+    from qua2sedimo.stages.choosing import choice_path, names_of
+    from qua2sedimo.stages.choosing import why as reasons_for
     from qua2sedimo.study import Study
     from qua2sedimo.terminal import candidates_table, console, progress
 
     opened = Study(study)
-    with progress() as report:
-        choice = opened.choose(bits, candidates, report)
-    console.print(candidates_table(choice, opened.objective))
-    console.print(f"Next: qua2sedimo export {study} OUT --bits {bits:g}")
+    budgets, limits = budgets_of(bits, nbytes, ratio), constraints_of(keep, min_bits, methods, methods_at_most)
+    allowed = allow(opened.space, limits, names_of(opened))
+    for budget in budgets:  # all are refused before one is measured
+        budget_bytes(opened.space, budget, allowed)
+    for budget in budgets:
+        with progress() as report:
+            choice = opened.choose(budget, candidates, report, limits)
+        console.print(candidates_table(choice, opened.objective))
+        if why:
+            console.print(reasons_table(reasons_for(opened, choice, limits)))
+        console.print(f"{choice_path(opened, budget, limits)}: {choice.nbytes:,} bytes", soft_wrap=True)
+    console.print(f"Next: qua2sedimo export {study} OUT --choice {choice_path(opened, budgets[-1], limits).stem}")
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="A choice: STUDY/choices/3.5.json", metavar="A")],
+    b: Annotated[Path, typer.Argument(help="Another one.", metavar="B")],
+) -> None:
+    """Compare two choices: size, quality, and every layer whose option differs."""
+    from qua2sedimo.choices import Choice
+    from qua2sedimo.commands.search_tables import difference_table
+    from qua2sedimo.terminal import console
+
+    (first, _), (second, _) = Choice.load(a), Choice.load(b)
+    console.print(difference_table(first, second, (a.stem, b.stem)))
 
 
 @app.command()
 def export(
-    study: StudyFolder, out: Annotated[Path, typer.Argument(help="The folder to write.")], bits: Bits = 3.5
+    study: StudyFolder,
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    bits: Annotated[float, typer.Option(help="The choice of so many average bits.", min=1.0, max=16.0)] = 3.5,
+    choice: Annotated[str | None, typer.Option(help="A choice by its file's name in choices/, without .json.")] = None,
+    point: Annotated[str | None, typer.Option(help="A point of the frontier by its name.")] = None,
 ) -> None:
     """Write the choice as a packed pipeline that `DiffusionPipeline.from_pretrained` loads."""
+    from qua2sedimo.stages.frontier import named_choice
     from qua2sedimo.study import Study
     from qua2sedimo.terminal import console, size
 
-    packed = Study(study).export(bits, out)
+    opened = Study(study)
+    named = named_choice(opened, choice, point)
+    packed = opened.export(named or bits, out)
     console.print(
         f"{out}: {packed.weights / 1e6:.2f} M weights in {size(packed.quantized_bytes)}, {packed.average_bits:.4f} bits"
     )

@@ -1,7 +1,56 @@
-"""From scores and a budget to configurations: an integer program and its best distinct answers."""
+"""From measurements and a budget to configurations: scores by several proposers, and an exact program that adds them
+up."""
 
+from qua2sedimo.search.argmax import argmax_configuration
 from qua2sedimo.search.budget import Budget, budget_bytes
-from qua2sedimo.search.choose import best_configurations
+from qua2sedimo.search.choose import (
+    Setting,
+    Values,
+    average_bits,
+    best_configurations,
+    best_settings,
+    non_dominated,
+    packed_bytes,
+)
+from qua2sedimo.search.constraints import Allowed, Constraints, allow
+from qua2sedimo.search.damage import DamageModel, Observations, fit_damage
 from qua2sedimo.search.proposals import propose
+from qua2sedimo.search.proposers import (
+    Evidence,
+    Measured,
+    Proposer,
+    drawn,
+    most_likely,
+    one_at_a_time,
+    sum_of_errors,
+)
+from qua2sedimo.search.reasons import LayerReason, reasons
 
-__all__ = ["Budget", "best_configurations", "budget_bytes", "propose"]
+__all__ = [
+    "Allowed",
+    "Budget",
+    "Constraints",
+    "DamageModel",
+    "Evidence",
+    "LayerReason",
+    "Measured",
+    "Observations",
+    "Proposer",
+    "Setting",
+    "Values",
+    "allow",
+    "argmax_configuration",
+    "average_bits",
+    "best_configurations",
+    "best_settings",
+    "budget_bytes",
+    "drawn",
+    "fit_damage",
+    "most_likely",
+    "non_dominated",
+    "one_at_a_time",
+    "packed_bytes",
+    "propose",
+    "reasons",
+    "sum_of_errors",
+]

@@ -2,51 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array, vstack
 
-from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Configuration, Option, SearchSpace
+from qua2sedimo.search.constraints import Allowed, allow, kept_bytes
+from qua2sedimo.search.knapsack import best_choices
+
+#: Score of every option of every layer; higher is better for quality.
+Values = Mapping[str, Mapping[Option, float]]
 
 
 def best_configurations(
-    space: SearchSpace, scores: Mapping[str, Mapping[Option, float]], nbytes: int, count: int = 1
+    space: SearchSpace, scores: Values, nbytes: int, count: int = 1, allowed: Allowed | None = None
 ) -> Iterator[Configuration]:
     """The ``count`` best distinct configurations of at most ``nbytes``, best first, by integer program.
 
-    Maximise Σ score(layer, option) with exactly one option a layer and Σ bytes ≤ ``nbytes``; each further answer
-    excludes those before it. Ends early when no other configuration fits.
+    Maximise Σ score(layer, option) with exactly one of the allowed options a layer and Σ bytes ≤ ``nbytes``. Layers
+    kept in 16 bits are absent from the configurations, and count two bytes a weight. Ends early when no other
+    configuration fits.
     """
-    variables = [(i, layer, option) for i, layer in enumerate(space.layers) for option in space.options[layer]]
-    value = np.array([scores[layer][option] for _, layer, option in variables])
-    value = value / max(float(np.abs(value).max()), 1e-300)  # the solver's tolerances are absolute
-    size = np.array([option.nbytes(space.shapes[layer]) for _, layer, option in variables], dtype=float)
-    rows = np.array([i for i, _, _ in variables])
-    columns = np.arange(len(variables))
-    one_each = csr_array((np.ones(len(columns)), (rows, columns)), shape=(len(space.layers), len(columns)))
-    matrix = vstack([one_each, csr_array(size[None])])
-    low = [1.0] * len(space.layers) + [0.0]
-    high = [1.0] * len(space.layers) + [float(nbytes)]
-    while count:
-        answer = milp(
-            -value,
-            integrality=np.ones(len(columns)),
-            bounds=Bounds(0, 1),
-            constraints=LinearConstraint(matrix, low, high),
-            options={"mip_rel_gap": 1e-6, "time_limit": 30},
-        )
-        if answer.x is None:
-            if answer.status == 2:  # infeasible: no (further) configuration fits
-                return
-            raise Qua2SeDiMoError(f"the integer program was not solved: {answer.message}")
-        chosen = np.flatnonzero(answer.x > 0.5)
-        if size[chosen].sum() <= nbytes:  # the solver allows a millionth more; we do not
-            count -= 1
-            yield Configuration((variables[j][1], variables[j][2]) for j in chosen)
-        cut = csr_array((np.ones(len(chosen)), (np.zeros(len(chosen), int), chosen)), shape=(1, len(columns)))
-        matrix = vstack([matrix, cut])  # not these options all at once again
-        low.append(0.0)
-        high.append(len(chosen) - 1.0)
+    allowed = allowed or allow(space)
+    sets = allowed.method_sets()
+    streams = [_best(space, scores, nbytes, count, [allowed.of(n, s) for n in space.layers]) for s in sets]
+    seen: set[Configuration] = set()
+    for _, configuration in heapq.merge(*streams, key=lambda pair: -pair[0]):
+        if configuration not in seen and len(seen) < count:
+            seen.add(configuration)
+            yield configuration
+        if len(seen) >= count:
+            return
+
+
+def _best(
+    space: SearchSpace, scores: Values, nbytes: int, count: int, options: Sequence[tuple[Option, ...]]
+) -> Iterator[tuple[float, Configuration]]:
+    free = [(layer, of) for layer, of in zip(space.layers, options) if of]
+    kept = sum(kept_bytes(space.shapes[layer]) for layer, of in zip(space.layers, options) if not of)
+    if not free:
+        if kept <= nbytes:
+            yield 0.0, Configuration({})
+        return
+    sizes = [np.array([o.nbytes(space.shapes[layer]) for o in of]) for layer, of in free]
+    losses = [-np.array([scores[layer][o] for o in of]) for layer, of in free]
+    for chosen in best_choices(sizes, losses, nbytes - kept, count):
+        total = -sum(float(of[i]) for of, i in zip(losses, chosen))
+        yield total, Configuration((layer, of[i]) for (layer, of), i in zip(free, chosen))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to quantize all layers of a block, and its score."""
+
+    options: Mapping[str, Option]
+    nbytes: int
+    score: float
+
+
+def best_settings(blocks: Sequence[Sequence[Setting]], nbytes: int, count: int = 1) -> Iterator[Configuration]:
+    """The ``count`` configurations of highest total score within ``nbytes``, one setting of every block.
+
+    Settings that another one of their block beats in both size and score are dropped, so of several configurations
+    only those of settings worth having are given. Blocks must not share layers.
+    """
+    worth = [non_dominated(block) for block in blocks]
+    sizes = [np.array([s.nbytes for s in block]) for block in worth]
+    losses = [-np.array([s.score for s in block]) for block in worth]
+    for chosen in best_choices(sizes, losses, nbytes, count):
+        yield Configuration({k: o for block, i in zip(worth, chosen) for k, o in block[i].options.items()})
+
+
+def non_dominated(settings: Sequence[Setting]) -> list[Setting]:
+    """The settings no other is at most as large as and at least as good as, smallest first."""
+    kept: list[Setting] = []
+    for setting in sorted(settings, key=lambda s: (s.nbytes, -s.score)):
+        if not kept or setting.score > kept[-1].score:
+            kept.append(setting)
+    return kept
+
+
+def packed_bytes(space: SearchSpace, configuration: Mapping[str, Option]) -> int:
+    """Bytes of all layers of the space: packed, or two a weight where the configuration leaves them in 16 bits."""
+    return sum(
+        configuration[layer].nbytes(shape) if layer in configuration else kept_bytes(shape)
+        for layer, shape in space.shapes.items()
+    )
+
+
+def average_bits(space: SearchSpace, configuration: Mapping[str, Option]) -> float:
+    """8 × :func:`packed_bytes` / number of weights of the space."""
+    return 8 * packed_bytes(space, configuration) / space.weights

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,56 +12,118 @@ import numpy as np
 from qua2sedimo.choices import Candidate, Choice
 from qua2sedimo.options import Configuration
 from qua2sedimo.predictor import fit_additive, relative_errors
-from qua2sedimo.search import propose
+from qua2sedimo.search import (
+    Allowed,
+    Budget,
+    Constraints,
+    LayerReason,
+    Values,
+    allow,
+    average_bits,
+    budget_bytes,
+    most_likely,
+    packed_bytes,
+    propose,
+    reasons,
+    sum_of_errors,
+)
+from qua2sedimo.stages.evidence import evidence, measure_all
 from qua2sedimo.stages.fitting import explain, fitted, samples, training_data
-from qua2sedimo.stages.measuring import measure_fresh
 from qua2sedimo.stages.progress import Progress, silent
 
 if TYPE_CHECKING:
     from qua2sedimo.study import Study
 
 
-def choose(study: Study, bits: float, candidates: int | None = None, progress: Progress = silent) -> Choice:
-    """The best measured configuration of at most ``bits`` average bits; see :meth:`Study.choose`."""
-    nbytes = study.check_budget(bits)
-    path = study.folder / "choices" / f"{bits!r}.json"
+def choose(
+    study: Study,
+    budget: Budget,
+    candidates: int | None = None,
+    constraints: Constraints | None = None,
+    progress: Progress = silent,
+) -> Choice:
+    """The best measured configuration within the budget; see :meth:`Study.choose`."""
+    allowed = allow(study.space, constraints, names_of(study))
+    nbytes = budget_bytes(study.space, budget, allowed)
+    found = kept_choice(study, budget, constraints)
+    if found and candidates in (None, len(found.candidates)):
+        return found
     ensemble, owner = fitted(study)
-    if path.exists():
-        made, of = Choice.load(path)
-        if of == owner and candidates in (None, len(made.candidates)):
-            return made
-    proposals = propose_candidates(study, nbytes, candidates or 8)
-    encoded = np.stack([study.space.encode(configuration) for configuration, _ in proposals])
-    predicted = study.objective.sign * ensemble.predict(study.encoding, encoded).mean(axis=0)
-    measured = measure_fresh(study, [c for c, _ in proposals], f"measuring candidates for {bits:g} bits", progress)
+    proposals = propose_candidates(study, nbytes, candidates or 8, allowed)
+    whole = [c for c, _ in proposals if len(c) == len(study.space.layers)]
+    predicted = np.full(len(proposals), np.nan)
+    if len(whole) == len(proposals):
+        encoded = np.stack([study.space.encode(c) for c in whole])
+        predicted = study.objective.sign * ensemble.predict(study.encoding, encoded).mean(axis=0)
+    fresh = range(study.settings.images, 3 * study.settings.images)
+    what = f"measuring candidates for {budget}"
+    measured = measure_all(study, "candidate", [c for c, _ in proposals], fresh, what, progress)
     rows = [
-        Candidate(origin, configuration, study.space.average_bits(configuration), float(p), m.means)
+        Candidate(origin, configuration, average_bits(study.space, configuration), float(p), m.means)
         for (configuration, origin), p, m in zip(proposals, predicted, measured)
     ]
     objective = study.objective
     best = max(rows, key=lambda row: objective.sign * objective.of(row.measured, row.average_bits))
     choice = Choice(
-        bits, best.configuration, best.average_bits, study.space.nbytes(best.configuration), best.origin,
+        8 * budget.nbytes(study.space.weights) / study.space.weights if budget.unit != "bits" else budget.amount,
+        best.configuration, best.average_bits, packed_bytes(study.space, best.configuration), best.origin,
         best.predicted, best.measured, rows,
     )  # fmt: skip
-    choice.save(path, owner)
+    choice.save(choice_path(study, budget, constraints), owner)
     return choice
 
 
-def propose_candidates(study: Study, nbytes: int, count: int) -> list[tuple[Configuration, str]]:
+def kept_choice(study: Study, budget: Budget, constraints: Constraints | None = None) -> Choice | None:
+    """The choice made before for just this, if it rests on the present fit or came from a search of this study."""
+    path = choice_path(study, budget, constraints)
+    if not path.exists():
+        return None
+    made, owner = Choice.load(path)
+    if owner == f"search {study.identity} {study.settings.protocol}":
+        return made
+    return made if owner == fitted(study)[1] else None
+
+
+def choice_path(study: Study, budget: Budget, constraints: Constraints | None = None) -> Path:
+    """Where the choice for a budget is kept; one under constraints has a name of its own."""
+    limits = constraints.name if constraints else ""
+    suffix = f"-{zlib.crc32(limits.encode()):08x}" if limits else ""
+    return study.folder / "choices" / f"{budget.name}{suffix}.json"
+
+
+def names_of(study: Study) -> Callable[[str], list[str]]:
+    """All names by which patterns may mean a layer: its module and the module's copies."""
+    return lambda layer: [study.graph.layers[layer].module, *study.graph.layers[layer].copies]
+
+
+def propose_candidates(
+    study: Study, nbytes: int, count: int, allowed: Allowed | None = None
+) -> list[tuple[Configuration, str]]:
     """Distinct candidates within the budget, each with the name of the program that proposed it."""
     scores = explain(study)
     choices, objective = training_data(study, samples(study))
     errors = relative_errors(study.space, study.bank, choices)
     additive = fit_additive(study.graph, study.space, errors, objective)
-    error_sum = {
-        layer: {option: -error.relative_mse for option, error in options.items()}
-        for layer, options in study.bank.errors.items()
-    }
-    programs = [
+    programs: list[tuple[str, Values]] = [
         ("predictor", scores.total()),
         ("additive sensitivities", additive.scores(study.space, study.bank)),
-        ("sum of relative errors", error_sum),
-        *((f"predictor, fold {k + 1}", scores.fold(k)) for k in range(scores.folds)),
     ]
-    return propose(study.space, nbytes, programs, count)
+    if study.objective.in_decibels:
+        known = evidence(study)
+        programs += [("all measurements", most_likely(known)), ("sum of relative errors", sum_of_errors(known))]
+    programs += [(f"predictor, fold {k + 1}", scores.fold(k)) for k in range(scores.folds)]
+    return propose(study.space, nbytes, programs, count, allowed)
+
+
+def why(study: Study, choice: Choice, constraints: Constraints | None = None) -> list[LayerReason]:
+    """Per layer of a choice: its option, what the next cheaper one would have cost in score, and what decided."""
+    allowed = allow(study.space, constraints, names_of(study))
+    tied = {n: study.graph.layers[n].copies for n in study.space.layers}
+    return reasons(study.space, scores_for(study), choice.configuration, allowed, tied)
+
+
+def scores_for(study: Study) -> Values:
+    """The scores that explain a choice: damage by the additive model of all measurements, or the predictor's."""
+    if study.objective.in_decibels:
+        return most_likely(evidence(study))
+    return explain(study).total()

@@ -1,0 +1,54 @@
+"""What the additive model learns from layers measured alone and from random records, for the same number of images.
+
+    python benchmarks/additive.py STUDY [STUDY …]
+
+Each study needs layers measured alone (`qua2sedimo search` or `frontier` does that) and random records (`qua2sedimo
+measure`). The last 60 random records are predicted, none of which was learned from. Writes
+benchmarks/results/additive.json.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from qua2sedimo import Study
+from qua2sedimo.files import write_json
+from qua2sedimo.stages.evidence import FEW, evidence
+
+RESULTS = Path(__file__).parent / "results"
+_TEST = 60
+
+
+def main() -> None:
+    rows = []
+    for folder in map(Path, sys.argv[1:]):
+        known = evidence(Study(folder), ["single", "sample"])
+        alone = [m for m in known.measured if m.kind == 0]
+        random = [m for m in known.measured if m.kind == 1]
+        training, test = random[:-_TEST], random[-_TEST:]
+        layers = len(known.space.layers)
+        sets = {
+            "layers alone, one option": alone[:layers],
+            "random records, as many": training[:layers],
+            "random records, all": training,
+            "layers alone, all options": alone,
+            "layers alone and random records": alone[:layers] + training,
+        }
+        for name, measured in sets.items():
+            predicted = replace(known, measured=measured).predicted([m.configuration for m in test])
+            error = predicted - [m.quality for m in test]
+            rank = float(spearmanr(predicted, [m.quality for m in test]).statistic)
+            images = FEW * len(measured)
+            rows.append({"study": folder.name, "learned from": name, "images": images, "rank correlation": rank,
+                         "scatter, dB": float(np.std(error))})  # fmt: skip
+            print(f"{folder.name:16} {name:32} {images:5} images  {rank:.3f}  ±{np.std(error):.2f} dB", flush=True)
+    write_json(RESULTS / "additive.json", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""The best configuration of a size that each procedure finds, for the same images: quality at equal bits, and against
+images.
+
+    python benchmarks/search.py --program
+    python benchmarks/search.py [--models digits-dit …] [--bits 3.5 …] [--images 2000] [--seeds 1] [--judged 32]
+    [--work FOLDER]
+
+Procedures: uniform options; sum of errors; first and last layers high; random search; each layer measured alone, by
+integer program and greedily; the paper's (random records, a predictor, each layer's best option, moved to the
+budget); ours, with snapshots of what it would answer after fewer images. All are judged by PSNR and Fréchet distance
+on the same images, which no procedure saw. Everything measured is kept in FOLDER: stopped, it goes on. Writes
+benchmarks/results/search.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from qua2sedimo import Study, StudySettings, zoo
+from qua2sedimo.evaluation.metrics import features_of, frechet_distance, mean_estimate, psnr
+from qua2sedimo.evaluation.sampling import sample
+from qua2sedimo.files import write_json
+from qua2sedimo.inspection import inspected
+from qua2sedimo.options import Configuration
+from qua2sedimo.predictor import FitSettings, fit_ensemble
+from qua2sedimo.search import (
+    Budget,
+    Evidence,
+    Values,
+    argmax_configuration,
+    best_configurations,
+    most_likely,
+    one_at_a_time,
+    sum_of_errors,
+)
+from qua2sedimo.sensitivity import op_scores
+from qua2sedimo.stages.evidence import FEW, evidence, images_spent, measure_all, measure_singles
+from qua2sedimo.stages.searching import search
+from qua2sedimo.versions import versions
+
+RESULTS = Path(__file__).parent / "results"
+SDXL = Path(__file__).parent.parent / "tests" / "denoisers" / "configs" / "sdxl-base-1.0.json"
+JUDGED = 50_000  # the first image that judges
+Proposed = tuple[str, int, Configuration]  # procedure, images it spent, its answer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=list(zoo.ENTRIES))
+    parser.add_argument("--bits", nargs="*", type=float, default=[3.0, 3.5, 4.0])
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--judged", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=RESULTS / "search")
+    parser.add_argument("--program", action="store_true", help="Only time the integer program on SDXL's shapes.")
+    asked = parser.parse_args()
+    if asked.program:
+        program()
+        return
+    rows: list[dict[str, object]] = []
+    for model in asked.models:
+        for seed in range(asked.seeds):
+            for row in compare(model, seed, asked):
+                rows.append(row)
+                print(
+                    f"{model} {seed} {row['asked']!s:>5} {row['procedure']!s:30} {row['average_bits']:6.3f} bits "
+                    f"{row['images']:6} images  {row['psnr']:6.2f} [{row['low']:.2f}, {row['high']:.2f}] dB  "
+                    f"Fréchet {row['frechet']:.4f}",
+                    flush=True,
+                )
+                write_json(
+                    RESULTS / "search.json",
+                    {"arguments": {k: v for k, v in vars(asked).items() if k != "work"}, "rows": rows},
+                )
+
+
+def compare(model: str, seed: int, asked: argparse.Namespace) -> Iterator[dict[str, object]]:
+    """One row a procedure and size, measured or read."""
+    entry = zoo.ENTRIES[model]
+    settings = StudySettings(
+        model=model, inputs=list(entry.inputs), arguments=dict(entry.arguments), images=FEW, metrics=["psnr"], seed=seed
+    )
+    study = Study.create(asked.work / f"{model}-{seed}", settings)
+    study.build_bank()
+    judge = _Judge(study, asked.judged)
+    for option in sorted({o for o in study.space.union if o.bits <= 6}):
+        yield judge.row("any", f"uniform {option}", 0, study.space.uniform(option))
+    for bits in asked.bits:
+        for name, spent, configuration in answers(study, bits, asked.images):
+            yield judge.row(f"{bits:g}", name, spent, configuration)
+
+
+def answers(study: Study, bits: float, images: int) -> Iterator[Proposed]:
+    """What each procedure answers; those that measure spend at most ``images``, and are asked after fewer, too."""
+    space = study.space
+    nbytes = int(bits * space.weights / 8)
+    layers = FEW * len(space.layers)
+    measure_singles(study, progress=_say)
+    singles = evidence(study, ["single"])
+    yield "sum of errors, program", 0, _best(singles, sum_of_errors(singles), nbytes)
+    yield "first and last high, program", 0, _ends_high(study, nbytes)
+    yield "one layer at a time, program", layers, _best(singles, one_at_a_time(singles), nbytes)
+    yield "one layer at a time, greedy", layers, _greedy(singles, nbytes)
+    yield "ours, layers alone", layers, _best(singles, most_likely(singles), nbytes)
+
+    branch = _branch(study, f"ours-{bits:g}-{images}")
+    found = search(branch, Budget(bits), images, progress=_say)
+    known = evidence(branch)
+    for spent in (images // 4, images // 2):
+        if layers < spent < FEW * len(known.measured):
+            early = replace(known, measured=known.measured[: spent // FEW])
+            yield "ours, rounds without finals", spent, _best(early, most_likely(early), nbytes)
+    yield "ours, rounds without finals", FEW * len(known.measured), _best(known, most_likely(known), nbytes)
+    yield "ours, search", images_spent(branch), found.choice.configuration
+    yield from _random(study, bits, nbytes, images)
+    yield from _paper(study, nbytes, images)
+
+
+def _random(study: Study, bits: float, nbytes: int, images: int) -> Iterator[Proposed]:
+    """The best of random configurations just within the size."""
+    space, count = study.space, images // FEW
+    drawn = (sample(space, "spread", study.settings.seed + 1000, i, (bits - 0.1, bits)) for i in range(4 * count))
+    fitting = list(islice((c for c in drawn if space.nbytes(c) <= nbytes), count))
+    measured = measure_all(study, f"random {bits:g}", fitting, range(FEW), f"random {bits:g}", _say)
+    quality = [float(np.mean(m.values["psnr"])) for m in measured]
+    for part in sorted({count // 4, count // 2, count}):
+        yield "random search", FEW * part, fitting[int(np.argmax(quality[:part]))]
+
+
+def _paper(study: Study, nbytes: int, images: int) -> Iterator[Proposed]:
+    """Random configurations of all sizes, the predictor, its scores at hop 0; then each layer's best by itself."""
+    space, seed, count = study.space, study.settings.seed, images // FEW
+    records = [sample(space, "spread", seed, i, (2.0, 6.0)) for i in range(count)]
+    measured = measure_all(study, "sample", records, range(FEW), "random records", _say)
+    quality = np.array([np.mean(m.values["psnr"]) for m in measured])
+    choices = np.stack([space.encode(c) for c in records])
+    scores = op_scores(space, study.encoding, fit_ensemble(study.encoding, choices, quality, FitSettings(seed=seed)))
+    total = scores.total()
+    yield "paper: predictor, argmax", FEW * count, argmax_configuration(space, total, nbytes)
+    yield "paper's scores, program", FEW * count, _best(evidence(study, []), total, nbytes)
+
+
+def _branch(study: Study, name: str) -> Study:
+    """A study beside this one that knows only its layers measured alone."""
+    folder = study.folder.parent / f"{study.folder.name}-{name}"
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        shutil.copy(study.folder / "graph.json", folder / "graph.json")
+        shutil.copytree(study.folder / "bank", folder / "bank", copy_function=os.link)
+        study.settings.save(folder / "study.yaml")
+    made = Study(folder, study.pipeline)
+    for record in study.records.all("single"):
+        made.records.add(record, versions())
+    study.switch.restore()
+    return made
+
+
+def _best(known: Evidence, values: Values, nbytes: int) -> Configuration:
+    return next(best_configurations(known.space, values, nbytes, 1))
+
+
+def _ends_high(study: Study, nbytes: int) -> Configuration:
+    """The first and last layer at their best option, the rest at the best uniform option that fits, enlarged in
+    order."""
+    space, errors = study.space, study.bank.errors
+    ends = {space.layers[0], space.layers[-1]}
+    values = {n: {o: -e.relative_mse * (1e6 if n in ends else 1.0) for o, e in errors[n].items()} for n in space.layers}
+    return next(best_configurations(space, values, nbytes, 1))
+
+
+def _greedy(known: Evidence, nbytes: int) -> Configuration:
+    """From the smallest options, again and again the change that saves most damage a byte."""
+    space, values = known.space, one_at_a_time(known)
+    chosen = {n: min(space.options[n], key=lambda o: o.nbytes(space.shapes[n])) for n in space.layers}
+    room = nbytes - space.nbytes(chosen)
+    while True:
+        changes = [
+            ((values[n][o] - values[n][chosen[n]]) / cost, n, o)
+            for n in space.layers
+            for o in space.options[n]
+            if 0 < (cost := o.nbytes(space.shapes[n]) - chosen[n].nbytes(space.shapes[n])) <= room
+        ]
+        gain, layer, option = max(changes, default=(0.0, "", None))
+        if option is None or gain <= 0:
+            return Configuration(chosen)
+        room -= option.nbytes(space.shapes[layer]) - chosen[layer].nbytes(space.shapes[layer])
+        chosen[layer] = option
+
+
+class _Judge:
+    """PSNR and Fréchet distance on images that no procedure saw; what was judged before is read."""
+
+    def __init__(self, study: Study, images: int) -> None:
+        self.study, self.images = study, range(JUDGED, JUDGED + images)
+        self.path = study.folder / f"judged-{images}.json"
+        self.done = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.references: tuple[np.ndarray, np.ndarray] | None = None
+
+    def row(self, asked: str, procedure: str, spent: int, configuration: Configuration) -> dict[str, object]:
+        if configuration.digest not in self.done:
+            self.done[configuration.digest] = self._judge(configuration)
+            write_json(self.path, self.done)
+        values, distance = self.done[configuration.digest]
+        estimate = mean_estimate(np.array(values))
+        settings = self.study.settings
+        return {
+            "model": settings.model, "seed": settings.seed, "asked": asked, "procedure": procedure,
+            "images": spent, "average_bits": self.study.space.average_bits(configuration), "psnr": estimate.value,
+            "low": estimate.low, "high": estimate.high, "frechet": distance, "values": values,
+        }  # fmt: skip
+
+    def _judge(self, configuration: Configuration) -> tuple[list[float], float]:
+        generator, (start, stop) = self.study.generator, (self.images.start, self.images.stop)
+        if self.references is None:
+            self.study.switch.restore()
+            full, other = generator(start, stop), generator(stop, 2 * stop - start)
+            self.references = full, features_of(other)
+        self.study.switch.apply(configuration)
+        made = generator(start, stop)
+        self.study.switch.restore()
+        full, other = self.references
+        return [float(v) for v in psnr(made, full)], frechet_distance(features_of(made), other)
+
+
+def program() -> None:
+    """Processor seconds of the program for SDXL's layers under the wide options, with sensitivities drawn at random."""
+    space = inspected(str(SDXL)).space
+    chance = np.random.default_rng(0)
+    sensitivity = np.exp(2 * chance.normal(size=len(space.layers)))
+    values = {
+        n: {o: -float(s * 4.0**-o.bits * np.exp(0.1 * chance.normal())) for o in space.options[n]}
+        for n, s in zip(space.layers, sensitivity)
+    }
+    rows = []
+    list(best_configurations(space, values, int(4 * space.weights / 8), 1))  # compiles
+    for bits in (2.2, 2.5, 3.0, 3.5, 4.0, 5.0):
+        row = {"bits": bits, "layers": len(space.layers), "options": sum(map(len, space.options.values()))}
+        for count in (1, 8):
+            began = time.process_time()
+            list(best_configurations(space, values, int(bits * space.weights / 8), count))
+            row[f"seconds, {count} best"] = round(time.process_time() - began, 3)
+        rows.append(row)
+        print(row, flush=True)
+    write_json(RESULTS / "program.json", rows)
+
+
+_began = time.time()
+
+
+def _say(done: int, total: int, what: str) -> None:
+    if done % 50 == 0 or done == total:
+        print(f"  [{time.time() - _began:6.0f} s] {what} {done}/{total}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

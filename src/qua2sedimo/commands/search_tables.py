@@ -1,0 +1,74 @@
+"""Tables of choosing and searching, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+from qua2sedimo.choices import Choice, differences
+from qua2sedimo.search import LayerReason
+from qua2sedimo.stages.frontier import Point
+from qua2sedimo.stages.searching import Found
+
+_WHY = {
+    "kept": "kept in 16 bits",
+    "constraint": "a smaller one is not allowed",
+    "least": "there is no smaller one",
+    "best": "there is no better one",
+    "budget": "a better one does not pay",
+}
+
+
+def reasons_table(reasons: Sequence[LayerReason]) -> Table:
+    """Per layer: its option, what the next cheaper would have cost, what the next better would need, and what
+    decided."""
+    table = _table("layer", "option", "bytes", "next cheaper: saves, costs", "next better: needs, gains", "why")
+    for r in reasons:
+        cheaper = f"{r.cheaper}: {r.saved:,} B, {r.cost:.3g}" if r.cheaper else ""
+        better = f"{r.better}: {r.needs:,} B, {r.gain:.3g}" if r.better else ""
+        why = _WHY[r.why] + (f"; {len(r.tied)} copies" if r.tied else "")
+        table.add_row(r.layer, str(r.option or "16 bits"), f"{r.nbytes:,}", cheaper, better, why)
+    return table
+
+
+def difference_table(a: Choice, b: Choice, names: tuple[str, str]) -> Table:
+    """Size and measured quality of both, then each layer whose option differs."""
+    table = _table("", *names)
+    table.add_row("average bits", f"{a.average_bits:.4f}", f"{b.average_bits:.4f}")
+    table.add_row("bytes", f"{a.nbytes:,}", f"{b.nbytes:,}")
+    for metric in dict.fromkeys([*a.measured, *b.measured]):
+        table.add_row(metric, *(f"{c.measured[metric]:.4g}" if metric in c.measured else "" for c in (a, b)))
+    changed = differences(a.configuration, b.configuration)
+    table.add_row("layers that differ", f"{len(changed)} of {len({*a.configuration, *b.configuration})}", "")
+    for layer, one, other in changed:
+        table.add_row(layer, str(one or "16 bits"), str(other or "16 bits"))
+    return table
+
+
+def rounds_table(found: Found, objective: str) -> Table:
+    """What each round of a search left."""
+    table = _table("round", "images", f"best {objective} on few images", "expected gain", "noise")
+    for r in found.rounds:
+        table.add_row(str(r.number), str(r.spent), f"{r.best:.2f}", f"{r.expected_gain:.2f}", f"{r.noise:.2f}")
+    return table
+
+
+def frontier_table(points: Sequence[Point], objective: str) -> Table:
+    """All points by size; those on the frontier are marked."""
+    table = _table("point", "bits", "MB", objective, "95 % interval", "on the frontier")
+    for p in points:
+        q = p.quality
+        table.add_row(
+            p.name, f"{p.average_bits:.3f}", f"{p.nbytes / 1e6:.3f}", f"{q.value:.2f}", f"{q.low:.2f} to {q.high:.2f}",
+            "yes" if p.efficient else "", style="bold green" if p.efficient else "dim",
+        )  # fmt: skip
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    return table

@@ -1,0 +1,71 @@
+"""Spending images well: search, frontier."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from qua2sedimo.commands.app import StudyFolder, app
+from qua2sedimo.commands.choosing import (
+    AtMost,
+    KeepLayers,
+    ManyBits,
+    ManyBytes,
+    Methods,
+    MinBits,
+    Ratios,
+    budgets_of,
+    constraints_of,
+)
+
+
+@app.command()
+def search(
+    study: StudyFolder,
+    bits: ManyBits = None,
+    nbytes: ManyBytes = None,
+    ratio: Ratios = None,
+    images: Annotated[int, typer.Option(help="Images to spend in all, those measured before counted.", min=1)] = 4000,
+    keep: KeepLayers = None,
+    min_bits: MinBits = None,
+    methods: Methods = None,
+    methods_at_most: AtMost = None,
+) -> None:
+    """Measure layers alone, then candidates in rounds, and keep the best on fresh images; run again, it goes on."""
+    from qua2sedimo.commands.search_tables import rounds_table
+    from qua2sedimo.study import Study
+    from qua2sedimo.terminal import candidates_table, console, progress
+
+    opened = Study(study)
+    objective = opened.settings.objective
+    limits = constraints_of(keep, min_bits, methods, methods_at_most)
+    for budget in budgets_of(bits, nbytes, ratio):
+        with progress() as report:
+            opened.build_bank(report)
+            found = opened.search(budget, images, report, limits)
+        console.print(rounds_table(found, objective))
+        console.print(candidates_table(found.choice, opened.objective))
+        if found.p_value is not None:
+            console.print(f"The winner against the second, on the same fresh images: p = {found.p_value:.3f}.")
+
+
+@app.command()
+def frontier(
+    study: StudyFolder,
+    images: Annotated[int, typer.Option(help="Fresh images a point.", min=2)] = 16,
+) -> None:
+    """Measure configurations from 2.2 to 6 bits and say which are on the frontier; export takes any by --point."""
+    from qua2sedimo.commands.frontier_figure import write_figure
+    from qua2sedimo.commands.search_tables import frontier_table
+    from qua2sedimo.stages.frontier import frontier as measured
+    from qua2sedimo.study import Study
+    from qua2sedimo.terminal import console, progress
+
+    opened = Study(study)
+    with progress() as report:
+        opened.build_bank(report)
+        points = measured(opened, images=images, progress=report)
+    console.print(frontier_table(points, opened.settings.objective))
+    figure = write_figure(points, opened.settings.objective, study / "frontier.svg")
+    console.print(f"{study / 'frontier.json'}, {figure}. Next: qua2sedimo export {study} OUT --point {points[0].name}")

@@ -1,0 +1,219 @@
+"""Searching: an image budget spent in rounds, from layers measured alone to a winner among the best candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qua2sedimo.choices import Candidate, Choice
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.options import Configuration
+from qua2sedimo.search import (
+    Allowed,
+    Budget,
+    Constraints,
+    Evidence,
+    allow,
+    average_bits,
+    best_configurations,
+    budget_bytes,
+    drawn,
+    most_likely,
+    one_at_a_time,
+    packed_bytes,
+    sum_of_errors,
+)
+from qua2sedimo.search.halving import paired_p, schedule, survivors
+from qua2sedimo.stages.choosing import choice_path, names_of
+from qua2sedimo.stages.evidence import (
+    FEW,
+    check_objective,
+    evidence,
+    images_spent,
+    measure_all,
+    measure_singles,
+    per_image,
+)
+from qua2sedimo.stages.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from qua2sedimo.evaluation import Measurer
+    from qua2sedimo.study import Study
+
+_ROUND, _LEAST_ROUNDS = 8, 2  # candidates a round; rounds before the noise may end them
+_DRAWS = 16  # models drawn to judge what could still be gained
+_FINALISTS, _FINAL_IMAGES = 8, 16
+#: Images that decide are none of those that were learned from.
+FRESH = 10_000
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: images spent so far, the best measured quality, and what a perfect model could still gain, in dB."""
+
+    number: int
+    spent: int
+    best: float
+    expected_gain: float
+    noise: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """The choice of a search, its rounds, and the p-value of the winner against the second."""
+
+    choice: Choice
+    rounds: list[Round]
+    p_value: float | None
+
+
+def search(
+    study: Study,
+    budget: Budget,
+    images: int,
+    constraints: Constraints | None = None,
+    progress: Progress = silent,
+) -> Found:
+    """The best measured configuration within the budget for at most ``images`` images, all records of the study
+    counted.
+
+    First every layer is measured alone at its smallest option. Then rounds: the additive model is fitted to all that
+    was measured, proposes its most likely best configuration and those of models drawn from its posterior, and they
+    are measured on few images. Rounds end when the drawn models see less to gain than the measuring noise, or at
+    three fifths of the images. The best candidates compete on fresh images by successive halving. Every measurement
+    is a record: run again, it goes on.
+    """
+    check_objective(study)
+    allowed = allow(study.space, constraints, names_of(study))
+    nbytes = budget_bytes(study.space, budget, allowed)
+    least = FEW * (len(study.space.layers) + _ROUND) + 2 * _FINAL_IMAGES
+    if images < least:
+        raise Qua2SeDiMoError(
+            f"{images} images are too few to search {len(study.space.layers)} layers",
+            f"{least} are the least: {FEW} a layer, one round, and two finalists on {_FINAL_IMAGES} fresh images.",
+        )
+    measure_singles(study, FEW, progress)
+    final = 3 * _FINALISTS * _FINAL_IMAGES
+    reserved = min(final, max(2 * _FINAL_IMAGES, 2 * images // 5))
+    rounds = _rounds(study, nbytes, allowed, images - reserved, progress)
+    known = evidence(study)
+    candidates = _candidates(known, nbytes, allowed)
+    before = images_spent(study) - images_spent(study, "final", candidates)
+    choice, p_value = _decide(study, budget, known, candidates, max(reserved, images - before), progress)
+    choice.save(choice_path(study, budget, constraints), f"search {study.identity} {study.settings.protocol}")
+    return Found(choice, rounds, p_value)
+
+
+def _rounds(study: Study, nbytes: int, allowed: Allowed, until: int, progress: Progress) -> list[Round]:
+    """Measure proposals until the expected gain is below the noise or ``until`` images are spent; one row a round.
+
+    All a round needs to know is in the records, so a search that was stopped goes on as it would have.
+    """
+    measurers: dict[range, Measurer] = {}
+    rounds: list[Round] = []
+    while True:
+        known = evidence(study)
+        own = [m for m in known.measured if m.kind == 2 and _fits(known, m.configuration, nbytes, allowed)]
+        proposals = _proposals(known, nbytes, allowed, np.random.default_rng([study.settings.seed, len(own)]))
+        tried = {m.configuration for m in known.measured}
+        new = [c for c in proposals if c not in tried][: _ROUND - len(own) % _ROUND]
+        gain, noise = expected_gain(known, proposals), _noise(study, nbytes)
+        spent = images_spent(study)
+        rounds.append(Round(len(rounds), spent, max((m.quality for m in own), default=float("nan")), gain, noise))
+        room = (until - spent) // FEW
+        if not new or room < 1 or (len(own) >= _LEAST_ROUNDS * _ROUND and gain < noise):
+            return rounds
+        what = f"round {len(own) // _ROUND + 1}: measuring candidates"
+        measure_all(study, "round", new[:room], range(FEW), what, progress, measurers)
+
+
+def _proposals(known: Evidence, nbytes: int, allowed: Allowed, rng: np.random.Generator) -> list[Configuration]:
+    """What the most likely model thinks best, what the simple programs do, and what drawn models do."""
+    programs = [most_likely(known), one_at_a_time(known), sum_of_errors(known)]
+    programs += [drawn(known, rng) for _ in range(_DRAWS)]
+    found = [next(best_configurations(known.space, values, nbytes, 1, allowed)) for values in programs]
+    return list(dict.fromkeys(found))
+
+
+def expected_gain(known: Evidence, proposals: list[Configuration], draws: int = _DRAWS, seed: int = 1) -> float:
+    """What knowing the true model would gain over the most likely one's best, in dB: the mean over drawn models of the
+    best proposal's quality minus the first's."""
+    rng = np.random.default_rng(seed)
+    quality = np.stack([known.predicted(proposals, known.model.draw(rng)) for _ in range(draws)])
+    return float((quality.max(axis=1) - quality[:, 0]).mean())
+
+
+def _noise(study: Study, nbytes: int) -> float:
+    """Standard error of the difference of two candidates on few images, in dB: its mean over the pairs with the
+    best."""
+    rows = [
+        per_image(study, r.measurement)
+        for r in study.records.all("round")
+        if packed_bytes(study.space, r.configuration) <= nbytes
+    ]
+    if len(rows) < 2:
+        return 0.0
+    values = np.array([row[:FEW] for row in rows])
+    best = values.mean(axis=1).argmax()
+    difference = np.delete(values, best, axis=0) - values[best]
+    return float(difference.std(axis=1, ddof=1).mean() / np.sqrt(FEW))
+
+
+def _fits(known: Evidence, configuration: Configuration, nbytes: int, allowed: Allowed) -> bool:
+    return allowed.permits(configuration) and packed_bytes(known.space, configuration) <= nbytes
+
+
+def _candidates(known: Evidence, nbytes: int, allowed: Allowed) -> list[Configuration]:
+    """Measured configurations within the budget, best first: by measurement and model, each weighed by its
+    certainty."""
+    fitting = [m for m in known.measured if m.kind == 2 and _fits(known, m.configuration, nbytes, allowed)]
+    if not fitting:
+        return []
+    expected = known.predicted([m.configuration for m in fitting])
+    order = np.argsort([-(m.quality + e) / 2 for m, e in zip(fitting, expected)], kind="stable")
+    return [fitting[i].configuration for i in order[:_FINALISTS]]
+
+
+def _decide(
+    study: Study, budget: Budget, known: Evidence, candidates: list[Configuration], images: int, progress: Progress
+) -> tuple[Choice, float | None]:
+    """Successive halving on fresh images; the winner of the last stage is the choice."""
+    remaining, values = list(range(len(candidates))), np.zeros((len(candidates), 0))
+    measured: dict[int, list[float]] = {i: [] for i in remaining}
+    measurers: dict[range, Measurer] = {}
+    stages = schedule(len(candidates), _FINAL_IMAGES, images) or [(1, range(_FINAL_IMAGES))]
+    for count, part in stages:
+        remaining = remaining[:count]
+        fresh = range(FRESH + part.start, FRESH + part.stop)
+        rows = measure_all(
+            study, "final", [candidates[i] for i in remaining], fresh,
+            f"finalists on {len(fresh)} fresh images", progress, measurers,
+        )  # fmt: skip
+        for i, row in zip(remaining, rows):
+            measured[i] += per_image(study, row)
+        values = np.array([measured[i] for i in remaining])
+        remaining = [remaining[j] for j in survivors(values, len(remaining))]
+    last = max(len(v) for v in measured.values())
+    finalists = [i for i, v in measured.items() if len(v) == last]
+    finalists.sort(key=lambda i: -float(np.mean(measured[i])))
+    expected = known.predicted(candidates)
+    objective, space = study.settings.objective, study.space
+    rows_kept = [
+        Candidate("search", c, average_bits(space, c), float(expected[i]), {objective: float(np.mean(measured[i]))})
+        for i, c in enumerate(candidates)
+        if measured[i]
+    ]
+    best = finalists[0]
+    p_value = None
+    if len(finalists) > 1:
+        p_value = paired_p(np.array(measured[best]), np.array(measured[finalists[1]]))
+    chosen = candidates[best]
+    nbytes = packed_bytes(space, chosen)
+    measured_means = {objective: float(np.mean(measured[best]))}
+    choice = Choice(
+        8 * budget.nbytes(space.weights) / space.weights, chosen, average_bits(space, chosen), nbytes, "search",
+        float(expected[best]), measured_means, rows_kept,
+    )  # fmt: skip
+    return choice, p_value

@@ -1,0 +1,111 @@
+"""Choosing from the command line: sizes in every unit, constraints, reasons, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import small_pipeline, small_settings
+from typer.testing import CliRunner
+
+from qua2sedimo import Choice, Qua2SeDiMoError, Study
+from qua2sedimo.cli import app
+from qua2sedimo.options import Configuration
+from qua2sedimo.predictor import FitSettings
+from qua2sedimo.search import Budget, Constraints, allow, best_configurations, packed_bytes, reasons
+from qua2sedimo.stages.choosing import choice_path, kept_choice, scores_for, why
+
+OPTIONS = "uaq-2,uaq-4,uaq-6,kmeans_a-3,kmeans_a-4"
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp("choosing") / "study"
+    made = Study.create(folder, small_settings(options=OPTIONS), small_pipeline())
+    made.build_bank()
+    made.measure(20)
+    made.fit(FitSettings(epochs=20, channels=8, hops=2))
+    return made
+
+
+@pytest.fixture
+def run(study: Study, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr("qua2sedimo.study.load_pipeline", lambda _: small_pipeline())
+    return lambda *arguments: CliRunner().invoke(app, list(arguments), env={"COLUMNS": "220"})
+
+
+def test_several_sizes_in_every_unit_are_chosen_at_once(study: Study, run: Run) -> None:
+    half = f"{study.space.weights * 4 // 8}B"
+    sizes = ["--bits", "3.9", "--bytes", half, "--ratio", "0.3"]
+    result = run("choose", str(study.folder), *sizes, "--candidates", "2")
+    assert result.exit_code == 0, result.output
+    budgets = [Budget(3.9), Budget.bytes(half), Budget(0.3, "ratio")]
+    for budget in budgets:
+        choice, _ = Choice.load(choice_path(study, budget))
+        assert choice.nbytes <= budget.nbytes(study.space.weights)
+        assert len(choice.candidates) == 2
+    assert len({choice_path(study, b) for b in budgets}) == 3
+
+
+def test_constraints_hold_and_the_choice_is_kept_apart(study: Study, run: Run, tmp_path: Path) -> None:
+    first = study.space.layers[0]
+    limits = Constraints((first,), (("transformer_blocks.0.*", 4),), (), 1)
+    result = run(
+        "choose", str(study.folder), "--bits", "5", "--candidates", "2", "--keep", first,
+        "--min-bits", "transformer_blocks.0.*=4", "--methods-at-most", "1", "--why",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "kept in 16 bits" in result.output
+    choice = kept_choice(study, Budget(5.0), limits)
+    assert choice is not None and kept_choice(study, Budget(5.0)) is None
+    chosen = choice.configuration
+    assert first not in chosen and len({o.method for o in chosen.values()}) == 1
+    assert all(o.bits >= 4 for n, o in chosen.items() if n.startswith("transformer_blocks.0."))
+    assert choice.nbytes == packed_bytes(study.space, chosen) <= Budget(5.0).nbytes(study.space.weights)
+    name = choice_path(study, Budget(5.0), limits).stem
+    result = run("export", str(study.folder), str(tmp_path / "out"), "--choice", name)
+    assert result.exit_code == 0, result.output
+
+
+def test_every_layer_has_a_reason_that_its_scores_bear_out(study: Study) -> None:
+    choice = study.choose(3.9, candidates=2)
+    scores, space = scores_for(study), study.space
+    for r in why(study, choice):
+        offered = {o: (o.nbytes(space.shapes[r.layer]), scores[r.layer][o]) for o in space.options[r.layer]}
+        size, score = offered[r.option]
+        if r.cheaper:
+            assert (size - r.saved, score - r.cost) == pytest.approx(offered[r.cheaper])
+            assert all(s <= score - r.cost + 1e-12 for n, s in offered.values() if n < size)
+        if r.better:
+            assert (size + r.needs, score + r.gain) == pytest.approx(offered[r.better])
+        assert (r.why == "least") == all(n >= size for n, _ in offered.values())
+
+
+def test_a_reason_tells_a_constraint_from_the_budget(study: Study) -> None:
+    space, scores = study.space, scores_for(study)
+    first, second = space.layers[:2]
+    allowed = allow(space, Constraints(keep=(first,), min_bits=((second, 6),)))
+    nbytes = Budget(5.0).nbytes(space.weights)
+    (chosen,) = best_configurations(space, scores, nbytes, 1, allowed)
+    found = {r.layer: r for r in reasons(space, scores, chosen, allowed, {second: ("twin",)})}
+    assert found[first].why == "kept" and found[first].option is None
+    assert found[second].why == "constraint" and found[second].tied == ("twin",)
+    plenty = Configuration((n, max(space.options[n], key=lambda o: scores[n][o])) for n in space.layers)
+    assert {r.why for r in reasons(space, scores, plenty, allow(space))} <= {"best", "least"}
+
+
+def test_nothing_is_measured_if_one_of_several_sizes_is_impossible(study: Study, run: Run) -> None:
+    before = len(study.records.all("candidate"))
+    result = run("choose", str(study.folder), "--bits", "4.4", "--bytes", "10B")
+    assert isinstance(result.exception, Qua2SeDiMoError) and "10 bytes" in result.exception.message
+    assert len(study.records.all("candidate")) == before
+
+
+def test_a_choice_of_other_weights_is_not_exported(study: Study, run: Run, tmp_path: Path) -> None:
+    choice = study.choose(3.9, candidates=2)
+    choice.save(study.folder / "choices" / "foreign.json", "another study")
+    result = run("export", str(study.folder), str(tmp_path / "out"), "--choice", "foreign")
+    assert isinstance(result.exception, Qua2SeDiMoError) and "other weights" in result.exception.message
