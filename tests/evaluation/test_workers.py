@@ -116,6 +116,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     assert "qua2sedimo[ray]" in str(caught.value.remedy)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_its_job_tried_again(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     sent = jobs("one", "kills once", "kills always", "raises always", "two", "three")
