@@ -96,10 +96,11 @@ class HopNetwork(nn.Module):
         self.hops = nn.ModuleList(GATv2(channels) for _ in range(hops))
         width = (hops + 2) * channels
         self.standardise = nn.BatchNorm1d(width, affine=False)
-        self.regress = nn.Sequential(nn.Linear(width, channels), nn.SiLU(), nn.Linear(channels, 1))
+        last = nn.Linear(channels, 1)
+        self.regress = nn.Sequential(nn.Linear(width, channels), nn.SiLU(), last)
         self.offset, self.slope = nn.Parameter(torch.zeros(())), nn.Parameter(torch.tensor(0.2))
-        nn.init.zeros_(self.regress[2].weight)
-        nn.init.zeros_(self.regress[2].bias)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(
         self, x: torch.Tensor, edges: torch.Tensor, roots: Sequence[torch.Tensor] | None = None
