@@ -43,8 +43,9 @@ def untrained(
     }
     bank: Any = SimpleNamespace(errors=errors)
     encoding = Encoding(graph, space, bank)
+    roots = [encoding.layer_nodes.tolist()] * (hops + 1)
     made = [
-        Fold(_network(encoding, channels, hops, k), 0.0, 1.0, [0.9 - 0.1 * k] * (hops + 1), [], [])
+        Fold(_network(encoding, channels, hops, k), 0.0, 1.0, [0.9 - 0.1 * k] * (hops + 1), [], [], roots)
         for k in range(folds)
     ]
     return Untrained(graph, space, encoding, Ensemble(made))

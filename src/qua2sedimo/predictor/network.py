@@ -97,10 +97,10 @@ class HopNetwork(nn.Module):
         width = (hops + 2) * channels
         self.standardise = nn.BatchNorm1d(width, affine=False)
         last = nn.Linear(channels, 1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
         self.regress = nn.Sequential(nn.Linear(width, channels), nn.SiLU(), last)
         self.offset, self.slope = nn.Parameter(torch.zeros(())), nn.Parameter(torch.tensor(0.2))
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(
         self, x: torch.Tensor, edges: torch.Tensor, roots: Sequence[torch.Tensor] | None = None
