@@ -122,26 +122,16 @@ class HopNetwork(nn.Module):
         groups = torch.log((damage * kind).sum(dim=1) + _SMALLEST)
         return self.regress(self.standardise(torch.cat([groups, *means], dim=1))).squeeze(1)
 
-    def propagate(self, h: torch.Tensor, edges: torch.Tensor) -> list[torch.Tensor]:
-        """h⁰ [batch, nodes, channels] → [h⁰, …, h^M]."""
+    def propagate(self, h: torch.Tensor, edges: torch.Tensor, hops: int | None = None) -> list[torch.Tensor]:
+        """h⁰ [batch, nodes, channels] → [h⁰, …, hᵐ], m = ``hops``, all of them if not given.
+
+        Of a subgraph alone, a node's embeddings equal those inside the whole graph if the subgraph holds all its
+        ancestors up to ``hops`` edges away and all edges between them; ``edges`` are then numbered within it.
+        """
         levels = [h.transpose(0, 1).contiguous()]
-        for hop in self.hops:
+        for hop in list(self.hops)[:hops]:
             levels.append(functional.relu(levels[-1] + hop(levels[-1], edges)))
         return [level.transpose(0, 1) for level in levels]
-
-    def embed_subgraph(self, x: torch.Tensor, edges: torch.Tensor, hops: int | None = None) -> torch.Tensor:
-        """Embeddings after ``hops`` hops of the nodes of a subgraph alone: [batch, nodes, channels].
-
-        A node's embedding equals that inside the whole graph if the subgraph holds all its ancestors up to ``hops``
-        edges away, and all edges between them.
-
-        Shapes:
-            x: [batch, nodes, features] of the subgraph's nodes; edges: int64 [2, edges], numbered within it.
-        """
-        h = self.embed(x).transpose(0, 1).contiguous()
-        for hop in list(self.hops)[:hops]:
-            h = functional.relu(h + hop(h, edges))
-        return h.transpose(0, 1)
 
 
 def pooled(levels: Sequence[torch.Tensor], roots: Sequence[torch.Tensor] | None = None) -> list[torch.Tensor]:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from qua2sedimo.denoisers import Graph
 from qua2sedimo.denoisers.subgraphs import Subgraph, subgraphs
@@ -140,9 +139,8 @@ class Embedded:
     def _norms(self, field: Field, settings: np.ndarray) -> np.ndarray:
         h = self.nodes[field.nodes].expand(len(settings), -1, -1).clone()
         h[:, field.places] = self.options[torch.as_tensor(field.layers), torch.as_tensor(settings)]
-        for hop in list(self.network.hops)[: field.block.hops]:
-            h = functional.relu(h + hop(h, field.edges))
-        return norms(h[:, field.root]).double().numpy()
+        root = self.network.propagate(h, field.edges, field.block.hops)[-1][:, field.root]
+        return norms(root).double().numpy()
 
 
 def reference(encoding: Encoding) -> np.ndarray:
