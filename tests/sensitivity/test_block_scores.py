@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,6 @@ from qua2sedimo import zoo
 from qua2sedimo.denoisers import Graph
 from qua2sedimo.denoisers.subgraphs import subgraphs
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.predictor.ensemble import Fold
 from qua2sedimo.predictor.network import norms
 from qua2sedimo.sensitivity import BlockScores, BlockSettings, block_scores
 from qua2sedimo.sensitivity.block_scores import reference
@@ -116,7 +117,7 @@ def test_a_beam_finds_nearly_the_frontier_of_all_settings_and_the_output_says_th
 
 def test_a_predictor_that_ranks_nothing_at_a_hop_that_is_needed_is_refused() -> None:
     made = untrained(small_graph("pixart"))
-    idle = [Fold(f.network, 0.0, 1.0, [0.9, 0.9, 0.0, 0.9, 0.9], [], []) for f in made.ensemble.folds]
+    idle = [replace(f, hop_weights=[0.9, 0.9, 0.0, 0.9, 0.9]) for f in made.ensemble.folds]
     made.ensemble.folds[:] = idle
     with pytest.raises(Qua2SeDiMoError, match="better than chance at hop 2") as caught:
         scores_of(made)
