@@ -19,7 +19,7 @@ from tests.conftest import small_pipeline, small_settings
 from qua2sedimo import Configuration, Qua2SeDiMoError, Study
 from qua2sedimo.evaluation import Measurement, Measurer
 from qua2sedimo.records import Record
-from qua2sedimo.stages.measuring import Workers, average_bits, measure_numbered
+from qua2sedimo.stages.measuring import Workers, measure_numbered
 
 COUNT = 60
 OPTIONS = "uaq-2,uaq-4,kmeans_a-3"
@@ -179,7 +179,7 @@ def test_a_configuration_of_one_layer_leaves_the_others_at_full_precision(study:
     assert first.measurement.values == second.measurement.values
     kept = 16 * (study.space.weights - np.prod(study.space.shapes[layer]))
     bits = (8 * option.nbytes(study.space.shapes[layer]) + kept) / study.space.weights
-    assert first.average_bits == average_bits(study.space, single) == pytest.approx(bits)
+    assert first.average_bits == study.space.average_bits(single) == pytest.approx(bits)
     assert len(study.records.all("sample")) == 2
 
 
