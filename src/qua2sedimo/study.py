@@ -247,23 +247,29 @@ class Study:
         """
         return choosing.choose(self, bits, candidates, progress)
 
-    def export(self, bits: float, out: str | Path) -> Any:
-        """Write the choice for ``bits`` as a packed diffusers pipeline folder; returns its sizes."""
+    def export(self, bits: float, out: str | Path, act_bits: int | None = None) -> Any:
+        """Write the choice for ``bits`` as a packed diffusers pipeline folder; returns its sizes.
+
+        ``act_bits`` is the width of activations in the loaded model (None: they stay as they are).
+        """
         choice = self.choose(bits)
         provenance = {
             "model": self.settings.model,
             "average_bits": choice.average_bits,
             "origin": choice.origin,
             "arguments": self.settings.arguments,
+            "inputs": list(self.settings.inputs),
             "versions": versions(),
         }
-        return self.save_configuration(choice.configuration, out, provenance)
+        return self.save_configuration(choice.configuration, out, provenance, act_bits)
 
-    def save_configuration(self, configuration: Configuration, out: str | Path, extra: dict[str, Any]) -> Any:
+    def save_configuration(
+        self, configuration: Configuration, out: str | Path, extra: dict[str, Any], act_bits: int | None = None
+    ) -> Any:
         self.switch.restore()
         values = self.bank.values(configuration)
         with quiet():
-            return save_packed(self.pipeline, self.component, values, Path(out), extra, self.copies)
+            return save_packed(self.pipeline, self.component, values, Path(out), extra, self.copies, act_bits)
 
     # Helpers ---------------------------------------------------------------------------------------------------
 

@@ -29,13 +29,18 @@ def choose(
 
 @app.command()
 def export(
-    study: StudyFolder, out: Annotated[Path, typer.Argument(help="The folder to write.")], bits: Bits = 3.5
+    study: StudyFolder,
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    bits: Bits = 3.5,
+    act_bits: Annotated[
+        int | None, typer.Option(help="Quantize activations too when the model is loaded: 8 or 6 bits.", min=4, max=8)
+    ] = None,
 ) -> None:
     """Write the choice as a packed pipeline that `DiffusionPipeline.from_pretrained` loads."""
     from qua2sedimo.study import Study
     from qua2sedimo.terminal import console, size
 
-    packed = Study(study).export(bits, out)
+    packed = Study(study).export(bits, out, act_bits)
     console.print(
         f"{out}: {packed.weights / 1e6:.2f} M weights in {size(packed.quantized_bytes)}, {packed.average_bits:.4f} bits"
     )
