@@ -23,7 +23,7 @@ from qua2sedimo.predictor import FitSettings
 
 COMMANDS = (
     "demo", "run", "init", "inspect", "metrics", "plan", "quantize", "measure", "records", "fit", "explain", "choose",
-    "diff", "export", "search", "frontier", "generate", "report",
+    "diff", "export", "search", "frontier", "generate", "evaluate", "report",
 )  # fmt: skip
 FEW_STEPS = '{"num_inference_steps": 2, "guidance_scale": 1.0}'
 
@@ -371,10 +371,14 @@ def test_the_stages_one_by_one_end_in_pictures_of_the_packed_model(  # type: ign
     chosen = run("choose", study, "--bits", 4.5, "--candidates", 2)
     assert "measured" in chosen.out and chosen.status == 0
     out = tmp_path / "packed"
-    exported = run("export", study, out, "--bits", 4.5)
+    exported = run("export", study, out, "--bits", 4.5, "--act-bits", 8)
     assert exported.status == 0, exported.err
     stored = json.loads((out / "qua2sedimo.json").read_text())
     assert stored["average_bits"] <= 4.5 and f"{stored['average_bits']:.4f}" in exported.out
+    config = json.loads((out / "transformer" / "config.json").read_text())
+    assert config["quantization_config"]["act_bits"] == 8
+    measured = run("evaluate", out, "--images", 2)
+    assert measured.status == 0 and "psnr: " in measured.out, measured.err
     painted = run("generate", out, "--prompt", 3, "--count", 2, "--to", tmp_path / "pictures")
     assert painted.status == 0, painted.err
     pictures = sorted((tmp_path / "pictures").iterdir())
@@ -392,6 +396,8 @@ def test_an_exported_model_is_called_as_it_was_measured(  # type: ignore[no-unty
     opened.save_configuration(configuration, out, {"arguments": opened.settings.arguments})
     for name, more in (("plain", ()), ("named", ("--arguments", FEW_STEPS))):
         assert run("generate", out, "--prompt", 3, "--to", tmp_path / name, *more).status == 0
+    assert "does not say which model" in run("evaluate", out, "--images", 2).err
+    assert "is not an exported model" in run("evaluate", tmp_path).err
     plain, named = (np.asarray(Image.open(tmp_path / name / "0000.png")) for name in ("plain", "named"))
     assert np.array_equal(plain, named)
 

@@ -335,23 +335,29 @@ class Study:
         """Spend at most ``images`` images to find the best configuration within the budget; see stages/searching.py."""
         return searching.search(self, _budget(budget), images, constraints, progress)
 
-    def export(self, what: float | Budget | Choice, out: str | Path) -> Any:
-        """Write a choice, or that for a budget, as a packed diffusers pipeline folder; returns its sizes."""
+    def export(self, what: float | Budget | Choice, out: str | Path, act_bits: int | None = None) -> Any:
+        """Write a choice, or that for a budget, as a packed diffusers pipeline folder; returns its sizes.
+
+        ``act_bits`` is the width of activations in the loaded model (None: they stay as they are).
+        """
         choice = what if isinstance(what, Choice) else self.choose(what)
         provenance = {
             "model": self.settings.model,
             "average_bits": choice.average_bits,
             "origin": choice.origin,
             "arguments": self.settings.arguments,
+            "inputs": list(self.settings.inputs),
             "versions": versions(),
         }
-        return self.save_configuration(choice.configuration, out, provenance)
+        return self.save_configuration(choice.configuration, out, provenance, act_bits)
 
-    def save_configuration(self, configuration: Configuration, out: str | Path, extra: dict[str, Any]) -> Any:
+    def save_configuration(
+        self, configuration: Configuration, out: str | Path, extra: dict[str, Any], act_bits: int | None = None
+    ) -> Any:
         self.switch.restore()
         values = self.bank.values(configuration)
         with quiet():
-            return save_packed(self.pipeline, self.component, values, Path(out), extra, self.copies)
+            return save_packed(self.pipeline, self.component, values, Path(out), extra, self.copies, act_bits)
 
 
 def _check_metrics(settings: StudySettings, pipeline: Any) -> None:

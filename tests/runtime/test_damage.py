@@ -107,8 +107,8 @@ def test_a_tensor_larger_than_the_file(folder: Path) -> None:
 
 
 def test_an_unknown_version(folder: Path) -> None:
-    config(folder, format_version=3, novelty=True)
-    refused(folder, "format version 3 is unknown")
+    config(folder, format_version=4, novelty=True)
+    refused(folder, "format version 4 is unknown")
 
 
 @pytest.mark.parametrize(
@@ -177,3 +177,47 @@ def test_no_byte_string_breaks_the_header_reader(tmp_path: Path, data: st.DataOb
     file.write_bytes(length.to_bytes(8, "little") + text)
     with contextlib.suppress(Qua2SeDiMoError):
         assert isinstance(read_header(file), dict)
+
+
+def test_equal_shapes_that_were_swapped(folder: Path) -> None:
+    def swap(header: dict, data: bytes) -> bytes:
+        one, other = header[f"{NAME}.scale"], header[f"{NAME}.zero"]
+        one["data_offsets"], other["data_offsets"] = other["data_offsets"], one["data_offsets"]
+        return data
+
+    edit_header(weights(folder), swap)
+    refused(folder, f"'{NAME}.(scale|zero)' in .* is not what was exported")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_altered_byte_and_no_cut_passes(folder: Path, data: st.DataObject) -> None:
+    file = weights(folder)
+    whole = file.read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    try:
+        if data.draw(st.booleans()):
+            changed = bytearray(whole)
+            changed[at] ^= data.draw(st.integers(1, 255))
+            file.write_bytes(changed)
+        else:
+            file.write_bytes(whole[:at])
+        with contextlib.suppress(Qua2SeDiMoError):
+            loaded = DiTTransformer2DModel.from_pretrained(folder)
+            file.write_bytes(whole)  # it was in the metadata, or in the padding of the header: no weight changed
+            sound = DiTTransformer2DModel.from_pretrained(folder).state_dict()
+            assert all(torch.equal(sound[name], tensor) for name, tensor in loaded.state_dict().items())
+    finally:
+        file.write_bytes(whole)
+
+
+def test_a_missing_shard(folder: Path) -> None:
+    weights(folder).unlink()
+    with pytest.raises((Qua2SeDiMoError, OSError)):
+        DiTTransformer2DModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("act_bits", [3, 9, True, "8", 8.0])
+def test_a_width_that_activations_cannot_have(folder: Path, act_bits: object) -> None:
+    config(folder, act_bits=act_bits)
+    refused(folder, "'act_bits' must be 4 to 8")

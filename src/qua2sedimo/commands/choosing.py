@@ -113,6 +113,9 @@ def export(
     bits: Annotated[float, typer.Option(help="The choice of so many average bits.", min=1.0, max=16.0)] = 3.5,
     choice: Annotated[str | None, typer.Option(help="A choice by its file's name in choices/, without .json.")] = None,
     point: Annotated[str | None, typer.Option(help="A point of the frontier by its name.")] = None,
+    act_bits: Annotated[
+        int | None, typer.Option(help="Quantize activations too when the model is loaded: 8 or 6 bits.", min=4, max=8)
+    ] = None,
 ) -> None:
     """Write the choice as a packed pipeline that `DiffusionPipeline.from_pretrained` loads."""
     from qua2sedimo.stages.frontier import named_choice
@@ -121,7 +124,7 @@ def export(
 
     opened = Study(study)
     named = named_choice(opened, choice, point)
-    packed = opened.export(named or bits, out)
+    packed = opened.export(named or bits, out, act_bits)
     console.print(
         f"{out}: {packed.weights / 1e6:.2f} M weights in {size(packed.quantized_bytes)}, {packed.average_bits:.4f} bits"
     )

@@ -2,6 +2,7 @@
 
 from qua2sedimo.quantizers.error import EXPONENT, quantization_error
 from qua2sedimo.quantizers.method import Method, stored_dtype
+from qua2sedimo.quantizers.operator import decode
 from qua2sedimo.quantizers.packing import pack, packed_length, unpack
 from qua2sedimo.quantizers.registry import METHODS, packed_bytes
 from qua2sedimo.quantizers.threads import each
@@ -12,6 +13,7 @@ __all__ = [
     "METHODS",
     "Method",
     "QuantizedWeight",
+    "decode",
     "each",
     "pack",
     "packed_bytes",

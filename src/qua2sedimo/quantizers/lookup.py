@@ -9,6 +9,10 @@ from __future__ import annotations
 import numba
 import numpy as np
 import torch
+from llvmlite import ir
+from numba.core import types
+from numba.core.errors import TypingError
+from numba.extending import intrinsic
 
 _COUNTED = 32  # levels up to which counting those passed beats a search
 _STRIP = 2048  # weights that stay in the first cache while they are compared
@@ -49,32 +53,51 @@ def nearest_rows(x, levels, codes):  # type: ignore[no-untyped-def]
                 out[i] = at
 
 
+@intrinsic
+def _word(typing, packed, at):  # type: ignore[no-untyped-def]
+    """The eight bytes from ``at`` on, the first lowest, in one load: numba would make eight of it."""
+    if packed.layout != "C":
+        raise TypingError("packed codes must be contiguous")
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        byte = builder.gep(array.data, [arguments[1]])
+        return builder.load(builder.bitcast(byte, ir.IntType(64).as_pointer()), align=1)
+
+    return types.uint64(packed, types.uint64), generate
+
+
 @numba.njit(cache=True, nogil=True)
 def decode_rows(packed, bits, levels, out, first, last):  # type: ignore[no-untyped-def]
-    """Write rows ``first`` to ``last`` of ``out`` [channels, n] from packed codes and levels of out's type."""
-    n = out.shape[1]
-    mask = (1 << bits) - 1
+    """Write rows ``first`` to ``last`` of ``out`` [channels, n] from packed codes and levels of out's type.
+
+    Eight codes fill ``bits`` bytes and are read as one word. All numbers are unsigned: a signed index would be checked
+    for being negative at every weight.
+    """
+    one, seven, eight = np.uint64(1), np.uint64(7), np.uint64(8)
+    n, width, mask = np.uint64(out.shape[1]), np.uint64(bits), np.uint64((1 << bits) - 1)
+    size = np.uint64(packed.size)
+    whole = np.uint64(max(0, packed.size - 8) // bits * 8)  # before this code, a group's word ends within packed
     for c in range(first, last):
-        book = levels[c % levels.shape[0]]
-        row = out[c]
-        at = c * n
-        i = 0
+        book, row = levels[c % levels.shape[0]], out[c]
+        at = np.uint64(c) * n  # the number of the row's first code
+        i = np.uint64(0)
         while i < n:
-            if (at + i) & 7 == 0 and i + 8 <= n:  # eight codes fill ``bits`` bytes
-                byte = (at + i) // 8 * bits
-                word = np.uint64(0)
-                for k in range(bits):
-                    word |= np.uint64(packed[byte + k]) << np.uint64(8 * k)
-                for k in range(8):
-                    row[i + k] = book[(word >> np.uint64(k * bits)) & np.uint64(mask)]
-                i += 8
+            if (at + i) & seven == 0 and i + eight <= n and at + i < whole:
+                stop = min(n - seven, whole - at)
+                while i < stop:
+                    word = _word(packed, (at + i) // eight * width)
+                    for k in range(8):
+                        row[i + np.uint64(k)] = book[(word >> (np.uint64(k) * width)) & mask]
+                    i += eight
             else:
-                bit = (at + i) * bits
-                pair = np.int64(packed[bit >> 3])
-                if (bit >> 3) + 1 < packed.size:
-                    pair |= np.int64(packed[(bit >> 3) + 1]) << 8
-                row[i] = book[(pair >> (bit & 7)) & mask]
-                i += 1
+                bit = (at + i) * width
+                byte = bit >> np.uint64(3)
+                pair = np.uint64(packed[byte])
+                if byte + one < size:
+                    pair |= np.uint64(packed[byte + one]) << eight
+                row[i] = book[(pair >> (bit & seven)) & mask]
+                i += one
 
 
 @numba.njit(cache=True, nogil=True)

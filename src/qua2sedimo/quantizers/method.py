@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers.lookup import decode_rows, kernels_read
-from qua2sedimo.quantizers.packing import pack, unpack
-from qua2sedimo.quantizers.threads import spread
+from qua2sedimo.quantizers.lookup import kernels_read
+from qua2sedimo.quantizers.operator import decode, decode_into, look_up
+from qua2sedimo.quantizers.packing import pack
 from qua2sedimo.quantizers.value import QuantizedWeight
 
 
@@ -57,16 +57,28 @@ class Method(ABC):
         """
         if value.codes.numel() == 0:
             return out
-        levels = self.levels(value.parameters, value.bits).to(value.dtype).to(out.dtype)
+        levels = self._levels_in(value, out.dtype)
         rows = out.view(out.shape[0], -1)  # never copies: a span of input channels has regular rows too
         if kernels_read(out) and kernels_read(value.codes):
-            packed, table, target = value.codes.numpy(), _raw(levels), _raw(rows)
-            spread(lambda a, b: decode_rows(packed, value.bits, table, target, a, b), rows.shape[0], rows.numel())
-            torch.autograd.graph.increment_version(out)  # as any operation in place does
-            return out
-        codes = unpack(value.codes, value.bits, rows.numel()).view(rows.shape)
-        rows.copy_(torch.gather(levels.expand(rows.shape[0], -1), 1, codes.long()))
+            decode_into(value.codes, levels, value.bits, rows)
+        else:
+            rows.copy_(look_up(value.codes, levels, value.bits, *rows.shape))
         return out
+
+    def decode(self, value: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
+        """As :meth:`dequantize`, into a new tensor: for code that is compiled or exported, where nothing is in place.
+
+        On a CPU the compiled program calls the kernel; on other devices the compiler fuses the operations.
+        """
+        levels = self._levels_in(value, dtype)
+        if levels.device.type == "cpu":
+            return decode(value.codes, levels, value.bits, value.shape)
+        channels = value.shape[0]
+        return look_up(value.codes, levels, value.bits, channels, math.prod(value.shape[1:])).view(value.shape)
+
+    def _levels_in(self, value: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
+        """Rounded to the weight's own type first: it is the same weight whatever it is computed in."""
+        return self.levels(value.parameters, value.bits).to(value.dtype).to(dtype)
 
     def _empty(self, weight: torch.Tensor, bits: int) -> QuantizedWeight:
         dtypes = self.parameter_dtypes(stored_dtype(weight.dtype))
@@ -90,9 +102,3 @@ def check_finite(weight: torch.Tensor) -> None:
             f"weight has {bad} NaN or infinite values of {weight.numel()}",
             "Repair the checkpoint, or download it again.",
         )
-
-
-def _raw(tensor: torch.Tensor) -> np.ndarray:
-    """The same memory as numpy sees it, 16-bit floats as bit patterns."""
-    tensor = tensor.detach()
-    return (tensor.view(torch.int16) if tensor.element_size() == 2 else tensor).numpy()

@@ -37,3 +37,9 @@ class QuantizedWeight:
         if out is None:
             out = torch.empty(self.shape, dtype=self.dtype, device=self.codes.device)
         return METHODS[self.method].dequantize(self, out)
+
+    def decode(self, dtype: torch.dtype) -> torch.Tensor:
+        """As :meth:`dequantize` into a new tensor of ``dtype``, for code that is compiled or exported."""
+        from qua2sedimo.quantizers.registry import METHODS
+
+        return METHODS[self.method].decode(self, dtype)

@@ -1,5 +1,6 @@
 """Layers that compute from packed weights, packed checkpoints, and the diffusers backend that loads them."""
 
+from qua2sedimo.runtime.activations import activation_bits, set_activation_bits
 from qua2sedimo.runtime.backend import Qua2SeDiMoConfig, Qua2SeDiMoQuantizer, register
 from qua2sedimo.runtime.checkpoint import PackedSize, save_packed
 from qua2sedimo.runtime.modules import (
@@ -10,11 +11,11 @@ from qua2sedimo.runtime.modules import (
     QuantizedLayer,
     QuantizedLinear,
     Storage,
-    dequantize,
     empty_quantized_module,
     quantized_module,
-    replace_layers,
 )
+from qua2sedimo.runtime.plain import dequantize
+from qua2sedimo.runtime.replace import replace_layers
 from qua2sedimo.runtime.units import quantized_layers
 
 register()
@@ -30,6 +31,7 @@ __all__ = [
     "QuantizedLayer",
     "QuantizedLinear",
     "Storage",
+    "activation_bits",
     "dequantize",
     "empty_quantized_module",
     "quantized_layers",
@@ -37,4 +39,5 @@ __all__ = [
     "register",
     "replace_layers",
     "save_packed",
+    "set_activation_bits",
 ]

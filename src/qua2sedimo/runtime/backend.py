@@ -16,12 +16,13 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.runtime.modules import dequantize
+from qua2sedimo.runtime.activations import ACTIVATION_BITS, set_activation_bits
+from qua2sedimo.runtime.plain import dequantize
 from qua2sedimo.runtime.shards import check_complete, model_tensors
 from qua2sedimo.runtime.table import DAMAGED, LayerTable, install_empty_layers
-from qua2sedimo.tensorfiles import StoredTensor, read_headers
+from qua2sedimo.tensorfiles import StoredTensor, check_sums, read_headers
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _COMPUTE_DTYPES = (None, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -33,7 +34,8 @@ class QuantMethod(str, Enum):
 
 @dataclass(kw_only=True)
 class Qua2SeDiMoConfig(QuantizationConfigMixin):
-    """``quantization_config`` of a packed checkpoint: the format's version and the :class:`LayerTable`.
+    """``quantization_config`` of a packed checkpoint: the format's version, the :class:`LayerTable`, and the width
+    of activations (None: they stay as they are).
 
     Raises :class:`Qua2SeDiMoError` on an unknown version and on entries that make no sense, before anything
     is allocated.
@@ -45,6 +47,7 @@ class Qua2SeDiMoConfig(QuantizationConfigMixin):
     names: str
     cuts: list[list[int]]
     ties: list[list[int]]
+    act_bits: int | None = None
     quant_method: QuantMethod = QuantMethod.QUA2SEDIMO
 
     def __post_init__(self) -> None:
@@ -55,10 +58,12 @@ class Qua2SeDiMoConfig(QuantizationConfigMixin):
                 "Install the qua2sedimo version that wrote the checkpoint, or a newer one.",
             )
         self.quant_method = QuantMethod.QUA2SEDIMO
+        if self.act_bits is not None and (type(self.act_bits) is not int or self.act_bits not in ACTIVATION_BITS):
+            raise Qua2SeDiMoError(f"quantization_config: 'act_bits' must be 4 to 8, got {self.act_bits!r}", DAMAGED)
         self.table()
 
     @classmethod
-    def of(cls, table: LayerTable) -> Qua2SeDiMoConfig:
+    def of(cls, table: LayerTable, act_bits: int | None = None) -> Qua2SeDiMoConfig:
         options = [str(storage) for storage in table.storages]
         return cls(
             format_version=FORMAT_VERSION,
@@ -67,6 +72,7 @@ class Qua2SeDiMoConfig(QuantizationConfigMixin):
             names=table.names,
             cuts=[list(cut) for cut in table.cuts],
             ties=[list(tie) for tie in table.ties],
+            act_bits=act_bits,
         )
 
     @classmethod
@@ -105,6 +111,7 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
             )
         super().__init__(quantization_config, **kwargs)
         self._stored: dict[str, StoredTensor] | None = None
+        self._files: list[Path] = []
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         dtype = kwargs.get("torch_dtype")
@@ -113,7 +120,8 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[Any]) -> list[str]:
         """Called with the files before any tensor of an indexed checkpoint is read: look at their headers."""
-        self._stored = read_headers(Path(file) for file in checkpoint_files)
+        self._files = [Path(file) for file in checkpoint_files]
+        self._stored = read_headers(self._files)
         return loaded_keys
 
     def _process_model_before_weight_loading(
@@ -125,6 +133,8 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
         ignored = [name for name in self._stored if any(re.search(pattern, name) for pattern in patterns)]
         check_complete(model, self._stored, ignored)
+        for file in self._files:
+            check_sums(file)
         model.config.quantization_config = self.quantization_config  # type: ignore[union-attr]
         return model
 
@@ -134,6 +144,8 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
             empty = [name for name, tensor in model_tensors(model) if tensor.is_meta]
             if empty:
                 raise Qua2SeDiMoError(f"tensor '{empty[0]}' was not loaded by diffusers", "Update diffusers.")
+        if self.quantization_config.act_bits is not None:
+            set_activation_bits(model, self.quantization_config.act_bits)
         return model
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:

@@ -66,12 +66,14 @@ def save_packed(
     out: Path,
     extra: Mapping[str, Any] | None = None,
     copies: Copies = NO_COPIES,
+    act_bits: int | None = None,
 ) -> PackedSize:
     """Write ``model``, a pipeline or a denoiser, to the folder ``out``, with the layers in ``values`` packed.
 
     ``component`` names the denoiser in a pipeline (None: ``transformer`` or ``unet``); ``values`` (unit name →
     quantized weight) is read once, in order, and may be a generator; ``copies`` of a module (name → names) are stored
-    once, with it; ``extra`` is kept in ``qua2sedimo.json``. All other float tensors of the denoiser are stored in 16
+    once, with it; ``act_bits`` is the width of activations in the loaded model (None: as they are); ``extra`` is kept
+    in ``qua2sedimo.json``. All other float tensors of the denoiser are stored in 16
     bits. An earlier export at ``out`` is replaced.
 
     Raises :class:`Qua2SeDiMoError` if ``out`` holds something else, a value does not fit its layer, or what
@@ -86,7 +88,7 @@ def save_packed(
     with _written_beside(out) as folder:
         if pipeline is not None and component is not None:
             _save_others(pipeline, component, denoiser, folder)
-        size = _write_denoiser(denoiser, values, copies, folder / (component or ""))
+        size = _write_denoiser(denoiser, values, copies, act_bits, folder / (component or ""))
         write_json(folder / INFO, _info(component, size, extra or {}))
     return size
 
@@ -101,7 +103,7 @@ def _info(component: str | None, size: PackedSize, extra: Mapping[str, Any]) -> 
     return {**versions, "component": component, **sizes, "extra": dict(extra)}
 
 
-def _write_denoiser(denoiser: Any, values: Values, copies: Copies, folder: Path) -> PackedSize:
+def _write_denoiser(denoiser: Any, values: Values, copies: Copies, act_bits: int | None, folder: Path) -> PackedSize:
     _refuse_unsuitable(denoiser)
     modules = layer_modules(denoiser)
     groups = groups_of(modules, copies)
@@ -130,7 +132,9 @@ def _write_denoiser(denoiser: Any, values: Values, copies: Copies, folder: Path)
     table = LayerTable.of(modules, stored, same)
     config = json.loads(denoiser.to_json_string())
     config.pop("_name_or_path", None)  # where the original lay is nobody's business
-    write_json(folder / "config.json", {**config, "quantization_config": Qua2SeDiMoConfig.of(table).to_dict()})
+    write_json(
+        folder / "config.json", {**config, "quantization_config": Qua2SeDiMoConfig.of(table, act_bits).to_dict()}
+    )
     return _verified(type(denoiser), config, table, files, PackedSize(nbytes, weights, 0))
 
 

@@ -8,9 +8,9 @@ changes every float tensor it meets; a scale rounded that way would give another
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from torch import nn
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Option
 from qua2sedimo.quantizers import METHODS, QuantizedWeight, packed_length, stored_dtype
+from qua2sedimo.runtime.integer import integer_linear
 
 DAMAGED = "The checkpoint's config.json is damaged: download it or export it again."
 _LINEAR = ("in_features", "out_features")
@@ -119,6 +120,9 @@ class QuantizedLayer(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The dequantized weight in the compute dtype, computed at each access; writing to it is lost."""
+        if torch.compiler.is_compiling():
+            parts = [self._value(part).decode(self.compute_dtype) for part in self.parts]
+            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         device = getattr(self, f"{self.parts[0].prefix}codes").device
         whole = torch.empty(self.shape, dtype=self.compute_dtype, device=device)
         for part in self.parts:
@@ -130,7 +134,20 @@ class QuantizedLayer(nn.Module):
 
 
 class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc,override]
-    """A :class:`torch.nn.Linear` whose weight is stored quantized."""
+    """A :class:`torch.nn.Linear` whose weight is stored quantized.
+
+    ``integer_bits`` is the width of its input's codes where it multiplies integers
+    (:func:`~qua2sedimo.runtime.set_activation_bits` sets it).
+    """
+
+    integer_bits: int | None = None
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.integer_bits is None:
+            return nn.Linear.forward(self, input)
+        value = self._value(self.parts[0])
+        scale, zero = value.parameters["scale"], value.parameters["zero"]
+        return integer_linear(input, value.codes, scale, zero, self.bias, value.bits, self.integer_bits)
 
 
 class QuantizedConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[misc,override]
@@ -159,7 +176,9 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
     Raises :class:`Qua2SeDiMoError` if it is none of them, or a subclass with a forward pass of its own, which
     a replacement would silently drop.
     """
-    for plain in _QUANTIZED:
+    for plain, quantized in _QUANTIZED.items():
+        if isinstance(module, quantized):
+            return plain
         if isinstance(module, plain):
             own = [f for f in ("forward", "_conv_forward") if getattr(type(module), f, None) != getattr(plain, f, None)]
             if not own:
@@ -220,7 +239,7 @@ def empty_quantized_module(module: nn.Module, parts: Sequence[Part]) -> Quantize
     shape = tuple(weight.shape)
     if not covers(parts, shape):
         raise Qua2SeDiMoError(f"parts {[part.span for part in parts]} do not make up a weight {list(shape)}")
-    quantized = _bare(_QUANTIZED[plain], module)
+    quantized = bare(_QUANTIZED[plain], module)
     quantized.parts, quantized.shape = tuple(parts), shape
     for part in parts:
         for name, (stored, size) in part.layout(shape).items():
@@ -257,49 +276,7 @@ def packed_tensors(value: QuantizedWeight) -> dict[str, torch.Tensor]:
     return {"codes": value.codes, **patterns}
 
 
-def replace_layers(denoiser: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
-    """Put ``layers`` in place of the modules of these names (and of their other names, if shared); returns
-    ``denoiser``, changed. Raises :class:`Qua2SeDiMoError` on a name it does not have.
-    """
-    modules = dict(denoiser.named_modules(remove_duplicate=False))
-    unknown = [name for name in layers if not name or name not in modules]
-    if unknown:
-        raise Qua2SeDiMoError(f"{type(denoiser).__name__} has no layer '{unknown[0]}'")
-    replacements = {id(modules[name]): layer for name, layer in layers.items()}
-    for name, module in modules.items():
-        if id(module) in replacements:
-            parent, _, child = name.rpartition(".")
-            setattr(denoiser.get_submodule(parent), child, replacements[id(module)])
-    if hasattr(denoiser, "fuse_lora") and any(isinstance(layer, QuantizedLayer) for layer in layers.values()):
-        object.__setattr__(denoiser, "fuse_lora", _refuse_fusing)
-    return denoiser
-
-
-def dequantize(model: nn.Module) -> nn.Module:
-    """Put plain Linear and Conv layers with the dequantized weights back; returns ``model``, changed.
-
-    A model loaded from a packed checkpoint is an ordinary diffusers model afterwards.
-    """
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLayer)}
-    replace_layers(model, {name: _plain_module(layer) for name, layer in layers.items()})
-    for attribute in ("fuse_lora", "hf_quantizer", "quantization_method"):
-        model.__dict__.pop(attribute, None)
-    if getattr(model, "is_quantized", False):
-        model.is_quantized = False  # type: ignore[assignment]
-    config = model.__dict__.get("_internal_dict")
-    if config is not None and "quantization_config" in config:
-        kept = {key: entry for key, entry in config.items() if key != "quantization_config"}
-        model.__dict__["_internal_dict"] = type(config)(kept)
-    return model
-
-
-def _plain_module(layer: QuantizedLayer) -> nn.Module:
-    plain = _bare(plain_class(layer), layer)
-    plain.weight = nn.Parameter(layer.weight)
-    return plain
-
-
-def _bare(cls: type[Any], module: nn.Module) -> Any:
+def bare(cls: type[Any], module: nn.Module) -> Any:
     """A ``cls`` with the hyperparameters, the bias and the mode of ``module`` and nothing else allocated."""
     bare: Any = object.__new__(cls)
     nn.Module.__init__(bare)
@@ -313,11 +290,3 @@ def _weight(module: nn.Module) -> torch.Tensor:
     plain_class(module)
     assert isinstance(module.weight, torch.Tensor)
     return module.weight
-
-
-def _refuse_fusing(*_: object, **__: object) -> NoReturn:
-    """PEFT adds its update to ``weight.data``; added to a computed weight it would be lost without a word."""
-    raise Qua2SeDiMoError(
-        "an adapter cannot be fused into packed weights",
-        "Use it unfused, or call qua2sedimo.runtime.dequantize(model) first.",
-    )

@@ -12,7 +12,7 @@ from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.files import write_json
-from qua2sedimo.tensorfiles import DAMAGED_FILE, FLOATS, WEIGHTS, StoredTensor
+from qua2sedimo.tensorfiles import DAMAGED_FILE, FLOATS, WEIGHTS, StoredTensor, checksum, checksum_metadata
 
 _CODE = {torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64", torch.bool: "BOOL"}
 
@@ -99,6 +99,12 @@ class ShardWriter:
             if tensor.numel() and pointer in seen:
                 self._pending[name] = tensor.clone()
             seen.add(pointer)
-        save_file(self._pending, self._unnamed(len(self._shards)), metadata={"format": "pt"})
+        sums = {name: checksum(_bytes(tensor)) for name, tensor in self._pending.items()}
+        metadata = {"format": "pt", **checksum_metadata(sums)}
+        save_file(self._pending, self._unnamed(len(self._shards)), metadata=metadata)
         self._shards.append(list(self._pending))
         self._pending, self._bytes = {}, 0
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

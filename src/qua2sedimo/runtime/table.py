@@ -25,8 +25,8 @@ from qua2sedimo.runtime.modules import (
     QuantizedLayer,
     Storage,
     empty_quantized_module,
-    replace_layers,
 )
+from qua2sedimo.runtime.replace import replace_layers
 
 _PLAIN = "."
 _SAME = "="

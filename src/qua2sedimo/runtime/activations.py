@@ -1,0 +1,224 @@
+"""Activation quantization: what weight layers and attention read is rounded to a grid of its own, row by row.
+
+Online and without calibration: the grid of a row comes from the row. The inputs of Linear layers have a grid for each
+token, those of convolutions one for each sample; queries, keys and values one for each token and head; softmax's
+probabilities one for each query, always of 8 bits. What is computed is the layer of the rounded input, in the model's
+own type, on any device; :mod:`qua2sedimo.runtime.integer` computes it in integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeGuard
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.runtime.integer import multiplies_exactly
+from qua2sedimo.runtime.modules import QuantizedLayer, QuantizedLinear
+from qua2sedimo.runtime.table import layer_modules
+
+#: Widths that activations can have.
+ACTIVATION_BITS = (4, 5, 6, 7, 8)
+#: Width of softmax's probabilities, whatever that of the rest is.
+PROBABILITY_BITS = 8
+_MOST_SCORES = 1 << 25  # attention scores at a time: 128 MB
+#: Processors of diffusers that multiply queries by keys themselves, where nothing can be put in between.
+_OPEN = ("AttnProcessor", "AttnAddedKVProcessor", "SlicedAttnProcessor", "SlicedAttnAddedKVProcessor")
+
+
+def grid(x: torch.Tensor, bits: int, axes: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The (least value, step) of each row, in fp32 or wider; a row is what varies along ``axes``, which are kept.
+
+    The least and the greatest value are on the grid: l = min x, Δ = (max x − l)/(2^b − 1); of a constant row Δ is 1.
+    """
+    wide = x if x.dtype == torch.float64 else x.float()
+    least = wide.amin(axes, keepdim=True)
+    step = (wide.amax(axes, keepdim=True) - least) / (2**bits - 1)
+    return least, torch.where(step > 0, step, 1.0)
+
+
+def rounded(x: torch.Tensor, bits: int, axes: tuple[int, ...] = (-1,)) -> torch.Tensor:
+    """x̂ = l + Δ·round((x − l)/Δ) with a grid (l, Δ) for each row, of the type of ``x``; constant rows are exact.
+
+    Gradients pass as if nothing was rounded.
+    """
+    if not x.numel():
+        return x
+    with torch.no_grad():
+        least, step = grid(x, bits, axes)
+        near = torch.round((x - least).div_(step)).mul_(step).add_(least).to(x.dtype)
+    return x + (near - x).detach() if torch.is_grad_enabled() and x.requires_grad else near
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    bits: int,
+) -> torch.Tensor:
+    """:func:`torch.nn.functional.scaled_dot_product_attention` of rounded queries, keys, values and probabilities.
+
+    Computed for some queries at a time, so that memory does not grow with the square of the tokens.
+    """
+    query, key, value = (rounded(x, bits) for x in (query, key, value))
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], dim=-3) for x in (key, value))
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    queries, keys = query.shape[-2], key.shape[-2]
+    if is_causal:
+        attn_mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
+    chunk = max(1, _MOST_SCORES * queries // max(1, query[..., 0].numel() * keys))
+    transposed, outputs = key.transpose(-2, -1), []
+    for begin in range(0, queries, chunk):
+        part = slice(begin, begin + chunk)
+        scores = (query[..., part, :] @ transposed).float() * scale
+        if attn_mask is not None:
+            mask = attn_mask[..., part, :] if attn_mask.shape[-2] > 1 else attn_mask
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        chances = torch.nan_to_num(torch.softmax(scores, dim=-1)) if attn_mask is not None else scores.softmax(dim=-1)
+        chances = rounded(chances, PROBABILITY_BITS).to(value.dtype)
+        outputs.append(functional.dropout(chances, dropout_p) @ value)
+    return torch.cat(outputs, dim=-2)
+
+
+class _Intercept(TorchFunctionMode):
+    """Puts :func:`attention` in the place of PyTorch's."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if func is functional.scaled_dot_product_attention:
+            return attention(*args, **(kwargs or {}), bits=self.bits)
+        return func(*args, **(kwargs or {}))
+
+
+class _Input:
+    """A hook that rounds the input of a layer."""
+
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+
+    def __call__(self, layer: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        x = args[0]
+        axes = (-1,) if isinstance(layer, nn.Linear) else tuple(range(1, x.ndim))
+        return (rounded(x, self.bits, axes), *args[1:])
+
+
+class _Attention:
+    """Hooks around the forward of a denoiser, within which its attention is :func:`attention`."""
+
+    def __init__(self, bits: int) -> None:
+        self.mode = _Intercept(bits)
+
+    def enter(self, denoiser: nn.Module, args: Any) -> None:
+        self.mode.__enter__()
+
+    def leave(self, denoiser: nn.Module, args: Any, output: Any) -> None:
+        self.mode.__exit__(None, None, None)
+
+
+def set_activation_bits(
+    model: nn.Module, bits: int | None, layers: Iterable[str] | None = None, integer: bool | None = None
+) -> nn.Module:
+    """Quantize the activations of ``model`` to ``bits``, or no longer (None); returns ``model``, changed.
+
+    ``layers`` are the names of the layers whose inputs are rounded: if not given, the packed layers, or in a model that
+    has none all Linear and Conv layers. Attention is rounded always. ``integer`` tells whether packed UAQ Linear
+    layers multiply integers: if not given, where this processor does so exactly.
+
+    Raises :class:`Qua2SeDiMoError` on a width that activations cannot have, an unknown layer, a processor that
+    computes attention by itself, or ``integer`` where it is not possible.
+    """
+    if bits is not None and (isinstance(bits, bool) or bits not in ACTIVATION_BITS):
+        raise Qua2SeDiMoError(f"activations can have 4 to 8 bits, got {bits!r}", "Choose 8 or 6.")
+    modules = layer_modules(model)
+    chosen = _chosen(modules, layers)
+    if bits is not None:
+        _refuse_open_attention(model)
+    if integer and not any(_can_be_integer(module) for module in chosen):
+        raise Qua2SeDiMoError(
+            "no layer can multiply integers here: packed Linear layers of method uaq on a CPU can, "
+            "at widths whose products this processor adds up exactly",
+            "Leave `integer` out: the layers compute with rounded inputs.",
+        )
+    _remove(model, modules)
+    config = getattr(getattr(model, "config", None), "quantization_config", None)
+    if config is not None and hasattr(config, "act_bits"):
+        config.act_bits = bits
+    if bits is None:
+        return model
+    for module in chosen:
+        if integer is not False and _can_be_integer(module):
+            module.integer_bits = bits
+        else:
+            module.register_forward_pre_hook(_Input(bits))
+    hooks = _Attention(bits)
+    model.register_forward_pre_hook(hooks.enter)
+    model.register_forward_hook(hooks.leave, always_call=True)
+    return model
+
+
+def activation_bits(model: nn.Module) -> int | None:
+    """The width that :func:`set_activation_bits` gave the model's activations."""
+    found = [hooks.mode.bits for hooks in _own(model._forward_pre_hooks, _Attention)]
+    return found[0] if found else None
+
+
+def _chosen(modules: Mapping[str, nn.Module], names: Iterable[str] | None) -> list[nn.Module]:
+    if names is None:
+        packed: list[nn.Module] = [module for module in modules.values() if isinstance(module, QuantizedLayer)]
+        return packed or list(modules.values())
+    chosen: dict[int, nn.Module] = {}
+    for name in names:
+        if name not in modules:
+            raise Qua2SeDiMoError(f"the denoiser has no Linear or Conv layer '{name}'")
+        chosen[id(modules[name])] = modules[name]
+    return list(chosen.values())
+
+
+def _can_be_integer(module: nn.Module) -> TypeGuard[QuantizedLinear]:
+    if not isinstance(module, QuantizedLinear) or len(module.parts) > 1:
+        return False
+    option, codes = module.parts[0].storage.option, getattr(module, f"{module.parts[0].prefix}codes")
+    return option.method == "uaq" and codes.device.type == "cpu" and multiplies_exactly(option.bits)
+
+
+def _refuse_open_attention(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        processor = type(getattr(module, "processor", None)).__name__
+        if processor in _OPEN:
+            raise Qua2SeDiMoError(
+                f"'{name}' computes attention with {processor}, whose products cannot be quantized",
+                "Use diffusers' default processors: model.set_default_attn_processor().",
+            )
+
+
+def _own(hooks: Mapping[int, Any], kind: type[Any]) -> Iterator[Any]:
+    """Those of a module's hooks that are of this kind, or methods of one."""
+    for hook in hooks.values():
+        owner = getattr(hook, "__self__", hook)
+        if isinstance(owner, kind):
+            yield owner
+
+
+def _remove(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    for module in (model, *modules.values()):
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            ours = [k for k, hook in hooks.items() if isinstance(getattr(hook, "__self__", hook), _Attention | _Input)]
+            for key in ours:
+                del hooks[key]
+                module._forward_hooks_always_called.pop(key, None)
+        if isinstance(module, QuantizedLinear):
+            module.integer_bits = None
