@@ -93,11 +93,12 @@ def compare(model: str, seed: int, asked: argparse.Namespace) -> Iterator[dict[s
     study = Study.create(asked.work / f"{model}-{seed}", settings)
     study.build_bank()
     judge = _Judge(study, asked.judged)
-    for option in sorted({o for o in study.space.union if o.bits <= 6}):
-        yield judge.row("any", f"uniform {option}", 0, study.space.uniform(option))
     for bits in asked.bits:
         for name, spent, configuration in answers(study, bits, asked.images):
             yield judge.row(f"{bits:g}", name, spent, configuration)
+    for option in sorted(study.space.union, key=lambda o: o.bits):
+        if option.bits <= max(asked.bits) + 2:
+            yield judge.row("any", f"uniform {option}", 0, study.space.uniform(option))
 
 
 def answers(study: Study, bits: float, images: int) -> Iterator[Proposed]:

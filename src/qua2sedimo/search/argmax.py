@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.options import Configuration, SearchSpace
+from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.search.choose import Values
 
 _STEPS = 60
@@ -32,10 +33,8 @@ def argmax_configuration(space: SearchSpace, scores: Values, nbytes: int) -> Con
 
 
 def _at(space: SearchSpace, scores: Values, price: float) -> Configuration:
-    chosen = {}
-    for layer in space.layers:
-        weights = math.prod(space.shapes[layer])
-        bits = {o: 8 * o.nbytes(space.shapes[layer]) / weights for o in space.options[layer]}
-        net = {o: scores[layer][o] - price * bits[o] for o in space.options[layer]}
-        chosen[layer] = max(net, key=net.__getitem__)
-    return Configuration(chosen)
+    def value(layer: str, option: Option) -> float:
+        shape = space.shapes[layer]
+        return scores[layer][option] - price * 8 * option.nbytes(shape) / math.prod(shape)
+
+    return Configuration((n, max(space.options[n], key=partial(value, n))) for n in space.layers)

@@ -57,9 +57,10 @@ class DamageModel:
     def exponent(self) -> float:
         return float(self.mean[-3])
 
-    def draw(self, rng: np.random.Generator) -> DamageModel:
-        """One set of parameters as likely as the measurements leave it."""
-        drawn = rng.multivariate_normal(self.mean, self.covariance, method="eigh")
+    def draw(self, rng: np.random.Generator, spread: float = 1.0) -> DamageModel:
+        """One set of parameters as likely as the measurements leave it; ``spread`` widens the deviations, since where
+        errors do not just add, the model is surer of itself than it should be."""
+        drawn = rng.multivariate_normal(self.mean, spread**2 * self.covariance, method="eigh")
         drawn[-3] = max(drawn[-3], 0.1)  # more error is never better
         return DamageModel(self.layers, drawn, self.covariance, self.noise)
 

@@ -111,6 +111,6 @@ def most_likely(evidence: Evidence) -> Values:
     return evidence.values(evidence.model)
 
 
-def drawn(evidence: Evidence, rng: np.random.Generator) -> Values:
+def drawn(evidence: Evidence, rng: np.random.Generator, spread: float = 1.0) -> Values:
     """As :func:`most_likely`, of one model drawn from those the measurements leave possible (Thompson sampling)."""
-    return evidence.values(evidence.model.draw(rng))
+    return evidence.values(evidence.model.draw(rng, spread))

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from qua2sedimo.study import Study
 
 _ROUND, _LEAST_ROUNDS = 8, 2  # candidates a round; rounds before the noise may end them
-_DRAWS = 16  # models drawn to judge what could still be gained
+_DRAWS = 16  # models drawn to propose, and to judge what could still be gained
+_SPREADS = (1.0, 2.0, 4.0)  # how much wider than the posterior
 _FINALISTS, _FINAL_IMAGES = 8, 16
 #: Images that decide are none of those that were learned from.
 FRESH = 10_000
@@ -81,7 +82,7 @@ def search(
 
     First every layer is measured alone at its smallest option. Then rounds: the additive model is fitted to all that
     was measured, proposes its most likely best configuration and those of models drawn from its posterior, and they
-    are measured on few images. Rounds end when the drawn models see less to gain than the measuring noise, or at
+    are measured on few images. Rounds end when the drawn models see less to gain than the finals' noise, or at
     three fifths of the images. The best candidates compete on fresh images by successive halving. Every measurement
     is a record: run again, it goes on.
     """
@@ -132,7 +133,7 @@ def _rounds(study: Study, nbytes: int, allowed: Allowed, until: int, progress: P
 def _proposals(known: Evidence, nbytes: int, allowed: Allowed, rng: np.random.Generator) -> list[Configuration]:
     """What the most likely model thinks best, what the simple programs do, and what drawn models do."""
     programs = [most_likely(known), one_at_a_time(known), sum_of_errors(known)]
-    programs += [drawn(known, rng) for _ in range(_DRAWS)]
+    programs += [drawn(known, rng, _SPREADS[i % len(_SPREADS)]) for i in range(_DRAWS)]
     found = [next(best_configurations(known.space, values, nbytes, 1, allowed)) for values in programs]
     return list(dict.fromkeys(found))
 
@@ -146,8 +147,10 @@ def expected_gain(known: Evidence, proposals: list[Configuration], draws: int = 
 
 
 def _noise(study: Study, nbytes: int) -> float:
-    """Standard error of the difference of two candidates on few images, in dB: its mean over the pairs with the
-    best."""
+    """Standard error, in dB, that the difference of two candidates will have when the finals decide.
+
+    From the scatter of per-image differences to the best candidate so far.
+    """
     rows = [
         per_image(study, r.measurement)
         for r in study.records.all("round")
@@ -158,7 +161,7 @@ def _noise(study: Study, nbytes: int) -> float:
     values = np.array([row[:FEW] for row in rows])
     best = values.mean(axis=1).argmax()
     difference = np.delete(values, best, axis=0) - values[best]
-    return float(difference.std(axis=1, ddof=1).mean() / np.sqrt(FEW))
+    return float(difference.std(axis=1, ddof=1).mean() / np.sqrt(_FINAL_IMAGES))
 
 
 def _fits(known: Evidence, configuration: Configuration, nbytes: int, allowed: Allowed) -> bool:
