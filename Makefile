@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 help:
 	@echo "make demo      shrink a shipped text-to-image model to 3.5 bits, with a report (minutes)"
 	@echo "make test      the tests (minutes)        make test-all  also the slow ones"
-	@echo "make lint      ruff and mypy              make bench     the benchmarks behind the figures in docs/"
+	@echo "make lint      ruff and mypy              make bench     the benchmarks in docs/ (hours)"
 
 # A broken or half-made environment is made anew; the stamp is written last.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -36,7 +36,10 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	mkdir -p benchmarks/results
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in quantizers trace coverage scores runtime demo measuring metrics_images metrics search; do \
+	    $(BIN)/python benchmarks/$$script.py || exit 1; done
+	for script in predictor sensitivity additive; do \
+	    $(BIN)/python benchmarks/$$script.py benchmarks/results/avatars-pixart || exit 1; done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
