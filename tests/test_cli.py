@@ -221,7 +221,7 @@ def test_other_settings_for_a_study_that_exists_are_refused(refused, study: Path
 
 @pytest.mark.parametrize(
     "arguments",
-    [("choose", "x", "--bits", "0"), ("choose", "x", "--bits", "four"), ("measure", "x", "--configurations", "3"), ()],
+    [("choose", "x", "--bits", "0"), ("choose", "x", "--bits", "four"), ("measure", "x", "--configurations", "0"), ()],
 )
 def test_values_out_of_range_are_usage_errors(run, arguments: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
     ended = run(*arguments)

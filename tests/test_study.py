@@ -357,7 +357,7 @@ def test_a_model_that_cannot_be_loaded_leaves_no_folder(tmp_path: Path) -> None:
         Study.create(tmp_path / "study", settings(model="no-such"))
     with pytest.raises(Qua2SeDiMoError, match="must be int"):
         Study.create(tmp_path / "study", settings(inputs=["a cat"]), small_pipeline())
-    with pytest.raises(Qua2SeDiMoError, match="unknown metric 'beauty'"):
+    with pytest.raises(Qua2SeDiMoError, match="unknown name 'beauty'"):
         Study.create(tmp_path / "study", settings(objective="beauty"), small_pipeline())
     assert not (tmp_path / "study").exists()
 
