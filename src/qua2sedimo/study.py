@@ -76,6 +76,7 @@ class Study:
     def create(cls, folder: str | Path, settings: StudySettings, pipeline: Any = None) -> Study:
         """Make a study folder, or open it if it asks for just the same; another study there is refused."""
         path = Path(folder) / "study.yaml"
+        loaded = None
         check_metrics(settings.metrics)
         options_for(settings.options, (64, 64))
         if path.exists():
@@ -85,13 +86,16 @@ class Study:
                     "Choose another folder, or open this one with the stage commands.",
                 )
         else:  # a model that cannot be loaded leaves no folder behind
-            pipeline = pipeline if pipeline is not None else load_pipeline(settings.model)
-            denoiser_of(pipeline, settings.component)
-            check_inputs(pipeline, settings.inputs)
-            check_arguments(pipeline, settings.arguments)
-            _check_metrics(settings, pipeline)
+            loaded = pipeline if pipeline is not None else load_pipeline(settings.model)
+            denoiser_of(loaded, settings.component)
+            check_inputs(loaded, settings.inputs)
+            check_arguments(loaded, settings.arguments)
+            _check_metrics(settings, loaded)
             settings.save(path)
-        return cls(folder, pipeline)
+        study = cls(folder, pipeline)
+        if loaded is not None:
+            study.pipeline = loaded  # it need not be loaded again
+        return study
 
     @property
     def pipeline_given(self) -> bool:
