@@ -46,6 +46,15 @@ def test_the_best_choices_are_those_of_trying_all(problem, count: int) -> None:
     assert reached == pytest.approx(expected, abs=1e-4)
 
 
+def test_equally_good_choices_are_given_once_each_however_many_are_asked_for() -> None:
+    """More than one batch of answers, of which many cost the same."""
+    sizes = [np.array([5, 1, 3]), np.array([4, 1, 1, 6]), np.array([1, 2, 2, 2]), np.array([1, 2, 2, 2, 2])]
+    losses = [np.zeros(3), np.array([0.0, 1.0, 1.0, -2.0]), np.zeros(4), np.zeros(5)]
+    for count in (15, 16, 17, 40, 1000):
+        found = [tuple(c) for c in best_choices(sizes, losses, 9, count)]
+        assert len(set(found)) == len(found) == min(count, len(fitting(sizes, losses, 9)))
+
+
 def test_a_problem_with_one_answer_has_one() -> None:
     assert [list(c) for c in best_choices([np.array([3]), np.array([4])], [np.zeros(1), np.ones(1)], 7, 5)] == [[0, 0]]
     assert list(best_choices([np.array([3]), np.array([4])], [np.zeros(1), np.ones(1)], 6, 5)) == []

@@ -54,12 +54,14 @@ def best_choices(
     if sum(int(np.min(of)) for of in sizes) > capacity:
         return
     problem = _problem(sizes, losses, capacity)
-    given, asked = 0, min(count, _BATCH)
-    margin = 0.0
-    while given < count:
+    given: set[tuple[int, ...]] = set()
+    asked, margin = min(count, _BATCH), 0.0
+    while len(given) < count:
         found, margin, all_of_them = _cheapest(problem, asked, margin)
-        yield from found[given:count]
-        given = len(found)
+        for chosen in found:  # equally good ones may come in another order than when fewer were asked for
+            if tuple(chosen) not in given and len(given) < count:
+                given.add(tuple(chosen))
+                yield chosen
         if all_of_them:
             return
         asked = min(count, 4 * asked)
