@@ -1,0 +1,74 @@
+"""Seconds to fit the predictor's five folds to 500 records of a PixArt-XL.
+
+    python benchmarks/fit.py [CONFIG.json] [RECORDS]
+
+The graph is traced from the configuration alone. Errors and objective are made up: an additive damage with
+sensitivities drawn for every layer, and an interaction of neighbours on top. Encoding all records once is timed beside
+it as the reference. Writes benchmarks/results/fit.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from qua2sedimo.denoisers import architecture, built_inputs, trace
+from qua2sedimo.options import SearchSpace
+from qua2sedimo.predictor import Encoding, FitSettings, fit_ensemble, relative_errors
+
+RESULTS = Path(__file__).parent / "results"
+CONFIG = Path(__file__).parent.parent / "tests" / "denoisers" / "configs" / "pixart-alpha-512.json"
+
+
+def main() -> None:
+    config = Path(sys.argv[1]) if len(sys.argv) > 1 else CONFIG
+    records = int(sys.argv[2]) if len(sys.argv) > 2 else 500
+    model = architecture(config)
+    graph = trace(model, (), built_inputs(model), parts=True)
+    space = SearchSpace.of({name: layer.shape for name, layer in graph.layers.items()}, "wide")
+    chance = np.random.default_rng(0)
+    errors = {
+        n: {o: SimpleNamespace(relative_mse=4.0**-o.bits * chance.uniform(0.5, 2)) for o in space.options[n]}
+        for n in space.layers
+    }
+    bank: Any = SimpleNamespace(errors=errors)
+    encoding = Encoding(graph, space, bank)
+    counts = np.array([len(space.options[n]) for n in space.layers])
+    choices = (chance.random((records, len(counts))) * counts).astype(int)
+    damage = relative_errors(space, bank, choices) * np.exp(chance.normal(0, 1, len(counts)))
+    quality = -10 * np.log10(damage.sum(axis=1) + 3 * np.sqrt(damage[:, 1:] * damage[:, :-1]).sum(axis=1))
+
+    began = time.perf_counter()
+    for low in range(0, records, 64):
+        encoding(torch.as_tensor(choices[low : low + 64]))
+    encoded = time.perf_counter() - began
+    began = time.perf_counter()
+    epochs: list[int] = []
+    ensemble = fit_ensemble(encoding, choices, quality, FitSettings(), lambda fold, epoch: epochs.append(fold))
+    took = time.perf_counter() - began
+    positions, predicted = ensemble.out_of_fold()
+    rank = float(spearmanr(predicted, quality[positions]).statistic)
+    print(f"{config.stem}: {len(graph.nodes)} nodes, {len(space.layers)} layers, {records} records, 5 folds")
+    print(
+        f"  fit  {took:7.1f} s on {torch.get_num_threads()} threads, {len(epochs)} epochs and folds; "
+        f"encoding all records once {encoded:.2f} s"
+    )
+    print(f"  rank correlation on records no fold saw {rank:.3f}")
+    RESULTS.mkdir(exist_ok=True)
+    content = {
+        "nodes": len(graph.nodes), "records": records, "seconds": took, "encoding_seconds": encoded,
+        "epochs": len(epochs), "threads": torch.get_num_threads(), "rank_correlation": rank,
+    }  # fmt: skip
+    (RESULTS / "fit.json").write_text(json.dumps(content, indent=1))
+
+
+if __name__ == "__main__":
+    main()
