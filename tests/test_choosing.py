@@ -14,7 +14,7 @@ from qua2sedimo import Choice, Qua2SeDiMoError, Study
 from qua2sedimo.cli import app
 from qua2sedimo.options import Configuration
 from qua2sedimo.predictor import FitSettings
-from qua2sedimo.search import Budget, Constraints, allow, best_configurations, packed_bytes, reasons
+from qua2sedimo.search import Budget, Constraints, allow, best_configurations, reasons
 from qua2sedimo.stages.choosing import choice_path, kept_choice, scores_for, why
 
 OPTIONS = "uaq-2,uaq-4,uaq-6,kmeans_a-3,kmeans_a-4"
@@ -64,7 +64,7 @@ def test_constraints_hold_and_the_choice_is_kept_apart(study: Study, run: Run, t
     chosen = choice.configuration
     assert first not in chosen and len({o.method for o in chosen.values()}) == 1
     assert all(o.bits >= 4 for n, o in chosen.items() if n.startswith("transformer_blocks.0."))
-    assert choice.nbytes == packed_bytes(study.space, chosen) <= Budget(5.0).nbytes(study.space.weights)
+    assert choice.nbytes == study.space.nbytes(chosen) <= Budget(5.0).nbytes(study.space.weights)
     name = choice_path(study, Budget(5.0), limits).stem
     result = run("export", str(study.folder), str(tmp_path / "out"), "--choice", name)
     assert result.exit_code == 0, result.output

@@ -17,7 +17,7 @@ from qua2sedimo.commands.frontier_figure import specification, write_figure
 from qua2sedimo.evaluation import Measurer
 from qua2sedimo.evaluation.metrics import psnr
 from qua2sedimo.options import Configuration
-from qua2sedimo.search import Budget, Constraints, packed_bytes
+from qua2sedimo.search import Budget, Constraints
 from qua2sedimo.stages.evidence import FEW, evidence, images_spent, measure_singles
 from qua2sedimo.stages.frontier import Point, frontier, load_frontier, named_choice
 from qua2sedimo.stages.searching import FRESH, Found
@@ -116,7 +116,7 @@ def test_a_search_obeys_constraints_and_kept_layers_count_16_bits(finished: Fini
     found = study.search(4.0, IMAGES + 200, constraints=Constraints(keep=(last,), methods=("kmeans_a",)))
     chosen = found.choice.configuration
     assert last not in chosen and {o.method for o in chosen.values()} == {"kmeans_a"}
-    assert found.choice.nbytes == packed_bytes(study.space, chosen) <= Budget(4.0).nbytes(study.space.weights)
+    assert found.choice.nbytes == study.space.nbytes(chosen) <= Budget(4.0).nbytes(study.space.weights)
     packed = study.export(found.choice, tmp_path / "packed")
     assert packed.quantized_bytes + 2 * study.graph.layers[last].weights == found.choice.nbytes
 

@@ -21,7 +21,6 @@ from qua2sedimo.search import (
     best_settings,
     budget_bytes,
     non_dominated,
-    packed_bytes,
 )
 
 SPACE = SearchSpace.of(
@@ -79,11 +78,11 @@ def every_choice(c: Constraints) -> list[Configuration]:
 def test_the_best_choice_is_the_best_of_all_that_obey(c: Constraints, bits: float) -> None:
     allowed = allow(SPACE, c)
     nbytes = Budget(bits).nbytes(SPACE.weights)
-    fitting = [x for x in every_choice(c) if packed_bytes(SPACE, x) <= nbytes]
+    fitting = [x for x in every_choice(c) if SPACE.nbytes(x) <= nbytes]
     found = list(best_configurations(SPACE, SCORES, nbytes, 3, allowed))
     values = sorted((sum(SCORES[n][o] for n, o in x.items()) for x in fitting), reverse=True)
     assert [sum(SCORES[n][o] for n, o in x.items()) for x in found] == pytest.approx(values[:3], abs=1e-5)
-    assert all(obeys(c, x) and packed_bytes(SPACE, x) <= nbytes for x in found)
+    assert all(obeys(c, x) and SPACE.nbytes(x) <= nbytes for x in found)
 
 
 @settings(max_examples=40, deadline=None)
@@ -96,7 +95,7 @@ def test_a_configuration_is_permitted_exactly_if_it_obeys(c: Constraints, drawn:
 @settings(max_examples=40, deadline=None)
 @given(constraints, st.floats(0.5, 16.0))
 def test_a_budget_is_refused_exactly_if_nothing_that_obeys_fits(c: Constraints, bits: float) -> None:
-    possible = min(packed_bytes(SPACE, x) for x in every_choice(c)) <= Budget(bits).nbytes(SPACE.weights)
+    possible = min(SPACE.nbytes(x) for x in every_choice(c)) <= Budget(bits).nbytes(SPACE.weights)
     if possible:
         budget_bytes(SPACE, Budget(bits), allow(SPACE, c))
     else:

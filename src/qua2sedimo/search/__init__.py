@@ -6,11 +6,9 @@ from qua2sedimo.search.budget import Budget, budget_bytes
 from qua2sedimo.search.choose import (
     Setting,
     Values,
-    average_bits,
     best_configurations,
     best_settings,
     non_dominated,
-    packed_bytes,
 )
 from qua2sedimo.search.constraints import Allowed, Constraints, allow
 from qua2sedimo.search.damage import DamageModel, Observations, fit_damage
@@ -40,7 +38,6 @@ __all__ = [
     "Values",
     "allow",
     "argmax_configuration",
-    "average_bits",
     "best_configurations",
     "best_settings",
     "budget_bytes",
@@ -49,7 +46,6 @@ __all__ = [
     "most_likely",
     "non_dominated",
     "one_at_a_time",
-    "packed_bytes",
     "propose",
     "reasons",
     "sum_of_errors",

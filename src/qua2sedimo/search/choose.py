@@ -82,16 +82,3 @@ def non_dominated(settings: Sequence[Setting]) -> list[Setting]:
         if not kept or setting.score > kept[-1].score:
             kept.append(setting)
     return kept
-
-
-def packed_bytes(space: SearchSpace, configuration: Mapping[str, Option]) -> int:
-    """Bytes of all layers of the space: packed, or two a weight where the configuration leaves them in 16 bits."""
-    return sum(
-        configuration[layer].nbytes(shape) if layer in configuration else kept_bytes(shape)
-        for layer, shape in space.shapes.items()
-    )
-
-
-def average_bits(space: SearchSpace, configuration: Mapping[str, Option]) -> float:
-    """8 × :func:`packed_bytes` / number of weights of the space."""
-    return 8 * packed_bytes(space, configuration) / space.weights

@@ -19,10 +19,8 @@ from qua2sedimo.search import (
     LayerReason,
     Values,
     allow,
-    average_bits,
     budget_bytes,
     most_likely,
-    packed_bytes,
     propose,
     reasons,
     sum_of_errors,
@@ -59,14 +57,14 @@ def choose(
     what = f"measuring candidates for {budget}"
     measured = measure_all(study, "candidate", [c for c, _ in proposals], fresh, what, progress)
     rows = [
-        Candidate(origin, configuration, average_bits(study.space, configuration), float(p), m.means)
+        Candidate(origin, configuration, study.space.average_bits(configuration), float(p), m.means)
         for (configuration, origin), p, m in zip(proposals, predicted, measured)
     ]
     objective = study.objective
     best = max(rows, key=lambda row: objective.sign * objective.of(row.measured, row.average_bits))
     choice = Choice(
         8 * budget.nbytes(study.space.weights) / study.space.weights if budget.unit != "bits" else budget.amount,
-        best.configuration, best.average_bits, packed_bytes(study.space, best.configuration), best.origin,
+        best.configuration, best.average_bits, study.space.nbytes(best.configuration), best.origin,
         best.predicted, best.measured, rows,
     )  # fmt: skip
     choice.save(choice_path(study, budget, constraints), owner)

@@ -13,7 +13,7 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation.metrics import Estimate, mean_estimate
 from qua2sedimo.files import read_document, write_json
 from qua2sedimo.options import Configuration, Option
-from qua2sedimo.search import average_bits, best_configurations, most_likely, packed_bytes
+from qua2sedimo.search import best_configurations, most_likely
 from qua2sedimo.stages.evidence import FEW, check_objective, evidence, measure_all, measure_singles, per_image
 from qua2sedimo.stages.progress import Progress, silent
 
@@ -68,9 +68,9 @@ def frontier(
         study, "frontier", configurations, range(FIRST, FIRST + images), "measuring the frontier", progress
     )
     quality = {c: mean_estimate(np.array(per_image(study, m))) for c, m in zip(configurations, measured)}
-    sizes = {c: packed_bytes(space, c) for c in configurations}
+    sizes = {c: space.nbytes(c) for c in configurations}
     points = [
-        Point(n, c, average_bits(space, c), sizes[c], quality[c], _efficient(c, sizes, quality))
+        Point(n, c, space.average_bits(c), sizes[c], quality[c], _efficient(c, sizes, quality))
         for n, c in named.items()
     ]
     points.sort(key=lambda p: (p.nbytes, p.name))

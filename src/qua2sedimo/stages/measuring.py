@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -103,27 +103,6 @@ def measure_numbered(
         if stop() and done < len(wanted):
             raise KeyboardInterrupt
     return study.records.all(role)
-
-
-def measure_fresh(
-    study: Study, configurations: Sequence[Configuration], what: str, progress: Progress = silent
-) -> list[Measurement]:
-    """Candidates, each on the same fresh images, twice as many as a sample has; those measured before are read."""
-    start = study.settings.images
-    measure = study.measurer(start, 3 * start)
-    before = study.records.all("candidate")
-    done = {r.configuration.digest: r.measurement for r in before}
-    number = len(before)
-    try:
-        for i, configuration in enumerate(configurations):
-            if configuration.digest not in done:
-                done[configuration.digest] = measure(configuration)
-                keep(study, "candidate", number, configuration, done[configuration.digest])
-                number += 1
-            progress(i + 1, len(configurations), what)
-    finally:
-        study.switch.restore()
-    return [done[configuration.digest] for configuration in configurations]
 
 
 def keep(study: Study, role: str, number: int, configuration: Configuration, measurement: Measurement) -> None:

@@ -16,13 +16,11 @@ from qua2sedimo.search import (
     Constraints,
     Evidence,
     allow,
-    average_bits,
     best_configurations,
     budget_bytes,
     drawn,
     most_likely,
     one_at_a_time,
-    packed_bytes,
     sum_of_errors,
 )
 from qua2sedimo.search.halving import paired_p, schedule, survivors
@@ -154,7 +152,7 @@ def _noise(study: Study, nbytes: int) -> float:
     rows = [
         per_image(study, r.measurement)
         for r in study.records.all("round")
-        if packed_bytes(study.space, r.configuration) <= nbytes
+        if study.space.nbytes(r.configuration) <= nbytes
     ]
     if len(rows) < 2:
         return 0.0
@@ -165,7 +163,7 @@ def _noise(study: Study, nbytes: int) -> float:
 
 
 def _fits(known: Evidence, configuration: Configuration, nbytes: int, allowed: Allowed) -> bool:
-    return allowed.permits(configuration) and packed_bytes(known.space, configuration) <= nbytes
+    return allowed.permits(configuration) and known.space.nbytes(configuration) <= nbytes
 
 
 def _candidates(known: Evidence, nbytes: int, allowed: Allowed) -> list[Configuration]:
@@ -204,7 +202,7 @@ def _decide(
     expected = known.predicted(candidates)
     objective, space = study.settings.objective, study.space
     rows_kept = [
-        Candidate("search", c, average_bits(space, c), float(expected[i]), {objective: float(np.mean(measured[i]))})
+        Candidate("search", c, space.average_bits(c), float(expected[i]), {objective: float(np.mean(measured[i]))})
         for i, c in enumerate(candidates)
         if measured[i]
     ]
@@ -213,10 +211,10 @@ def _decide(
     if len(finalists) > 1:
         p_value = paired_p(np.array(measured[best]), np.array(measured[finalists[1]]))
     chosen = candidates[best]
-    nbytes = packed_bytes(space, chosen)
+    nbytes = space.nbytes(chosen)
     measured_means = {objective: float(np.mean(measured[best]))}
     choice = Choice(
-        8 * budget.nbytes(space.weights) / space.weights, chosen, average_bits(space, chosen), nbytes, "search",
+        8 * budget.nbytes(space.weights) / space.weights, chosen, space.average_bits(chosen), nbytes, "search",
         float(expected[best]), measured_means, rows_kept,
     )  # fmt: skip
     return choice, p_value
