@@ -22,6 +22,12 @@ from qua2sedimo.zoo.pixels import PixelAutoencoder
 from qua2sedimo.zoo.training.export import scheduler
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_for_shared_fixtures() -> None:
+    """What fixtures of a module or session compute is compared bit for bit with what tests compute."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
