@@ -61,6 +61,7 @@ def essence(records: list[Record]) -> list[Any]:
 def measure_in(folder: Path, interrupted: Any = None) -> None:
     """What the process does that is killed or interrupted."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born ignoring it
     try:
         Study(folder).measure(COUNT)
     except KeyboardInterrupt:
