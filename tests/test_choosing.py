@@ -15,7 +15,7 @@ from qua2sedimo.cli import app
 from qua2sedimo.options import Configuration
 from qua2sedimo.predictor import FitSettings
 from qua2sedimo.search import Budget, Constraints, allow, best_configurations, reasons
-from qua2sedimo.stages.choosing import choice_path, kept_choice, scores_for, why
+from qua2sedimo.stages.choosing import choice_path, kept_choice, propose_candidates, scores_for, why
 
 OPTIONS = "uaq-2,uaq-4,uaq-6,kmeans_a-3,kmeans_a-4"
 Run = Callable[..., Any]
@@ -109,3 +109,12 @@ def test_a_choice_of_other_weights_is_not_exported(study: Study, run: Run, tmp_p
     choice.save(study.folder / "choices" / "foreign.json", "another study")
     result = run("export", str(study.folder), str(tmp_path / "out"), "--choice", "foreign")
     assert isinstance(result.exception, Qua2SeDiMoError) and "other weights" in result.exception.message
+
+
+def test_programs_that_need_no_decibels_propose_under_any_objective(tmp_path: Path) -> None:
+    settings = small_settings(options=OPTIONS, objective="-features - bits/20", metrics=["features"])
+    study = Study.create(tmp_path / "study", settings, small_pipeline())
+    study.measure(20)
+    study.fit(FitSettings(epochs=20, channels=8, hops=1))
+    origins = [origin for _, origin in propose_candidates(study, Budget(3.9).nbytes(study.space.weights), 8)]
+    assert {"predictor", "sum of relative errors"} <= set(origins) and "all measurements" not in origins

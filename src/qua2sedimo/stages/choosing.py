@@ -23,7 +23,6 @@ from qua2sedimo.search import (
     most_likely,
     propose,
     reasons,
-    sum_of_errors,
 )
 from qua2sedimo.stages.evidence import evidence, measure_all
 from qua2sedimo.stages.fitting import explain, fitted, samples, training_data
@@ -107,10 +106,15 @@ def propose_candidates(
         ("additive sensitivities", additive.scores(study.space, study.bank)),
     ]
     if study.objective.in_decibels:
-        known = evidence(study)
-        programs += [("all measurements", most_likely(known)), ("sum of relative errors", sum_of_errors(known))]
+        programs.append(("all measurements", most_likely(evidence(study))))
+    programs.append(("sum of relative errors", _error_sum(study)))
     programs += [(f"predictor, fold {k + 1}", scores.fold(k)) for k in range(scores.folds)]
     return propose(study.space, nbytes, programs, count, allowed)
+
+
+def _error_sum(study: Study) -> Values:
+    """Minus the relative error, whatever the objective: it needs no measurement."""
+    return {n: {o: -e.relative_mse for o, e in options.items()} for n, options in study.bank.errors.items()}
 
 
 def why(study: Study, choice: Choice, constraints: Constraints | None = None) -> list[LayerReason]:
