@@ -27,7 +27,9 @@ from pathlib import Path
 import numpy as np
 
 from qua2sedimo import Study, StudySettings, zoo
-from qua2sedimo.evaluation.metrics import features_of, frechet_distance, mean_estimate, psnr
+from qua2sedimo.evaluation.distances import frechet_distance, psnr
+from qua2sedimo.evaluation.estimates import mean_estimate
+from qua2sedimo.evaluation.features import pooled_features
 from qua2sedimo.evaluation.sampling import sample
 from qua2sedimo.files import write_json
 from qua2sedimo.inspection import inspected
@@ -225,12 +227,12 @@ class _Judge:
         if self.references is None:
             self.study.switch.restore()
             full, other = generator(start, stop), generator(stop, 2 * stop - start)
-            self.references = full, features_of(other)
+            self.references = full, pooled_features(other)
         self.study.switch.apply(configuration)
         made = generator(start, stop)
         self.study.switch.restore()
         full, other = self.references
-        return [float(v) for v in psnr(made, full)], frechet_distance(features_of(made), other)
+        return [float(v) for v in psnr(made, full)], frechet_distance(pooled_features(made), other)
 
 
 def program() -> None:
