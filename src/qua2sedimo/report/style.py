@@ -18,8 +18,10 @@ GREY, BLUE, ORANGE, VERMILION, GREEN, PURPLE = (
 #: Kind of a measured configuration: its name in the legend, colour, shape and size. Drawn in this order.
 POINT_KINDS: dict[str, tuple[str, str, str, int]] = {
     "random": ("random", GREY, "circle", 26),
+    "frontier": ("proposed for the frontier", GREEN, "circle", 70),
     "uniform": ("uniform", BLUE, "square", 110),
-    "candidate": ("best predicted", ORANGE, "triangle-up", 100),
+    "candidate": ("candidate", ORANGE, "triangle-up", 80),
+    "choice": ("chosen for another size", PURPLE, "diamond", 150),
     "ours": ("ours", VERMILION, "diamond", 220),
 }
 
@@ -29,6 +31,13 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "feed-forward": (ORANGE, "triangle-up"),
     "conditioning": (GREEN, "diamond"),
     "other": (GREY, "cross"),
+}
+
+#: Pale (2 bits) and full (8 bits) colour of each method.
+METHOD_SHADES: dict[str, tuple[str, str]] = {
+    "uaq": ("#cfe5f7", "#0d4f8f"),
+    "kmeans_c": ("#fbe3b5", "#a65f00"),
+    "kmeans_a": ("#c8ebdd", "#0c6b4e"),
 }
 
 METHOD_LETTERS = {"uaq": "U", "kmeans_c": "C", "kmeans_a": "A"}
@@ -51,6 +60,13 @@ def short_option(option: str) -> str:
     return f"{METHOD_LETTERS.get(method, method[:1].upper())}{bits}"
 
 
+def option_shade(option: str) -> str:
+    """The colour of an option: its hue is the method, its depth the bits."""
+    method, _, bits = option.rpartition("-")
+    pale, full = METHOD_SHADES.get(method, ("#e3d4e2", "#7a3b78"))
+    return mixed(pale, full, (int(bits) - 2) / 6)
+
+
 def cost_scale(costs: list[float]) -> alt.Scale:
     """Orange grows with the cost, blue with what is gained; what costs nothing is pale."""
     high, low = max(0.0, *costs), min(0.0, *costs)
@@ -60,9 +76,9 @@ def cost_scale(costs: list[float]) -> alt.Scale:
     for end, half, full in sides:
         share = abs(end) / reach
         if share > 0.5:
-            stops |= {end / share / 2: half, end: _mixed(half, full, 2 * share - 1)}
+            stops |= {end / share / 2: half, end: mixed(half, full, 2 * share - 1)}
         elif share > 0:
-            stops[end] = _mixed(_PALE, half, 2 * share)
+            stops[end] = mixed(_PALE, half, 2 * share)
     if len(stops) == 1:
         stops[1.0] = _PALE
     at = sorted(stops)
@@ -72,7 +88,7 @@ def cost_scale(costs: list[float]) -> alt.Scale:
 _PALE = "#f4efe6"
 
 
-def _mixed(a: str, b: str, share: float) -> str:
+def mixed(a: str, b: str, share: float) -> str:
     """The colour ``share`` of the way from ``a`` to ``b``."""
     channels = zip(bytes.fromhex(a[1:]), bytes.fromhex(b[1:]))
     return "#" + bytes(round(x + (y - x) * share) for x, y in channels).hex()
