@@ -180,7 +180,7 @@ def quality_against_bits(data: ReportData, width: Width = 720) -> Any:
     marks = base.mark_point(filled=True, opacity=0.9).encode(
         y=y,
         shape=alt.Shape("kind:N", title=None, scale=alt.Scale(domain=names, range=shapes)),
-        size=alt.Size("kind:N", title=None, scale=alt.Scale(type="ordinal", domain=names, range=sizes)),
+        size=alt.Size("kind:O", title=None, scale=alt.Scale(domain=names, range=sizes)),
         tooltip=[
             alt.Tooltip("about:N", title="configuration"),
             alt.Tooltip("bits:Q", title="bits per weight", format=".2f"),

@@ -12,10 +12,11 @@ import vl_convert
 
 from qua2sedimo.files import write_text
 from qua2sedimo.report import charts
-from qua2sedimo.report.costs import layer_costs
+from qua2sedimo.report.costs import in_order, layer_costs
 from qua2sedimo.report.data import LayerChoice, MetricInfo, ReportData, TableRow
 from qua2sedimo.report.pictures import picture_cells
 from qua2sedimo.report.render import vegalite_version
+from qua2sedimo.report.tables import study_tables
 from qua2sedimo.report.text import (
     count_text,
     digits_for,
@@ -27,6 +28,10 @@ from qua2sedimo.report.text import (
     verdict,
 )
 
+#: Layers of one map: the reader switches between them.
+_MAPS = ("sensitivity-map", "chosen-options")
+_SCRIPTS = ("theme.js", "segments.js", "pictures.js", "layers.js", "graph.js", "downloads.js")
+
 
 def write_report(data: ReportData, out: Path) -> Path:
     """Write the report to ``out``, whole or not at all; returns ``out``. Raises ``Qua2SeDiMoError``."""
@@ -36,9 +41,11 @@ def write_report(data: ReportData, out: Path) -> Path:
 
 def render_page(data: ReportData) -> str:
     """The page's HTML. Every text of ``data`` is escaped; nothing is fetched when the page is opened."""
+    sensitivity = charts.sensitivity_figures(data, "container")
     figures = {
         "quality": charts.quality_figures(data, "container"),
-        "sensitivity": charts.sensitivity_figures(data, "container"),
+        "maps": [figure for figure in sensitivity if figure.name in _MAPS],
+        "sensitivity": [figure for figure in sensitivity if figure.name not in _MAPS],
         "predictor": charts.predictor_figures(data, "container"),
     }
     return _template().render(
@@ -52,6 +59,9 @@ def render_page(data: ReportData) -> str:
         figures=figures,
         specifications={f.name: f.chart.to_dict() for group in figures.values() for f in group},
         layers=_layer_rows(data),
+        choices_of=_choices_of(data),
+        tables=study_tables(data),
+        scripts=_SCRIPTS,
         size_text=size_text,
         library=_library(),
     )
@@ -159,6 +169,15 @@ def _picture_names(data: ReportData) -> list[dict[str, str]]:
 def _layer_rows(data: ReportData) -> list[dict[str, Any]]:
     costs = {cost.layer: cost for cost in layer_costs(data.scores)}
     return [{"layer": choice, "cells": _layer_cells(choice, costs.get(choice.layer))} for choice in data.choices]
+
+
+def _choices_of(data: ReportData) -> dict[str, list[str]]:
+    """What the layer table can be filtered by, in the order of its columns from the second."""
+    return {
+        "operation": in_order(choice.operation for choice in data.choices),
+        "block": in_order(choice.block for choice in data.choices),
+        "option": sorted({choice.option for choice in data.choices}),
+    }
 
 
 def _layer_cells(choice: LayerChoice, cost: Any) -> list[dict[str, Any]]:
