@@ -10,7 +10,7 @@ import altair as alt
 
 from qua2sedimo.report.costs import in_order
 from qua2sedimo.report.data import LayerChoice
-from qua2sedimo.report.style import finish, option_shade, short_option
+from qua2sedimo.report.style import finish, is_dark, option_shade, short_option
 
 
 def options_by_operation(choices: Sequence[LayerChoice], width: Any = 720) -> Any:
@@ -26,7 +26,7 @@ def options_by_operation(choices: Sequence[LayerChoice], width: Any = 720) -> An
             if count:
                 share = {"from": at / total, "to": (at + count) / total, "middle": (at + count / 2) / total}
                 text = short_option(option) if count / total >= 0.06 else ""
-                dark = _method_and_bits(option)[1] >= 5
+                dark = is_dark(option_shade(option))
                 rows.append({"operation": operation, "option": option, "layers": count, "text": text, "dark": dark,
                              "of": total, **share})  # fmt: skip
                 at += count

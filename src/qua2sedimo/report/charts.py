@@ -30,7 +30,7 @@ Width = Any  # pixels, or "container" for as wide as the page allows
 class Figure:
     """A chart with its file name, title, and the sentences that say how to read it.
 
-    ``half``: narrow enough to stand beside another on a wide screen.
+    ``half``: narrow enough to stand beside another on a wide screen. ``least``: pixels it needs to be readable.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Figure:
     text: str
     chart: Any
     half: bool = False
+    least: int = 0
 
 
 def all_figures(data: ReportData, width: Width = 720) -> list[Figure]:
@@ -69,7 +70,8 @@ def sensitivity_figures(data: ReportData, width: Width = 720) -> list[Figure]:
                 "Sensitivity map",
                 f"What going from about 4 to about 3 bits is expected to cost, {_unit(data)}: the mean over the layers "
                 "of a cell, all other layers left as they are.",
-                maps.sensitivity_map(costs, data.cost_unit),
+                maps.sensitivity_map(costs, data.cost_unit, width),
+                least=maps.least_width(costs),
             )
         ]
     if data.choices:
@@ -78,7 +80,8 @@ def sensitivity_figures(data: ReportData, width: Width = 720) -> list[Figure]:
                 "chosen-options",
                 "What was chosen",
                 f"The average bits of each cell, with the option, or how many different ones (2×). {option_key()}",
-                maps.choice_map(data.choices),
+                maps.choice_map(data.choices, width),
+                least=maps.least_width(data.choices),
             )
         ]
     if costs:
@@ -174,7 +177,8 @@ def quality_against_bits(data: ReportData, width: Width = 720) -> Any:
         scale=alt.Scale(zero=False),
     )
     y = alt.Y("value:Q", title=axis_title(data), scale=alt.Scale(zero=False))
-    color = alt.Color("kind:N", title=None, scale=alt.Scale(domain=names, range=colours))
+    legend = alt.Legend(symbolOpacity=1)  # the intervals' opacity would be taken
+    color = alt.Color("kind:N", title=None, legend=legend, scale=alt.Scale(domain=names, range=colours))
     base = alt.Chart(alt.Data(values=rows)).encode(x=x, color=color)
     intervals = base.mark_rule(strokeWidth=1.3, opacity=0.45).encode(y=alt.Y("low:Q"), y2="high:Q")
     marks = base.mark_point(filled=True, opacity=0.9).encode(

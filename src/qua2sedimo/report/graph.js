@@ -70,7 +70,7 @@
   function arc([from, to], width) {
     const path = document.createElementNS(NS, "path");
     const out = width - 10 - Math.min(width - 14, 13 * Math.log2(to - from + 1));
-    const [y, end] = [(from + 0.5) * ROW, (to + 0.5) * ROW];
+    const [y, end] = [(from + 1.5) * ROW, (to + 1.5) * ROW];
     const bend = Math.min(ROW * 0.8, (end - y) / 2);
     path.setAttribute("d", `M${width - 4} ${y + 3}C${out} ${y + 3} ${out} ${y + 3} ${out} ${y + bend}V${end - bend}C${out} ${end - 3} ${out} ${end - 3} ${width - 4} ${end - 3}`);
     return path;
@@ -98,7 +98,7 @@
     const width = place.clientWidth < 500 ? 64 : 150;
     const svg = document.createElementNS(NS, "svg");
     svg.setAttribute("width", width);
-    svg.setAttribute("height", rows.length * ROW);
+    svg.setAttribute("height", (rows.length + 1) * ROW);
     svg.setAttribute("aria-hidden", true);
     lines = new Map(rows.map((_, i) => [i, []]));
     for (const edge of edges.values()) {
@@ -108,7 +108,9 @@
       svg.append(path);
     }
     const list = element("div", "rows");
-    list.append(...rows);
+    const head = element("div", "row head");
+    head.append(...["block", "operation", "bits, option", "cost of a bit"].map((title) => element("span", "", title)));
+    list.append(head, ...rows);
     rows.forEach((row, i) => {
       row.addEventListener("pointerenter", () => highlight(i, true));
       row.addEventListener("pointerleave", () => highlight(i, false));

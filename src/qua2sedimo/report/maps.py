@@ -25,7 +25,7 @@ def cost_title(unit: str) -> str:
     return f"{unit or 'score'} lost from 4 to 3 bits"
 
 
-def sensitivity_map(costs: Sequence[LayerCost], unit: str = "") -> Any:
+def sensitivity_map(costs: Sequence[LayerCost], unit: str = "", width: Any = 720) -> Any:
     """Operation × block, colour and number = mean cost of going down a bit."""
     rows: list[dict[str, Any]] = []
     for (operation, block), cell in _cells(costs).items():
@@ -43,7 +43,7 @@ def sensitivity_map(costs: Sequence[LayerCost], unit: str = "") -> Any:
     values = [row["value"] for row in rows]
     largest = max(map(abs, values)) or 1.0
     digits = max(0, min(3, 1 - math.floor(math.log10(largest))))
-    strong = 0.62 * largest
+    strong = 0.55 * largest
     for row in rows:
         row["dark"] = abs(row["value"]) > strong
         row["text"] = number(row["value"], digits)
@@ -54,12 +54,12 @@ def sensitivity_map(costs: Sequence[LayerCost], unit: str = "") -> Any:
     ]
     spoken = ", ".join(f"{r['operation']} in {r['block']}" for r in sorted(rows, key=lambda r: -r["value"])[:5])
     return finish(
-        _map(rows, costs, cost_scale(values), cost_title(unit), tooltip),
+        _map(rows, costs, cost_scale(values), cost_title(unit), tooltip, width),
         f"Heat map of the cost of going down a bit, by operation and block. The most sensitive: {spoken}.",
     )
 
 
-def choice_map(choices: Sequence[LayerChoice]) -> Any:
+def choice_map(choices: Sequence[LayerChoice], width: Any = 720) -> Any:
     """Operation × block, colour = average bits chosen (weighted by weights), text = the option."""
     rows: list[dict[str, Any]] = []
     for (operation, block), cell in _cells(choices).items():
@@ -71,18 +71,20 @@ def choice_map(choices: Sequence[LayerChoice]) -> Any:
                 "block": block,
                 "value": bits,
                 "text": short_option(options[0]) if len(options) == 1 else f"{len(options)}×",
-                "dark": bits > 4.4,
                 "layers": _listed([choice.layer for choice in cell]),
                 "options": _listed(options),
             }
         )
+    top = max(6.0, *(row["value"] for row in rows))
+    for row in rows:
+        row["dark"] = row["value"] - 2 > 0.55 * (min(8.0, top) - 2)
     tooltip = [
         alt.Tooltip("value:Q", title="bits per weight", format=".2f"),
         alt.Tooltip("options:N", title="option"),
     ]
     low, high = min(rows, key=lambda r: r["value"]), max(rows, key=lambda r: r["value"])
     return finish(
-        _map(rows, choices, bits_scale([row["value"] for row in rows]), "bits per weight", tooltip),
+        _map(rows, choices, bits_scale([row["value"] for row in rows]), "bits per weight", tooltip, width),
         f"Heat map of the chosen bits by operation and block, from {low['value']:.1f} ({low['operation']} in "
         f"{low['block']}) to {high['value']:.1f} ({high['operation']} in {high['block']}).",
     )
@@ -151,11 +153,11 @@ def _map(
     scale: alt.Scale,
     title: str,
     tooltip: list[alt.Tooltip],
+    width: Any,
 ) -> Any:
     blocks = in_order(layer.block for layer in layers)
     operations = in_order(layer.operation for layer in layers)
     few = len(blocks) <= _NUMBERED
-    step = min(58, max(34, 900 // len(blocks))) if few else max(12, 980 // len(blocks))
     bare = {"ticks": False, "domain": False, "grid": False}
     place = [alt.Tooltip("operation:N"), alt.Tooltip("block:N"), alt.Tooltip("layers:N", title="layers")]
     base = alt.Chart(alt.Data(values=rows)).encode(
@@ -172,10 +174,16 @@ def _map(
     cells = base.mark_rect(cornerRadius=3, stroke="#808894", strokeOpacity=0.25).encode(
         color=alt.Color("value:Q", title=title, scale=scale, legend=legend)
     )
-    ink = alt.condition("datum.dark", alt.value("#ffffff"), alt.value("#20252b"))
+    ink = alt.condition("datum.dark", alt.value("#ffffff"), alt.value("currentColor"))
     text = base.mark_text(fontSize=11).encode(text="text:N", color=ink)
     layers_shown = cells + text if few else cells
-    return layers_shown.properties(width=alt.Step(step), height=alt.Step(27 if few else 22))
+    across = width if few else alt.Step(max(12, 980 // len(blocks)))
+    return layers_shown.properties(width=across, height=(27 if few else 22) * len(operations))
+
+
+def least_width(layers: Sequence[LayerCost] | Sequence[LayerChoice]) -> int:
+    """Pixels that a map needs for the numbers in its cells."""
+    return 110 + 36 * min(_NUMBERED, len({layer.block for layer in layers}))
 
 
 def _points(costs: Sequence[LayerCost], unit: str, size: int = 42) -> Any:

@@ -58,6 +58,7 @@ def render_page(data: ReportData) -> str:
         pictures=list(zip(_picture_names(data), picture_cells(data.pictures, data.captions))),
         figures=figures,
         specifications={f.name: f.chart.to_dict() for group in figures.values() for f in group},
+        findings=list(dict.fromkeys(data.findings)),
         layers=_layer_rows(data),
         choices_of=_choices_of(data),
         tables=study_tables(data),
@@ -158,6 +159,8 @@ def _metric_cell(data: ReportData, row: TableRow, info: MetricInfo) -> dict[str,
     if row.kind != "full" and len(rivals) > 1 and not math.isnan(value.value):
         best = (max if info.higher_is_better else min)(rivals, key=lambda rival: rival.value)
         mark = "best" if value.value == best.value else "close" if overlap(value, best) else ""
+    if row.kind == "full" and value.high <= value.low:
+        return {"value": "same", "interval": "", "mark": ""}  # compared with itself
     return {"value": number(value.value, digits), "interval": interval(value, digits), "mark": mark}
 
 
@@ -184,18 +187,18 @@ def _layer_cells(choice: LayerChoice, cost: Any) -> list[dict[str, Any]]:
     """The numbers of a layer's row: what is read, and what it is sorted by."""
     dimensions = " × ".join(str(size) for size in choice.shape)
     return [
-        {"text": f"{choice.weights:,}", "value": choice.weights, "title": dimensions},
-        {"text": f"{choice.nbytes:,}", "value": choice.nbytes, "title": ""},
         {"text": f"{choice.average_bits:.2f}", "value": choice.average_bits, "title": ""},
+        {
+            "text": f"{cost.cost:#.2g}".rstrip(".").replace("-", "−") if cost else "–",
+            "value": cost.cost if cost else -1e9,
+            "title": f"{cost.better} → {cost.worse}, ± {cost.spread:.2g}" if cost else "too few options",
+        },
         {"text": f"{choice.relative_mse:.2e}", "value": choice.relative_mse, "title": ""},
         {
             "text": number(choice.score, 2),
             "value": choice.score,
             "title": f"± {choice.spread:.2f} over the folds",
         },
-        {
-            "text": number(cost.cost, 2) if cost else "–",
-            "value": cost.cost if cost else -1e9,
-            "title": f"{cost.better} → {cost.worse}, ± {cost.spread:.2f}" if cost else "too few options",
-        },
+        {"text": f"{choice.weights:,}", "value": choice.weights, "title": dimensions},
+        {"text": f"{choice.nbytes:,}", "value": choice.nbytes, "title": ""},
     ]

@@ -47,7 +47,7 @@
     if (names.some((name, side) => name !== tags[side].textContent)) return; // another pair was chosen meanwhile
     const mean = a.reduce((sum, value, i) => sum + Math.abs(value - b[i]), 0) / ((a.length * 3) / 4);
     document.getElementById("apart").textContent =
-      `Their colours differ by ${mean.toFixed(1)} of 255 on average. In the difference view black means equal.`;
+      `Their colours differ by ${mean.toFixed(1)} of 255 on average.`;
   }
 
   const wipe = stage.querySelector("input");

@@ -60,6 +60,12 @@ def short_option(option: str) -> str:
     return f"{METHOD_LETTERS.get(method, method[:1].upper())}{bits}"
 
 
+def is_dark(colour: str) -> bool:
+    """Whether white text reads better on it than dark text, by WCAG's contrast."""
+    linear = [((c / 255 + 0.055) / 1.055) ** 2.4 for c in bytes.fromhex(colour[1:])]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.18
+
+
 def option_shade(option: str) -> str:
     """The colour of an option: its hue is the method, its depth the bits."""
     method, _, bits = option.rpartition("-")
@@ -68,24 +74,23 @@ def option_shade(option: str) -> str:
 
 
 def cost_scale(costs: list[float]) -> alt.Scale:
-    """Orange grows with the cost, blue with what is gained; what costs nothing is pale."""
+    """Vermilion grows with the cost, blue with what is gained; what costs nothing is nearly as the page.
+
+    Colours grow by getting opaque, so that a strong one stands out of a light page and of a dark one.
+    """
     high, low = max(0.0, *costs), min(0.0, *costs)
     reach = max(high, -low) or 1.0
-    sides = [(low, "#6aaede", "#0b4f8a"), (high, "#f2a65a", "#a63c06")]
-    stops = {0.0: _PALE}
-    for end, half, full in sides:
-        share = abs(end) / reach
-        if share > 0.5:
-            stops |= {end / share / 2: half, end: mixed(half, full, 2 * share - 1)}
-        elif share > 0:
-            stops[end] = mixed(_PALE, half, 2 * share)
+    stops = {0.0: NOTHING} | {
+        end: mixed(NOTHING, full, abs(end) / reach) for end, full in ((low, "#0b5fa5ff"), (high, "#c2440aff")) if end
+    }
     if len(stops) == 1:
-        stops[1.0] = _PALE
+        stops[1.0] = NOTHING
     at = sorted(stops)
     return alt.Scale(domain=at, range=[stops[cost] for cost in at], clamp=True, interpolate="rgb")
 
 
-_PALE = "#f4efe6"
+#: A cost of nothing.
+NOTHING = "#8b8f9524"
 
 
 def mixed(a: str, b: str, share: float) -> str:
@@ -95,10 +100,8 @@ def mixed(a: str, b: str, share: float) -> str:
 
 
 def bits_scale(bits: list[float]) -> alt.Scale:
-    """From pale (2 bits) to deep blue (the most bits chosen, 6 to 8)."""
-    top = min(8.0, max(6.0, *bits))
-    domain = [2.0, 2 + (top - 2) / 3, 2 + 2 * (top - 2) / 3, top]
-    return alt.Scale(domain=domain, range=["#eef4e8", "#9cd0c4", "#3a8fb7", "#123f7c"], clamp=True)
+    """From nearly as the page (2 bits) to blue (the most bits chosen, 6 to 8)."""
+    return alt.Scale(domain=[2.0, min(8.0, max(6.0, *bits))], range=["#1c6bb81a", "#1c6bb8ff"], clamp=True)
 
 
 def finish(chart: Any, description: str) -> Any:
