@@ -14,7 +14,7 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.report.data import PictureRow
 
 TINY = 64  # pixels; up to this, pictures are stored exactly and enlarged without smoothing
-LIMIT = 3_500_000  # bytes all pictures of a page may take together
+LIMIT = 2_500_000  # bytes all pictures of a page may take together
 
 
 @dataclass(frozen=True)
