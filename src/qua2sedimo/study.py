@@ -211,7 +211,8 @@ class Study:
     @cached_property
     def objective(self) -> Objective:
         """What is maximised."""
-        return Objective.parse(self.settings.objective, self.space.weights)
+        macs = {name: self.graph.layers[name].macs for name in self.space.layers}
+        return Objective.parse(self.settings.objective, self.space.weights, macs)
 
     # Stages ----------------------------------------------------------------------------------------------------
 
@@ -305,9 +306,9 @@ class Study:
         """Score every setting of every block."""
         return fitting.block_scores_of(self)
 
-    def sensitivity(self) -> Sensitivity:
-        """What each option of each layer is expected to cost the objective; written as sensitivity.csv too."""
-        return fitting.sensitivity(self)
+    def sensitivity(self, ending: str = "csv") -> Sensitivity:
+        """What each option of each layer is expected to cost the objective; written as tables too, csv or parquet."""
+        return fitting.sensitivity(self, ending)
 
     def check_budget(self, bits: float) -> int:
         """The budget in packed bytes; raises with the reachable range if it cannot be met."""

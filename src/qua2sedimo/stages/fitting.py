@@ -23,7 +23,7 @@ from qua2sedimo.sensitivity import (
     block_scores,
     op_scores,
     option_effects,
-    write_csv,
+    write_tables,
 )
 from qua2sedimo.stages.progress import Progress, silent
 
@@ -93,12 +93,15 @@ def block_scores_of(study: Study) -> BlockScores:
     return block_scores(study.graph, study.space, study.encoding, fitted(study)[0])
 
 
-def sensitivity(study: Study) -> Sensitivity:
-    """Scores, and what each option is expected to cost the objective; the table is left in sensitivity.csv."""
+def sensitivity(study: Study, ending: str = "csv") -> Sensitivity:
+    """Scores, and what each option is expected to cost the objective.
+
+    The tables are left in sensitivity.csv and sensitivity-groups.csv, or with the ending "parquet".
+    """
     ensemble, scores = fitted(study)[0], explain(study)
     effects = option_effects(study.graph, study.space, study.bank, ensemble, *training_data(study, samples(study)))
     found = Sensitivity(study.graph.layers, study.space, study.bank, scores, effects, study.objective.unit)
-    write_csv(found.rows, study.folder / "sensitivity.csv")
+    write_tables(found.rows, found.steps, study.folder, ending)
     return found
 
 
