@@ -27,7 +27,7 @@ from torch import nn
 from kept import Kept
 from qua2sedimo.quantizers import METHODS
 from qua2sedimo.runtime import quantized_layers, replace_layers, set_activation_bits
-from qua2sedimo.runtime.integer import multiplies_exactly
+from qua2sedimo.runtime.integer import codebook_bits, multiplies_exactly
 from qua2sedimo.runtime.table import layer_modules
 from runtime import TOKENS, about, random_value
 
@@ -113,6 +113,8 @@ def options(dtype: torch.dtype) -> Iterator[tuple[str, Conversion]]:
             yield f"uaq-{bits}, 8-bit activations in integers", with_activations(ours(method, bits), True)
     yield "uaq-4, 8-bit activations simulated", with_activations(ours("uaq", 4), False)
     yield "kmeans_c-4, 8-bit activations simulated", with_activations(ours("kmeans_c", 4), False)
+    if codebook_bits() is not None:
+        yield "kmeans_c-4, 8-bit activations in integers", with_activations(ours("kmeans_c", 4), True)
     yield from OTHERS.items()
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.runtime.integer import multiplies_exactly
+from qua2sedimo.runtime.integer import MOST_CODEBOOK_BITS, codebook_bits, multiplies_exactly
 from qua2sedimo.runtime.modules import QuantizedLayer, QuantizedLinear
 from qua2sedimo.runtime.table import layer_modules
 
@@ -135,8 +135,9 @@ def set_activation_bits(
     """Quantize the activations of ``model`` to ``bits``, or no longer (None); returns ``model``, changed.
 
     ``layers`` are the names of the layers whose inputs are rounded: if not given, the packed layers, or in a model that
-    has none all Linear and Conv layers. Attention is rounded always. ``integer`` tells whether packed UAQ Linear
-    layers multiply integers: if not given, where this processor does so exactly.
+    has none all Linear and Conv layers. Attention is rounded always. ``integer`` tells whether packed Linear layers
+    multiply integers, where this processor does so exactly: if not given, UAQ layers do; True adds K-Means layers of up
+    to 4 bits, whose levels are rounded to 8 bits (7 without VNNI) for it.
 
     Raises :class:`Qua2SeDiMoError` on a width that activations cannot have, an unknown layer, a processor that
     computes attention by itself, or ``integer`` where it is not possible.
@@ -147,10 +148,10 @@ def set_activation_bits(
     chosen = _chosen(modules, layers)
     if bits is not None:
         _refuse_open_attention(model)
-    if integer and not any(_can_be_integer(module) for module in chosen):
+    if integer and not any(_can_be_integer(module, True) for module in chosen):
         raise Qua2SeDiMoError(
-            "no layer can multiply integers here: packed Linear layers of method uaq on a CPU can, "
-            "at widths whose products this processor adds up exactly",
+            "no layer can multiply integers here: packed Linear layers on a CPU can, of method uaq at widths whose "
+            f"products this processor adds up exactly, and of K-Means up to {MOST_CODEBOOK_BITS} bits",
             "Leave `integer` out: the layers compute with rounded inputs.",
         )
     _remove(model, modules)
@@ -160,7 +161,7 @@ def set_activation_bits(
     if bits is None:
         return model
     for module in chosen:
-        if integer is not False and _can_be_integer(module):
+        if integer is not False and _can_be_integer(module, bool(integer)):
             module.integer_bits = bits
         else:
             module.register_forward_pre_hook(_Input(bits))
@@ -188,11 +189,16 @@ def _chosen(modules: Mapping[str, nn.Module], names: Iterable[str] | None) -> li
     return list(chosen.values())
 
 
-def _can_be_integer(module: nn.Module) -> TypeGuard[QuantizedLinear]:
+def _can_be_integer(module: nn.Module, rounding: bool) -> TypeGuard[QuantizedLinear]:
+    """Whether a layer's products can be computed in integers; ``rounding``: also after rounding its codebook."""
     if not isinstance(module, QuantizedLinear) or len(module.parts) > 1:
         return False
     option, codes = module.parts[0].storage.option, getattr(module, f"{module.parts[0].prefix}codes")
-    return option.method == "uaq" and codes.device.type == "cpu" and multiplies_exactly(option.bits)
+    if codes.device.type != "cpu":
+        return False
+    if option.method == "uaq":
+        return multiplies_exactly(option.bits)
+    return rounding and option.bits <= MOST_CODEBOOK_BITS and codebook_bits() is not None
 
 
 def _refuse_open_attention(model: nn.Module) -> None:
