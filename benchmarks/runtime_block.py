@@ -127,8 +127,7 @@ def compared(convert: Conversion, dtype: torch.dtype) -> dict[str, float] | str:
     plain = block(dtype)
     try:
         other = convert(block(dtype))
-        short = other(x[:, :8], encoder_hidden_states=text, timestep=time_)  # kernels are compiled here
-        reference = plain(x[:, :8], encoder_hidden_states=text, timestep=time_)
+        other(x[:, :8], encoder_hidden_states=text, timestep=time_)  # kernels are compiled here
         seconds: dict[str, list[float]] = {"plain": [], "seconds": []}
         for _ in range(3 if dtype == torch.float32 else 1):
             for name, model in (("plain", plain), ("seconds", other)):
@@ -139,8 +138,7 @@ def compared(convert: Conversion, dtype: torch.dtype) -> dict[str, float] | str:
         lines = str(error).splitlines() or [""]
         return f"{type(error).__name__}: {lines[0][:160]}"
     fastest = {name: min(turns) for name, turns in seconds.items()}
-    off = float((short.float() - reference.float()).norm() / reference.float().norm())
-    return {**fastest, "over plain": fastest["seconds"] / fastest["plain"], "output off by": off}
+    return {**fastest, "over plain": fastest["seconds"] / fastest["plain"]}
 
 
 def library_versions() -> dict[str, str]:
