@@ -127,9 +127,8 @@ class _Comparing:
         """Made when the first row has to be measured: its references cost images too."""
         if self._comparison is None:
             study = self.study
-            study.switch.restore()
-            paired = study.generator(self.images.start, self.images.stop)
-            other = study.generator(self.images.stop, self.images.stop + len(self.images))
+            paired = study.full_precision(self.images)
+            other = study.full_precision(range(self.images.stop, self.images.stop + len(self.images)))
             real = zoo.reference_images(study.settings.model) if study.settings.model in zoo.ENTRIES else None
             inputs = [i for i in map(study.generator.generation.input, self.images) if i is not None]
             names = [*BUILT_IN, study.settings.objective, *study.settings.metrics]
