@@ -35,8 +35,8 @@ class Metric:
     """What a metric is called, which way is better, and how it is computed.
 
     ``compute`` takes, of a paired metric, two arrays of what it is ``of``, or what ``view`` makes of each, and gives a
-    value an image; of a set metric, two arrays of ``features``; of an input metric, what its judge answers. ``source`` names weights that do not come
-    with the package, and ``presence`` says in a few words whether they are here.
+    value an image; of a set metric, two arrays of ``features``; of an input metric, what its judge answers. ``source``
+    names weights that do not come with the package, and ``presence`` says in a few words whether they are here.
     """
 
     name: str

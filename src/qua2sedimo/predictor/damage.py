@@ -76,7 +76,7 @@ def fit_damage(
 
 
 class _Problem:
-    """What is observed: records, each the logarithm of a sum of damages, then layers alone, each the logarithm of one."""
+    """What is observed: records, each the log of a sum of damages, then layers alone, each the log of one."""
 
     def __init__(
         self, features: np.ndarray, mean: np.ndarray, variance: np.ndarray, choices: np.ndarray, target: np.ndarray,
