@@ -1,6 +1,7 @@
 """What the study found, told to people: one offline HTML page and the same figures as files."""
 
 from qua2sedimo.report.data import (
+    GraphNode,
     LayerChoice,
     LayerScore,
     MeasuredPoint,
@@ -15,6 +16,7 @@ from qua2sedimo.report.figures import write_figures
 from qua2sedimo.report.page import write_report
 
 __all__ = [
+    "GraphNode",
     "LayerChoice",
     "LayerScore",
     "MeasuredPoint",

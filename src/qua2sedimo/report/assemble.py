@@ -16,27 +16,34 @@ from qua2sedimo.predictor import Ensemble
 from qua2sedimo.predictor.additive import additive_out_of_fold, relative_errors
 from qua2sedimo.predictor.baselines import ridge_out_of_fold
 from qua2sedimo.records import Record
+from qua2sedimo.report.assemble_layers import cost_unit, graph_nodes, layer_choices, layer_scores
 from qua2sedimo.report.data import (
-    LayerChoice,
-    LayerScore,
     MeasuredPoint,
     MetricInfo,
     MetricValue,
     PictureRow,
+    PointKind,
     PredictorQuality,
     ReportData,
     TableRow,
 )
-from qua2sedimo.sensitivity import Scores
 from qua2sedimo.study import Study
 from qua2sedimo.versions import versions
 
 _REPLICATES = 400
+#: What is shown of the records, and as what; layers measured alone are none of a budget's rivals.
+_ROLES: dict[str, PointKind] = {
+    "sample": "random",
+    "candidate": "candidate",
+    "round": "candidate",
+    "final": "candidate",
+    "frontier": "frontier",
+}
 
 
 def report_data(study: Study, choice: Choice, rows: list[Row]) -> ReportData:
     """Everything the report shows of one choice of a study."""
-    scores, ensemble = study.explain(), study.ensemble()
+    found, ensemble = study.sensitivity(), study.ensemble()
     space = study.space
     return ReportData(
         title=f"{study.settings.model} at {choice.average_bits:.2f} bits",
@@ -56,11 +63,15 @@ def report_data(study: Study, choice: Choice, rows: list[Row]) -> ReportData:
         captions=[str(value) for value in _captions(study, rows)],
         objective=study.settings.objective,
         points=_points(study, choice, rows),
-        scores=_scores(study, scores),
-        choices=_choices(study, choice, scores),
+        scores=layer_scores(study, found),
+        choices=layer_choices(study, choice, found),
         predictor=predictor_quality(study, ensemble),
         provenance=_provenance(study, choice),
-        findings=study.sensitivity().findings,
+        findings=found.findings,
+        nodes=graph_nodes(study),
+        cost_unit=cost_unit(found),
+        commands=_commands(study, choice),
+        settings=(study.folder / "study.yaml").read_text(encoding="utf-8"),
     )
 
 
@@ -133,18 +144,29 @@ def _captions(study: Study, rows: list[Row]) -> list[str | int]:
 
 
 def _points(study: Study, choice: Choice, rows: list[Row]) -> list[MeasuredPoint]:
+    """Everything measured but layers alone; what was chosen for other budgets is named."""
     objective = study.objective
-    points = []
-    for role, kind in (("sample", "random"), ("candidate", "candidate")):
+    chosen = {made.configuration.digest: made for made in _choices_kept(study)}
+    points, seen = [], {choice.configuration.digest}
+    for role, kind in _ROLES.items():
         for record in study.records.all(role):
-            e = _estimate(objective, record)
-            label = f"{kind} {record.number}"
-            points.append(MeasuredPoint(record.average_bits, e.value, e.low, e.high, kind, label))  # type: ignore[arg-type]
+            e, digest = _estimate(objective, record), record.configuration.digest
+            shown, label = kind, f"{kind} {record.number}"
+            if role in ("candidate", "final") and digest in chosen and digest not in seen:
+                shown, label = "choice", f"chosen for {chosen[digest].bits_asked:g} bits"
+                seen.add(digest)
+            points.append(MeasuredPoint(record.average_bits, e.value, e.low, e.high, shown, label))
     for row in rows:
         if row.kind in ("uniform", "ours") and all(name in row.metrics for name in objective.metrics):
             e = _row_estimate(objective, row)
             points.append(MeasuredPoint(row.average_bits, e.value, e.low, e.high, row.kind, row.name))  # type: ignore[arg-type]
     return points
+
+
+def _choices_kept(study: Study) -> list[Choice]:
+    """The choices in the study's folder that belong to it."""
+    loaded = [Choice.load(path) for path in sorted((study.folder / "choices").glob("*.json"))]
+    return [made for made, owner in loaded if study.identity in owner]
 
 
 def _estimate(objective: Objective, record: Record) -> Estimate:
@@ -166,49 +188,25 @@ def _row_estimate(objective: Objective, row: Row) -> Estimate:
     return Estimate(value, value, value, 0)
 
 
-def _scores(study: Study, scores: Scores) -> list[LayerScore]:
-    found = []
-    for name in study.space.layers:
-        layer = study.graph.layers[name]
-        for option, s in scores.layers[name].items():
-            bits = 8 * option.nbytes(layer.shape) / layer.weights
-            found.append(
-                LayerScore(
-                    name, layer.operation, layer.block, layer.block_index, str(option), option.method, option.bits,
-                    bits, s.score, s.spread, s.folds,
-                )
-            )  # fmt: skip
-    return found
-
-
-def _choices(study: Study, choice: Choice, scores: Scores) -> list[LayerChoice]:
-    found = []
-    for name, option in choice.configuration.items():
-        layer, nbytes, s = (
-            study.graph.layers[name],
-            option.nbytes(study.space.shapes[name]),
-            scores.layers[name][option],
-        )
-        found.append(
-            LayerChoice(
-                name, layer.operation, layer.block, layer.shape, layer.weights, str(option), nbytes,
-                8 * nbytes / layer.weights, study.bank.errors[name][option].relative_mse, s.score, s.spread,
-            )
-        )  # fmt: skip
-    return found
+def _commands(study: Study, choice: Choice) -> list[str]:
+    """What repeats the study in a folder that holds its study.yaml."""
+    folder, bits = study.folder.name, f"--bits {choice.bits_asked:g}"
+    measured = len(study.records.all("sample"))
+    steps = [f"measure {folder} --configs {measured}", f"fit {folder}", f"explain {folder}", f"choose {folder} {bits}"]
+    steps += [f"export {folder} {folder}/packed-{choice.bits_asked:g} {bits}", f"report {folder} {bits}"]
+    return [f"qua2sedimo {step}" for step in steps]
 
 
 def _provenance(study: Study, choice: Choice) -> dict[str, str]:
-    samples = study.records.all("sample")
+    samples, space = study.records.all("sample"), study.space
     seconds = sum(r.measurement.seconds for r in samples)
     return {
         "study": study.folder.name,
-        "options": study.settings.options,
+        "options": f"{study.settings.options}: {', '.join(map(str, sorted(space.union)))}",
         "seed": str(study.settings.seed),
         "arguments": ", ".join(f"{k}={v}" for k, v in study.settings.arguments.items()),
         "measured": f"{len(samples)} random configurations × {study.settings.images} images in {seconds:.0f} s",
         "predictor": f"{len(study.ensemble().folds)} folds, loss {study.settings.loss}",
         "chosen by": f"{choice.origin}, best of {len(choice.candidates)} measured candidates",
-        "command": f"qua2sedimo run {study.settings.model} {study.folder.name} --bits {choice.bits_asked:g}",
         **versions(),
     }

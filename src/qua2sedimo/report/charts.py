@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
 
 from qua2sedimo.report import maps
+from qua2sedimo.report.bars import options_by_operation
 from qua2sedimo.report.costs import layer_costs
-from qua2sedimo.report.data import MeasuredPoint, PredictorQuality, ReportData
+from qua2sedimo.report.data import MeasuredPoint, ReportData
 from qua2sedimo.report.labels import PLACES, label_places
-from qua2sedimo.report.style import BLUE, GREEN, GREY, POINT_KINDS, VERMILION, finish, option_key
+from qua2sedimo.report.style import (
+    GREEN,
+    GREY,
+    POINT_KINDS,
+    finish,
+    option_key,
+)
+from qua2sedimo.report.trust import predicted_against_measured, predictor_quality
 
 Width = Any  # pixels, or "container" for as wide as the page allows
 
@@ -21,7 +30,7 @@ Width = Any  # pixels, or "container" for as wide as the page allows
 class Figure:
     """A chart with its file name, title, and the sentences that say how to read it.
 
-    ``half``: narrow enough to stand beside another on a wide screen.
+    ``half``: narrow enough to stand beside another on a wide screen. ``least``: pixels it needs to be readable.
     """
 
     name: str
@@ -29,6 +38,7 @@ class Figure:
     text: str
     chart: Any
     half: bool = False
+    least: int = 0
 
 
 def all_figures(data: ReportData, width: Width = 720) -> list[Figure]:
@@ -41,8 +51,9 @@ def quality_figures(data: ReportData, width: Width = 720) -> list[Figure]:
     if not any(math.isfinite(point.value) and point.kind != "full" for point in data.points):
         return []
     text = (
-        f"Each mark is one measured configuration: {_counted(data.points)}. Lines are 95 % intervals; "
-        f"the dashed line is the asked budget of {data.budget_bits:g} bits. "
+        f"Each mark is one measured configuration: {_counted(data.points)}. Upright lines are 95 % intervals; "
+        f"the dashed line is the asked budget of {data.budget_bits:g} bits, the stepped one joins the best measured at "
+        "each size. The best of many measurements is partly luck, so only marks whose intervals lie apart differ. "
         "Sizes count every scale, zero point and codebook."
     )
     chart = quality_against_bits(data, width)
@@ -57,9 +68,10 @@ def sensitivity_figures(data: ReportData, width: Width = 720) -> list[Figure]:
             Figure(
                 "sensitivity-map",
                 "Sensitivity map",
-                "The cost of going from about 4 to about 3 bits, the mean over the layers of a cell.",
-                maps.sensitivity_map(costs),
-                half=True,
+                f"What going from about 4 to about 3 bits is expected to cost, {_unit(data)}: the mean over the layers "
+                "of a cell, all other layers left as they are.",
+                maps.sensitivity_map(costs, data.cost_unit, width),
+                least=maps.least_width(costs),
             )
         ]
     if data.choices:
@@ -67,9 +79,9 @@ def sensitivity_figures(data: ReportData, width: Width = 720) -> list[Figure]:
             Figure(
                 "chosen-options",
                 "What was chosen",
-                f"The average bits of each cell, with the option. {option_key()}",
-                maps.choice_map(data.choices),
-                half=True,
+                f"The average bits of each cell, with the option, or how many different ones (2×). {option_key()}",
+                maps.choice_map(data.choices, width),
+                least=maps.least_width(data.choices),
             )
         ]
     if costs:
@@ -77,17 +89,36 @@ def sensitivity_figures(data: ReportData, width: Width = 720) -> list[Figure]:
             Figure(
                 "sensitivity-by-operation",
                 "Sensitivity by operation",
-                "One mark a layer; bars span the middle half, lines are medians. Most sensitive first.",
-                maps.sensitivity_by_operation(costs, width),
+                f"{_BOXES} Most sensitive first.",
+                maps.sensitivity_by_operation(costs, width, data.cost_unit),
             ),
             Figure(
                 "sensitivity-by-block",
                 "Sensitivity by block",
-                "The same costs along the network's depth. The line joins the blocks' medians.",
-                maps.sensitivity_by_block(costs, width),
+                f"The same costs along the network's depth. {_BOXES}",
+                maps.sensitivity_by_block(costs, width, data.cost_unit),
             ),
         ]
+    if data.choices:
+        figures += [
+            Figure(
+                "options-by-operation",
+                "Options by operation",
+                f"How many of an operation's layers got each option. {option_key()}",
+                options_by_operation(data.choices, width),
+            )
+        ]
     return figures
+
+
+_BOXES = (
+    "One mark a layer. Boxes span the middle half of the layers, thick lines are medians, whiskers reach the furthest "
+    "layer within 1.5 boxes."
+)
+
+
+def _unit(data: ReportData) -> str:
+    return f"in {data.cost_unit}" if data.cost_unit else "in score"
 
 
 def predictor_figures(data: ReportData, width: Width = 720) -> list[Figure]:
@@ -146,15 +177,14 @@ def quality_against_bits(data: ReportData, width: Width = 720) -> Any:
         scale=alt.Scale(zero=False),
     )
     y = alt.Y("value:Q", title=axis_title(data), scale=alt.Scale(zero=False))
-    color = alt.Color(
-        "kind:N", title=None, legend=alt.Legend(symbolOpacity=1), scale=alt.Scale(domain=names, range=colours)
-    )
+    legend = alt.Legend(symbolOpacity=1)  # the intervals' opacity would be taken
+    color = alt.Color("kind:N", title=None, legend=legend, scale=alt.Scale(domain=names, range=colours))
     base = alt.Chart(alt.Data(values=rows)).encode(x=x, color=color)
     intervals = base.mark_rule(strokeWidth=1.3, opacity=0.45).encode(y=alt.Y("low:Q"), y2="high:Q")
     marks = base.mark_point(filled=True, opacity=0.9).encode(
         y=y,
         shape=alt.Shape("kind:N", title=None, scale=alt.Scale(domain=names, range=shapes)),
-        size=alt.Size("kind:N", title=None, scale=alt.Scale(type="ordinal", domain=names, range=sizes)),
+        size=alt.Size("kind:O", title=None, scale=alt.Scale(domain=names, range=sizes)),
         tooltip=[
             alt.Tooltip("about:N", title="configuration"),
             alt.Tooltip("bits:Q", title="bits per weight", format=".2f"),
@@ -170,10 +200,27 @@ def quality_against_bits(data: ReportData, width: Width = 720) -> Any:
     )
     labels = [_labels(base, y, place) for place in PLACES if place in places]
     description = f"Scatter plot of {axis_title(data)} against average bits per weight: {_counted(data.points)}."
+    best = [{"bits": p.bits, "value": p.value} for p in efficient(shown, data.objective_info.higher_is_better)]
+    steps = alt.Chart(alt.Data(values=best)).mark_line(
+        interpolate="step-after", color="currentColor", opacity=0.45, strokeWidth=1.5
+    )
+    frontier = steps.encode(x="bits:Q", y="value:Q", order="bits:Q")
     return finish(
-        alt.layer(budget, *_full_precision(data), intervals, marks, *labels).properties(width=width, height=380),
+        alt.layer(budget, *_full_precision(data), frontier, intervals, marks, *labels).properties(
+            width=width, height=380
+        ),
         description,
     )
+
+
+def efficient(points: Sequence[MeasuredPoint], higher_is_better: bool) -> list[MeasuredPoint]:
+    """The points than which none measured is both no larger and better, from small to large."""
+    sign = 1 if higher_is_better else -1
+    found: list[MeasuredPoint] = []
+    for point in sorted(points, key=lambda p: (p.bits, -sign * p.value)):
+        if not found or sign * point.value > sign * found[-1].value:
+            found.append(point)
+    return found
 
 
 def _full_precision(data: ReportData) -> list[Any]:
@@ -200,65 +247,6 @@ def _labels(base: Any, y: alt.Y, place: str) -> Any:
     text = base.mark_text(align=align, dx=dx, dy=dy, fontWeight=500, limit=200)
     return text.transform_filter(f"datum.place === '{place}'").encode(
         y=y, text="label:N", color=alt.value("currentColor")
-    )
-
-
-def predicted_against_measured(quality: PredictorQuality, measured_title: str, width: Width = 720) -> Any:
-    """Each unseen record: what was predicted and what was measured."""
-    pairs = zip(quality.predicted, quality.measured)
-    rows: list[dict[str, Any]] = [
-        {"predicted": p, "measured": m} for p, m in pairs if math.isfinite(p) and math.isfinite(m)
-    ]
-    chart = (
-        alt.Chart(alt.Data(values=rows))
-        .mark_circle(size=46, color=BLUE, opacity=0.7)
-        .encode(
-            x=alt.X("predicted:Q", title="predicted", axis=alt.Axis(tickCount=6), scale=alt.Scale(zero=False)),
-            y=alt.Y("measured:Q", title=measured_title, scale=alt.Scale(zero=False)),
-            tooltip=[alt.Tooltip("predicted:Q", format=".4~g"), alt.Tooltip("measured:Q", format=".4~g")],
-        )
-        .properties(width=width, height=300)
-    )
-    correlation = quality.rank_correlation.value
-    return finish(chart, f"Scatter plot of {len(rows)} unseen records, rank correlation {correlation:.2f}.")
-
-
-def predictor_quality(quality: PredictorQuality, width: Width = 720) -> Any:
-    """The predictor's rank correlation with its interval, beside its baselines and the noise ceiling."""
-    named = {"this predictor": quality.rank_correlation, **quality.baselines}
-    rows: list[dict[str, Any]] = [
-        {"name": name, "value": v.value, "low": v.low, "high": v.high, "ours": name == "this predictor"}
-        for name, v in named.items()
-        if math.isfinite(v.value)
-    ]
-    reach = min([0.0, *(row["low"] for row in rows if math.isfinite(row["low"]))])
-    x = alt.X(
-        "value:Q",
-        title="rank correlation",
-        axis=alt.Axis(tickCount=6),
-        scale=alt.Scale(domain=[max(-1.0, reach), 1.0]),
-    )
-    color = alt.condition("datum.ours", alt.value(VERMILION), alt.value(GREY))
-    base = alt.Chart(alt.Data(values=rows)).encode(y=alt.Y("name:N", title=None, sort=None), color=color)
-    tooltip = [
-        alt.Tooltip("name:N", title="model"),
-        *(alt.Tooltip(f"{name}:Q", title=title, format=".3f") for name, title in
-          (("value", "rank correlation"), ("low", "from"), ("high", "to"))),
-    ]  # fmt: skip
-    layers = [
-        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q"),
-        base.mark_point(filled=True, size=110, opacity=1).encode(x=x, tooltip=tooltip),
-        base.mark_text(dy=-13, fontWeight=500).encode(
-            x=x, text=alt.Text("value:Q", format=".2f"), color=alt.value("currentColor")
-        ),
-    ]
-    if quality.noise_ceiling is not None and math.isfinite(quality.noise_ceiling):
-        ceiling = alt.Chart(alt.Data(values=[{"value": quality.noise_ceiling}]))
-        layers.insert(0, ceiling.mark_rule(strokeDash=[5, 4], color=GREEN, strokeWidth=1.5).encode(x="value:Q"))
-    spoken = ", ".join(f"{row['name']} {row['value']:.2f}" for row in rows)
-    return finish(
-        alt.layer(*layers).properties(width=width, height=max(120, 56 * len(rows))),
-        f"Rank correlation: {spoken}.",
     )
 
 

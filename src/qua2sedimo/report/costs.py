@@ -1,4 +1,4 @@
-"""What it costs a layer to go down a bit, from the scores of its options."""
+"""What it costs a layer to go down a bit, from what the folds expect of its options."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from qua2sedimo.sensitivity.steps import Rated, step
 
 @dataclass(frozen=True)
 class LayerCost:
-    """The score a layer loses from ``better`` (about 4 bits a weight) to ``worse`` (about 3).
+    """What the objective loses when a layer goes from ``better`` (about 4 bits a weight) to ``worse`` (about 3).
 
     ``exact`` is false when the layer has no option in one of the two ranges; then the cost is that
-    between the nearest options it has, per bit. ``spread`` is that of the difference within each fold; where
-    folds are not given, the two scores' spreads are taken as independent.
+    between the nearest options it has, per bit. ``spread`` is the standard error of the difference within each fold.
+    Where folds are not given, scores stand in for the objective and their spreads are taken as independent.
     """
 
     layer: str
@@ -41,7 +41,7 @@ def layer_costs(scores: Iterable[LayerScore]) -> list[LayerCost]:
 
 
 def _cost(options: list[LayerScore]) -> LayerCost | None:
-    """The step of :mod:`qua2sedimo.sensitivity.steps`, in summed score."""
+    """The step of :mod:`qua2sedimo.sensitivity.steps`."""
     by_name = {option.option: option for option in options}
     found = step(Rated(o.option, o.average_bits, o.folds or (o.score,)) for o in options)
     if found is None:
@@ -56,8 +56,8 @@ def _cost(options: list[LayerScore]) -> LayerCost | None:
         block_index=better.block_index,
         better=found.better,
         worse=found.worse,
-        cost=found.cost * len(found.folds),
-        spread=found.spread * len(found.folds) if paired else math.hypot(better.spread, worse.spread) / bits,
+        cost=found.cost,
+        spread=found.spread if paired else math.hypot(better.spread, worse.spread) / bits,
         exact=found.exact,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,7 +11,7 @@ import numpy as np
 from qua2sedimo.errors import Qua2SeDiMoError
 
 RowKind = Literal["full", "uniform", "ours", "activations"]
-PointKind = Literal["random", "uniform", "candidate", "ours", "full"]
+PointKind = Literal["random", "uniform", "candidate", "frontier", "choice", "ours", "full"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,11 @@ class PictureRow:
 
 @dataclass(frozen=True)
 class MeasuredPoint:
-    """One measured configuration: average bits and the objective with its interval."""
+    """One measured configuration: average bits and the objective with its interval.
+
+    ``frontier``: proposed for the frontier; ``candidate``: measured for a budget and not chosen; ``choice``: chosen for
+    another budget than the report's.
+    """
 
     bits: float
     value: float
@@ -67,7 +72,12 @@ class MeasuredPoint:
 
 @dataclass(frozen=True)
 class LayerScore:
-    """The score of one option of one layer (higher: better pictures), its spread over the folds, and each fold's."""
+    """One option of one layer: its score (higher: better pictures), size and error, and what it costs the objective.
+
+    ``folds`` are what each fold expects of the objective with this option, higher better, up to a constant of the
+    layer; ``cost`` is what is lost from the layer's best option to this one, with its standard error over folds. Both
+    are in ``ReportData.cost_unit``.
+    """
 
     layer: str
     operation: str
@@ -80,11 +90,18 @@ class LayerScore:
     score: float
     spread: float
     folds: tuple[float, ...] = ()
+    nbytes: int = 0
+    relative_mse: float = math.nan
+    cost: float = math.nan
+    cost_spread: float = math.nan
 
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """The option chosen for one layer, what it costs, and how well it keeps the weights."""
+    """The option chosen for one layer, what it costs, how well it keeps the weights, and why it was chosen.
+
+    ``decided`` says in a word or two what decided, ``reason`` in a sentence.
+    """
 
     layer: str
     operation: str
@@ -97,6 +114,18 @@ class LayerChoice:
     relative_mse: float
     score: float
     spread: float
+    decided: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """A weight layer (``kind == "layer"``) or a place where data meet; ``inputs`` are positions of earlier nodes."""
+
+    name: str
+    kind: str
+    block: str
+    inputs: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -116,7 +145,10 @@ class PredictorQuality:
 
 @dataclass(frozen=True, eq=False)
 class ReportData:
-    """Everything one report shows; ``scores`` and ``choices`` come in the order the data flows.
+    """Everything one report shows; ``scores``, ``choices`` and ``nodes`` come in the order the data flows.
+
+    ``cost_unit`` is that of ``LayerScore.folds``; ``commands`` repeat the study where ``settings``, a YAML text, is its
+    study.yaml.
 
     Raises ``Qua2SeDiMoError`` when its parts do not fit together.
     """
@@ -141,6 +173,10 @@ class ReportData:
     predictor: PredictorQuality | None
     provenance: dict[str, str] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
+    nodes: list[GraphNode] = field(default_factory=list)
+    cost_unit: str = ""
+    commands: list[str] = field(default_factory=list)
+    settings: str = ""
 
     def __post_init__(self) -> None:
         for row in self.pictures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +15,17 @@ from qua2sedimo.report.data import LayerChoice
 from qua2sedimo.report.style import FAMILIES, bits_scale, cost_scale, family, finish, short_option
 from qua2sedimo.report.text import number
 
-COST_TITLE = "score lost per bit, 4 → 3 bits"
+_NUMBERED = 24  # blocks up to which cells have room for a number
+_BOX = "#7a8694"
+_BOXED: dict[str, Any] = {"color": _BOX, "fillOpacity": 0.22, "stroke": _BOX, "strokeOpacity": 0.7}
 
 
-def sensitivity_map(costs: Sequence[LayerCost]) -> Any:
+def cost_title(unit: str) -> str:
+    """The axis of costs."""
+    return f"{unit or 'score'} lost from 4 to 3 bits"
+
+
+def sensitivity_map(costs: Sequence[LayerCost], unit: str = "", width: Any = 720) -> Any:
     """Operation × block, colour and number = mean cost of going down a bit."""
     rows: list[dict[str, Any]] = []
     for (operation, block), cell in _cells(costs).items():
@@ -33,24 +41,25 @@ def sensitivity_map(costs: Sequence[LayerCost]) -> Any:
             }
         )
     values = [row["value"] for row in rows]
-    digits = 2 if max(map(abs, values)) < 10 else 1
-    strong = 0.62 * max(map(abs, values))
+    largest = max(map(abs, values)) or 1.0
+    digits = max(0, min(3, 1 - math.floor(math.log10(largest))))
+    strong = 0.55 * largest
     for row in rows:
         row["dark"] = abs(row["value"]) > strong
         row["text"] = number(row["value"], digits)
     tooltip = [
-        alt.Tooltip("value:Q", title="cost", format=".3f"),
-        alt.Tooltip("spread:Q", title="± over folds", format=".3f"),
+        alt.Tooltip("value:Q", title=cost_title(unit), format=".2~r"),
+        alt.Tooltip("spread:Q", title="± over folds", format=".2~r"),
         alt.Tooltip("options:N", title="from → to"),
     ]
     spoken = ", ".join(f"{r['operation']} in {r['block']}" for r in sorted(rows, key=lambda r: -r["value"])[:5])
     return finish(
-        _map(rows, costs, cost_scale(values), "cost of a bit", tooltip),
+        _map(rows, costs, cost_scale(values), cost_title(unit), tooltip, width),
         f"Heat map of the cost of going down a bit, by operation and block. The most sensitive: {spoken}.",
     )
 
 
-def choice_map(choices: Sequence[LayerChoice]) -> Any:
+def choice_map(choices: Sequence[LayerChoice], width: Any = 720) -> Any:
     """Operation × block, colour = average bits chosen (weighted by weights), text = the option."""
     rows: list[dict[str, Any]] = []
     for (operation, block), cell in _cells(choices).items():
@@ -62,36 +71,40 @@ def choice_map(choices: Sequence[LayerChoice]) -> Any:
                 "block": block,
                 "value": bits,
                 "text": short_option(options[0]) if len(options) == 1 else f"{len(options)}×",
-                "dark": bits > 4.4,
                 "layers": _listed([choice.layer for choice in cell]),
                 "options": _listed(options),
             }
         )
+    top = max(6.0, *(row["value"] for row in rows))
+    for row in rows:
+        row["dark"] = row["value"] - 2 > 0.55 * (min(8.0, top) - 2)
     tooltip = [
         alt.Tooltip("value:Q", title="bits per weight", format=".2f"),
         alt.Tooltip("options:N", title="option"),
     ]
     low, high = min(rows, key=lambda r: r["value"]), max(rows, key=lambda r: r["value"])
     return finish(
-        _map(rows, choices, bits_scale([row["value"] for row in rows]), "bits per weight", tooltip),
+        _map(rows, choices, bits_scale([row["value"] for row in rows]), "bits per weight", tooltip, width),
         f"Heat map of the chosen bits by operation and block, from {low['value']:.1f} ({low['operation']} in "
         f"{low['block']}) to {high['value']:.1f} ({high['operation']} in {high['block']}).",
     )
 
 
-def sensitivity_by_operation(costs: Sequence[LayerCost], width: Any = 720) -> Any:
-    """A strip of layers for each operation, the most sensitive first."""
+def sensitivity_by_operation(costs: Sequence[LayerCost], width: Any = 720, unit: str = "") -> Any:
+    """A box plot of the layers of each operation, the most sensitive first."""
     groups = _groups(costs, "operation")
     order = sorted(groups, key=lambda name: -statistics.median(cost.cost for cost in groups[name]))
     position = alt.Y("operation:N", title=None, scale=alt.Scale(domain=order, type="band"))
-    value = alt.X("cost:Q", title=COST_TITLE, axis=alt.Axis(tickCount=8))
+    value = alt.X("cost:Q", title=cost_title(unit), axis=alt.Axis(tickCount=8))
     offset = alt.YOffset("jitter:Q", scale=alt.Scale(domain=[-1, 1]))
-    points = _points(costs).encode(x=value, y=position, yOffset=offset)
+    points = _points(costs, unit).encode(x=value, y=position, yOffset=offset)
     summary = alt.Chart(alt.Data(values=_summaries(groups, "operation"))).encode(y=position)
-    bars = summary.mark_bar(size=16, opacity=0.22, cornerRadius=3, color="#7a8694")
-    medians = summary.mark_tick(thickness=3, size=22, color="currentColor", opacity=0.75)
+    whiskers = summary.mark_rule(color=_BOX, strokeWidth=1.4)
+    bars = summary.mark_bar(size=18, cornerRadius=2, **_BOXED)
+    medians = summary.mark_tick(thickness=3, size=18, color="currentColor", opacity=0.75)
     layers = alt.layer(
         _nothing_lost().encode(x="cost:Q"),
+        whiskers.encode(x=alt.X("low:Q"), x2="high:Q"),
         bars.encode(x=alt.X("q1:Q"), x2="q3:Q"),
         medians.encode(x=alt.X("median:Q")),
         points,
@@ -99,34 +112,37 @@ def sensitivity_by_operation(costs: Sequence[LayerCost], width: Any = 720) -> An
     spoken = ", ".join(f"{name} {statistics.median(c.cost for c in groups[name]):.2f}" for name in order[:5])
     return finish(
         layers.properties(width=width, height=max(120, 30 * len(order))),
-        f"Strip plot of the cost of going down a bit by operation, one mark a layer. Highest: {spoken}.",
+        f"Box plot of the cost of going down a bit by operation, one mark a layer. Highest medians: {spoken}.",
     )
 
 
-def sensitivity_by_block(costs: Sequence[LayerCost], width: Any = 720) -> Any:
-    """A strip of layers for each block, along the depth of the network."""
+def sensitivity_by_block(costs: Sequence[LayerCost], width: Any = 720, unit: str = "") -> Any:
+    """A box plot of the layers of each block, along the depth of the network."""
     groups = _groups(costs, "block")
     order = in_order(cost.block for cost in costs)
-    axis = alt.Axis(labelAngle=-45 if len(order) > 5 else 0)
+    few = len(order) <= 24
+    axis = alt.Axis(labelAngle=-45 if few else -90, labelLimit=150) if len(order) > 5 else alt.Axis(labelAngle=0)
     position = alt.X("block:N", title=None, axis=axis, scale=alt.Scale(domain=order, type="band"))
     value, offset = (
-        alt.Y("cost:Q", title=COST_TITLE),
+        alt.Y("cost:Q", title=cost_title(unit)),
         alt.XOffset("jitter:Q", scale=alt.Scale(domain=[-1, 1])),
     )
-    points = _points(costs).encode(x=position, y=value, xOffset=offset)
+    points = _points(costs, unit, 42 if few else 16).encode(x=position, y=value, xOffset=offset)
     summary = alt.Chart(alt.Data(values=_summaries(groups, "block"))).encode(x=position)
-    bars = summary.mark_bar(size=18, opacity=0.22, cornerRadius=3, color="#7a8694")
-    medians = summary.mark_line(color="currentColor", opacity=0.5, strokeWidth=1.5)
+    whiskers = summary.mark_rule(color=_BOX, strokeWidth=1.4)
+    bars = summary.mark_bar(size=22 if few else 11, cornerRadius=2, **_BOXED)
+    medians = summary.mark_tick(thickness=3, size=22 if few else 11, color="currentColor", opacity=0.75)
     layers = alt.layer(
         _nothing_lost().encode(y="cost:Q"),
+        whiskers.encode(y=alt.Y("low:Q"), y2="high:Q"),
         bars.encode(y=alt.Y("q1:Q"), y2="q3:Q"),
         medians.encode(y=alt.Y("median:Q")),
         points,
     )
     first, last = (statistics.median(c.cost for c in groups[name]) for name in (order[0], order[-1]))
     return finish(
-        layers.properties(width=width if len(order) <= 24 else alt.Step(24), height=300),
-        f"Strip plot of the cost of going down a bit along {len(order)} blocks: median {first:.2f} in "
+        layers.properties(width=width if few else alt.Step(max(14, 1050 // len(order))), height=320),
+        f"Box plot of the cost of going down a bit along {len(order)} blocks: median {first:.2f} in "
         f"{order[0]}, {last:.2f} in {order[-1]}.",
     )
 
@@ -137,17 +153,18 @@ def _map(
     scale: alt.Scale,
     title: str,
     tooltip: list[alt.Tooltip],
+    width: Any,
 ) -> Any:
     blocks = in_order(layer.block for layer in layers)
     operations = in_order(layer.operation for layer in layers)
-    step = min(44, max(27, 400 // len(blocks)))
+    few = len(blocks) <= _NUMBERED
     bare = {"ticks": False, "domain": False, "grid": False}
     place = [alt.Tooltip("operation:N"), alt.Tooltip("block:N"), alt.Tooltip("layers:N", title="layers")]
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X(
             "block:N",
             title=None,
-            axis=alt.Axis(labelAngle=-45, **bare),
+            axis=alt.Axis(labelAngle=-45 if few else -90, labelLimit=150, **bare),
             scale=alt.Scale(domain=blocks, padding=0.05),
         ),
         y=alt.Y("operation:N", title=None, axis=alt.Axis(**bare), scale=alt.Scale(domain=operations, padding=0.05)),
@@ -157,12 +174,19 @@ def _map(
     cells = base.mark_rect(cornerRadius=3, stroke="#808894", strokeOpacity=0.25).encode(
         color=alt.Color("value:Q", title=title, scale=scale, legend=legend)
     )
-    ink = alt.condition("datum.dark", alt.value("#ffffff"), alt.value("#20252b"))
-    text = base.mark_text(fontSize=11 if step > 30 else 10).encode(text="text:N", color=ink)
-    return (cells + text).properties(width=alt.Step(step), height=alt.Step(27))
+    ink = alt.condition("datum.dark", alt.value("#ffffff"), alt.value("currentColor"))
+    text = base.mark_text(fontSize=11).encode(text="text:N", color=ink)
+    layers_shown = cells + text if few else cells
+    across = width if few else alt.Step(max(12, 980 // len(blocks)))
+    return layers_shown.properties(width=across, height=(27 if few else 22) * len(operations))
 
 
-def _points(costs: Sequence[LayerCost]) -> Any:
+def least_width(layers: Sequence[LayerCost] | Sequence[LayerChoice]) -> int:
+    """Pixels that a map needs for the numbers in its cells."""
+    return 110 + 36 * min(_NUMBERED, len({layer.block for layer in layers}))
+
+
+def _points(costs: Sequence[LayerCost], unit: str, size: int = 42) -> Any:
     present = [name for name in FAMILIES if any(family(cost.operation) == name for cost in costs)]
     rows = [
         {
@@ -179,7 +203,7 @@ def _points(costs: Sequence[LayerCost]) -> Any:
     ]
     return (
         alt.Chart(alt.Data(values=rows))
-        .mark_point(filled=True, size=42, opacity=0.8)
+        .mark_point(filled=True, size=size, opacity=0.8)
         .encode(
             color=alt.Color(
                 "family:N",
@@ -195,8 +219,8 @@ def _points(costs: Sequence[LayerCost]) -> Any:
                 alt.Tooltip("layer:N"),
                 alt.Tooltip("operation:N"),
                 alt.Tooltip("block:N"),
-                alt.Tooltip("cost:Q", format=".3f"),
-                alt.Tooltip("spread:Q", title="± over folds", format=".3f"),
+                alt.Tooltip("cost:Q", title=cost_title(unit), format=".2~r"),
+                alt.Tooltip("spread:Q", title="± over folds", format=".2~r"),
                 alt.Tooltip("options:N", title="from → to"),
             ],
         )
@@ -210,10 +234,13 @@ def _nothing_lost() -> Any:
 def _summaries(groups: dict[str, list[LayerCost]], key: str) -> list[dict[str, Any]]:
     rows = []
     for name, group in groups.items():
-        if len(group) < 3 and key == "operation":
+        if len(group) < 3:
             continue  # one or two marks speak for themselves
-        q1, median, q3 = (float(q) for q in np.quantile([cost.cost for cost in group], [0.25, 0.5, 0.75]))
-        rows.append({key: name, "q1": q1, "median": median, "q3": q3})
+        costs = np.array([cost.cost for cost in group])
+        q1, median, q3 = (float(q) for q in np.quantile(costs, [0.25, 0.5, 0.75]))
+        near = costs[(costs >= q1 - 1.5 * (q3 - q1)) & (costs <= q3 + 1.5 * (q3 - q1))]
+        low, high = float(near.min()), float(near.max())
+        rows.append({key: name, "low": low, "q1": q1, "median": median, "q3": q3, "high": high})
     return rows
 
 

@@ -12,10 +12,11 @@ import vl_convert
 
 from qua2sedimo.files import write_text
 from qua2sedimo.report import charts
-from qua2sedimo.report.costs import layer_costs
+from qua2sedimo.report.costs import in_order, layer_costs
 from qua2sedimo.report.data import LayerChoice, MetricInfo, ReportData, TableRow
 from qua2sedimo.report.pictures import picture_cells
 from qua2sedimo.report.render import vegalite_version
+from qua2sedimo.report.tables import study_tables
 from qua2sedimo.report.text import (
     count_text,
     digits_for,
@@ -27,6 +28,10 @@ from qua2sedimo.report.text import (
     verdict,
 )
 
+#: Layers of one map: the reader switches between them.
+_MAPS = ("sensitivity-map", "chosen-options")
+_SCRIPTS = ("theme.js", "segments.js", "pictures.js", "layers.js", "graph.js", "downloads.js")
+
 
 def write_report(data: ReportData, out: Path) -> Path:
     """Write the report to ``out``, whole or not at all; returns ``out``. Raises ``Qua2SeDiMoError``."""
@@ -36,9 +41,11 @@ def write_report(data: ReportData, out: Path) -> Path:
 
 def render_page(data: ReportData) -> str:
     """The page's HTML. Every text of ``data`` is escaped; nothing is fetched when the page is opened."""
+    sensitivity = charts.sensitivity_figures(data, "container")
     figures = {
         "quality": charts.quality_figures(data, "container"),
-        "sensitivity": charts.sensitivity_figures(data, "container"),
+        "maps": [figure for figure in sensitivity if figure.name in _MAPS],
+        "sensitivity": [figure for figure in sensitivity if figure.name not in _MAPS],
         "predictor": charts.predictor_figures(data, "container"),
     }
     return _template().render(
@@ -51,7 +58,11 @@ def render_page(data: ReportData) -> str:
         pictures=list(zip(_picture_names(data), picture_cells(data.pictures, data.captions))),
         figures=figures,
         specifications={f.name: f.chart.to_dict() for group in figures.values() for f in group},
+        findings=list(dict.fromkeys(data.findings)),
         layers=_layer_rows(data),
+        choices_of=_choices_of(data),
+        tables=study_tables(data),
+        scripts=_SCRIPTS,
         size_text=size_text,
         library=_library(),
     )
@@ -148,6 +159,8 @@ def _metric_cell(data: ReportData, row: TableRow, info: MetricInfo) -> dict[str,
     if row.kind != "full" and len(rivals) > 1 and not math.isnan(value.value):
         best = (max if info.higher_is_better else min)(rivals, key=lambda rival: rival.value)
         mark = "best" if value.value == best.value else "close" if overlap(value, best) else ""
+    if row.kind == "full" and value.high <= value.low:
+        return {"value": "same", "interval": "", "mark": ""}  # compared with itself
     return {"value": number(value.value, digits), "interval": interval(value, digits), "mark": mark}
 
 
@@ -161,22 +174,31 @@ def _layer_rows(data: ReportData) -> list[dict[str, Any]]:
     return [{"layer": choice, "cells": _layer_cells(choice, costs.get(choice.layer))} for choice in data.choices]
 
 
+def _choices_of(data: ReportData) -> dict[str, list[str]]:
+    """What the layer table can be filtered by, in the order of its columns from the second."""
+    return {
+        "operation": in_order(choice.operation for choice in data.choices),
+        "block": in_order(choice.block for choice in data.choices),
+        "option": sorted({choice.option for choice in data.choices}),
+    }
+
+
 def _layer_cells(choice: LayerChoice, cost: Any) -> list[dict[str, Any]]:
     """The numbers of a layer's row: what is read, and what it is sorted by."""
     dimensions = " × ".join(str(size) for size in choice.shape)
     return [
-        {"text": f"{choice.weights:,}", "value": choice.weights, "title": dimensions},
-        {"text": f"{choice.nbytes:,}", "value": choice.nbytes, "title": ""},
         {"text": f"{choice.average_bits:.2f}", "value": choice.average_bits, "title": ""},
+        {
+            "text": f"{cost.cost:#.2g}".rstrip(".").replace("-", "−") if cost else "–",
+            "value": cost.cost if cost else -1e9,
+            "title": f"{cost.better} → {cost.worse}, ± {cost.spread:.2g}" if cost else "too few options",
+        },
         {"text": f"{choice.relative_mse:.2e}", "value": choice.relative_mse, "title": ""},
         {
             "text": number(choice.score, 2),
             "value": choice.score,
             "title": f"± {choice.spread:.2f} over the folds",
         },
-        {
-            "text": number(cost.cost, 2) if cost else "–",
-            "value": cost.cost if cost else -1e9,
-            "title": f"{cost.better} → {cost.worse}, ± {cost.spread:.2f}" if cost else "too few options",
-        },
+        {"text": f"{choice.weights:,}", "value": choice.weights, "title": dimensions},
+        {"text": f"{choice.nbytes:,}", "value": choice.nbytes, "title": ""},
     ]

@@ -18,8 +18,10 @@ GREY, BLUE, ORANGE, VERMILION, GREEN, PURPLE = (
 #: Kind of a measured configuration: its name in the legend, colour, shape and size. Drawn in this order.
 POINT_KINDS: dict[str, tuple[str, str, str, int]] = {
     "random": ("random", GREY, "circle", 26),
+    "frontier": ("proposed for the frontier", GREEN, "circle", 70),
     "uniform": ("uniform", BLUE, "square", 110),
-    "candidate": ("best predicted", ORANGE, "triangle-up", 100),
+    "candidate": ("candidate", ORANGE, "triangle-up", 80),
+    "choice": ("chosen for another size", PURPLE, "diamond", 150),
     "ours": ("ours", VERMILION, "diamond", 220),
 }
 
@@ -29,6 +31,13 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "feed-forward": (ORANGE, "triangle-up"),
     "conditioning": (GREEN, "diamond"),
     "other": (GREY, "cross"),
+}
+
+#: Pale (2 bits) and full (8 bits) colour of each method.
+METHOD_SHADES: dict[str, tuple[str, str]] = {
+    "uaq": ("#cfe5f7", "#0d4f8f"),
+    "kmeans_c": ("#fbe3b5", "#a65f00"),
+    "kmeans_a": ("#c8ebdd", "#0c6b4e"),
 }
 
 METHOD_LETTERS = {"uaq": "U", "kmeans_c": "C", "kmeans_a": "A"}
@@ -51,38 +60,48 @@ def short_option(option: str) -> str:
     return f"{METHOD_LETTERS.get(method, method[:1].upper())}{bits}"
 
 
+def is_dark(colour: str) -> bool:
+    """Whether white text reads better on it than dark text, by WCAG's contrast."""
+    linear = [((c / 255 + 0.055) / 1.055) ** 2.4 for c in bytes.fromhex(colour[1:])]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.18
+
+
+def option_shade(option: str) -> str:
+    """The colour of an option: its hue is the method, its depth the bits."""
+    method, _, bits = option.rpartition("-")
+    pale, full = METHOD_SHADES.get(method, ("#e3d4e2", "#7a3b78"))
+    return mixed(pale, full, (int(bits) - 2) / 6)
+
+
 def cost_scale(costs: list[float]) -> alt.Scale:
-    """Orange grows with the cost, blue with what is gained; what costs nothing is pale."""
+    """Vermilion grows with the cost, blue with what is gained; what costs nothing is nearly as the page.
+
+    Colours grow by getting opaque, so that a strong one stands out of a light page and of a dark one.
+    """
     high, low = max(0.0, *costs), min(0.0, *costs)
     reach = max(high, -low) or 1.0
-    sides = [(low, "#6aaede", "#0b4f8a"), (high, "#f2a65a", "#a63c06")]
-    stops = {0.0: _PALE}
-    for end, half, full in sides:
-        share = abs(end) / reach
-        if share > 0.5:
-            stops |= {end / share / 2: half, end: _mixed(half, full, 2 * share - 1)}
-        elif share > 0:
-            stops[end] = _mixed(_PALE, half, 2 * share)
+    stops = {0.0: NOTHING} | {
+        end: mixed(NOTHING, full, abs(end) / reach) for end, full in ((low, "#0b5fa5ff"), (high, "#c2440aff")) if end
+    }
     if len(stops) == 1:
-        stops[1.0] = _PALE
+        stops[1.0] = NOTHING
     at = sorted(stops)
     return alt.Scale(domain=at, range=[stops[cost] for cost in at], clamp=True, interpolate="rgb")
 
 
-_PALE = "#f4efe6"
+#: A cost of nothing.
+NOTHING = "#8b8f9524"
 
 
-def _mixed(a: str, b: str, share: float) -> str:
+def mixed(a: str, b: str, share: float) -> str:
     """The colour ``share`` of the way from ``a`` to ``b``."""
     channels = zip(bytes.fromhex(a[1:]), bytes.fromhex(b[1:]))
     return "#" + bytes(round(x + (y - x) * share) for x, y in channels).hex()
 
 
 def bits_scale(bits: list[float]) -> alt.Scale:
-    """From pale (2 bits) to deep blue (the most bits chosen, 6 to 8)."""
-    top = min(8.0, max(6.0, *bits))
-    domain = [2.0, 2 + (top - 2) / 3, 2 + 2 * (top - 2) / 3, top]
-    return alt.Scale(domain=domain, range=["#eef4e8", "#9cd0c4", "#3a8fb7", "#123f7c"], clamp=True)
+    """From nearly as the page (2 bits) to blue (the most bits chosen, 6 to 8)."""
+    return alt.Scale(domain=[2.0, min(8.0, max(6.0, *bits))], range=["#1c6bb81a", "#1c6bb8ff"], clamp=True)
 
 
 def finish(chart: Any, description: str) -> Any:

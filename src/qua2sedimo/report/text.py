@@ -12,7 +12,7 @@ def size_text(nbytes: float) -> str:
     """``12.3 MB``; decimal units, as disks and hubs count."""
     for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if nbytes >= one:
-            return f"{nbytes / one:.3g} {unit}"
+            return f"{nbytes / one:#.3g}".rstrip(".") + f" {unit}"
     return f"{nbytes:.0f} bytes"
 
 
