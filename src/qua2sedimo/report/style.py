@@ -80,17 +80,16 @@ def cost_scale(costs: list[float]) -> alt.Scale:
     """
     high, low = max(0.0, *costs), min(0.0, *costs)
     reach = max(high, -low) or 1.0
-    stops = {0.0: NOTHING} | {
-        end: mixed(NOTHING, full, abs(end) / reach) for end, full in ((low, "#0b5fa5ff"), (high, "#c2440aff")) if end
-    }
-    if len(stops) == 1:
-        stops[1.0] = NOTHING
+    stops = {0.0: NOTHING, (high or 1.0): mixed(NOTHING, "#c2440aff", high / reach)}
+    if low:
+        nothing = "#0b5fa514"
+        stops |= {low: mixed(nothing, "#0b5fa5ff", -low / reach), low * 1e-6: nothing}
     at = sorted(stops)
     return alt.Scale(domain=at, range=[stops[cost] for cost in at], clamp=True, interpolate="rgb")
 
 
 #: A cost of nothing.
-NOTHING = "#8b8f9524"
+NOTHING = "#c2440a14"
 
 
 def mixed(a: str, b: str, share: float) -> str:
