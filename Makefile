@@ -36,7 +36,7 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	mkdir -p benchmarks/results
-	for script in quantizers trace coverage scores fit runtime demo measuring metrics_images metrics search; do \
+	for script in quantizers trace coverage scores fit runtime runtime_block demo measuring metrics_images metrics search; do \
 	    $(BIN)/python benchmarks/$$script.py || exit 1; done
 	for script in predictor sensitivity additive; do \
 	    $(BIN)/python benchmarks/$$script.py benchmarks/results/avatars-pixart || exit 1; done

@@ -1,28 +1,28 @@
 """What a packed denoiser costs to keep, to load and to run, beside the same denoiser in bf16.
 
-    python benchmarks/runtime.py [--quick]
+    python benchmarks/runtime.py [--quick] [--again]
 
 A denoiser of PixArt-XL's size with random weights, packed at about 3.4 bits with all three methods and 2 to 6 bits:
 
-1. Decoding a 3072² weight, every method and width, beside writing as many numbers.
+1. Decoding a 3072² weight, every method and width, beside copying as many numbers.
 2. The file and the resident weights beside the accounting; seconds and peak memory of loading beside the bf16
-   checkpoint.
-3. One guided forward at 512 px (2 × 1,024 tokens) with 2 of the 28 equal blocks: bf16, packed computing in bf16 and in
-   fp32, with 8-bit activations.
-4. One block under every method and width, and under the libraries that can be imported (torchao, optimum-quanto,
-   bitsandbytes), on the same input; in bf16 only at 4 bits, since processors without bf16 products take minutes.
+   checkpoint, from disk and from the system's cache.
+3. One guided forward at 512 px (2 × 1,024 tokens): bf16, packed computing in bf16 and in fp32, with 8-bit activations,
+   in integers and simulated.
 
-``--quick`` takes 4 blocks. Writes benchmarks/results/runtime.json. Steps 1 to 3 run in processes of their
-own, whose peak resident memory is theirs. The machine may be noisy: quote ratios.
+``--quick`` takes 4 blocks instead of 28. Figures are kept in benchmarks/results/runtime.json as they come, and a run
+that was stopped goes on there; ``--again`` measures anew. Every step runs in a process of its own, whose peak resident
+memory is its own. The machine may be noisy: all is measured in turns, the fastest counts; quote ratios. One block under
+each option, beside other libraries, is measured by runtime_block.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -33,15 +33,14 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from diffusers import PixArtTransformer2DModel
-from diffusers.models.attention import BasicTransformerBlock
-from torch import nn
 
+from kept import Kept
 from qua2sedimo.quantizers import METHODS, QuantizedWeight, packed_bytes, packed_length
-from qua2sedimo.runtime import QuantizedLayer, quantized_layers, replace_layers, save_packed, set_activation_bits
-from qua2sedimo.runtime.integer import multiplies_exactly
+from qua2sedimo.runtime import QuantizedLayer, save_packed, set_activation_bits
 from qua2sedimo.runtime.table import layer_modules
 
-RESULTS = Path(__file__).parent / "results"
+LOADS, FORWARD_TURNS = 3, 2
+STATES = ("from disk", "from the cache")
 SIZE = 3072
 TOKENS = 1024
 MIX = tuple(itertools.product(("uaq", "kmeans_c", "kmeans_a"), (3, 4, 2, 4, 4, 3)))  # and UAQ at 6 for small layers
@@ -135,8 +134,22 @@ def peak_resident() -> int:
     return 1024 * int(status["VmHWM"].split()[0])
 
 
-def load(folder: Path) -> dict[str, Any]:
-    """Seconds, and peak memory beyond that of the imports; then what the weights themselves hold."""
+def forget(folder: Path) -> None:
+    """Drop a folder's files from the system's cache, as after a restart (where the system offers that)."""
+    for file in folder.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def load(folder: Path, cold: bool) -> dict[str, Any]:
+    """Seconds, and peak memory beyond that of the imports; then what the weights themselves hold.
+
+    Not ``cold``: the files are in the system's cache, where those of bf16 are mapped and not read.
+    """
+    if cold:
+        forget(folder)
     before = peak_resident()
     began = time.perf_counter()
     model = PixArtTransformer2DModel.from_pretrained(folder, torch_dtype=torch.bfloat16)
@@ -148,10 +161,10 @@ def load(folder: Path) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def forward(folder: Path, dtype: torch.dtype, act_bits: int | None) -> float:
+def forward(folder: Path, dtype: torch.dtype, act_bits: int | None, integer: bool | None) -> float:
     """Seconds of one guided forward at 512 px."""
     model = PixArtTransformer2DModel.from_pretrained(folder, torch_dtype=dtype)
-    set_activation_bits(model, act_bits)
+    set_activation_bits(model, act_bits, integer=integer)
     torch.manual_seed(0)
     side = 2 * math.isqrt(TOKENS)
     call: dict[str, Any] = {
@@ -166,106 +179,15 @@ def forward(folder: Path, dtype: torch.dtype, act_bits: int | None) -> float:
     return best(lambda: model(**call), 1)
 
 
-FORWARDS: tuple[tuple[str, str, torch.dtype, int | None], ...] = (
-    ("bf16", "bf16", torch.bfloat16, None),
-    ("packed, computing in bf16", "packed", torch.bfloat16, None),
-    ("fp32", "bf16", torch.float32, None),
-    ("packed, computing in fp32", "packed", torch.float32, None),
-    ("packed, fp32, 8-bit activations", "packed", torch.float32, 8),
+FORWARDS: tuple[tuple[str, str, torch.dtype, int | None, bool | None], ...] = (
+    ("bf16", "bf16", torch.bfloat16, None, None),
+    ("packed, computing in bf16", "packed", torch.bfloat16, None, None),
+    ("fp32", "bf16", torch.float32, None, None),
+    ("packed, computing in fp32", "packed", torch.float32, None, None),
+    ("packed, fp32, 8-bit activations", "packed", torch.float32, 8, None),
+    ("packed, fp32, 8-bit activations, K-Means in integers too", "packed", torch.float32, 8, True),
+    ("packed, fp32, 8-bit activations simulated", "packed", torch.float32, 8, False),
 )
-
-
-def block() -> nn.Module:
-    """One block of PixArt-XL."""
-    torch.manual_seed(0)
-    return BasicTransformerBlock(
-        1152, 16, 72, cross_attention_dim=1152, norm_type="ada_norm_single", activation_fn="gelu-approximate",
-        attention_bias=True, norm_elementwise_affine=False, norm_eps=1e-6, num_embeds_ada_norm=1000,
-    ).eval().requires_grad_(False)  # fmt: skip
-
-
-@torch.inference_mode()
-def seconds_of(model: nn.Module, dtype: torch.dtype) -> float:
-    torch.manual_seed(1)
-    x, text = torch.randn(2, TOKENS, 1152, dtype=dtype), torch.randn(2, 120, 1152, dtype=dtype)
-    time_ = torch.randn(2, 6 * 1152, dtype=dtype)
-    return best(lambda: model(x, encoder_hidden_states=text, timestep=time_), 2 if dtype == torch.float32 else 1)
-
-
-def blocks_of_ours(dtype: torch.dtype) -> dict[str, float]:
-    """Seconds of the block: plain, and under every option."""
-    chance, found = torch.Generator().manual_seed(0), {"plain": seconds_of(block().to(dtype), dtype)}
-    for method, bits in itertools.product(METHODS, range(2, 9) if dtype == torch.float32 else (4,)):
-        model = block().to(dtype)
-        shapes = {name: tuple(module.weight.shape) for name, module in layer_modules(model).items()}
-        values = {name: random_value(method, bits, shape, chance) for name, shape in shapes.items()}
-        replace_layers(model, quantized_layers(model, values))
-        found[f"{method}-{bits}"] = seconds_of(model, dtype)
-        if method == "uaq" and multiplies_exactly(bits):
-            set_activation_bits(model, 8, integer=True)
-            found[f"uaq-{bits}, 8-bit activations in integers"] = seconds_of(model, dtype)
-            if bits == 4:
-                set_activation_bits(model, 8, integer=False)
-                found["uaq-4, 8-bit activations simulated"] = seconds_of(model, dtype)
-    return found
-
-
-def torchao_8(model: nn.Module) -> nn.Module:
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-    quantize_(model, Int8WeightOnlyConfig())
-    return model
-
-
-def torchao_dynamic(model: nn.Module) -> nn.Module:
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
-
-    quantize_(model, Int8DynamicActivationInt8WeightConfig())
-    return model
-
-
-def quanto(bits: str) -> Callable[[nn.Module], nn.Module]:
-    def convert(model: nn.Module) -> nn.Module:
-        from optimum import quanto as library
-
-        library.quantize(model, weights=getattr(library, bits))
-        library.freeze(model)
-        return model
-
-    return convert
-
-
-def bitsandbytes_nf4(model: nn.Module) -> nn.Module:
-    import bitsandbytes as library
-
-    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]:
-        packed = library.nn.Linear4bit(
-            layer.in_features, layer.out_features, layer.bias is not None, layer.weight.dtype, quant_type="nf4"
-        )
-        packed.load_state_dict(layer.state_dict())
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, packed.to("cpu"))
-    return model
-
-
-OTHERS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "torchao, 8-bit weights": torchao_8,
-    "torchao, 8-bit weights and activations": torchao_dynamic,
-    "optimum-quanto, 8-bit weights": quanto("qint8"),
-    "optimum-quanto, 4-bit weights": quanto("qint4"),
-    "bitsandbytes, nf4 weights": bitsandbytes_nf4,
-}
-
-
-def blocks_of_others(dtype: torch.dtype) -> dict[str, float | str]:
-    """Seconds of the block under other libraries, or why there is no such figure."""
-    found: dict[str, float | str] = {}
-    for name, convert in OTHERS.items():
-        try:
-            found[name] = seconds_of(convert(block().to(dtype)), dtype)
-        except Exception as error:  # noqa: PERF203  # whatever a library that does not run here says
-            found[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
-    return found
 
 
 def in_process(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -288,54 +210,75 @@ def _answer(send: Any, threads: int, work: Callable[..., Any], arguments: tuple[
     send.send(work(*arguments))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="4 blocks instead of 28")
-    blocks, run = (4, 1) if parser.parse_args().quick else (28, 2)
-    result: dict[str, Any] = {
-        "threads": torch.get_num_threads(),
+def about(blocks: int) -> dict[str, Any]:
+    """What the figures of one run depend on."""
+    return {
         "blocks": blocks,
-        "blocks of the forward": run,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
         "bf16 instructions": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
         "vnni": bool(torch.cpu._is_vnni_supported()),
     }
-    words = {True: "has", False: "has no"}
-    print(
-        f"this CPU {words[result['vnni']]} VNNI and {words[result['bf16 instructions']]} bf16 products; "
-        f"{result['threads']} threads"
-    )
-    result["decoding"] = in_process(decoding)
-    for row in result["decoding"]:
-        print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else str(v) for k, v in row.items()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="4 blocks instead of 28")
+    parser.add_argument("--again", action="store_true", help="measure what has been measured too")
+    arguments = parser.parse_args()
+    machine = about(4 if arguments.quick else 28)
+    kept = Kept("runtime", machine, arguments.again)
+    print(", ".join(f"{name}: {value}" for name, value in machine.items()))
+    show_decoding(kept("decoding", lambda: in_process(decoding)))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        size = result["size"] = in_process(write, folder, blocks)
-        loads = {kind: [in_process(load, folder / kind) for _ in range(3)] for kind in ("bf16", "packed")}
-        fastest = {kind: min(runs, key=lambda run: run["seconds"]) for kind, runs in loads.items()}
-        result["loading"] = fastest
-        print(
-            f"{size['weights'] / 1e6:.0f} M weights at {size['average bits']:.2f} bits: file "
-            f"{size['bytes of the file'] / size['bytes by the accounting']:.4f}, resident "
-            f"{fastest['packed']['resident bytes'] / size['bytes by the accounting']:.4f} of the accounting"
+        size = in_process(write, folder, machine["blocks"])
+        kept("size", lambda: size)
+        for state, turn, kind in itertools.product(STATES, range(LOADS), ("bf16", "packed")):
+            kept(
+                f"loading {state}, {kind}, {turn}",
+                lambda kind=kind, cold=state == "from disk": in_process(load, folder / kind, cold),
+            )
+        show_loading(kept)
+        for turn, (name, kind, dtype, act_bits, integer) in itertools.product(range(FORWARD_TURNS), FORWARDS):
+            seconds = kept(
+                f"forward, {name}, {turn}",
+                lambda kind=kind, dtype=dtype, bits=act_bits, integer=integer: in_process(
+                    forward, folder / kind, dtype, bits, integer
+                ),
+            )
+            print(f"forward, {name}: {seconds:.1f} s", flush=True)
+    show_forwards(kept)
+
+
+def show_decoding(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else str(v) for k, v in row.items()))
+
+
+def show_loading(kept: Kept) -> None:
+    size = kept.figures["size"]
+    resident = kept.figures[f"loading {STATES[0]}, packed, 0"]["resident bytes"]
+    print(
+        f"{size['weights'] / 1e6:.0f} M weights at {size['average bits']:.3f} bits: file "
+        f"{size['bytes of the file'] / size['bytes by the accounting']:.4f}, resident "
+        f"{resident / size['bytes by the accounting']:.4f} of the accounting"
+    )
+    for state, what in itertools.product(STATES, ("seconds", "peak bytes", "resident bytes")):
+        bf16, packed = (
+            min(kept.figures[f"loading {state}, {kind}, {turn}"][what] for turn in range(LOADS))
+            for kind in ("bf16", "packed")
         )
-        for what in ("seconds", "peak bytes", "resident bytes"):
-            ratio = fastest["packed"][what] / fastest["bf16"][what]
-            print(f"loading, {what}: {fastest['packed'][what]:.4g}, {ratio:.2f} × bf16's {fastest['bf16'][what]:.4g}")
-        result["forward"] = {}
-        shorter = folder / "forward"
-        in_process(write, shorter, run)
-        for name, kind, dtype, act_bits in FORWARDS:
-            seconds = result["forward"][name] = in_process(forward, shorter / kind, dtype, act_bits)
-            print(f"forward, {name}: {seconds:.1f} s, {seconds / result['forward']['bf16']:.2f} × bf16", flush=True)
-    result["block"] = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        found = blocks_of_ours(dtype) | blocks_of_others(dtype)
-        result["block"][str(dtype)] = found
-        for name, seconds in found.items():
-            said = f"{seconds / found['plain']:.2f} × plain" if isinstance(seconds, float) else f"not here: {seconds}"
-            print(f"block in {dtype}, {name}: {said}", flush=True)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "runtime.json").write_text(json.dumps(result, indent=1))
+        print(f"loading {state}, {what}: {packed:.4g}, {packed / bf16:.2f} × bf16's {bf16:.4g}")
+
+
+def show_forwards(kept: Kept) -> None:
+    fastest = {
+        name: min(kept.figures[f"forward, {name}, {turn}"] for turn in range(FORWARD_TURNS)) for name, *_ in FORWARDS
+    }
+    for name, seconds in fastest.items():
+        over = f"{seconds / fastest['bf16']:.2f} × bf16, {seconds / fastest['fp32']:.2f} × fp32"
+        print(f"forward, {name}: {seconds:.1f} s, {over}")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,6 @@ from qua2sedimo.search import (
 from qua2sedimo.sensitivity import op_scores
 from qua2sedimo.stages.evidence import FEW, evidence, images_spent, measure_all, measure_singles
 from qua2sedimo.stages.searching import search
-from qua2sedimo.versions import versions
 
 RESULTS = Path(__file__).parent / "results"
 SDXL = Path(__file__).parent.parent / "tests" / "denoisers" / "configs" / "sdxl-base-1.0.json"
@@ -163,7 +162,7 @@ def _branch(study: Study, name: str) -> Study:
         study.settings.save(folder / "study.yaml")
     made = Study(folder, study.pipeline)
     for record in study.records.all("single"):
-        made.records.add(record, versions())
+        made.records.add(record)
     study.switch.restore()
     return made
 

@@ -17,13 +17,14 @@ import yaml
 from PIL import Image
 from tests.conftest import small_pipeline
 
-from qua2sedimo import Study, cli
+from qua2sedimo import Choice, Study, cli
 from qua2sedimo.denoisers import Graph
+from qua2sedimo.options import Option
 from qua2sedimo.predictor import FitSettings
 
 COMMANDS = (
     "demo", "run", "init", "inspect", "metrics", "plan", "quantize", "measure", "records", "fit", "explain", "choose",
-    "diff", "export", "search", "frontier", "generate", "evaluate", "report",
+    "diff", "export", "search", "frontier", "generate", "evaluate", "recipe", "report",
 )  # fmt: skip
 FEW_STEPS = '{"num_inference_steps": 2, "guidance_scale": 1.0}'
 
@@ -385,6 +386,25 @@ def test_the_stages_one_by_one_end_in_pictures_of_the_packed_model(  # type: ign
     assert [p.name for p in pictures] == ["0000.png", "0001.png"]
     with Image.open(pictures[0]) as picture:
         assert picture.size == (256, 256)
+
+
+def test_a_choice_of_uniform_options_is_written_as_a_recipe_and_another_refused(  # type: ignore[no-untyped-def]
+    run, refused, study: Path, tmp_path: Path
+) -> None:
+    opened = Study(study)
+    for name, text in (("plain", "uaq-4"), ("mixed", "kmeans_a-4")):
+        configuration = opened.space.uniform(Option.parse(text))
+        size = (opened.space.average_bits(configuration), opened.space.nbytes(configuration))
+        choice = Choice(4.5, configuration, *size, "test", 0.0, {"psnr": 0.0}, [])
+        choice.save(study / "choices" / f"{name}.json", opened.identity)
+    written = run("recipe", study, tmp_path / "recipe.json", "--format", "torchao", "--choice", "plain")
+    assert written.status == 0 and "quantize_(" in written.out, written.err
+    content = json.loads((tmp_path / "recipe.json").read_text())
+    assert content["_data"]["fqn_to_config"].keys() == set(opened.space.layers)
+    assert "K-Means" in refused("recipe", study, tmp_path / "mixed.json", "--choice", "mixed")
+    assert "conv" in refused("recipe", study, tmp_path / "x.txt", "--format", "gguf", "--choice", "plain")
+    assert "unknown recipe format 'onnx'" in refused("recipe", study, tmp_path / "x.txt", "--format", "onnx")
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["recipe.json"]
 
 
 def test_an_exported_model_is_called_as_it_was_measured(  # type: ignore[no-untyped-def]

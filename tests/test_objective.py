@@ -88,7 +88,7 @@ def test_an_expression_has_the_value_that_python_gives_it(text: str, typeset: bo
         ("psnr.__class__", 4, r"expected an operator, found '\.'"),
         ("2 * pnsr", 4, "unknown name 'pnsr'. Did you mean 'psnr'?"),
         ("-frechet_ful - 150*bits", 1, "Did you mean 'frechet_full'?"),
-        ("psnr - bops", 7, "unknown name 'bops'"),
+        ("psnr - flops", 7, "unknown name 'flops'"),
         ("", 0, "found the end"),
         ("psnr; bits", 4, "found ';'"),
     ],

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from diffusers import DiffusionPipeline
 from tests.conftest import small_pipeline, small_settings
 
 from qua2sedimo import Choice, Qua2SeDiMoError, Study, StudySettings, quantize
-from qua2sedimo.comparison import Row, compare
+from qua2sedimo.comparison import Row, activations_at, compare
 from qua2sedimo.denoisers import weight_modules
 from qua2sedimo.evaluation import Measurer
 from qua2sedimo.evaluation.measure import to_uint8
@@ -29,7 +30,15 @@ from qua2sedimo.quantizers import METHODS
 from qua2sedimo.records import Records
 from qua2sedimo.report import write_report
 from qua2sedimo.report.assemble import report_data
-from qua2sedimo.runtime import PackedSize, QuantizedLayer, quantized_module, replace_layers
+from qua2sedimo.runtime import (
+    PackedSize,
+    QuantizedLayer,
+    activation_bits,
+    quantized_layers,
+    quantized_module,
+    replace_layers,
+    set_activation_bits,
+)
 
 BITS, COUNT, IMAGES = 4.6, 24, 8
 FIT = FitSettings(epochs=40, channels=8, hops=2)
@@ -251,6 +260,33 @@ def test_the_table_has_full_precision_uniform_rows_and_ours_with_true_sizes(fini
     assert all(row.metrics["psnr"].images == IMAGES for row in finished.rows)
     by_name = {row.name: row for row in finished.rows}
     assert by_name["uniform uaq-4"].metrics["psnr"].value > by_name["uniform uaq-3"].metrics["psnr"].value
+
+
+def test_rows_with_rounded_activations_tell_what_they_cost(finished: Finished, tmp_path: Path) -> None:
+    study, choice = finished.study, finished.choice
+    *rows, a8, a4 = compare(study, choice, finished.out, IMAGES, act_bits=(8, 4))
+    assert [row.name for row in (a8, a4)] == ["ours, W4.6A8", "ours, W4.6A4"]
+    assert a8.kind == a4.kind == "activations" and len(rows) == len(finished.rows)
+    assert (a4.average_bits, a4.nbytes) == (choice.average_bits, choice.nbytes)
+    a32 = rows[-1].metrics["psnr"].value
+    assert a4.metrics["psnr"].value < a8.metrics["psnr"].value < a32 + 0.5
+    page = write_report(report_data(study, choice, [*rows, a8, a4]), tmp_path / "report.html")
+    assert "W4.6A8" in page.read_text(encoding="utf-8")
+
+
+def test_activations_are_rounded_where_the_exported_model_rounds_them(finished: Finished) -> None:
+    study, configuration = finished.study, finished.choice.configuration
+    x, given = torch.randn(2, 1, 8, 8), {"timestep": torch.tensor([3, 30]), "class_labels": torch.tensor([0, 1])}
+    study.switch.apply(configuration)
+    with torch.no_grad(), activations_at(study, configuration, 4):
+        found = study.denoiser(x, **given).sample
+    assert activation_bits(study.denoiser) is None
+    packed = deepcopy(study.denoiser)
+    replace_layers(packed, quantized_layers(packed, dict(study.bank.values(configuration)), study.copies))
+    with torch.no_grad():
+        assert not torch.equal(study.denoiser(x, **given).sample, found)
+        assert torch.equal(set_activation_bits(packed, 4, integer=False)(x, **given).sample, found)
+    study.switch.restore()
 
 
 def test_compared_rows_are_read_from_the_folder_the_second_time(

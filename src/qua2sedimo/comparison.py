@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,8 @@ from qua2sedimo.evaluation.metrics import BUILT_IN, Estimate
 from qua2sedimo.evaluation.replay import replay
 from qua2sedimo.evaluation.score import to_uint8
 from qua2sedimo.files import read_json, write_json, write_via
-from qua2sedimo.options import Option
+from qua2sedimo.options import Configuration, Option
+from qua2sedimo.runtime import set_activation_bits
 from qua2sedimo.stages.progress import Progress, silent
 from qua2sedimo.study import Study
 
@@ -33,28 +36,54 @@ class Row:
     """One line of the table; ``pictures`` are its first images, uint8 [n, height, width, channels]."""
 
     name: str
-    kind: str  # "full", "uniform" or "ours"
+    kind: str  # "full", "uniform", "ours", or "activations": ours with its activations rounded too
     average_bits: float
     nbytes: int
     metrics: dict[str, Estimate]
     pictures: np.ndarray
 
 
-def compare(study: Study, choice: Choice, packed: Path, images: int = 96, progress: Progress = silent) -> list[Row]:
+def compare(
+    study: Study,
+    choice: Choice,
+    packed: Path,
+    images: int = 96,
+    progress: Progress = silent,
+    act_bits: tuple[int, ...] = (),
+) -> list[Row]:
     """Measure every row on ``images`` images; rows measured before are read from the study folder.
 
     The pictures of "ours" come from the packed checkpoint in the folder ``packed``, loaded by a new process.
+    ``act_bits`` are widths of activations that ours is measured with besides.
     """
-    return _Comparing(study, choice, packed, images, progress).rows()
+    return _Comparing(study, choice, packed, images, progress, act_bits).rows()
+
+
+@contextmanager
+def activations_at(study: Study, configuration: Configuration, bits: int) -> Iterator[None]:
+    """Within, the study's denoiser rounds what the layers of ``configuration`` and attention read to ``bits``.
+
+    Computes what the exported model does with such activations. Raises :class:`Qua2SeDiMoError` if it cannot.
+    """
+    units = (study.graph.layers[unit] for unit in configuration)
+    layers = dict.fromkeys(name for unit in units for name in (unit.module, *unit.copies))
+    set_activation_bits(study.denoiser, bits, layers)
+    try:
+        yield
+    finally:
+        set_activation_bits(study.denoiser, None)
 
 
 class _Comparing:
-    def __init__(self, study: Study, choice: Choice, packed: Path, images: int, progress: Progress) -> None:
+    def __init__(
+        self, study: Study, choice: Choice, packed: Path, images: int, progress: Progress, act_bits: tuple[int, ...]
+    ) -> None:
         self.study, self.choice, self.packed = study, choice, packed
         self.images = range(_FIRST, _FIRST + images)
         self.folder = study.folder / "comparison"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._progress, self._done, self._total = progress, 0, len(UNIFORM) + 2
+        self._act_bits = act_bits
+        self._progress, self._done, self._total = progress, 0, len(UNIFORM) + 2 + len(act_bits)
         self._comparison: Comparison | None = None
 
     def rows(self) -> list[Row]:
@@ -69,15 +98,19 @@ class _Comparing:
 
             bits, nbytes = space.average_bits(configuration), space.nbytes(configuration)
             made.append(self._row(f"uniform {option}", "uniform", bits, nbytes, generate))
-        name = f"ours, {self.choice.bits_asked:g} bits"
-        made.append(self._row(name, "ours", self.choice.average_bits, self.choice.nbytes, self._ours))
+        asked, own = f"{self.choice.bits_asked:g}", (self.choice.average_bits, self.choice.nbytes)
+        made.append(self._row(f"ours, {asked} bits", "ours", *own, self._ours))
+        made += [
+            self._row(f"ours, W{asked}A{bits}", "activations", *own, partial(self._rounding, bits))
+            for bits in self._act_bits
+        ]
         return made
 
     def _row(self, name: str, kind: str, bits: float, nbytes: int, generate: Callable[[], np.ndarray]) -> Row:
         stem = name.replace(" ", "-").replace(",", "")
         path, pictures = self.folder / f"{stem}.json", self.folder / f"{stem}.safetensors"
         key = [self.study.identity, self.study.settings.protocol, len(self.images)]
-        key += [self.choice.configuration.digest] if kind == "ours" else []
+        key += [self.choice.configuration.digest] if kind in ("ours", "activations") else []
         if not (path.exists() and pictures.exists() and read_json(path)["key"] == key):
             images = generate()
             metrics = {m: asdict(e) for m, e in self.comparison(images).items()}
@@ -94,14 +127,19 @@ class _Comparing:
         """Made when the first row has to be measured: its references cost images too."""
         if self._comparison is None:
             study = self.study
-            study.switch.restore()
-            paired = study.generator(self.images.start, self.images.stop)
-            other = study.generator(self.images.stop, self.images.stop + len(self.images))
+            paired = study.full_precision(self.images)
+            other = study.full_precision(range(self.images.stop, self.images.stop + len(self.images)))
             real = zoo.reference_images(study.settings.model) if study.settings.model in zoo.ENTRIES else None
             inputs = [i for i in map(study.generator.generation.input, self.images) if i is not None]
             names = [*BUILT_IN, study.settings.objective, *study.settings.metrics]
             self._comparison = Comparison(References(paired, other, real), inputs, names, study.input_score)
         return self._comparison
+
+    def _rounding(self, bits: int) -> np.ndarray:
+        study, configuration = self.study, self.choice.configuration
+        study.switch.apply(configuration)
+        with activations_at(study, configuration, bits):
+            return study.generator(self.images.start, self.images.stop)
 
     def _full(self) -> np.ndarray:
         return self.comparison.references.paired

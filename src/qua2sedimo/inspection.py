@@ -80,6 +80,7 @@ class Inspection:
                 "bytes_16bit": 2 * self.space.weights,
                 "bytes_least": low,
                 "bytes_most": high,
+                "macs": sum(unit.macs for unit in graph.layers.values()),
                 "nodes": len(graph.nodes),
                 "edges": len(graph.edges),
             },
@@ -87,6 +88,7 @@ class Inspection:
                 {
                     **asdict(unit),
                     "weights": unit.weights,
+                    "macs": unit.macs,
                     "share": unit.weights / self.space.weights,
                     "bytes": {str(o): o.nbytes(unit.shape) for o in self.space.options[unit.name]},
                 }

@@ -4,8 +4,8 @@
     product = factor { ("*" | "×" | "/" | "÷") factor }
     factor  = ("-" | "−" | "+") factor | number | name | "(" sum ")"
 
-Names are metrics, ``bits`` (average bits a weight) and ``bytes`` (packed, of the quantized layers). Nothing is ever
-evaluated but these.
+Names are metrics, ``bits`` (average bits a weight), ``bytes`` (packed, of the quantized layers) and ``bops`` (bit
+operations of one forward of the denoiser). Nothing is ever evaluated but these.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NoReturn
 
@@ -21,9 +21,10 @@ import numpy as np
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation.metrics import METRICS, Metric
+from qua2sedimo.options import Configuration, bit_operations
 from qua2sedimo.records import Record
 
-SIZES = ("bits", "bytes")
+SIZES = ("bits", "bytes", "bops")
 _TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|([A-Za-z_]\w*)|(\S))")
 _SAME = {"−": "-", "×": "*", "÷": "/"}
 
@@ -76,7 +77,10 @@ Expression = Number | Name | Negative | Binary
 
 @dataclass(frozen=True)
 class Objective:
-    """An expression, and how its values are read; ``weights``: number of quantized weights, which gives ``bytes``.
+    """An expression, and how its values are read.
+
+    ``weights``: number of quantized weights, which gives ``bytes``; ``macs``: multiply-accumulates of each layer, which
+    give ``bops``.
 
     A metric's name alone is the metric in its own better direction; anything else is maximised as it is written.
     """
@@ -84,11 +88,12 @@ class Objective:
     text: str
     expression: Expression
     weights: int = 0
+    macs: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, text: str, weights: int = 0) -> Objective:
+    def parse(cls, text: str, weights: int = 0, macs: Mapping[str, int] | None = None) -> Objective:
         """Raises :class:`Qua2SeDiMoError` that points at the character, or if no metric is named."""
-        found = cls(text.strip(), _Parser(text).whole(), weights)
+        found = cls(text.strip(), _Parser(text).whole(), weights, macs or {})
         if not found.metrics:
             raise Qua2SeDiMoError(
                 f"objective '{text}' names no metric", f"Without one nothing is measured; known: {', '.join(METRICS)}."
@@ -133,12 +138,12 @@ class Objective:
         units = {METRICS[name].unit for name in self.metrics}
         return units.pop() if len(units) == 1 else ""
 
-    def of(self, metrics: Mapping[str, float], bits: float) -> float:
-        """The value for measured metrics at ``bits`` average bits."""
-        return float(self._evaluated({name: metrics[name] for name in self.metrics}, bits))
+    def of(self, metrics: Mapping[str, float], bits: float, configuration: Configuration | None = None) -> float:
+        """The value for measured metrics at ``bits`` average bits; ``bops`` need the configuration."""
+        return float(self._evaluated({name: metrics[name] for name in self.metrics}, bits, configuration))
 
     def value(self, record: Record) -> float:
-        return self.of(record.measurement.means, record.average_bits)
+        return self.of(record.measurement.means, record.average_bits, record.configuration)
 
     def gain(self, record: Record) -> float:
         """The value with the sign that makes larger better."""
@@ -150,12 +155,14 @@ class Objective:
         if any(name not in values for name in self.metrics):
             return None
         arrays = {name: np.asarray(values[name], dtype=np.float64) for name in self.metrics}
-        return np.asarray(self._evaluated(arrays, record.average_bits), dtype=np.float64)
+        return np.asarray(self._evaluated(arrays, record.average_bits, record.configuration), dtype=np.float64)
 
-    def _evaluated(self, metrics: Mapping[str, Value], bits: float) -> Value:
+    def _evaluated(self, metrics: Mapping[str, Value], bits: float, configuration: Configuration | None) -> Value:
         if "bytes" in self.names and not self.weights:
             raise Qua2SeDiMoError(f"objective '{self.text}': bytes need the number of quantized weights")
         names = {**metrics, "bits": bits, "bytes": bits * self.weights / 8}
+        if "bops" in self.names:
+            names["bops"] = self._bops(configuration)
         try:
             with np.errstate(all="ignore"):
                 value = self.expression(names)
@@ -165,6 +172,16 @@ class Objective:
             shown = ", ".join(f"{name} = {names[name]}" for name in self.names)
             raise Qua2SeDiMoError(f"objective '{self.text}' has no finite value where {shown}", "Do not divide by it.")
         return value
+
+    def _bops(self, configuration: Configuration | None) -> float:
+        uncounted = [layer for layer, count in self.macs.items() if not count]
+        if configuration is None or not self.macs or uncounted:
+            which = uncounted[0] if uncounted else "its layers"
+            raise Qua2SeDiMoError(
+                f"objective '{self.text}': the operations of {which} were not counted",
+                "The study's graph.json is older than `bops`: delete it, and it will be traced again.",
+            )
+        return float(bit_operations(self.macs, configuration))
 
 
 class _Parser:

@@ -55,6 +55,13 @@ class Option:
         return packed_bytes(self.method, shape, self.bits)
 
 
+def bit_operations(macs: Mapping[str, int], configuration: Mapping[str, Option], activation_bits: int = 16) -> int:
+    """BOPs of a forward: Σ MACs × weight bits × activation bits over the layers of ``macs``; a layer that the
+    configuration does not name has 16-bit weights."""
+    bits = {layer: configuration[layer].bits if layer in configuration else 16 for layer in macs}
+    return activation_bits * sum(count * bits[layer] for layer, count in macs.items())
+
+
 def options_for(option_set: str, shape: tuple[int, ...]) -> tuple[Option, ...]:
     """The options of a layer: ``paper``, ``wide``, or a comma-separated list like ``"uaq-4,kmeans_a-3"``.
 

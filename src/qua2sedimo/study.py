@@ -39,7 +39,9 @@ from qua2sedimo.evaluation.generate import BATCH, check_arguments, check_inputs
 from qua2sedimo.evaluation.latents import can_observe
 from qua2sedimo.evaluation.metrics import check_measurable, check_metrics
 from qua2sedimo.evaluation.originals import Source, checkpoint_source, files_of
+from qua2sedimo.evaluation.reference import ReferenceStore
 from qua2sedimo.evaluation.sampling import Sampler, read_list
+from qua2sedimo.evaluation.score import Pictures
 from qua2sedimo.files import read_json, write_json
 from qua2sedimo.objective import Objective
 from qua2sedimo.options import Configuration, SearchSpace, options_for
@@ -128,6 +130,11 @@ class Study:
         """What is painted; how many at once is decided by :attr:`batch`."""
         return Generation(self.settings.inputs, self.settings.arguments, self.settings.seed)
 
+    @property
+    def batch_is_known(self) -> bool:
+        """Whether :attr:`batch` can be told without trying."""
+        return self.settings.batch != "auto" or (self.folder / "batch.json").exists()
+
     @cached_property
     def batch(self) -> int:
         """Images a call of the pipeline: as asked, or as many as fit, found once and kept in batch.json.
@@ -211,7 +218,8 @@ class Study:
     @cached_property
     def objective(self) -> Objective:
         """What is maximised."""
-        return Objective.parse(self.settings.objective, self.space.weights)
+        macs = {name: self.graph.layers[name].macs for name in self.space.layers}
+        return Objective.parse(self.settings.objective, self.space.weights, macs)
 
     # Stages ----------------------------------------------------------------------------------------------------
 
@@ -260,7 +268,24 @@ class Study:
         """Measures images ``start`` to ``stop``; a trial brings a generator and a switch of its own."""
         metrics = list(dict.fromkeys([*self.objective.metrics, *self.settings.metrics]))
         generator, switch = generator or self.generator, switch or self.switch
-        return Measurer(generator, switch, metrics, range(start, stop), self.input_score, self.real_pictures)
+        return Measurer(
+            generator, switch, metrics, range(start, stop), self.input_score, self.real_pictures, self.references
+        )
+
+    @property
+    def references(self) -> ReferenceStore:
+        """Full-precision images of the study, on disk: those of these weights, this protocol and this batch."""
+        key = f"{self.identity}-{self.settings.protocol}-{self.batch}"
+        return ReferenceStore(self.folder / "reference", key)
+
+    def full_precision(self, images: range) -> np.ndarray:
+        """Full-precision images, read if they were made before."""
+
+        def make() -> Pictures:
+            self.switch.restore()
+            return Pictures(self.generator(images.start, images.stop))
+
+        return self.references(images, False, make).images
 
     @property
     def input_score(self) -> Callable[[np.ndarray, Sequence[str | int]], np.ndarray] | None:
@@ -305,9 +330,9 @@ class Study:
         """Score every setting of every block."""
         return fitting.block_scores_of(self)
 
-    def sensitivity(self) -> Sensitivity:
-        """What each option of each layer is expected to cost the objective; written as sensitivity.csv too."""
-        return fitting.sensitivity(self)
+    def sensitivity(self, ending: str = "csv") -> Sensitivity:
+        """What each option of each layer is expected to cost the objective; written as tables too, csv or parquet."""
+        return fitting.sensitivity(self, ending)
 
     def check_budget(self, bits: float) -> int:
         """The budget in packed bytes; raises with the reachable range if it cannot be met."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zlib
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,7 @@ _ITEM_SIZE = {
     "BOOL": 1,
 }
 _SUMS = "qua2sedimo.crc32"
+_SUMMING = 4  # threads: more wait for the disk
 _MOST_HEADER_BYTES = 100_000_000
 DAMAGED_FILE = "The checkpoint is damaged or incomplete: download it or export it again."
 
@@ -90,27 +93,39 @@ def check_sums(path: Path) -> None:
     """Raise :class:`Qua2SeDiMoError` if a tensor of the file has not the checksum in the file's metadata.
 
     So tensors of one shape that were swapped, and altered bytes, are noticed. A file without checksums passes. Read in
-    pieces of a megabyte: nothing of the file stays in memory.
+    pieces of a megabyte, by some threads: nothing of the file stays in memory.
     """
     with path.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         header = json.loads(handle.read(length))
-        stored = (header.pop("__metadata__", None) or {}).get(_SUMS)
-        if stored is None:
-            return
-        try:
-            sums = {name: int(value, 16) for name, value in json.loads(stored).items()}
-        except (ValueError, AttributeError, TypeError) as error:
-            raise Qua2SeDiMoError(f"{path} has unreadable checksums: {error}", DAMAGED_FILE) from error
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            left, found = entry["data_offsets"][1] - entry["data_offsets"][0], 0
-            while left:
-                piece = handle.read(min(left, 1 << 20))
-                if not piece:
-                    break  # the file became shorter meanwhile: the sum is not right either
+    stored = (header.pop("__metadata__", None) or {}).get(_SUMS)
+    if stored is None:
+        return
+    try:
+        sums = {name: int(value, 16) for name, value in json.loads(stored).items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise Qua2SeDiMoError(f"{path} has unreadable checksums: {error}", DAMAGED_FILE) from error
+    spans = {name: [8 + length + offset for offset in entry["data_offsets"]] for name, entry in header.items()}
+    threads = min(_SUMMING, os.cpu_count() or 1)
+    parts = [dict(list(spans.items())[i::threads]) for i in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        found = {name: sum_ for part in pool.map(lambda part: _sums_of(path, part), parts) for name, sum_ in part}
+    wrong = [name for name in spans if sums.get(name) != found[name]]
+    if wrong:
+        raise Qua2SeDiMoError(f"tensor '{wrong[0]}' in {path} is not what was exported", DAMAGED_FILE)
+
+
+def _sums_of(path: Path, spans: Mapping[str, list[int]]) -> list[tuple[str, int]]:
+    """(name, CRC-32) of the bytes of each span of the file."""
+    made = []
+    with path.open("rb") as handle:
+        for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
+            handle.seek(begin)
+            left, found = end - begin, 0
+            while left and (piece := handle.read(min(left, 1 << 20))):  # shorter meanwhile: the sum is not right either
                 found, left = checksum(piece, found), left - len(piece)
-            if sums.get(name) != found:
-                raise Qua2SeDiMoError(f"tensor '{name}' in {path} is not what was exported", DAMAGED_FILE)
+            made.append((name, found))
+    return made
 
 
 def _entry(entry: dict) -> StoredTensor:
@@ -151,9 +166,7 @@ class Checkpoint:
     def __init__(self, folder: Path, variant: str | None = None) -> None:
         self.folder = folder
         self._file: dict[str, Path] = {}
-        for path in _shards(folder, variant):
-            if not path.is_file():
-                raise Qua2SeDiMoError(f"shard {path} is missing", DAMAGED_FILE)
+        for path in shard_files(folder, variant):
             self._file |= dict.fromkeys(read_header(path), path)
 
     def __contains__(self, name: str) -> bool:
@@ -173,17 +186,24 @@ class Checkpoint:
             ) from error
 
 
-def _shards(folder: Path, variant: str | None) -> list[Path]:
-    """The files that the index names, or the only one."""
+def shard_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The files that a model folder's index names, or its only one.
+
+    Raises :class:`Qua2SeDiMoError` if there is none, the index is damaged, or one that it names is missing.
+    """
     stem = WEIGHTS if variant is None else f"{WEIGHTS}.{variant}"
     index = folder / f"{WEIGHTS}.safetensors.index{'' if variant is None else '.' + variant}.json"
-    if index.is_file():
-        content = read_json(index)
-        names = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(names, dict) or not names:
-            raise Qua2SeDiMoError(f"{index} names no files", DAMAGED_FILE)
-        return [folder / name for name in sorted(set(names.values()))]
-    single = folder / f"{stem}.safetensors"
-    if not single.is_file():
-        raise Qua2SeDiMoError(f"{folder} holds no {stem}.safetensors", "Save the model with safe_serialization.")
-    return [single]
+    if not index.is_file():
+        single = folder / f"{stem}.safetensors"
+        if not single.is_file():
+            raise Qua2SeDiMoError(f"{folder} holds no {stem}.safetensors", "Save the model with safe_serialization.")
+        return [single]
+    content = read_json(index)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise Qua2SeDiMoError(f"{index} names no files", DAMAGED_FILE)
+    files = [folder / name for name in sorted(set(names.values()))]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise Qua2SeDiMoError(f"shard {missing[0]} is missing", DAMAGED_FILE)
+    return files

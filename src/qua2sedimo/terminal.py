@@ -123,7 +123,11 @@ def candidates_table(choice: Choice, objective: Objective) -> Table:
         table.add_column(column, justify="left" if column == "proposed by" else "right")
     for c in choice.candidates:
         style = "bold green" if c.configuration == choice.configuration else None
-        cells = f"{c.average_bits:.3f}", f"{c.predicted:.2f}", f"{objective.of(c.measured, c.average_bits):.2f}"
+        cells = (
+            f"{c.average_bits:.3f}",
+            f"{c.predicted:.2f}",
+            f"{objective.of(c.measured, c.average_bits, c.configuration):.2f}",
+        )
         table.add_row(c.origin, *cells, style=style)
     return table
 

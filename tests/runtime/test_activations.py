@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers import METHODS
+from qua2sedimo.quantizers import METHODS, unpack
 from qua2sedimo.runtime import (
     QuantizedLinear,
     activation_bits,
@@ -23,7 +23,7 @@ from qua2sedimo.runtime import (
     set_activation_bits,
 )
 from qua2sedimo.runtime.activations import attention, rounded
-from qua2sedimo.runtime.integer import integer_linear, multiplies_exactly
+from qua2sedimo.runtime.integer import integer_levels, integer_linear, multiplies_exactly
 from qua2sedimo.runtime.table import layer_modules
 
 from .helpers import dit, mixed, output, pixart, unet
@@ -80,14 +80,21 @@ def test_attention_at_8_bits_is_near_and_at_4_bits_less_near(masked) -> None:
     assert 0 < errors[1] < 0.02 < errors[0] < 0.3
 
 
-def test_attention_in_chunks_is_the_same(monkeypatch) -> None:
+@pytest.mark.parametrize("mask_shape", [None, (50, 50), (2, 1, 1, 50), (2, 3, 50, 50), (1, 3, 50, 50)])
+@pytest.mark.parametrize("most", [50 * 7, 50 * 50, 2 * 50 * 50, 5 * 50 * 50])
+def test_attention_in_chunks_is_the_same(monkeypatch, mask_shape, most: int) -> None:
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 3, 50, 8) for _ in range(3))
-    whole = attention(q, k, v, torch.randn(50, 50), bits=6)
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 3, 50, 8) for _ in range(3))
-    monkeypatch.setattr("qua2sedimo.runtime.activations._MOST_SCORES", 2 * 3 * 50 * 7)
-    torch.testing.assert_close(attention(q, k, v, torch.randn(50, 50), bits=6), whole)
+    q, k, v = (torch.randn(2, 3, 50, 8, requires_grad=True) for _ in range(3))
+    mask = None if mask_shape is None else torch.randn(mask_shape)
+    exact = functional.scaled_dot_product_attention(q, k, v, mask)
+    with torch.no_grad():
+        whole = attention(q, k, v, mask, bits=8)
+    assert 0 < (whole - exact).norm() < 0.02 * exact.norm()
+    monkeypatch.setattr("qua2sedimo.runtime.activations._MOST_SCORES", most)
+    parts = attention(q, k, v, mask, bits=8)
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=2e-3)  # a probability between two codes may go either way
+    (grads, wanted) = (torch.autograd.grad(made.square().sum(), q)[0] for made in (parts, exact))
+    assert (grads - wanted).norm() < 0.1 * wanted.norm()
 
 
 @pytest.mark.parametrize("make", [pixart, dit, unet])
@@ -201,9 +208,37 @@ def test_integers_agree_with_the_simulation(bits: int, bias: bool, act_bits: int
 
 @needs_integers
 def test_the_integer_operation_keeps_the_rules_of_operations() -> None:
-    value = METHODS["uaq"].quantize(torch.randn(8, 64), [4])[0]
-    arguments = (value.codes, value.parameters["scale"], value.parameters["zero"], torch.randn(8), 4, 8)
-    torch.library.opcheck(integer_linear, (torch.randn(2, 3, 64), *arguments))
+    for method in METHODS.values():
+        value = method.quantize(torch.randn(8, 64), [4])[0]
+        arguments = (value.codes, *integer_levels(value), torch.randn(8), 4, 8)
+        torch.library.opcheck(integer_linear, (torch.randn(2, 3, 64), *arguments))
+
+
+@needs_integers
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("method", ["kmeans_c", "kmeans_a"])
+def test_codebooks_of_integers_agree_with_the_simulation_of_the_rounded_codebook(method, bits, bias) -> None:
+    torch.manual_seed(bits)
+    plain = nn.Linear(96, 40, bias=bias)
+    plain.weight.data[3] = 0.25  # a constant channel
+    value = METHODS[method].quantize(plain.weight.detach(), [bits])[0]
+    model = nn.Sequential(quantized_module(plain, value))
+    x = torch.randn(2, 7, 96) + 1
+    found = set_activation_bits(model, 8, integer=True)(x)
+    assert model[0].integer_bits == 8
+    table, scale, offset = integer_levels(value)
+    levels = scale[:, None] * table.float() + offset[:, None]
+    exact = METHODS[method].levels(value.parameters, bits)
+    assert ((levels - exact).abs() <= scale[:, None] * 0.501).all()
+    own = unpack(value.codes, bits, 96 * 40).view(40, 96).long()
+    rounded_weight = torch.gather(levels.expand(40, -1), 1, own)
+    torch.testing.assert_close(
+        found, functional.linear(rounded(x, 8), rounded_weight, plain.bias), rtol=1e-4, atol=1e-3
+    )
+    simulated = set_activation_bits(model, 8, integer=False)(x)
+    assert 0 < (found - simulated).norm() < 0.02 * simulated.norm()
+    assert torch.equal(set_activation_bits(model, 8)(x), simulated)  # only when it is asked for
 
 
 @needs_integers
@@ -217,7 +252,7 @@ def test_a_packed_model_multiplies_integers_where_it_can() -> None:
     assert any(isinstance(m, QuantizedLinear) and m.integer_bits == 8 for m in model.modules())
     assert not torch.equal(found, simulated)
     assert float((found - simulated).norm() / simulated.norm()) < 0.01  # a value between two codes may go either way
-    kmeans = {name: METHODS["kmeans_a"].quantize(m.weight.detach(), [4])[0] for name, m in modules.items()}
+    kmeans = {name: METHODS["kmeans_a"].quantize(m.weight.detach(), [5])[0] for name, m in modules.items()}
     other = dit()
     replace_layers(other, quantized_layers(other, kmeans))
     with pytest.raises(Qua2SeDiMoError, match="no layer can multiply integers"):

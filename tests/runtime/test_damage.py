@@ -3,6 +3,7 @@
 import contextlib
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.quantizers import METHODS
 from qua2sedimo.runtime import save_packed
-from qua2sedimo.runtime.backend import Qua2SeDiMoConfig
+from qua2sedimo.runtime.backend import Qua2SeDiMoConfig, Qua2SeDiMoQuantizer
+from qua2sedimo.runtime.intact import check_config, config_digest, digest
 from qua2sedimo.tensorfiles import read_header
 
-from .helpers import dit, edit_header, mixed
+from .helpers import dit, edit_header, mixed, output
 
 NAME = "transformer_blocks.0.attn1.to_k"
 
@@ -40,10 +42,18 @@ def weights(folder: Path) -> Path:
 
 
 def config(folder: Path, **changes: object) -> None:
+    """Alter entries of quantization_config, and the digest with them: what comes after the digest is looked at."""
     path = folder / "config.json"
     content = json.loads(path.read_text())
-    content["quantization_config"] |= changes
+    entries = {k: v for k, v in content["quantization_config"].items() if k != "digest"} | changes
+    content["quantization_config"] = {**entries, "digest": digest(entries)}
     path.write_text(json.dumps(content))
+
+
+def model_config(folder: Path, **changes: object) -> None:
+    """Alter what the model is made from, and no digest."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize("keep", [0, 5, 300, -1])
@@ -107,8 +117,8 @@ def test_a_tensor_larger_than_the_file(folder: Path) -> None:
 
 
 def test_an_unknown_version(folder: Path) -> None:
-    config(folder, format_version=4, novelty=True)
-    refused(folder, "format version 4 is unknown")
+    config(folder, format_version=5, novelty=True)
+    refused(folder, "format version 5 is unknown")
 
 
 @pytest.mark.parametrize(
@@ -145,13 +155,52 @@ def test_another_option_than_the_file_holds(folder: Path) -> None:
     refused(folder, "the checkpoint|missing from the checkpoint")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_attention_heads": 10**6, "attention_head_dim": 10**6},  # 10^12 channels
+        {"num_layers": 10**9},
+        {"sample_size": 10**7},
+        {"num_embeds_ada_norm": 10**12},
+        {"norm_eps": 2e-5},
+        {"activation_fn": "geglu"},
+        {"upcast_attention": True},
+    ],
+)
+def test_a_model_config_that_was_altered_is_refused_before_a_model_is_made(folder: Path, change: dict) -> None:
+    model_config(folder, **change)
+    with patch.object(DiTTransformer2DModel, "__init__", side_effect=AssertionError("a model is made")):
+        refused(folder, "does not make the DiTTransformer2DModel that was exported")
+
+
 @pytest.mark.parametrize("size", [40, 1000])
-def test_a_model_config_that_asks_for_far_more_weights(folder: Path, size: int) -> None:
-    path = folder / "config.json"
-    content = json.loads(path.read_text()) | {"num_attention_heads": size, "attention_head_dim": size}
-    path.write_text(json.dumps(content))
+def test_a_model_config_that_asks_for_far_more_weights_with_a_digest_that_fits(folder: Path, size: int) -> None:
+    model_config(folder, num_attention_heads=size, attention_head_dim=size)
+    config(folder, config=config_digest(DiTTransformer2DModel, json.loads((folder / "config.json").read_text())))
     with pytest.raises((Qua2SeDiMoError, RuntimeError), match=r"expected shape|allocate"):
         DiTTransformer2DModel.from_pretrained(folder)
+
+
+def test_altered_model_configs_are_noticed_even_if_diffusers_hides_its_variables(folder: Path) -> None:
+    model_config(folder, norm_eps=2e-5)
+    with patch.object(Qua2SeDiMoQuantizer, "_check_early"):
+        refused(folder, "does not make the DiTTransformer2DModel that was exported")
+
+
+def test_another_default_of_a_later_diffusers_version_is_noticed_and_a_new_entry_is_not() -> None:
+    class Then:
+        def __init__(self, width: int = 3, depth: int = 2) -> None: ...
+
+    class Now:
+        def __init__(self, width: int = 3, depth: int = 4, novelty: bool = False) -> None: ...
+
+    written = {"width": 5, "_class_name": "Then"}
+    exported = config_digest(Then, written)
+    check_config(Then, {**written, "depth": 2, "_diffusers_version": "1"}, exported)
+    check_config(Now, {**written, "novelty": False}, exported)
+    for cls, config in ((Then, {"width": 3}), (Then, {**written, "depth": 4}), (Now, {**written, "depth": 2})):
+        with pytest.raises(Qua2SeDiMoError, match=f"does not make the {cls.__name__}"):
+            check_config(cls, config, exported)
 
 
 def test_pickled_weights_are_not_read(folder: Path) -> None:
@@ -212,9 +261,46 @@ def test_no_altered_byte_and_no_cut_passes(folder: Path, data: st.DataObject) ->
 
 
 def test_a_missing_shard(folder: Path) -> None:
-    weights(folder).unlink()
-    with pytest.raises((Qua2SeDiMoError, OSError)):
-        DiTTransformer2DModel.from_pretrained(folder)
+    shard = weights(folder)
+    shard.unlink()
+    refused(folder, f"shard .*{shard.name} is missing")
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[]", b'{"weight_map": {}}', b'{"weight_map": {"a": 3}}', b"\xff"])
+def test_a_missing_or_damaged_index(folder: Path, content: bytes | None) -> None:
+    index = next(folder.glob("*.index.json"))
+    index.unlink() if content is None else index.write_bytes(content)
+    refused(folder, "index.json|holds no diffusion_pytorch_model.safetensors")
+
+
+def test_entries_that_were_altered_without_their_digest(folder: Path) -> None:
+    content = json.loads((folder / "config.json").read_text())["quantization_config"]
+    model_config(folder, quantization_config={**content, "act_bits": 8})
+    refused(folder, "an entry was altered")
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_byte_of_any_file_changes_the_output_unnoticed(folder: Path, data: st.DataObject) -> None:
+    expected = output(DiTTransformer2DModel.from_pretrained(folder))
+    file = data.draw(st.sampled_from(sorted(folder.iterdir())))
+    whole = file.read_bytes()
+    headers = len(whole) - 1 if file.suffix == ".json" else 20_000  # the weights' bytes have a test of their own
+    word = whole.find(b"quantization_config")  # without this very word diffusers takes the model for a plain one
+    places = st.integers(0, min(headers, len(whole) - 1)).filter(lambda at: not word <= at < word + 19)
+    at = data.draw(places)
+    changed = bytearray(whole)
+    changed[at] ^= data.draw(st.integers(1, 255))
+    try:
+        file.write_bytes(changed)
+        try:
+            loaded = DiTTransformer2DModel.from_pretrained(folder)
+        except Exception as error:  # diffusers' own, where it reads the file before us
+            assert str(error)
+        else:
+            assert torch.equal(output(loaded), expected)
+    finally:
+        file.write_bytes(whole)
 
 
 @pytest.mark.parametrize("act_bits", [3, 9, True, "8", 8.0])

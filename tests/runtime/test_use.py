@@ -12,6 +12,7 @@ from torch import nn
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.quantizers import METHODS
 from qua2sedimo.runtime import QuantizedLayer, quantized_module, save_packed
+from qua2sedimo.runtime.table import layer_modules
 
 from .helpers import mixed, output, pixart, unet
 
@@ -37,6 +38,37 @@ def test_memory_footprint_and_parameter_count(loaded, folder) -> None:
     assert held + sum(layer.weight.numel() for layer in layers) == sum(p.numel() for p in plain.parameters())
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
     assert len(json.dumps(config)) < 2048
+
+
+def test_only_what_was_quantized_is_converted(loaded, folder) -> None:
+    """All layers but the last are packed; it, norms and tables are what they were."""
+    *packed, last = layer_modules(loaded)
+    assert all(isinstance(loaded.get_submodule(name), QuantizedLayer) for name in packed)
+    assert type(loaded.get_submodule(last)) is nn.Linear
+    plain = pixart()
+    kept = {name: tensor for name, tensor in loaded.named_parameters() if not name.endswith("bias")}
+    assert {f"{last}.weight", "scale_shift_table"} <= kept.keys()
+    for name, tensor in kept.items():
+        assert torch.equal(tensor, plain.get_parameter(name).half().float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_computes_in_the_type_that_is_asked_for(folder, dtype: torch.dtype) -> None:
+    model = type(pixart()).from_pretrained(folder, torch_dtype=dtype)
+    assert {tensor.dtype for tensor in model.parameters()} == {dtype}
+    assert {layer.weight.dtype for layer in model.modules() if isinstance(layer, QuantizedLayer)} == {dtype}
+    made = output(model)
+    assert made.dtype == dtype and torch.isfinite(made).all()
+
+
+def test_a_loaded_model_is_saved_in_shards_with_the_same_config(loaded, folder, tmp_path) -> None:
+    expected = output(loaded)
+    loaded.save_pretrained(tmp_path / "again", max_shard_size="20KB")
+    assert len(list((tmp_path / "again").glob("*.safetensors"))) > 3
+    configs = [json.loads((path / "config.json").read_text()) for path in (folder, tmp_path / "again")]
+    assert configs[0]["quantization_config"] == configs[1]["quantization_config"]
+    again = type(loaded).from_pretrained(tmp_path / "again", torch_dtype=torch.float32)
+    assert torch.equal(output(again), expected)
 
 
 def test_state_dict_goes_to_another_loaded_model(loaded, folder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tests.conftest import Task
 from tests.sensitivity.untrained import SENSITIVE
 
 from qua2sedimo.denoisers import WeightLayer
+from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.predictor import Ensemble, FitSettings, fit_ensemble
 from qua2sedimo.sensitivity import (
     LayerStep,
@@ -21,7 +23,7 @@ from qua2sedimo.sensitivity import (
     op_scores,
     option_effects,
     step_distributions,
-    write_csv,
+    write_tables,
 )
 from qua2sedimo.sensitivity.effects import around
 from qua2sedimo.sensitivity.steps import Rated, Step, step
@@ -75,14 +77,37 @@ def test_a_row_for_each_option_the_best_of_a_layer_costing_nothing(task: Task, f
     assert row.nbytes == round(row.average_bits * row.weights / 8)
 
 
-def test_the_table_as_a_file_holds_every_row(found: Sensitivity, tmp_path: Path) -> None:
-    write_csv(found.rows, tmp_path / "sensitivity.csv")
-    with (tmp_path / "sensitivity.csv").open(newline="") as handle:
+def test_the_tables_as_files_hold_every_row(found: Sensitivity, tmp_path: Path) -> None:
+    options, groups = write_tables(found.rows, found.steps, tmp_path)
+    with options.open(newline="") as handle:
         lines = list(csv.DictReader(handle))
     assert [(x["layer"], x["option"], float(x["cost"])) for x in lines] == [
         (r.layer, r.option, r.cost) for r in found.rows
     ]
     assert {x["block_index"] for x in lines} == {"", "0", "1"}
+    with groups.open(newline="") as handle:
+        of = {(x["quantity"], x["by"], x["name"]): x for x in csv.DictReader(handle)}
+    expected = {d.name: d for d in step_distributions(found.steps, "operation")}
+    for name, d in expected.items():
+        row = of["cost 4 to 3", "operation", name]
+        assert (int(row["count"]), float(row["median"]), row["outliers"]) == (d.count, d.median, "; ".join(d.outliers))
+    assert {by for _, by, _ in of} == {"layer", "operation", "block", "block_index", "stage"}
+
+
+def test_parquet_holds_what_csv_holds_with_types(found: Sensitivity, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    options, groups = write_tables(found.rows, found.steps, tmp_path, "parquet")
+    assert parquet.read_table(options).to_pylist() == [asdict(row) for row in found.rows]
+    read = parquet.read_table(groups).to_pylist()
+    assert all(isinstance(row["outliers"], list) for row in read)
+    medians = [d.median for d in distributions(found.rows, "stage")]
+    assert [r["median"] for r in read if (r["quantity"], r["by"]) == ("score", "stage")] == medians
+
+
+def test_a_table_of_unknown_ending_is_refused(found: Sensitivity, tmp_path: Path) -> None:
+    with pytest.raises(Qua2SeDiMoError, match=r"unknown ending '\.xlsx'"):
+        write_tables(found.rows, found.steps, tmp_path, "xlsx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_distributions_are_those_of_the_groups(found: Sensitivity) -> None:

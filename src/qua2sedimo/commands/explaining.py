@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Annotated
 
 import typer
 
 from qua2sedimo.commands.app import StudyFolder, app
+
+
+class Tables(str, Enum):
+    csv = "csv"
+    parquet = "parquet"
 
 
 @app.command()
@@ -36,13 +42,16 @@ def fit(
 
 
 @app.command()
-def explain(study: StudyFolder) -> None:
+def explain(
+    study: StudyFolder,
+    tables: Annotated[Tables, typer.Option("--tables", help="The files of the tables.")] = Tables.csv,
+) -> None:
     """Score every option of every layer; print what a bit costs, and where."""
     from qua2sedimo.sensitivity import step_distributions
     from qua2sedimo.study import Study
     from qua2sedimo.terminal import console, sensitivity_table
 
-    found = Study(study).sensitivity()
+    found = Study(study).sensitivity(tables.value)
     for by in ("operation", "stage", "block"):
         groups = step_distributions(found.steps, by)
         if len(groups) > 1:
@@ -53,5 +62,6 @@ def explain(study: StudyFolder) -> None:
         console.print(f"• {sentence}", markup=False)
     if found.steps and not found.findings:
         console.print("The folds do not agree on what costs most: measure more configurations.")
-    console.print(f"All options of all layers: {study / 'sensitivity.csv'}", markup=False, soft_wrap=True)
+    names = f"{study / f'sensitivity.{tables.value}'}, {study / f'sensitivity-groups.{tables.value}'}"
+    console.print(f"All options of all layers, and distributions by group: {names}", markup=False, soft_wrap=True)
     console.print(f"Next: qua2sedimo choose {study} --bits 3.5")

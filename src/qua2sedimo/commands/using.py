@@ -1,4 +1,4 @@
-"""Using an exported model: generate, evaluate."""
+"""Using an exported model, or a choice elsewhere: generate, evaluate, recipe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qua2sedimo.commands.app import Arguments, Prompts, Seed, app, pipeline_arguments
+from qua2sedimo.commands.app import Arguments, Prompts, Seed, StudyFolder, app, pipeline_arguments
 from qua2sedimo.errors import Qua2SeDiMoError
 
 
@@ -108,3 +108,40 @@ def evaluate(
             f"{name}: {estimate.value:.4g} {entry.unit} (95 %: {estimate.low:.4g} to {estimate.high:.4g}), "
             f"{'higher' if entry.higher_is_better else 'lower'} is better"
         )
+
+
+_HOW = {
+    "torchao": "quantize_(denoiser, config_from_dict(json.load(open('{out}'))), filter_fn=None)",
+    "gguf": 'sd-cli -M convert -m MODEL -o OUT.gguf --type f16 --tensor-type-rules "$(cat {out})"',
+}
+
+
+@app.command()
+def recipe(
+    study: StudyFolder,
+    out: Annotated[Path, typer.Argument(help="The file to write.", metavar="FILE")],
+    form: Annotated[str, typer.Option("--format", help="torchao or gguf.")] = "torchao",
+    bits: Annotated[float, typer.Option(help="The choice of so many average bits.", min=1.0, max=16.0)] = 3.5,
+    choice: Annotated[str | None, typer.Option(help="A choice by its file's name in choices/, without .json.")] = None,
+    point: Annotated[str | None, typer.Option(help="A point of the frontier by its name.")] = None,
+) -> None:
+    """Write a choice of uniform options as a recipe for another runtime: a width for each layer, no weights."""
+    from qua2sedimo.files import write_text
+    from qua2sedimo.runtime.recipes import FORMS
+    from qua2sedimo.runtime.recipes import recipe as written
+    from qua2sedimo.stages.frontier import named_choice
+    from qua2sedimo.study import Study
+    from qua2sedimo.terminal import console
+
+    if form not in FORMS:
+        raise Qua2SeDiMoError(f"unknown recipe format '{form}'", f"Known: {', '.join(FORMS)}.")
+    opened = Study(study)
+    chosen = named_choice(opened, choice, point) or opened.choose(bits)
+    made = written(form, chosen.configuration, opened.graph.layers)
+    write_text(out, made.text)
+    console.print(
+        f"{out}: {made.weights / 1e6:.2f} M weights, {made.average_bits:.2f} bits in {form}'s types; "
+        f"{chosen.average_bits:.2f} bits here",
+        soft_wrap=True,
+    )
+    console.print(_HOW[form].format(out=out), soft_wrap=True, markup=False, highlight=False)

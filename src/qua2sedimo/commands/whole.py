@@ -39,7 +39,7 @@ def demo(
     if model not in zoo.ENTRIES:
         raise Qua2SeDiMoError(f"unknown zoo model '{model}'", f"Known: {', '.join(zoo.ENTRIES)}.")
     settings = settings_for(model, None, "{}", "wide", images, None, 0)
-    _everything(out / model, settings, bits, configurations, compared=64)
+    _everything(out / model, settings, bits, configurations, compared=64, act_bits=(8, 6))
 
 
 @app.command()
@@ -62,7 +62,14 @@ def run(
     )
 
 
-def _everything(folder: Path, settings: StudySettings, bits: float, configurations: int, compared: int = 96) -> None:
+def _everything(
+    folder: Path,
+    settings: StudySettings,
+    bits: float,
+    configurations: int,
+    compared: int = 96,
+    act_bits: tuple[int, ...] = (),
+) -> None:
     from qua2sedimo.comparison import compare, table_json
     from qua2sedimo.files import write_text
     from qua2sedimo.report import write_report
@@ -84,7 +91,7 @@ def _everything(folder: Path, settings: StudySettings, bits: float, configuratio
         study.fit(progress=report)
         choice = study.choose(bits, progress=report)
         packed = study.export(bits, folder / f"packed-{bits:g}")
-        rows = compare(study, choice, folder / f"packed-{bits:g}", compared, report)
+        rows = compare(study, choice, folder / f"packed-{bits:g}", compared, report, act_bits)
         page = write_report(report_data(study, choice, rows), folder / "report.html")
     write_text(folder / "table.json", table_json(rows))
     console.print(comparison_table(rows, console.width))

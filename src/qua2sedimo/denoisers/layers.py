@@ -24,6 +24,8 @@ class WeightLayer:
     ``module`` is the module's name; ``span`` the input channels of a part (dimension 1 of the weight), None for a whole
     layer; ``name`` is the module's name, for a part ``MODULE[a:b]``. ``shape`` is the unit's own weight shape, output
     channels first. ``copies`` are further modules with the same weight and bias: one choice holds for all.
+    ``positions`` counts the outputs of the traced forward, tokens or pixels, over all samples, calls and copies; 0 if
+    they were not counted.
     """
 
     name: str
@@ -36,10 +38,16 @@ class WeightLayer:
     block_index: int | None
     stage: str
     copies: tuple[str, ...] = ()
+    positions: int = 0
 
     @property
     def weights(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulate operations of the traced forward: every weight once a position."""
+        return self.weights * self.positions
 
     def part(self, start: int, stop: int) -> WeightLayer:
         """The part of this whole layer that reads input channels ``start`` to ``stop``."""

@@ -22,7 +22,7 @@ _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 def tied(graph: Graph, modules: Mapping[str, nn.Module]) -> Graph:
     """The graph with whole layers of equal weight, bias, and sources joined into one, the others as its copies."""
-    same, copies = list(range(len(graph.nodes))), dict[str, list[str]]()
+    same, copies, positions = list(range(len(graph.nodes))), dict[str, list[str]](), dict[str, int]()
     rivals: dict[object, list[int]] = {}
     for i, node in enumerate(graph.nodes):
         layer = graph.layers.get(node.name) if node.kind == "layer" else None
@@ -37,7 +37,9 @@ def tied(graph: Graph, modules: Mapping[str, nn.Module]) -> Graph:
             others.append(i)
         else:
             same[i] = equal
-            copies.setdefault(graph.nodes[equal].name, []).extend((layer.module, *layer.copies))
+            first = graph.nodes[equal].name
+            copies.setdefault(first, []).extend((layer.module, *layer.copies))
+            positions[first] = positions.get(first, 0) + layer.positions
     kept = [i for i in range(len(graph.nodes)) if same[i] == i]
     position = {old: new for new, old in enumerate(kept)}
     nodes = [
@@ -45,7 +47,11 @@ def tied(graph: Graph, modules: Mapping[str, nn.Module]) -> Graph:
     ]
     names = {node.name for node in nodes}
     layers = {
-        name: replace(layer, copies=(*layer.copies, *copies.get(name, ())))
+        name: replace(
+            layer,
+            copies=(*layer.copies, *copies.get(name, ())),
+            positions=layer.positions + positions.get(name, 0),
+        )
         for name, layer in graph.layers.items()
         if name in names
     }

@@ -77,7 +77,8 @@ def trace(
             hook.remove()
     nodes, spans = reduced(tracer.nodes, tracer.sources_of(_plain(output)), parts)
     found = {node.name for node in nodes if node.kind == "layer"}
-    units = {unit.name: unit for layer in layers.values() for unit in _units(layer, spans) if unit.name in found}
+    counted = [replace(layer, positions=tracer.positions.get(name, 0)) for name, layer in layers.items()]
+    units = {unit.name: unit for layer in counted for unit in _units(layer, spans) if unit.name in found}
     reached = {unit.module for unit in units.values()}
     bypassed = tuple(name for name in layers if name not in reached)
     graph = Graph(type(denoiser).__name__, tuple(nodes), units, bypassed)

@@ -39,7 +39,10 @@ class Draft:
 
 
 class Tracer(TorchDispatchMode):
-    """While active, follows every value from the inputs given to :meth:`mark_input`; ``nodes`` is what it found."""
+    """While active, follows every value from the inputs given to :meth:`mark_input`; ``nodes`` is what it found.
+
+    ``positions``: how many outputs, tokens or pixels, each layer computed in all its calls.
+    """
 
     supports_higher_order_operators = True  # flex_attention is one: run it, and see it as any other operation
 
@@ -48,6 +51,7 @@ class Tracer(TorchDispatchMode):
         self.nodes: list[Draft] = []
         self._values: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._inside = 0
+        self.positions: dict[str, int] = {}
         self._calls: dict[str, int] = {}
 
     def mark_input(self, name: str, tensor: torch.Tensor) -> None:
@@ -74,9 +78,14 @@ class Tracer(TorchDispatchMode):
                     self.nodes[-1].cuts.append(pieces)
             self._inside += 1
 
-        def leave(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             self._inside -= 1
             if self._inside == 0:
+                weight = module.weight
+                assert isinstance(weight, torch.Tensor)
+                channels = int(weight.shape[0])
+                made = sum(t.numel() for t in _tensors(output)) // channels
+                self.positions[name] = self.positions.get(name, 0) + made
                 for tensor in _tensors(output):
                     self._values[tensor] = Value(self._calls[name])
 

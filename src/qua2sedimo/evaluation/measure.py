@@ -15,6 +15,7 @@ from qua2sedimo.evaluation.estimates import Estimate, mean_estimate
 from qua2sedimo.evaluation.generate import Generator
 from qua2sedimo.evaluation.latents import final_latents
 from qua2sedimo.evaluation.metrics import InputScore, metric
+from qua2sedimo.evaluation.reference import ReferenceStore
 from qua2sedimo.evaluation.score import Pictures, SetReferences, per_image, per_set, to_uint8
 from qua2sedimo.evaluation.switch import Switch
 from qua2sedimo.options import Configuration
@@ -62,7 +63,8 @@ class Measurement:
 class Measurer:
     """Measures configurations of one live denoiser on a fixed range of images.
 
-    Full-precision images, and the features of what set metrics compare with, are made once, when first needed.
+    Full-precision images, and the features of what set metrics compare with, are made once, when first needed;
+    ``kept`` reads the images where another process made them before, and keeps them for others.
     ``input_score`` answers the ``accuracy`` metric: it takes images (uint8) and their inputs and gives a value in 0 to
     1 per image. ``real``: real pictures (uint8), for metrics against them.
     """
@@ -75,8 +77,10 @@ class Measurer:
         images: range,
         input_score: InputScore | None = None,
         real: np.ndarray | None = None,
+        kept: ReferenceStore | None = None,
     ) -> None:
         self.generator, self.switch, self.images = generator, switch, images
+        self._kept = kept
         self._metrics = [metric(name) for name in metrics]
         self._input_score = input_score
         self._references = SetReferences(self._other, real)
@@ -91,7 +95,7 @@ class Measurer:
         self._references.prepare(self._metrics)
         began = time.perf_counter()
         self.switch.apply(configuration)
-        made = self._generate()
+        made = self._generate(self.images, self._latents_wanted)
         values = per_image(self._metrics, made, full, self.inputs, self._input_score)
         sets = per_set(self._metrics, made.images, self._references)
         return Measurement(self.images.start, values, time.perf_counter() - began, sets)
@@ -103,18 +107,26 @@ class Measurer:
 
     @cached_property
     def _full(self) -> Pictures:
-        self.switch.restore()
-        return self._generate()
+        return self._full_precision(self.images, self._latents_wanted)
 
     def _other(self) -> np.ndarray:
-        self.switch.restore()
-        return self.generator(REFERENCES_FROM, REFERENCES_FROM + REFERENCE_IMAGES)
+        return self._full_precision(range(REFERENCES_FROM, REFERENCES_FROM + REFERENCE_IMAGES), False).images
 
-    def _generate(self) -> Pictures:
-        wanted = any(m.of == "latents" for m in self._metrics)
-        with final_latents(self.generator.pipeline) if wanted else nullcontext() as latents:
-            images = self.generator(self.images.start, self.images.stop)
-        return Pictures(images, latents.array(len(images)) if latents is not None else None)
+    def _full_precision(self, images: range, latents: bool) -> Pictures:
+        def make() -> Pictures:
+            self.switch.restore()
+            return self._generate(images, latents)
+
+        return make() if self._kept is None else self._kept(images, latents, make)
+
+    @property
+    def _latents_wanted(self) -> bool:
+        return any(m.of == "latents" for m in self._metrics)
+
+    def _generate(self, images: range, latents: bool) -> Pictures:
+        with final_latents(self.generator.pipeline) if latents else nullcontext() as seen:
+            made = self.generator(images.start, images.stop)
+        return Pictures(made, seen.array(len(made)) if seen is not None else None)
 
 
 __all__ = ["REFERENCES_FROM", "REFERENCE_IMAGES", "InputScore", "Measurement", "Measurer", "to_uint8"]

@@ -23,7 +23,7 @@ from qua2sedimo.evaluation.distances import (
     ssim,
 )
 from qua2sedimo.evaluation.estimates import Estimate, mean_estimate, set_estimate
-from qua2sedimo.evaluation.features import feature_distance, pooled_features
+from qua2sedimo.evaluation.features import map_distance, pooled_features, unit_maps
 from qua2sedimo.evaluation.pretrained import clip_judge, clip_presence, inception_features, inception_presence
 
 InputScore = Callable[[np.ndarray, Sequence[str | int]], np.ndarray]
@@ -34,9 +34,9 @@ Features = Callable[[np.ndarray], np.ndarray]
 class Metric:
     """What a metric is called, which way is better, and how it is computed.
 
-    ``compute`` takes, of a paired metric, two arrays of what it is ``of`` and gives a value an image; of a set metric,
-    two arrays of ``features``; of an input metric, what its judge answers. ``source`` names weights that do not come
-    with the package, and ``presence`` says in a few words whether they are here.
+    ``compute`` takes, of a paired metric, two arrays of what it is ``of``, or what ``view`` makes of each, and gives a
+    value an image; of a set metric, two arrays of ``features``; of an input metric, what its judge answers. ``source``
+    names weights that do not come with the package, and ``presence`` says in a few words whether they are here.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Metric:
     explanation: str
     compute: Callable[..., Any]
     of: Literal["images", "latents"] = "images"
+    view: Callable[[np.ndarray], Any] | None = None
     against: Literal["full", "real"] = "full"
     features: Callable[[str | None], Features] | None = None
     judge: Callable[[str | None], InputScore] | None = None
@@ -86,7 +87,8 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "features", "Feature distance", "", False, "paired",
-            "Squared distance of unit feature vectors to the full-precision pictures; 0 is equal.", feature_distance,
+            "Squared distance of unit feature vectors to the full-precision pictures; 0 is equal.",
+            map_distance, view=unit_maps,
         ),
         Metric(
             "latent_mse", "Latent MSE", "", False, "paired",

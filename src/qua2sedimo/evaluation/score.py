@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +19,18 @@ class Pictures:
 
     images: np.ndarray
     latents: np.ndarray | None = None
+    _views: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def of(self, m: Metric) -> np.ndarray:
-        """What a paired metric compares; raises if latents are wanted but were not observed."""
-        if m.of == "images":
-            return self.images
-        if self.latents is None:
+    def of(self, m: Metric) -> Any:
+        """What a paired metric compares, computed once; raises if latents are wanted but were not observed."""
+        values = self.images if m.of == "images" else self.latents
+        if values is None:
             raise Qua2SeDiMoError(f"metric '{m.name}' needs latents, and these pictures have none", "Leave it out.")
-        return self.latents
+        if m.view is None:
+            return values
+        if m.view not in self._views:
+            self._views[m.view] = m.view(values)
+        return self._views[m.view]
 
 
 class SetReferences:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.files import read_document, write_json, write_via
+from qua2sedimo.predictor.damage import Alone
 from qua2sedimo.predictor.encoding import Encoding
 from qua2sedimo.predictor.network import HopNetwork
 from qua2sedimo.predictor.training import Data, FitSettings, predict, train
@@ -106,6 +107,7 @@ def fit_ensemble(
     progress: Callable[[int, int], object] = lambda fold, epoch: None,
     roots: Sequence[torch.Tensor] | None = None,
     kept: tuple[Path, str] | None = None,
+    alone: Alone | None = None,
 ) -> Ensemble:
     """Fit the folds to option indices [records, layers] and objective values [records] (higher is better).
 
@@ -117,6 +119,7 @@ def fit_ensemble(
             nodes behind it unless given.
         kept: folder and owner. Each fold is written there when it is done, and read instead of fitted if it is there
             already, so that a fit that was killed goes on where it was. ``owner`` must name records and settings.
+        alone: layers measured alone, in decibels. All folds start from them; no fold is judged on them.
     """
     if len(objective) < 4 * settings.folds:
         raise Qua2SeDiMoError(
@@ -127,7 +130,7 @@ def fit_ensemble(
         roots = [encoding.layer_nodes, *[torch.arange(encoding.nodes)] * settings.hops]
     if len(roots) != settings.hops + 1 or any(len(r) == 0 for r in roots):
         raise Qua2SeDiMoError(f"roots: {settings.hops + 1} non-empty lists of nodes are needed, one a hop")
-    data = Data(encoding, choices, objective, roots)
+    data = Data(encoding, choices, objective, roots, alone)
     order = np.random.default_rng(settings.seed).permutation(len(objective))
     parts = np.array_split(order, settings.folds)
     folds = []

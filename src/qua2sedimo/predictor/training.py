@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from torch.nn import functional
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.predictor.damage import fit_damage
+from qua2sedimo.predictor.damage import Alone, fit_damage
 from qua2sedimo.predictor.encoding import Encoding
 from qua2sedimo.predictor.losses import LOSSES, ranking_loss
 from qua2sedimo.predictor.network import HopNetwork, norms, pooled
@@ -50,12 +50,16 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class Data:
-    """Records of one encoding: option indices [records, layers], objective [records], roots of each hop."""
+    """Records of one encoding: option indices [records, layers], objective [records], roots of each hop.
+
+    ``alone``: what was measured of single layers, if anything.
+    """
 
     encoding: Encoding
     choices: np.ndarray
     objective: np.ndarray
     roots: Sequence[torch.Tensor]
+    alone: Alone | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ def start(network: HopNetwork, data: Data, records: np.ndarray, scale: Scale) ->
     """
     encoding, objective = data.encoding, data.objective[records]
     features = encoding.options().double().numpy()
-    weights, per_unit, left_out = _best_fit(features, encoding, data.choices[records], objective)
+    weights, per_unit, left_out = _best_fit(features, encoding, data.choices[records], objective, data.alone)
     logarithms = (features @ weights)[encoding.offered.numpy()]
     shift = math.log(_LARGEST) - float(logarithms.max())
     slope = 1 / (per_unit * (scale.high - scale.low))
@@ -121,7 +125,7 @@ def start(network: HopNetwork, data: Data, records: np.ndarray, scale: Scale) ->
 
 
 def _best_fit(
-    features: np.ndarray, encoding: Encoding, choices: np.ndarray, objective: np.ndarray
+    features: np.ndarray, encoding: Encoding, choices: np.ndarray, objective: np.ndarray, alone: Alone | None
 ) -> tuple[np.ndarray, float, np.ndarray]:
     """(weights, natural logarithms of damage per unit of the objective, left-out predictions of the objective)."""
     rows = np.arange(len(encoding.layer_nodes))
@@ -130,7 +134,8 @@ def _best_fit(
         return encoding.prior[0], DECIBEL, objective.copy()
     best: tuple[float, np.ndarray, float, np.ndarray] | None = None
     for per_unit in (DECIBEL, *(float(spread / objective.std()) * f for f in (0.7, 1.4, 2.8))):
-        weights, left_out = fit_damage(features, *encoding.prior, choices, -per_unit * objective)
+        single = None if alone is None else (features[alone.layers, alone.options], -per_unit * alone.objective)
+        weights, left_out = fit_damage(features, *encoding.prior, choices, -per_unit * objective, single)
         found = -left_out / per_unit
         agreement = float(np.corrcoef(found, objective)[0, 1])
         if best is None or agreement > best[0] + (0.01 if best[2] == DECIBEL else 0):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from qua2sedimo import tabular
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.files import write_via
 from qua2sedimo.records.store import Failure, Record, Records
@@ -53,11 +52,7 @@ def export(records: Records, form: str, path: Path) -> None:
 
 
 def as_csv(table: Sequence[Row]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, table[0] if table else [*_BEFORE, *_AFTER], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return text.getvalue().encode()
+    return tabular.as_csv(table, _columns(table))
 
 
 def as_json(table: Sequence[Row]) -> bytes:
@@ -67,20 +62,11 @@ def as_json(table: Sequence[Row]) -> bytes:
 
 
 def as_parquet(table: Sequence[Row]) -> bytes:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise Qua2SeDiMoError(
-            "Parquet needs pyarrow, which is not installed",
-            "Install it with `pip install 'qua2sedimo[parquet]'`, or take --format csv.",
-        ) from None
-    kinds = {int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
-    names = list(table[0]) if table else [*_BEFORE, *_AFTER]
-    schema = pyarrow.schema([(name, kinds[{**_BEFORE, **_AFTER}.get(name, float)]) for name in names])
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(table), schema=schema), buffer)
-    return buffer.getvalue()
+    return tabular.as_parquet(table, {name: {**_BEFORE, **_AFTER}.get(name, float) for name in _columns(table)})
+
+
+def _columns(table: Sequence[Row]) -> list[str]:
+    return list(table[0]) if table else [*_BEFORE, *_AFTER]
 
 
 #: Format → how the lines of :func:`rows` become a file's content.

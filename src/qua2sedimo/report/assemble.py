@@ -157,7 +157,7 @@ def _points(study: Study, choice: Choice, rows: list[Row]) -> list[MeasuredPoint
                 seen.add(digest)
             points.append(MeasuredPoint(record.average_bits, e.value, e.low, e.high, shown, label))
     for row in rows:
-        if row.kind != "full" and all(name in row.metrics for name in objective.metrics):
+        if row.kind in ("uniform", "ours") and all(name in row.metrics for name in objective.metrics):
             e = _row_estimate(objective, row)
             points.append(MeasuredPoint(row.average_bits, e.value, e.low, e.high, row.kind, row.name))  # type: ignore[arg-type]
     return points

@@ -10,7 +10,7 @@ import numpy as np
 
 from qua2sedimo.errors import Qua2SeDiMoError
 
-RowKind = Literal["full", "uniform", "ours"]
+RowKind = Literal["full", "uniform", "ours", "activations"]
 PointKind = Literal["random", "uniform", "candidate", "frontier", "choice", "ours", "full"]
 
 

@@ -15,6 +15,7 @@ from qua2sedimo.runtime.modules import (
     quantized_module,
 )
 from qua2sedimo.runtime.plain import dequantize
+from qua2sedimo.runtime.recipes import Recipe, recipe
 from qua2sedimo.runtime.replace import replace_layers
 from qua2sedimo.runtime.units import quantized_layers
 
@@ -30,12 +31,14 @@ __all__ = [
     "QuantizedConv3d",
     "QuantizedLayer",
     "QuantizedLinear",
+    "Recipe",
     "Storage",
     "activation_bits",
     "dequantize",
     "empty_quantized_module",
     "quantized_layers",
     "quantized_module",
+    "recipe",
     "register",
     "replace_layers",
     "save_packed",

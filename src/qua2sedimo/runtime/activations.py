@@ -8,7 +8,8 @@ own type, on any device; :mod:`qua2sedimo.runtime.integer` computes it in intege
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.runtime.integer import multiplies_exactly
+from qua2sedimo.runtime.integer import MOST_CODEBOOK_BITS, codebook_bits, multiplies_exactly
 from qua2sedimo.runtime.modules import QuantizedLayer, QuantizedLinear
 from qua2sedimo.runtime.table import layer_modules
 
@@ -25,7 +26,7 @@ from qua2sedimo.runtime.table import layer_modules
 ACTIVATION_BITS = (4, 5, 6, 7, 8)
 #: Width of softmax's probabilities, whatever that of the rest is.
 PROBABILITY_BITS = 8
-_MOST_SCORES = 1 << 25  # attention scores at a time: 128 MB
+_MOST_SCORES = 1 << 19  # attention scores at a time: 2 MB, which pass through the cache some ten times
 #: Processors of diffusers that multiply queries by keys themselves, where nothing can be put in between.
 _OPEN = ("AttnProcessor", "AttnAddedKVProcessor", "SlicedAttnProcessor", "SlicedAttnAddedKVProcessor")
 
@@ -68,27 +69,52 @@ def attention(
 ) -> torch.Tensor:
     """:func:`torch.nn.functional.scaled_dot_product_attention` of rounded queries, keys, values and probabilities.
 
-    Computed for some queries at a time, so that memory does not grow with the square of the tokens.
+    Computed for some heads and queries at a time, so that memory does not grow with the square of the tokens.
     """
     query, key, value = (rounded(x, bits) for x in (query, key, value))
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], dim=-3) for x in (key, value))
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    queries, keys = query.shape[-2], key.shape[-2]
+    heads, queries, keys = query.shape[:-2], query.shape[-2], key.shape[-2]
     if is_causal:
         attn_mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
-    chunk = max(1, _MOST_SCORES * queries // max(1, query[..., 0].numel() * keys))
-    transposed, outputs = key.transpose(-2, -1), []
-    for begin in range(0, queries, chunk):
-        part = slice(begin, begin + chunk)
-        scores = (query[..., part, :] @ transposed).float() * scale
-        if attn_mask is not None:
-            mask = attn_mask[..., part, :] if attn_mask.shape[-2] > 1 else attn_mask
-            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-        chances = torch.nan_to_num(torch.softmax(scores, dim=-1)) if attn_mask is not None else scores.softmax(dim=-1)
-        chances = rounded(chances, PROBABILITY_BITS).to(value.dtype)
-        outputs.append(functional.dropout(chances, dropout_p) @ value)
-    return torch.cat(outputs, dim=-2)
+    mask = None if attn_mask is None else _flat_mask(attn_mask, heads)
+    query, key, value = (x.expand(*heads, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in (query, key, value))
+    some, rows = max(1, _MOST_SCORES // max(1, queries * keys)), max(1, _MOST_SCORES // max(1, keys))
+    outputs = []
+    for head in range(0, query.shape[0], some):
+        of, parts = slice(head, head + some), []
+        for row in range(0, queries, rows):
+            part = slice(row, row + rows)
+            scores = torch.bmm(query[of, part], key[of].transpose(1, 2)).float().mul_(scale)
+            if mask is not None:
+                scores = _masked(scores, mask[of if mask.shape[0] > 1 else slice(None)], part)
+            chances = _rounded_chances(torch.softmax(scores, dim=-1), mask is not None).to(value.dtype)
+            parts.append(torch.bmm(functional.dropout(chances, dropout_p), value[of]))
+        outputs.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+    return torch.cat(outputs).view(*heads, queries, value.shape[-1])
+
+
+def _flat_mask(mask: torch.Tensor, heads: Sequence[int]) -> torch.Tensor:
+    """A mask as [heads, queries or 1, keys], or [1, …] if it is the same for all heads."""
+    if mask.numel() == math.prod(mask.shape[-2:]):
+        return mask.reshape(1, *mask.shape[-2:])
+    return mask.expand(*heads, *mask.shape[-2:]).reshape(-1, *mask.shape[-2:])
+
+
+def _masked(scores: torch.Tensor, mask: torch.Tensor, part: slice) -> torch.Tensor:
+    mask = mask[:, part] if mask.shape[1] > 1 else mask
+    return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+
+
+def _rounded_chances(chances: torch.Tensor, masked: bool) -> torch.Tensor:
+    """Softmax's probabilities rounded; in place where no gradient needs them."""
+    if masked:
+        chances = torch.nan_to_num(chances)  # of queries that may look at nothing
+    if chances.requires_grad or not chances.numel():
+        return rounded(chances, PROBABILITY_BITS)
+    least, step = grid(chances, PROBABILITY_BITS, (-1,))
+    return chances.sub_(least).div_(step).round_().mul_(step).add_(least)
 
 
 class _Intercept(TorchFunctionMode):
@@ -135,8 +161,9 @@ def set_activation_bits(
     """Quantize the activations of ``model`` to ``bits``, or no longer (None); returns ``model``, changed.
 
     ``layers`` are the names of the layers whose inputs are rounded: if not given, the packed layers, or in a model that
-    has none all Linear and Conv layers. Attention is rounded always. ``integer`` tells whether packed UAQ Linear
-    layers multiply integers: if not given, where this processor does so exactly.
+    has none all Linear and Conv layers. Attention is rounded always. ``integer`` tells whether packed Linear layers
+    multiply integers, where this processor does so exactly: if not given, UAQ layers do; True adds K-Means layers of up
+    to 4 bits, whose levels are rounded to 8 bits (7 without VNNI) for it.
 
     Raises :class:`Qua2SeDiMoError` on a width that activations cannot have, an unknown layer, a processor that
     computes attention by itself, or ``integer`` where it is not possible.
@@ -147,10 +174,10 @@ def set_activation_bits(
     chosen = _chosen(modules, layers)
     if bits is not None:
         _refuse_open_attention(model)
-    if integer and not any(_can_be_integer(module) for module in chosen):
+    if integer and not any(_can_be_integer(module, True) for module in chosen):
         raise Qua2SeDiMoError(
-            "no layer can multiply integers here: packed Linear layers of method uaq on a CPU can, "
-            "at widths whose products this processor adds up exactly",
+            "no layer can multiply integers here: packed Linear layers on a CPU can, of method uaq at widths whose "
+            f"products this processor adds up exactly, and of K-Means up to {MOST_CODEBOOK_BITS} bits",
             "Leave `integer` out: the layers compute with rounded inputs.",
         )
     _remove(model, modules)
@@ -160,7 +187,7 @@ def set_activation_bits(
     if bits is None:
         return model
     for module in chosen:
-        if integer is not False and _can_be_integer(module):
+        if integer is not False and _can_be_integer(module, bool(integer)):
             module.integer_bits = bits
         else:
             module.register_forward_pre_hook(_Input(bits))
@@ -188,11 +215,16 @@ def _chosen(modules: Mapping[str, nn.Module], names: Iterable[str] | None) -> li
     return list(chosen.values())
 
 
-def _can_be_integer(module: nn.Module) -> TypeGuard[QuantizedLinear]:
+def _can_be_integer(module: nn.Module, rounding: bool) -> TypeGuard[QuantizedLinear]:
+    """Whether a layer's products can be computed in integers; ``rounding``: also after rounding its codebook."""
     if not isinstance(module, QuantizedLinear) or len(module.parts) > 1:
         return False
     option, codes = module.parts[0].storage.option, getattr(module, f"{module.parts[0].prefix}codes")
-    return option.method == "uaq" and codes.device.type == "cpu" and multiplies_exactly(option.bits)
+    if codes.device.type != "cpu":
+        return False
+    if option.method == "uaq":
+        return multiplies_exactly(option.bits)
+    return rounding and option.bits <= MOST_CODEBOOK_BITS and codebook_bits() is not None
 
 
 def _refuse_open_attention(model: nn.Module) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,15 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.files import read_json
 from qua2sedimo.runtime.activations import ACTIVATION_BITS, set_activation_bits
+from qua2sedimo.runtime.intact import check_config, digest
 from qua2sedimo.runtime.plain import dequantize
 from qua2sedimo.runtime.shards import check_complete, model_tensors
 from qua2sedimo.runtime.table import DAMAGED, LayerTable, install_empty_layers
-from qua2sedimo.tensorfiles import StoredTensor, check_sums, read_headers
+from qua2sedimo.tensorfiles import StoredTensor, check_sums, read_headers, shard_files
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _COMPUTE_DTYPES = (None, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -34,8 +38,8 @@ class QuantMethod(str, Enum):
 
 @dataclass(kw_only=True)
 class Qua2SeDiMoConfig(QuantizationConfigMixin):
-    """``quantization_config`` of a packed checkpoint: the format's version, the :class:`LayerTable`, and the width
-    of activations (None: they stay as they are).
+    """``quantization_config`` of a packed checkpoint: the format's version, the :class:`LayerTable`, the digest of the
+    config that the model is made from, and the width of activations (None: they stay as they are).
 
     Raises :class:`Qua2SeDiMoError` on an unknown version and on entries that make no sense, before anything
     is allocated.
@@ -45,6 +49,7 @@ class Qua2SeDiMoConfig(QuantizationConfigMixin):
     options: list[str]
     layers: str
     names: str
+    config: str
     cuts: list[list[int]]
     ties: list[list[int]]
     act_bits: int | None = None
@@ -63,13 +68,14 @@ class Qua2SeDiMoConfig(QuantizationConfigMixin):
         self.table()
 
     @classmethod
-    def of(cls, table: LayerTable, act_bits: int | None = None) -> Qua2SeDiMoConfig:
+    def of(cls, table: LayerTable, config: str, act_bits: int | None = None) -> Qua2SeDiMoConfig:
         options = [str(storage) for storage in table.storages]
         return cls(
             format_version=FORMAT_VERSION,
             options=options,
             layers=table.layers,
             names=table.names,
+            config=config,
             cuts=[list(cut) for cut in table.cuts],
             ties=[list(tie) for tie in table.ties],
             act_bits=act_bits,
@@ -77,20 +83,22 @@ class Qua2SeDiMoConfig(QuantizationConfigMixin):
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """As in diffusers, but strict: an unknown or missing key is an error."""
+        """As in diffusers, but strict: an unknown or missing key, or entries without their digest, are an error."""
         known = {field.name for field in fields(cls)}
         version = config_dict.get("format_version")
-        wrong = sorted(known.symmetric_difference(config_dict))
+        wrong = sorted((known | {"digest"}).symmetric_difference(config_dict))
         if version == FORMAT_VERSION and wrong:  # another version's keys are its own matter
             raise Qua2SeDiMoError(f"quantization_config: missing or unknown key '{wrong[0]}'", DAMAGED)
         entries = {name: config_dict.get(name) for name in known}
         config = cls(**entries)  # type: ignore[arg-type]
+        if config.to_dict()["digest"] != config_dict["digest"]:
+            raise Qua2SeDiMoError("quantization_config is not what was exported: an entry was altered", DAMAGED)
         return (config, kwargs) if return_unused_kwargs else config
 
     def to_dict(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)} | {
-            "quant_method": self.quant_method.value
-        }
+        entries = {field.name: getattr(self, field.name) for field in fields(self)}
+        entries["quant_method"] = self.quant_method.value
+        return {**entries, "digest": digest(entries)}
 
     def table(self) -> LayerTable:
         return LayerTable.parse(self.options, self.layers, self.names, self.cuts, self.ties)
@@ -117,6 +125,20 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         dtype = kwargs.get("torch_dtype")
         if dtype not in _COMPUTE_DTYPES:
             raise Qua2SeDiMoError(f"packed layers cannot compute in {dtype}", "Choose a 16-bit or wider float type.")
+        if self._stored is None:
+            self._check_early(sys._getframe(1).f_locals)
+
+    def _check_early(self, known: Mapping[str, Any]) -> None:
+        """Refuse an altered config and absent or damaged files before diffusers makes a model from them.
+
+        diffusers has read config.json by now, and shows a quantizer neither it nor the folder: the local variables of
+        `from_pretrained` do. Where they have other names all this is found later, when the model was made.
+        """
+        if isinstance(known.get("config"), Mapping) and isinstance(known.get("cls"), type):
+            check_config(known["cls"], known["config"], self.quantization_config.config)
+        folder = Path(str(known.get("pretrained_model_name_or_path")), known.get("subfolder") or "")
+        if folder.is_dir():
+            read_headers(shard_files(folder, known.get("variant")))
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[Any]) -> list[str]:
         """Called with the files before any tensor of an indexed checkpoint is read: look at their headers."""
@@ -129,6 +151,8 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
     ) -> nn.Module:
         if self._stored is None:
             raise Qua2SeDiMoError("this diffusers version does not show a quantizer its files", "Update diffusers.")
+        written = read_json(self._files[0].parent / "config.json")
+        check_config(type(model), written, self.quantization_config.config)
         install_empty_layers(model, self.quantization_config.table(), keep_in_fp32_modules)
         patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
         ignored = [name for name in self._stored if any(re.search(pattern, name) for pattern in patterns)]
@@ -141,7 +165,8 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         offloaded = {"disk", "cpu"} & set(map(str, (getattr(model, "hf_device_map", None) or {}).values()))
         if not offloaded:
-            empty = [name for name, tensor in model_tensors(model) if tensor.is_meta]
+            tensors = chain(model.named_parameters(), model.named_buffers())
+            empty = [name for name, tensor in tensors if tensor.is_meta]
             if empty:
                 raise Qua2SeDiMoError(f"tensor '{empty[0]}' was not loaded by diffusers", "Update diffusers.")
         if self.quantization_config.act_bits is not None:

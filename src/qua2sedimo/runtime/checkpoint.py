@@ -33,6 +33,7 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.files import read_json, write_json
 from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.runtime.backend import FORMAT_VERSION, Qua2SeDiMoConfig
+from qua2sedimo.runtime.intact import config_digest
 from qua2sedimo.runtime.modules import Part, QuantizedLayer, Storage, checked_tensors, covers, plain_class
 from qua2sedimo.runtime.shards import ShardWriter, check_complete, model_tensors
 from qua2sedimo.runtime.table import LayerTable, install_empty_layers, layer_modules
@@ -132,9 +133,8 @@ def _write_denoiser(denoiser: Any, values: Values, copies: Copies, act_bits: int
     table = LayerTable.of(modules, stored, same)
     config = json.loads(denoiser.to_json_string())
     config.pop("_name_or_path", None)  # where the original lay is nobody's business
-    write_json(
-        folder / "config.json", {**config, "quantization_config": Qua2SeDiMoConfig.of(table, act_bits).to_dict()}
-    )
+    quantization = Qua2SeDiMoConfig.of(table, config_digest(type(denoiser), config), act_bits)
+    write_json(folder / "config.json", {**config, "quantization_config": quantization.to_dict()})
     return _verified(type(denoiser), config, table, files, PackedSize(nbytes, weights, 0))
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Option
 from qua2sedimo.quantizers import METHODS, QuantizedWeight, packed_length, stored_dtype
-from qua2sedimo.runtime.integer import integer_linear
+from qua2sedimo.runtime.integer import integer_levels, integer_linear
 
 DAMAGED = "The checkpoint's config.json is damaged: download it or export it again."
 _LINEAR = ("in_features", "out_features")
@@ -146,8 +146,7 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc,override]
         if self.integer_bits is None:
             return nn.Linear.forward(self, input)
         value = self._value(self.parts[0])
-        scale, zero = value.parameters["scale"], value.parameters["zero"]
-        return integer_linear(input, value.codes, scale, zero, self.bias, value.bits, self.integer_bits)
+        return integer_linear(input, value.codes, *integer_levels(value), self.bias, value.bits, self.integer_bits)
 
 
 class QuantizedConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[misc,override]

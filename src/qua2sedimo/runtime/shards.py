@@ -47,8 +47,8 @@ def check_complete(model: nn.Module, stored: Mapping[str, StoredTensor], ignored
         if not fits:
             wanted = "a float type" if tensor.is_floating_point() else str(tensor.dtype)
             raise Qua2SeDiMoError(f"tensor '{name}': expected {wanted}, the checkpoint has {found.dtype}", DAMAGED_FILE)
-    extra = stored.keys() - expected.keys() - set(ignored) - model.state_dict().keys()
-    if extra:
+    extra = stored.keys() - expected.keys() - set(ignored)
+    if extra and (extra := extra - model.state_dict().keys()):
         raise Qua2SeDiMoError(
             f"the checkpoint holds a tensor '{min(extra)}' that the model does not have", DAMAGED_FILE
         )

@@ -14,7 +14,7 @@ from qua2sedimo.sensitivity.tables import (
     layer_steps,
     option_rows,
     step_distributions,
-    write_csv,
+    write_tables,
 )
 
 __all__ = [
@@ -36,5 +36,5 @@ __all__ = [
     "option_effects",
     "option_rows",
     "step_distributions",
-    "write_csv",
+    "write_tables",
 ]

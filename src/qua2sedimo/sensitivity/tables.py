@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,14 @@ import numpy as np
 
 from qua2sedimo.bank import Bank
 from qua2sedimo.denoisers import WeightLayer
-from qua2sedimo.files import write_via
 from qua2sedimo.options import SearchSpace
 from qua2sedimo.sensitivity.effects import Effects
 from qua2sedimo.sensitivity.scores import Scores
 from qua2sedimo.sensitivity.steps import Rated, Step, standard_error, step
+from qua2sedimo.tabular import write_rows
+
+#: By what rows are grouped.
+GROUPINGS = ("layer", "operation", "block", "block_index", "stage")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,23 @@ class Distribution:
     ``spread`` is the mean of the values' standard errors over folds.
     """
 
+    name: str
+    count: int
+    low: float
+    q1: float
+    median: float
+    q3: float
+    high: float
+    outliers: tuple[str, ...]
+    spread: float
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """A :class:`Distribution` of one ``quantity``, "score" or "cost 4 to 3", over the group ``name`` of a grouping."""
+
+    quantity: str
+    by: str
     name: str
     count: int
     low: float
@@ -129,13 +148,22 @@ def _distributions(items: Iterable[Any], read: Callable[[Any], tuple[str, float,
     return found
 
 
-def write_csv(rows: Sequence[OptionRow], path: Path) -> None:
-    """Write the table with a header line; a value that is not there is empty."""
+def grouped(rows: Sequence[OptionRow], steps: Sequence[LayerStep]) -> list[GroupRow]:
+    """Distributions of the scores, and of what 4 → 3 bits costs, by layer, operation, block, block index and stage.
 
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as handle:
-            writer = csv.writer(handle)
-            writer.writerow([f.name for f in fields(OptionRow)])
-            writer.writerows([getattr(row, f.name) for f in fields(OptionRow)] for row in rows)
+    A layer has one step, so there are none by layer.
+    """
+    found = [GroupRow("score", by, **asdict(d)) for by in GROUPINGS for d in distributions(rows, by)]
+    return found + [
+        GroupRow("cost 4 to 3", by, **asdict(d)) for by in GROUPINGS[1:] for d in step_distributions(steps, by)
+    ]
 
-    write_via(path, write)
+
+def write_tables(
+    rows: Sequence[OptionRow], steps: Sequence[LayerStep], folder: Path, ending: str = "csv"
+) -> list[Path]:
+    """Leave sensitivity and sensitivity-groups, .csv or .parquet, in ``folder``; their paths."""
+    paths = [folder / f"sensitivity.{ending}", folder / f"sensitivity-groups.{ending}"]
+    write_rows(OptionRow, rows, paths[0])
+    write_rows(GroupRow, grouped(rows, steps), paths[1])
+    return paths

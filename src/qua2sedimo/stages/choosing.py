@@ -60,7 +60,7 @@ def choose(
         for (configuration, origin), p, m in zip(proposals, predicted, measured)
     ]
     objective = study.objective
-    best = max(rows, key=lambda row: objective.sign * objective.of(row.measured, row.average_bits))
+    best = max(rows, key=lambda row: objective.sign * objective.of(row.measured, row.average_bits, row.configuration))
     choice = Choice(
         8 * budget.nbytes(study.space.weights) / study.space.weights if budget.unit != "bits" else budget.amount,
         best.configuration, best.average_bits, study.space.nbytes(best.configuration), best.origin,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -14,7 +15,7 @@ import torch
 from qua2sedimo.denoisers.subgraphs import roots, subgraphs
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.files import read_json
-from qua2sedimo.predictor import Ensemble, FitSettings, fit_ensemble
+from qua2sedimo.predictor import Alone, Ensemble, FitSettings, fit_ensemble
 from qua2sedimo.records import Record
 from qua2sedimo.sensitivity import (
     BlockScores,
@@ -23,7 +24,7 @@ from qua2sedimo.sensitivity import (
     block_scores,
     op_scores,
     option_effects,
-    write_csv,
+    write_tables,
 )
 from qua2sedimo.stages.progress import Progress, silent
 
@@ -35,7 +36,8 @@ def fit(study: Study, settings: FitSettings | None = None, progress: Progress = 
     """Fit the predictor to the sampled records, or load it if it was fitted to just these."""
     settings = settings or FitSettings(loss=study.settings.loss, seed=study.settings.seed)
     records = samples(study)
-    owner = _owner(study, records) + json.dumps(asdict(settings), sort_keys=True)
+    alone = layers_alone(study)
+    owner = _owner(study, [*records, *alone]) + json.dumps(asdict(settings), sort_keys=True)
     folder = study.folder / "predictor"
     summary = folder / "predictor.json"
     if summary.exists() and read_json(summary).get("owner") == owner:
@@ -50,6 +52,7 @@ def fit(study: Study, settings: FitSettings | None = None, progress: Progress = 
         lambda fold, epoch: progress(fold * settings.epochs + epoch, total, "fitting the predictor"),
         _roots(study, settings.hops),
         (folder, owner),
+        as_alone(study, alone),
     )
     ensemble.save(folder, owner)
     return ensemble
@@ -67,6 +70,29 @@ def training_data(study: Study, records: Sequence[Record]) -> tuple[np.ndarray, 
     """(option indices [records, layers], objective [records], higher is better)."""
     choices = np.stack([study.space.encode(r.configuration) for r in records])
     return choices, np.array([study.objective.gain(r) for r in records])
+
+
+def layers_alone(study: Study) -> list[Record]:
+    """Records of one layer alone that tell its damage: none where the objective is not one metric in decibels.
+
+    Size is no part of such an objective, and an option without any error has no logarithm.
+    """
+    if not study.objective.in_decibels:
+        return []
+    return [r for r in study.records.all("single") if math.isfinite(study.objective.gain(r))]
+
+
+def as_alone(study: Study, records: Sequence[Record]) -> Alone | None:
+    """Records of one layer alone as the predictor reads them; None without any."""
+    if not records:
+        return None
+    space = study.space
+    chosen = [next(iter(record.configuration.items())) for record in records]
+    return Alone(
+        np.array([space.layers.index(layer) for layer, _ in chosen]),
+        np.array([space.options[layer].index(option) for layer, option in chosen]),
+        np.array([study.objective.gain(record) for record in records]),
+    )
 
 
 def fitted(study: Study) -> tuple[Ensemble, str]:
@@ -93,12 +119,15 @@ def block_scores_of(study: Study) -> BlockScores:
     return block_scores(study.graph, study.space, study.encoding, fitted(study)[0])
 
 
-def sensitivity(study: Study) -> Sensitivity:
-    """Scores, and what each option is expected to cost the objective; the table is left in sensitivity.csv."""
+def sensitivity(study: Study, ending: str = "csv") -> Sensitivity:
+    """Scores, and what each option is expected to cost the objective.
+
+    The tables are left in sensitivity.csv and sensitivity-groups.csv, or with the ending "parquet".
+    """
     ensemble, scores = fitted(study)[0], explain(study)
     effects = option_effects(study.graph, study.space, study.bank, ensemble, *training_data(study, samples(study)))
     found = Sensitivity(study.graph.layers, study.space, study.bank, scores, effects, study.objective.unit)
-    write_csv(found.rows, study.folder / "sensitivity.csv")
+    write_tables(found.rows, found.steps, study.folder, ending)
     return found
 
 

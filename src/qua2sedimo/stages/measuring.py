@@ -136,6 +136,7 @@ def _outcomes(
         workers.count,
         workers.address,
         lambda ready, count: progress(ready, count, "starting workers"),
+        one_first=not study.batch_is_known or study.references.find(images) is None,
     )
     yield from pool.run(jobs, stop)
 

@@ -94,7 +94,8 @@ class RayWorkers:
     """Does jobs on ``count`` actors, of this machine or, if ``address`` is given, of the cluster there.
 
     ``factory`` ("module:function") and ``arguments`` (plain data) make an actor's work when it starts.
-    ``started(ready, count)`` is called as actors become ready.
+    ``started(ready, count)`` is called as actors become ready. With ``one_first`` the others are started when the first
+    is ready: it makes something once that they then find.
     """
 
     factory: str
@@ -102,10 +103,12 @@ class RayWorkers:
     count: int | None = None
     address: str | None = None
     started: Callable[[int, int], object] = lambda ready, count: None
+    one_first: bool = False
     _starting: dict[Any, _Hand] = field(default_factory=dict, init=False)
     _busy: dict[Any, _Hand] = field(default_factory=dict, init=False)
     _idle: list[_Hand] = field(default_factory=list, init=False)
     _lost_starts: int = field(default=0, init=False)
+    _later: int = field(default=0, init=False)
 
     def run(self, jobs: Iterable[Job], stop: Callable[[], bool] = lambda: False) -> Iterator[Outcome]:
         """Outcomes as they come; after ``stop()`` only of jobs that are being done.
@@ -120,7 +123,8 @@ class RayWorkers:
         try:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             count, share = shares(self.count, nodes)
-            for _ in range(count):
+            self._later = count - 1 if self.one_first else 0
+            for _ in range(count - self._later):
                 self._start(ray, share)
             yield from self._drive(ray, share, count, Queue(jobs), stop)
         except ray.exceptions.RaySystemError as error:
@@ -179,6 +183,9 @@ class RayWorkers:
         self._lost_starts = 0
         hand.host, hand.worker = reply["host"], reply["worker"]
         self._idle.append(hand)
+        while self._later:
+            self._later -= 1
+            self._start(ray, share)
 
     def _finished(self, ray: Any, reference: Any, share: Shares, queue: Queue) -> Outcome | None:
         """A job has ended, or its actor; a dead actor is replaced."""
