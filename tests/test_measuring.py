@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -140,14 +141,43 @@ def memory_errors(count: int) -> list[Exception]:
 def test_one_that_fails_three_times_is_recorded_and_passed_over(study: Study, unlucky, undisturbed) -> None:
     unlucky |= {1: memory_errors(2), 3: memory_errors(3)}
     found = study.measure(6)
-    assert [r.number for r in found] == [0, 1, 2, 4, 5]
-    assert [r.origin.attempts for r in found] == [1, 3, 1, 1, 1]
+    assert [r.number for r in found] == [0, 1, 2, 4, 5, 6]  # six that are measured, whatever fails
+    assert [r.origin.attempts for r in found] == [1, 3, 1, 1, 1, 1]
     (failure,) = study.records.failed()
     assert (failure.number, failure.error) == (3, "MemoryError: error 2")
     assert failure.configuration == undisturbed[3].configuration
-    assert [r.number for r in study.measure(6)] == [0, 1, 2, 4, 5]
+    assert [r.number for r in study.measure(6)] == [0, 1, 2, 4, 5, 6]
     again = study.measure(6, again=True)
-    assert essence(again) == essence(undisturbed[:6]) and study.records.failed() == []
+    assert essence(again) == essence(undisturbed[:7]) and study.records.failed() == []
+
+
+def test_a_sequence_that_ends_has_nothing_to_put_in_place_of_a_failed_one(tmp_path: Path, unlucky) -> None:
+    study = listed_study(tmp_path, LISTED)
+    unlucky |= {1: memory_errors(3)}
+    told: list[tuple[int, int]] = []
+    assert [r.number for r in study.measure(3, lambda *one: told.append(one[:2]))] == [0, 2]
+    assert told[-1] == (2, 2)
+    assert [r.number for r in study.measure(3)] == [0, 2]
+
+
+# A list of one's own -----------------------------------------------------------------------------------------------
+
+LISTED = [{"*": "uaq-2"}, {"*": "uaq-4"}, {"*": "kmeans_a-3"}]
+
+
+def listed_study(folder: Path, entries: list[dict[str, str]]) -> Study:
+    (folder / "mine.json").write_text(json.dumps(entries))
+    settings = small_settings(sampler="list", configurations=str(folder / "mine.json"), options=OPTIONS)
+    return Study.create(folder / "study", settings, small_pipeline())
+
+
+def test_a_list_may_grow_at_its_end_but_what_was_measured_must_stay(tmp_path: Path) -> None:
+    first = listed_study(tmp_path, LISTED[:2]).measure(2)
+    assert essence(listed_study(tmp_path, LISTED).measure(3)[:2]) == essence(first)
+    with pytest.raises(Qua2SeDiMoError, match=r"entry 2 of .*mine.json is not the one that was measured"):
+        listed_study(tmp_path, [LISTED[0], LISTED[2], LISTED[1]]).measure(3)
+    with pytest.raises(Qua2SeDiMoError, match="entry 3 of"):
+        listed_study(tmp_path, LISTED[:2]).measure(2)
 
 
 def test_three_in_a_row_are_no_longer_the_configurations_fault(study: Study, unlucky) -> None:

@@ -17,6 +17,9 @@ from qua2sedimo.files import write_text
 
 _BATCH_OF_VERSION_1 = 16
 
+SamplerName = Literal["spread", "stratified", "paper", "singles", "list"]
+SAMPLERS: tuple[str, ...] = get_args(SamplerName)
+
 
 class StudySettings(BaseModel):
     """Everything that decides a study's results. Unknown keys are errors.
@@ -41,7 +44,7 @@ class StudySettings(BaseModel):
     seed: int = Field(default=0, ge=0)
     options: str = "wide"
     keep: list[str] = Field(default_factory=list)
-    sampler: Literal["spread", "stratified", "paper", "singles", "list"] = "spread"
+    sampler: SamplerName = "spread"
     configurations: str | None = None
     bits_range: tuple[float, float] = (2.0, 6.0)
     objective: str = "psnr"

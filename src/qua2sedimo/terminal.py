@@ -24,7 +24,7 @@ from qua2sedimo.choices import Choice
 from qua2sedimo.comparison import Row
 from qua2sedimo.denoisers import WeightLayer
 from qua2sedimo.errors import Stopped
-from qua2sedimo.evaluation.metrics import METRICS, Estimate
+from qua2sedimo.evaluation.metrics import Estimate, metric
 from qua2sedimo.inspection import Inspection
 from qua2sedimo.objective import Objective
 from qua2sedimo.sensitivity import Distribution
@@ -95,7 +95,7 @@ def comparison_table(rows: Sequence[Row], width: int) -> Table:
     used = 2 + max(len(row.name) for row in rows) + 2 + 7 + 7
     shown = []
     for name in names:
-        m = METRICS[name]
+        m = metric(name)
         cells = [_estimate(row.metrics[name], row.kind == "full" and m.kind == "paired") for row in rows]
         wide = max(len(cell) for cell in (*cells, *_COLUMNS[name].split("\n"))) + 2
         if used + wide > width:

@@ -8,13 +8,37 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, DiTPipeline, UNet2DModel
-from tests.conftest import randomized
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    StableDiffusionPipeline,
+    UNet2DModel,
+)
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from tests.conftest import randomized, small_unet
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    PreTrainedTokenizerFast,
+)
 
+from qua2sedimo import zoo
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation import Generation, Generator
 from qua2sedimo.evaluation.batches import fitting_batch, largest_fitting
-from qua2sedimo.evaluation.generate import check_arguments, check_inputs, input_argument
+from qua2sedimo.evaluation.generate import (
+    check_arguments,
+    check_inputs,
+    has_safety_checker,
+    input_argument,
+    without_safety_checker,
+)
 from qua2sedimo.evaluation.prompts import PromptMemory
 
 ARGUMENTS = {"num_inference_steps": 2, "guidance_scale": 1.0}
@@ -323,3 +347,62 @@ def test_remembered_prompts_give_the_very_bits_of_encoded_ones(model: str) -> No
         bare = np.concatenate([pipeline(**make.call_arguments(range(low, low + 2))).images for low in (0, 2)])
     assert np.array_equal(make(0, 4), bare)
     assert np.array_equal(make(0, 4), bare)
+
+
+# Safety checkers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Stable Diffusion, saved, whose safety checker takes offence at every picture."""
+    torch.manual_seed(0)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(zoo.ENTRIES["avatars-unet"].folder / "tokenizer")
+    tokenizer.model_max_length = 8
+    size = {"hidden_size": 24, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = CLIPTextConfig(**size, vocab_size=len(tokenizer), max_position_embeddings=8, eos_token_id=1)
+    vision = CLIPVisionConfig(**size, image_size=16, patch_size=8)
+    checker = StableDiffusionSafetyChecker(
+        CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
+    )
+    checker.concept_embeds_weights.fill_(-9.0)  # thresholds that every picture is above
+    checker.special_care_embeds_weights.fill_(-9.0)
+    unet = small_unet()
+    unet.register_to_config(in_channels=3)
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL(latent_channels=3, block_out_channels=(8,), norm_num_groups=8, sample_size=8),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(),
+        safety_checker=checker,
+        feature_extractor=CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
+    )
+    folder = tmp_path_factory.mktemp("stable") / "diffusion"
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def test_a_safety_checker_blacks_nothing_out_while_measuring_and_is_there_again_afterwards(
+    stable_diffusion: Path, tmp_path: Path
+) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(stable_diffusion)
+    pipeline.set_progress_bar_config(disable=True)
+    arguments = {"num_inference_steps": 2, "guidance_scale": 1.0, "height": 8, "width": 8}
+    make = Generator(pipeline, Generation(["red hair", "smile"], arguments))
+    judged = pipeline(**make.call_arguments([0, 1])).images
+    assert (judged == 0).all()
+    assert has_safety_checker(pipeline)
+    assert (make(0, 2).std(axis=(1, 2, 3)) > 0).all()
+    assert isinstance(pipeline.safety_checker, StableDiffusionSafetyChecker)
+    pipeline.save_pretrained(tmp_path / "again")
+    exported = StableDiffusionPipeline.from_pretrained(tmp_path / "again")
+    assert isinstance(exported.safety_checker, StableDiffusionSafetyChecker)
+
+
+def test_a_safety_checker_is_back_after_a_call_that_failed(pipeline: DiTPipeline) -> None:
+    checker = object()
+    vars(pipeline)["safety_checker"] = checker
+    with pytest.raises(Qua2SeDiMoError), without_safety_checker(pipeline):
+        assert not has_safety_checker(pipeline)
+        raise Qua2SeDiMoError("out of memory")
+    assert pipeline.safety_checker is checker

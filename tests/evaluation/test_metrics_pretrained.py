@@ -133,3 +133,25 @@ def test_weights_with_code_in_them_are_not_run(inception: Callable[[], Path], tm
         metric(f"fid_inception:{tmp_path / 'evil.pth'}").load()
     with pytest.raises(Qua2SeDiMoError, match="cannot be loaded from /nowhere"):
         metric("fid_inception:/nowhere").load()
+
+
+@pytest.mark.parametrize("online", [False, True])
+def test_the_hub_is_asked_for_a_model_only_if_it_answers(monkeypatch: pytest.MonkeyPatch, online: bool) -> None:
+    """Else each file is waited for, several times; what is in the cache serves without."""
+    asked: list[bool] = []
+
+    class Session:
+        def head(self, url: str, **_: Any) -> None:
+            if not online:
+                raise OSError("Name or service not known")
+
+    def absent(source: str, local_files_only: bool) -> None:
+        asked.append(local_files_only)
+        raise OSError(f"{source} is not there")
+
+    monkeypatch.setattr("huggingface_hub.get_session", Session)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("transformers.CLIPModel.from_pretrained", absent)
+    with pytest.raises(Qua2SeDiMoError, match="CLIP model 'nobody/nothing' cannot be loaded"):
+        clip_judge("nobody/nothing")
+    assert asked == [not online]

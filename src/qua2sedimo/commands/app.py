@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ import typer
 
 from qua2sedimo import zoo
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.settings import StudySettings
+from qua2sedimo.settings import SAMPLERS, StudySettings
 
 app = typer.Typer(
     help="Find out which layers of a diffusion denoiser bear low-bit weights, and pack the model accordingly.\n\n"
@@ -48,6 +49,27 @@ Keep = Annotated[
     typer.Option("--keep", help="Leave layers that match this pattern in 16 bits; repeat it.", metavar="PATTERN"),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Decides noise and random configurations.")]
+Samplers = Annotated[
+    str,
+    typer.Option(
+        help="Which configurations: `spread` (average bits evenly spread, layers drawn one by one), `stratified` (also "
+        "reaches the corners: whole blocks low, one method only), `paper`, `singles` (one layer at a time), `list` "
+        "(yours: --list)."
+    ),
+]
+ListFile = Annotated[
+    Path | None,
+    typer.Option("--list", help="JSON or YAML list of {layer pattern: option}, for --sampler list.", metavar="FILE"),
+]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric", help="What to measure by; repeat it. psnr and features unless told; see `qua2sedimo metrics`."
+    ),
+]
+Batch = Annotated[
+    int | None, typer.Option(help="Images a call of the pipeline; as many as fit, at most 16, unless told.", min=1)
+]
 Configurations = Annotated[int, typer.Option(help="Random configurations to measure in all.", min=20)]
 Images = Annotated[int, typer.Option(help="Images per measured configuration.", min=2)]
 
@@ -76,6 +98,29 @@ def settings_for(
         keep=keep or [],
         seed=seed,
     )
+
+
+def measured_by(
+    settings: StudySettings, sampler: str, listed: Path | None, metrics: list[str] | None, batch: int | None
+) -> StudySettings:
+    """The settings with what --sampler, --list, --metric and --batch ask for.
+
+    Raises :class:`Qua2SeDiMoError` naming the option if a sampler or metric is unknown, or a list is missing or idle.
+    """
+    if sampler not in SAMPLERS:
+        near = difflib.get_close_matches(sampler, SAMPLERS, 1)
+        hint = f"Did you mean '{near[0]}'? " if near else ""
+        raise Qua2SeDiMoError(f"--sampler: unknown sampler '{sampler}'", f"{hint}Known: {', '.join(SAMPLERS)}.")
+    if (sampler == "list") != (listed is not None):
+        raise Qua2SeDiMoError("--sampler list and --list FILE belong together", "Give both, or neither.")
+    changes: dict[str, Any] = {"sampler": sampler}
+    if listed is not None:
+        changes["configurations"] = str(listed.resolve())
+    if metrics:
+        changes["metrics"] = list(dict.fromkeys(metrics))
+    if batch is not None:
+        changes["batch"] = batch
+    return StudySettings.model_validate({**settings.model_dump(), **changes})
 
 
 def pipeline_arguments(text: str) -> dict[str, Any]:

