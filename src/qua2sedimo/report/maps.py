@@ -43,7 +43,7 @@ def sensitivity_map(costs: Sequence[LayerCost], unit: str = "", width: Any = 720
     values = [row["value"] for row in rows]
     largest = max(map(abs, values)) or 1.0
     digits = max(0, min(3, 1 - math.floor(math.log10(largest))))
-    strong = 0.55 * largest
+    strong = 0.72 * largest
     for row in rows:
         row["dark"] = abs(row["value"]) > strong
         row["text"] = number(row["value"], digits)
@@ -77,7 +77,7 @@ def choice_map(choices: Sequence[LayerChoice], width: Any = 720) -> Any:
         )
     top = max(6.0, *(row["value"] for row in rows))
     for row in rows:
-        row["dark"] = row["value"] - 2 > 0.55 * (min(8.0, top) - 2)
+        row["dark"] = row["value"] - 2 > 0.72 * (min(8.0, top) - 2)
     tooltip = [
         alt.Tooltip("value:Q", title="bits per weight", format=".2f"),
         alt.Tooltip("options:N", title="option"),
