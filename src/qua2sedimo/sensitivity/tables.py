@@ -74,20 +74,11 @@ class Distribution:
 
 
 @dataclass(frozen=True)
-class GroupRow:
-    """A :class:`Distribution` of one ``quantity``, "score" or "cost 4 to 3", over the group ``name`` of a grouping."""
+class GroupRow(Distribution):
+    """The distribution of a ``quantity``, "score" or "cost 4 to 3", over one group of the grouping ``by``."""
 
     quantity: str
     by: str
-    name: str
-    count: int
-    low: float
-    q1: float
-    median: float
-    q3: float
-    high: float
-    outliers: tuple[str, ...]
-    spread: float
 
 
 def option_rows(
@@ -153,9 +144,11 @@ def grouped(rows: Sequence[OptionRow], steps: Sequence[LayerStep]) -> list[Group
 
     A layer has one step, so there are none by layer.
     """
-    found = [GroupRow("score", by, **asdict(d)) for by in GROUPINGS for d in distributions(rows, by)]
+    found = [GroupRow(**asdict(d), quantity="score", by=by) for by in GROUPINGS for d in distributions(rows, by)]
     return found + [
-        GroupRow("cost 4 to 3", by, **asdict(d)) for by in GROUPINGS[1:] for d in step_distributions(steps, by)
+        GroupRow(**asdict(d), quantity="cost 4 to 3", by=by)
+        for by in GROUPINGS[1:]
+        for d in step_distributions(steps, by)
     ]
 
 
