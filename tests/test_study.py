@@ -25,6 +25,8 @@ from qua2sedimo.denoisers import weight_modules
 from qua2sedimo.evaluation import Measurer
 from qua2sedimo.evaluation.measure import to_uint8
 from qua2sedimo.evaluation.replay import replay
+from qua2sedimo.objective import Objective
+from qua2sedimo.options import bit_operations
 from qua2sedimo.predictor import FitSettings
 from qua2sedimo.quantizers import METHODS
 from qua2sedimo.records import Records
@@ -298,6 +300,20 @@ def test_compared_rows_are_read_from_the_folder_the_second_time(
     for row, before in zip(again, finished.rows, strict=True):
         assert (row.name, row.metrics) == (before.name, before.metrics)
         assert np.array_equal(row.pictures, before.pictures)
+
+
+def test_rows_know_their_configurations_so_that_an_objective_of_size_has_a_value_for_each(finished: Finished) -> None:
+    space, layers = finished.study.space, finished.study.graph.layers
+    macs = {name: layers[name].macs for name in space.layers}
+    objective = Objective.parse("psnr - bops/1e9", space.weights, macs)
+    for row in finished.rows:
+        assert (space.nbytes(row.configuration), space.average_bits(row.configuration)) == (
+            row.nbytes,
+            row.average_bits,
+        )
+        psnr = row.metrics["psnr"].value
+        expected = psnr - bit_operations(macs, row.configuration) / 1e9
+        assert objective.of({"psnr": psnr}, row.average_bits, row.configuration) == pytest.approx(expected)
 
 
 def test_the_report_is_written_and_tells_the_choice(finished: Finished, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class Row:
 
     name: str
     kind: str  # "full", "uniform", "ours", or "activations": ours with its activations rounded too
+    configuration: Configuration
     average_bits: float
     nbytes: int
     metrics: dict[str, Estimate]
@@ -88,7 +89,7 @@ class _Comparing:
 
     def rows(self) -> list[Row]:
         space, study = self.study.space, self.study
-        made = [self._row("full precision", "full", 16.0, 2 * space.weights, self._full)]
+        made = [self._row("full precision", "full", Configuration({}), self._full)]
         for option in UNIFORM:
             configuration = space.uniform(option)
 
@@ -96,17 +97,16 @@ class _Comparing:
                 study.switch.apply(configuration)
                 return study.generator(self.images.start, self.images.stop)
 
-            bits, nbytes = space.average_bits(configuration), space.nbytes(configuration)
-            made.append(self._row(f"uniform {option}", "uniform", bits, nbytes, generate))
-        asked, own = f"{self.choice.bits_asked:g}", (self.choice.average_bits, self.choice.nbytes)
-        made.append(self._row(f"ours, {asked} bits", "ours", *own, self._ours))
+            made.append(self._row(f"uniform {option}", "uniform", configuration, generate))
+        asked, own = f"{self.choice.bits_asked:g}", self.choice.configuration
+        made.append(self._row(f"ours, {asked} bits", "ours", own, self._ours))
         made += [
-            self._row(f"ours, W{asked}A{bits}", "activations", *own, partial(self._rounding, bits))
+            self._row(f"ours, W{asked}A{bits}", "activations", own, partial(self._rounding, bits))
             for bits in self._act_bits
         ]
         return made
 
-    def _row(self, name: str, kind: str, bits: float, nbytes: int, generate: Callable[[], np.ndarray]) -> Row:
+    def _row(self, name: str, kind: str, configuration: Configuration, generate: Callable[[], np.ndarray]) -> Row:
         stem = name.replace(" ", "-").replace(",", "")
         path, pictures = self.folder / f"{stem}.json", self.folder / f"{stem}.safetensors"
         key = [self.study.identity, self.study.settings.protocol, len(self.images)]
@@ -120,7 +120,8 @@ class _Comparing:
         self._done += 1
         self._progress(self._done, self._total, "comparing with uniform quantization")
         estimates = {m: Estimate(**e) for m, e in read_json(path)["metrics"].items()}
-        return Row(name, kind, bits, nbytes, estimates, load_file(pictures)["pictures"])
+        bits, nbytes = self.study.space.average_bits(configuration), self.study.space.nbytes(configuration)
+        return Row(name, kind, configuration, bits, nbytes, estimates, load_file(pictures)["pictures"])
 
     @property
     def comparison(self) -> Comparison:

@@ -184,7 +184,7 @@ def _row_estimate(objective: Objective, row: Row) -> Estimate:
     """A metric's own interval; an expression of several has none here."""
     if objective.text in row.metrics:
         return row.metrics[objective.text]
-    value = objective.of({name: e.value for name, e in row.metrics.items()}, row.average_bits)
+    value = objective.of({name: e.value for name, e in row.metrics.items()}, row.average_bits, row.configuration)
     return Estimate(value, value, value, 0)
 
 
