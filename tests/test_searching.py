@@ -83,8 +83,21 @@ def test_who_wins_is_decided_on_images_that_nothing_was_learned_from(finished: F
 def test_rounds_improve_on_what_layers_alone_propose(finished: Finished) -> None:
     first, last = finished.found.rounds[0], finished.found.rounds[-1]
     assert last.spent > first.spent
-    own = [m for m in evidence(finished.study).measured if m.kind == 2]
-    assert last.best == max(m.quality for m in own)
+    known = evidence(finished.study)
+    own = [m.configuration for m in known.measured if m.kind == 2]
+    assert last.best == pytest.approx(max(known.predicted(own)))
+
+
+def test_candidates_take_turns_on_sets_of_images_and_no_image_of_the_finals_is_among_them(finished: Finished) -> None:
+    starts = [r.measurement.start for r in finished.study.records.all("round")]
+    assert len(starts) >= 16 and set(starts) == set(range(0, 8 * FEW, FEW))
+
+
+def test_with_fewer_images_than_layers_alone_take_rounds_start_from_what_is_believed(tmp_path: Path) -> None:
+    study = made(tmp_path / "study")
+    found = study.search(BITS, 70)
+    assert study.records.all("single") == [] and found.choice.average_bits <= BITS
+    assert images_spent(study) <= 70
 
 
 def test_run_again_it_measures_nothing_and_answers_the_same(

@@ -11,7 +11,7 @@ from qua2sedimo.search.choose import (
     non_dominated,
 )
 from qua2sedimo.search.constraints import Allowed, Constraints, allow
-from qua2sedimo.search.damage import DamageModel, Observations, fit_damage
+from qua2sedimo.search.damage import DamageModel, Features, Observations, fit_damage
 from qua2sedimo.search.proposals import propose
 from qua2sedimo.search.proposers import (
     Evidence,
@@ -30,6 +30,7 @@ __all__ = [
     "Constraints",
     "DamageModel",
     "Evidence",
+    "Features",
     "LayerReason",
     "Measured",
     "Observations",

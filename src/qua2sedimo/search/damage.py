@@ -1,113 +1,147 @@
-"""The additive model of damage with its uncertainty: from any measurements, of one layer or of all, to sensitivities.
+"""The additive model of damage with its uncertainty: from any measurements, of one layer or all, to what options cost.
 
-ln D(c) = ln Σ_l exp(θ_l + γ·ln e_l(c)),   y(c) = ln D − softplus(ln D − κ) + δ·[c is one layer alone] + noise
+ln D(c) = ln Σ_l exp(w·x(l, c_l)),   y(c) = ln D − softplus(ln D − κ) + δ·[c is one layer alone] + ε_images + noise
 
-e_l(c) is layer l's relative quantization error under the configuration (0 where it is not quantized), y the log of
-the images' mean squared error, κ where damage saturates: a ruined picture cannot get worse. θ_l = level + operation +
-block + layer, each with a normal prior, so that layers that were never looked at closely are judged by their kind.
-The maximum of the posterior is found by Gauss-Newton steps, its covariance is that of the linearised model, and every
-kind of record (one layer alone, random, near the frontier) has a noise of its own, estimated from its residuals.
+x(l, o) are the features of option o of layer l, the predictor's own: log relative error, size, depth, method,
+operation, block, the layer itself; w has their normal prior, so that layers that were never looked at closely are
+judged by their kind. A layer in 16 bits adds nothing. y is the log of the images' mean squared error, κ where damage
+saturates: a ruined picture cannot get worse; ε what images measured together have in common: some pictures are harder
+than others. The maximum of the posterior is found by Gauss-Newton steps, its covariance is that of the linearised model,
+and every kind of record (one layer alone, random, near the frontier) has a noise of its own, estimated from its
+residuals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-FLOOR = 1e-9  # the relative error of an exact option
-_STEPS = 30
-#: Prior standard deviations in nepers: of operations, blocks and layers, of the level, of γ, κ and δ.
-_GROUP, _LAYER, _LEVEL, _EXPONENT, _LIMIT, _SHIFT = 1.0, 1.5, 5.0, 0.2, 1.0, 1.0
+_STEPS, _CLOSE = 30, 1e-3
+_ROUNDS, _SETTLED = 8, 0.05
+#: Prior standard deviations in nepers: of κ, of δ, and of what images have in common.
+_LIMIT, _SHIFT, _IMAGES = 1.0, 1.0, 0.4
 _LEAST_NOISE, _FIRST_NOISE = 0.02, 0.3
 #: The noise first assumed counts as much as so many records: layers measured once cannot tell it from their spread.
 _ASSUMED = 20
 
 
-@dataclass(frozen=True)
-class Observations:
-    """Measured configurations: ln relative error [records, layers], −inf where a layer is not quantized; y [records],
-    the log of the images' error; and the kind of each record, an index [records], 0 for one layer alone."""
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Features of every option of every layer and the prior of their weights.
 
-    log_errors: np.ndarray
-    log_damage: np.ndarray
-    kind: np.ndarray
-
-
-@dataclass(frozen=True)
-class DamageModel:
-    """Most likely parameters and their covariance; ``layers`` [layers, parameters] makes θ of them.
-
-    The last three parameters are γ, κ and δ.
+    Shapes:
+        values: [layers, options, features], padded where ``offered`` [layers, options] is not; mean, deviation:
+        [features], of a normal prior. Column 0 grows with the option's error, column 1 is the level, 1 everywhere.
     """
 
-    layers: np.ndarray
+    values: np.ndarray
+    offered: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @cached_property
+    def columns(self) -> list[np.ndarray]:
+        """Which features each layer has at all: most are those of other layers."""
+        return [np.flatnonzero(of.any(axis=0)) for of in self.values]
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """Measured configurations.
+
+    Shapes:
+        choices: int [records, layers], the option of each layer, −1 where it is in 16 bits; log_damage: [records], the
+        log of the images' error; kind: int [records], 0 for one layer alone; images: int [records], which images.
+    """
+
+    choices: np.ndarray
+    log_damage: np.ndarray
+    kind: np.ndarray
+    images: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class DamageModel:
+    """The weights w, most likely or drawn [features], and what the fit left of κ and δ.
+
+    ``mean``, ``covariance`` are of all parameters: w, ε of each set of images, κ, δ. ``noise``: standard deviation of
+    each kind of record, in nepers.
+    """
+
+    features: Features
     mean: np.ndarray
     covariance: np.ndarray
     noise: np.ndarray
 
     @property
-    def log_sensitivity(self) -> np.ndarray:
-        """θ [layers]."""
-        return self.layers @ self.mean
+    def weights(self) -> np.ndarray:
+        return self.mean[: len(self.features.mean)]
+
+    @cached_property
+    def log_damage(self) -> np.ndarray:
+        """w·x, the log of what each option adds: [layers, options]."""
+        return self.features.values @ self.weights
 
     @property
-    def exponent(self) -> float:
-        return float(self.mean[-3])
+    def limit(self) -> float:
+        """κ."""
+        return float(self.mean[-2])
 
     def draw(self, rng: np.random.Generator, spread: float = 1.0) -> DamageModel:
         """One set of parameters as likely as the measurements leave it; ``spread`` widens the deviations, since where
         errors do not just add, the model is surer of itself than it should be."""
         drawn = rng.multivariate_normal(self.mean, spread**2 * self.covariance, method="eigh")
-        drawn[-3] = max(drawn[-3], 0.1)  # more error is never better
-        return DamageModel(self.layers, drawn, self.covariance, self.noise)
+        drawn[0] = max(drawn[0], 0.1)  # more error is never better
+        return DamageModel(self.features, drawn, self.covariance, self.noise)
 
-    def damage(self, log_errors: np.ndarray) -> np.ndarray:
-        """exp(θ_l + γ·ln e): what an option adds, for ln errors [..., layers]."""
-        return np.exp(self.log_sensitivity + self.exponent * log_errors)
-
-    def predict(self, log_errors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(y [records], its standard deviation without noise) for configurations of all layers."""
-        y, jacobian = _forward(self.layers, self.mean, log_errors, np.zeros(len(log_errors)))
+    def predict(self, choices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(y [records], its standard deviation without noise) for choices [records, layers], on images like others."""
+        nothing = np.zeros(len(choices))
+        y, jacobian = _forward(self.features, self.mean, choices, nothing, nothing.astype(int) - 1)
         return y, np.sqrt(np.maximum(0, np.einsum("ij,jk,ik->i", jacobian, self.covariance, jacobian)))
 
 
-def fit_damage(groups: Sequence[Sequence[str]], seen: Observations) -> DamageModel:
-    """Fit to the observations; ``groups`` names the kinds each layer belongs to, e.g. its operation and its block.
+def prior_damage(features: Features) -> DamageModel:
+    """What is believed before anything was measured."""
+    mean = np.concatenate([features.mean, [np.inf, 0.0]])
+    deviation = np.concatenate([features.deviation, [0.0, 0.0]])
+    deviation[1] = 0.0  # the level of all options alike decides nothing
+    return DamageModel(features, np.where(np.isfinite(mean), mean, 1e3), np.diag(deviation**2), np.array([]))
 
-    Each of ``groups`` has one name a layer. Works from a single observation on: what was not seen is as the prior has
-    it.
-    """
-    count = len(groups[0])
-    columns = [np.ones((count, 1)), *map(_one_hot, groups), np.eye(count)]
-    spread = [_LEVEL, *(_GROUP for _ in groups), _LAYER]
-    deviations = np.concatenate([np.full(c.shape[1], s) for c, s in zip(columns, spread)])
-    layers = np.concatenate([*columns, np.zeros((count, 3))], axis=1)
-    deviations = np.concatenate([deviations, [_EXPONENT, _LIMIT, _SHIFT]])
-    start = np.zeros(len(deviations))
-    start[-3:] = 1.0, seen.log_damage.max() + 1.0, 0.0
-    prior = start.copy()
-    prior[0] = start[0] = np.median(seen.log_damage - np.logaddexp.reduce(seen.log_errors, axis=1))
+
+def fit_damage(features: Features, seen: Observations) -> DamageModel:
+    """Fit to the observations. Works from a single one on: what was not seen is as the prior has it."""
+    sets = int(seen.images.max()) + 1
+    limit = seen.log_damage.max() + 1.0
+    prior = np.concatenate([features.mean, np.zeros(sets), [limit, 0.0]])
+    deviations = np.concatenate([features.deviation, np.full(sets, _IMAGES), [_LIMIT, _SHIFT]])
     alone = (seen.kind == 0).astype(float)
-    kinds = int(seen.kind.max()) + 1
-    noise = np.full(kinds, _FIRST_NOISE)
+    unsaturated = np.append(prior[:-2], [1e3, 0.0])
+    prior[1] += np.median(seen.log_damage - _forward(features, unsaturated, seen.choices, alone, seen.images)[0])
+    noise = np.full(int(seen.kind.max()) + 1, _FIRST_NOISE)
 
-    mean, precision = start, np.diag(deviations**-2.0)
-    for _ in range(_STEPS):
-        y, jacobian = _forward(layers, mean, seen.log_errors, alone)
-        weight = noise[seen.kind] ** -2.0
-        information = precision + (jacobian * weight[:, None]).T @ jacobian
-        slope = (jacobian * weight[:, None]).T @ (seen.log_damage - y) - precision @ (mean - prior)
-        factor = cho_factor(information)
-        step = cho_solve(factor, slope)
-        mean = mean + step * min(1.0, 1.0 / max(1e-12, float(np.abs(step).max())))
+    mean, precision = prior.copy(), np.diag(deviations**-2.0)
+    for _ in range(_ROUNDS):
+        # The noise is estimated where the weights have settled: before, all that they have yet to learn would be noise.
+        for _ in range(_STEPS):
+            y, jacobian = _forward(features, mean, seen.choices, alone, seen.images)
+            weight = noise[seen.kind] ** -2.0
+            information = precision + (jacobian * weight[:, None]).T @ jacobian
+            slope = (jacobian * weight[:, None]).T @ (seen.log_damage - y) - precision @ (mean - prior)
+            factor = cho_factor(information)
+            step = cho_solve(factor, slope)
+            size = float(np.abs(step).max())
+            mean = mean + step * min(1.0, 1.0 / max(1e-12, size))
+            if size < _CLOSE:
+                break
         leverage = np.einsum("ij,ji->i", jacobian, cho_solve(factor, jacobian.T)) * weight
-        noise = _noise(seen, y, leverage, noise)
-        if np.abs(step).max() < 1e-3:
+        before, noise = noise, _noise(seen, y, leverage, noise)
+        if np.abs(np.log(noise / before)).max() < _SETTLED:
             break
-    return DamageModel(layers, mean, cho_solve(factor, np.eye(len(mean))), noise)
+    return DamageModel(features, mean, cho_solve(factor, np.eye(len(mean))), noise)
 
 
 def _noise(seen: Observations, predicted: np.ndarray, leverage: np.ndarray, before: np.ndarray) -> np.ndarray:
@@ -123,23 +157,22 @@ def _noise(seen: Observations, predicted: np.ndarray, leverage: np.ndarray, befo
 
 
 def _forward(
-    layers: np.ndarray, parameters: np.ndarray, log_errors: np.ndarray, alone: np.ndarray
+    features: Features, parameters: np.ndarray, choices: np.ndarray, alone: np.ndarray, images: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(y [records], its derivative by the parameters)."""
-    exponent, limit, shift = parameters[-3:]
-    finite = np.where(np.isfinite(log_errors), log_errors, 0.0)
-    terms = np.where(np.isfinite(log_errors), layers @ parameters + exponent * finite, -np.inf)
+    """(y [records], its derivative by the parameters); images −1 are like others."""
+    count, (limit, shift) = len(features.mean), parameters[-2:]
+    layers, chosen = np.arange(choices.shape[1]), np.maximum(choices, 0)
+    terms = np.where(choices >= 0, (features.values @ parameters[:count])[layers, chosen], -np.inf)
     total = np.logaddexp.reduce(terms, axis=1)
     share = np.exp(terms - total[:, None])
-    saturated = 1 / (1 + np.exp(-(total - limit)))
-    y = total - np.logaddexp(0, total - limit) + shift * alone
-    jacobian = share @ layers
-    jacobian[:, -3] = (share * finite).sum(axis=1)
+    jacobian = np.zeros((len(choices), len(parameters)))
+    for layer, columns in enumerate(features.columns):
+        jacobian[:, columns] += share[:, [layer]] * features.values[layer][np.ix_(chosen[:, layer], columns)]
+    saturated = 1 / (1 + np.exp(np.clip(limit - total, -500, 500)))
     jacobian *= (1 - saturated)[:, None]
+    y = total - np.logaddexp(0, total - limit) + shift * alone
+    known = np.flatnonzero(images >= 0)
+    y[known] += parameters[count + images[known]]
+    jacobian[known, count + images[known]] = 1.0
     jacobian[:, -2], jacobian[:, -1] = saturated, alone
     return y, jacobian
-
-
-def _one_hot(names: Sequence[str]) -> np.ndarray:
-    distinct = list(dict.fromkeys(names))
-    return np.array([[name == other for other in distinct] for name in names], dtype=float)

@@ -6,7 +6,7 @@ the scores up under one. Scores of different proposers are not comparable with e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,69 +15,69 @@ import numpy as np
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.search.choose import Values
-from qua2sedimo.search.damage import FLOOR, DamageModel, Observations, fit_damage
+from qua2sedimo.search.damage import DamageModel, Features, Observations, fit_damage, prior_damage
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One measured configuration: which kind it is (0: one layer alone), and its quality in dB (higher is better)."""
+    """One measured configuration: which kind it is (0: one layer alone), its quality in dB (higher is better), and a
+    name for the images it was measured on."""
 
     kind: int
     configuration: Configuration
     quality: float
+    images: Hashable = 0
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known: relative errors of all options, the groups each layer belongs to, and what was measured.
-
-    ``groups``: lists of one name a layer, e.g. operations and blocks.
-    """
+    """What is known: relative errors of all options, their features, and what was measured."""
 
     space: SearchSpace
     errors: Mapping[str, Mapping[Option, float]]
-    groups: Sequence[Sequence[str]]
+    features: Features
     measured: Sequence[Measured] = ()
 
-    def log_errors(self, configuration: Configuration) -> np.ndarray:
-        """ln of the relative error of each layer [layers], −inf where it is not quantized."""
+    def choices(self, configurations: Sequence[Configuration]) -> np.ndarray:
+        """Option indices [configurations, layers], −1 where a layer is not quantized."""
         return np.array(
-            [
-                np.log(self.errors[n][configuration[n]] + FLOOR) if n in configuration else -np.inf
-                for n in self.space.layers
-            ]
-        )
+            [[self._places[n][c[n]] if n in c else -1 for n in self.space.layers] for c in configurations], dtype=int
+        ).reshape(-1, len(self.space.layers))
+
+    @cached_property
+    def _places(self) -> dict[str, dict[Option, int]]:
+        return {n: {o: i for i, o in enumerate(self.space.options[n])} for n in self.space.layers}
 
     @cached_property
     def observations(self) -> Observations:
+        images = {name: i for i, name in enumerate(dict.fromkeys(m.images for m in self.measured))}
         return Observations(
-            np.array([self.log_errors(m.configuration) for m in self.measured]).reshape(-1, len(self.space.layers)),
+            self.choices([m.configuration for m in self.measured]),
             np.array([-m.quality for m in self.measured]) * np.log(10) / 10,
             np.array([m.kind for m in self.measured], dtype=int),
+            np.array([images[m.images] for m in self.measured], dtype=int),
         )
 
     @cached_property
     def model(self) -> DamageModel:
-        """The additive model of all that was measured; raises if nothing was."""
-        if not self.measured:
-            raise Qua2SeDiMoError("nothing was measured to fit the additive model to", "Run `qua2sedimo search`.")
-        return fit_damage(self.groups, self.observations)
+        """The additive model of all that was measured; of nothing, what is believed beforehand."""
+        return fit_damage(self.features, self.observations) if self.measured else prior_damage(self.features)
 
     def predicted(self, configurations: Sequence[Configuration], model: DamageModel | None = None) -> np.ndarray:
         """Quality in dB that the additive model expects [configurations]."""
-        y, _ = (model or self.model).predict(np.array([self.log_errors(c) for c in configurations]))
+        y, _ = (model or self.model).predict(self.choices(configurations))
         return -10 / np.log(10) * y
 
     def values(self, model: DamageModel) -> Values:
-        """Minus the damage each option adds."""
+        """Minus the damage each option adds, in units of the typical option's."""
+        logarithms = model.log_damage - np.median(model.log_damage[self.features.offered])
         return {
-            n: {
-                o: -float(np.exp(s + model.exponent * np.log(self.errors[n][o] + FLOOR))) for o in self.space.options[n]
-            }
-            for n, s in zip(self.space.layers, model.log_sensitivity - model.log_sensitivity.mean())
+            n: {o: -float(np.exp(logarithms[i, j])) for j, o in enumerate(self.space.options[n])}
+            for i, n in enumerate(self.space.layers)
         }
 
 
+_FLOOR = 1e-9  # the relative error of an exact option
 Proposer = Callable[[Evidence], Values]
 
 
@@ -96,7 +96,7 @@ def one_at_a_time(evidence: Evidence) -> Values:
         if m.kind == 0:
             ((layer, option),) = m.configuration.items()
             log_damage = -m.quality * np.log(10) / 10
-            found[layer].append(log_damage - np.log(evidence.errors[layer][option] + FLOOR))
+            found[layer].append(log_damage - np.log(evidence.errors[layer][option] + _FLOOR))
     missing = [n for n, values in found.items() if not values]
     if missing:
         raise Qua2SeDiMoError(f"layer '{missing[0]}' was never measured alone ({len(missing)} like it)")

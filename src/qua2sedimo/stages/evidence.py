@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import numpy as np
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Configuration, Option
 from qua2sedimo.records import Record
-from qua2sedimo.search import Evidence, Measured
+from qua2sedimo.search import Evidence, Features, Measured
 from qua2sedimo.stages.measuring import keep
 from qua2sedimo.stages.progress import Progress, silent
 
@@ -22,21 +23,29 @@ if TYPE_CHECKING:
 ROLES = ("single", "sample", "round")
 #: Images of a cheap measurement: one layer alone, or a candidate of a round.
 FEW = 4
+_EXPONENT = 0.4  # prior standard deviation of the power of the error with which damage grows
 
 
 def evidence(study: Study, roles: Sequence[str] = ROLES) -> Evidence:
-    """All measurements of these roles on the study's first images; a sample has more images, of which the first
-    count."""
+    """All measurements of these roles, each with which images it was measured on."""
     check_objective(study)
-    layers = [study.graph.layers[n] for n in study.space.layers]
     errors = {n: {o: e.relative_mse for o, e in study.bank.errors[n].items()} for n in study.space.layers}
-    records = [(ROLES.index(role), r) for role in roles for r in study.records.all(role) if r.measurement.start == 0]
-    return Evidence(
-        study.space,
-        errors,
-        [[layer.operation for layer in layers], [layer.block for layer in layers]],
-        [Measured(kind, r.configuration, float(np.mean(per_image(study, r.measurement)[:FEW]))) for kind, r in records],
-    )
+    records = [(ROLES.index(role), r) for role in roles for r in study.records.all(role)]
+    measured = [
+        Measured(kind, r.configuration, float(np.mean(values)), (r.measurement.start, len(values)))
+        for kind, r in records
+        if math.isfinite(np.mean(values := per_image(study, r.measurement)))
+    ]
+    return Evidence(study.space, errors, _features(study), measured)
+
+
+def _features(study: Study) -> Features:
+    """The predictor's features of every option, and the prior of what each adds."""
+    encoding = study.encoding
+    values, (mean, deviation) = encoding.options().double().numpy(), encoding.prior
+    deviation = deviation.copy()
+    deviation[0] = _EXPONENT  # layers alone, all at one option, hardly tell how damage grows with the error
+    return Features(values, encoding.offered.numpy(), mean, deviation)
 
 
 def check_objective(study: Study) -> None:
@@ -65,37 +74,39 @@ def measure_all(
     study: Study,
     role: str,
     configurations: Sequence[Configuration],
-    images: range,
+    images: range | Sequence[range],
     what: str,
     progress: Progress = silent,
     measurers: dict[range, Measurer] | None = None,
 ) -> list[Measurement]:
-    """Measurements of each configuration on these images; those made before in this role are read.
+    """Measurements of each configuration on these images, or on its own of several ranges; those made before in this
+    role are read.
 
     ``measurers`` keeps the full-precision images of a range for the next call.
     """
     measurers = {} if measurers is None else measurers
+    ranges = [images] * len(configurations) if isinstance(images, range) else list(images)
     records = study.records.all(role)
     done = {(r.configuration.digest, r.measurement.start): r for r in records}
     numbers = {r.configuration.digest: r.number for r in records}
     following = max(numbers.values(), default=-1) + 1
     try:
-        for i, configuration in enumerate(configurations):
-            key = configuration.digest, images.start
-            if key not in done or len(per_image(study, done[key].measurement)) < len(images):
-                if images not in measurers:
-                    measurers[images] = study.measurer(images.start, images.stop)
-                    _ = measurers[images].reference
+        for i, (configuration, part) in enumerate(zip(configurations, ranges, strict=True)):
+            key = configuration.digest, part.start
+            if key not in done or len(per_image(study, done[key].measurement)) < len(part):
+                if part not in measurers:
+                    measurers[part] = study.measurer(part.start, part.stop)
+                    _ = measurers[part].reference
                 if len(configuration) < len(study.space.layers):
                     study.switch.restore()  # what a configuration leaves out is in 16 bits
                 if key[0] not in numbers:
                     numbers[key[0]], following = following, following + 1
-                made = measurers[images](configuration)
+                made = measurers[part](configuration)
                 done[key] = _keep(study, role, numbers[key[0]], configuration, made)
             progress(i + 1, len(configurations), what)
     finally:
         study.switch.restore()
-    return [done[c.digest, images.start].measurement for c in configurations]
+    return [done[c.digest, part.start].measurement for c, part in zip(configurations, ranges)]
 
 
 def images_spent(study: Study, role: str | None = None, only: Sequence[Configuration] | None = None) -> int:

@@ -15,6 +15,7 @@ from qua2sedimo.search import (
     Budget,
     Constraints,
     Evidence,
+    Values,
     allow,
     best_configurations,
     budget_bytes,
@@ -42,15 +43,22 @@ if TYPE_CHECKING:
 
 _ROUND, _LEAST_ROUNDS = 8, 2  # candidates a round; rounds before the noise may end them
 _DRAWS = 16  # models drawn to propose, and to judge what could still be gained
-_SPREADS = (1.0, 2.0, 4.0)  # how much wider than the posterior
+_SPREADS = (1.0, 1.0, 2.0)  # how much wider than the posterior
+#: Candidates take turns on so many sets of images. What an image does with a configuration is mostly its own: measured
+#: on the same few, the winner would be the best for those.
+_IMAGE_SETS = 8
 _FINALISTS, _FINAL_IMAGES = 8, 16
+#: Layers are measured alone if that takes no more than this share of the images.
+_ALONE = 0.5
 #: Images that decide are none of those that were learned from.
 FRESH = 10_000
+_DECIBELS = 10 / np.log(10)  # in a neper of squared error
 
 
 @dataclass(frozen=True)
 class Round:
-    """One round: images spent so far, the best measured quality, and what a perfect model could still gain, in dB."""
+    """One round, in dB: images spent so far, the quality the model expects of the best measured one, what knowing the
+    true model could still gain, and the standard error with which finals could tell two candidates apart."""
 
     number: int
     spent: int
@@ -78,35 +86,39 @@ def search(
     """The best measured configuration within the budget for at most ``images`` images, all records of the study
     counted.
 
-    First every layer is measured alone at its smallest option. Then rounds: the additive model is fitted to all that
-    was measured, proposes its most likely best configuration and those of models drawn from its posterior, and they
-    are measured on few images. Rounds end when the drawn models see less to gain than the finals' noise, or at
-    three fifths of the images. The best candidates compete on fresh images by successive halving. Every measurement
-    is a record: run again, it goes on.
+    First every layer is measured alone at its smallest option, unless that would take more than half of the images.
+    Then rounds: the additive model is fitted to all that was measured, proposes its most likely best configuration
+    and those of models drawn from its posterior, and they are measured on few images. Rounds end when knowing the
+    model better would gain less than the images left can tell apart, or at three fifths of the images. The best
+    candidates compete on fresh images by successive halving. Every measurement is a record: run again, it goes on.
     """
     check_objective(study)
     allowed = allow(study.space, constraints, names_of(study))
     nbytes = budget_bytes(study.space, budget, allowed)
-    least = FEW * (len(study.space.layers) + _ROUND) + 2 * _FINAL_IMAGES
+    least = FEW * _ROUND + 2 * _FINAL_IMAGES
     if images < least:
         raise Qua2SeDiMoError(
-            f"{images} images are too few to search {len(study.space.layers)} layers",
-            f"{least} are the least: {FEW} a layer, one round, and two finalists on {_FINAL_IMAGES} fresh images.",
+            f"{images} images are too few to search",
+            f"{least} are the least: one round of {_ROUND} candidates on {FEW}, two finalists on {_FINAL_IMAGES}.",
         )
-    measure_singles(study, FEW, progress)
+    if FEW * len(study.space.layers) <= _ALONE * images:
+        measure_singles(study, FEW, progress)
     final = 3 * _FINALISTS * _FINAL_IMAGES
     reserved = min(final, max(2 * _FINAL_IMAGES, 2 * images // 5))
-    rounds = _rounds(study, nbytes, allowed, images - reserved, progress)
+    rounds = _rounds(study, nbytes, allowed, images - reserved, images, progress)
     known = evidence(study)
-    candidates = _candidates(known, nbytes, allowed)
+    candidates = _candidates(known, nbytes, allowed, study.settings.seed)
     before = images_spent(study) - images_spent(study, "final", candidates)
     choice, p_value = _decide(study, budget, known, candidates, max(reserved, images - before), progress)
     choice.save(choice_path(study, budget, constraints), f"search {study.identity} {study.settings.protocol}")
     return Found(choice, rounds, p_value)
 
 
-def _rounds(study: Study, nbytes: int, allowed: Allowed, until: int, progress: Progress) -> list[Round]:
-    """Measure proposals until the expected gain is below the noise or ``until`` images are spent; one row a round.
+def _rounds(
+    study: Study, nbytes: int, allowed: Allowed, until: int, images: int, progress: Progress
+) -> list[Round]:  # fmt: skip
+    """Measure proposals until the expected gain is below the noise or ``until`` of ``images`` are spent; one row a
+    round.
 
     All a round needs to know is in the records, so a search that was stopped goes on as it would have.
     """
@@ -118,22 +130,31 @@ def _rounds(study: Study, nbytes: int, allowed: Allowed, until: int, progress: P
         proposals = _proposals(known, nbytes, allowed, np.random.default_rng([study.settings.seed, len(own)]))
         tried = {m.configuration for m in known.measured}
         new = [c for c in proposals if c not in tried][: _ROUND - len(own) % _ROUND]
-        gain, noise = expected_gain(known, proposals), _noise(study, nbytes)
         spent = images_spent(study)
-        rounds.append(Round(len(rounds), spent, max((m.quality for m in own), default=float("nan")), gain, noise))
+        best = float(known.predicted([m.configuration for m in own]).max()) if own else float("nan")
+        gain, noise = expected_gain(known, proposals), _noise(known, images - spent)
+        rounds.append(Round(len(rounds), spent, best, gain, noise))
         room = (until - spent) // FEW
         if not new or room < 1 or (len(own) >= _LEAST_ROUNDS * _ROUND and gain < noise):
             return rounds
+        before = sum(m.kind == 2 for m in known.measured)
+        sets = [FEW * (i % _IMAGE_SETS) for i in range(before, before + len(new[:room]))]
         what = f"round {len(own) // _ROUND + 1}: measuring candidates"
-        measure_all(study, "round", new[:room], range(FEW), what, progress, measurers)
+        measure_all(study, "round", new[:room], [range(s, s + FEW) for s in sets], what, progress, measurers)
 
 
 def _proposals(known: Evidence, nbytes: int, allowed: Allowed, rng: np.random.Generator) -> list[Configuration]:
     """What the most likely model thinks best, what the simple programs do, and what drawn models do."""
-    programs = [most_likely(known), one_at_a_time(known), sum_of_errors(known)]
+    programs = [most_likely(known), *_simple(known)]
     programs += [drawn(known, rng, _SPREADS[i % len(_SPREADS)]) for i in range(_DRAWS)]
     found = [next(best_configurations(known.space, values, nbytes, 1, allowed)) for values in programs]
     return list(dict.fromkeys(found))
+
+
+def _simple(known: Evidence) -> list[Values]:
+    """Programs that need no model: the sum of errors, and each layer alone if all were measured so."""
+    alone = {name for m in known.measured if m.kind == 0 for name in m.configuration}
+    return [sum_of_errors(known), *([one_at_a_time(known)] if alone >= set(known.space.layers) else [])]
 
 
 def expected_gain(known: Evidence, proposals: list[Configuration], draws: int = _DRAWS, seed: int = 1) -> float:
@@ -144,37 +165,37 @@ def expected_gain(known: Evidence, proposals: list[Configuration], draws: int = 
     return float((quality.max(axis=1) - quality[:, 0]).mean())
 
 
-def _noise(study: Study, nbytes: int) -> float:
-    """Standard error, in dB, that the difference of two candidates will have when the finals decide.
-
-    From the scatter of per-image differences to the best candidate so far.
-    """
-    rows = [
-        per_image(study, r.measurement)
-        for r in study.records.all("round")
-        if study.space.nbytes(r.configuration) <= nbytes
-    ]
-    if len(rows) < 2:
+def _noise(known: Evidence, left: int) -> float:
+    """Standard error, in dB, of the difference of two candidates that share the images left."""
+    noise = known.model.noise
+    if len(noise) < 3 or left < 2:
         return 0.0
-    values = np.array([row[:FEW] for row in rows])
-    best = values.mean(axis=1).argmax()
-    difference = np.delete(values, best, axis=0) - values[best]
-    return float(difference.std(axis=1, ddof=1).mean() / np.sqrt(_FINAL_IMAGES))
+    return float(_DECIBELS * noise[2] * np.sqrt(2 * FEW / (left / 2)))
 
 
 def _fits(known: Evidence, configuration: Configuration, nbytes: int, allowed: Allowed) -> bool:
     return allowed.permits(configuration) and known.space.nbytes(configuration) <= nbytes
 
 
-def _candidates(known: Evidence, nbytes: int, allowed: Allowed) -> list[Configuration]:
-    """Measured configurations within the budget, best first: by measurement and model, each weighed by its
-    certainty."""
-    fitting = [m for m in known.measured if m.kind == 2 and _fits(known, m.configuration, nbytes, allowed)]
-    if not fitting:
-        return []
-    expected = known.predicted([m.configuration for m in fitting])
-    order = np.argsort([-(m.quality + e) / 2 for m, e in zip(fitting, expected)], kind="stable")
-    return [fitting[i].configuration for i in order[:_FINALISTS]]
+def _candidates(known: Evidence, nbytes: int, allowed: Allowed, seed: int) -> list[Configuration]:
+    """What competes in the finals: the simple programs' answers, and the best expected of all others that were
+    measured, or that the model or models drawn from it propose.
+
+    The model's expectation and no single measurement orders them: four images say less of a candidate than all the
+    other measurements do.
+    """
+
+    def best(values: Values, count: int = 1) -> list[Configuration]:
+        return list(best_configurations(known.space, values, nbytes, count, allowed))
+
+    rng = np.random.default_rng([seed, len(known.measured)])
+    rivals = [c for values in _simple(known) for c in best(values)]
+    pool = [m.configuration for m in known.measured if m.kind == 2 and _fits(known, m.configuration, nbytes, allowed)]
+    pool += best(most_likely(known), _FINALISTS // 2)
+    pool += [c for _ in range(_FINALISTS) for c in best(drawn(known, rng))]
+    pool = [c for c in dict.fromkeys(pool) if c not in rivals]
+    order = np.argsort(-known.predicted(pool), kind="stable")
+    return [pool[i] for i in order[: _FINALISTS - len(rivals)]] + rivals
 
 
 def _decide(
@@ -184,7 +205,8 @@ def _decide(
     remaining, values = list(range(len(candidates))), np.zeros((len(candidates), 0))
     measured: dict[int, list[float]] = {i: [] for i in remaining}
     measurers: dict[range, Measurer] = {}
-    stages = schedule(len(candidates), _FINAL_IMAGES, images) or [(1, range(_FINAL_IMAGES))]
+    first = min(4 * _FINAL_IMAGES, max(_FINAL_IMAGES, images // (3 * _FINALISTS)))
+    stages = schedule(len(candidates), first, images) or [(1, range(_FINAL_IMAGES))]
     for count, part in stages:
         remaining = remaining[:count]
         fresh = range(FRESH + part.start, FRESH + part.stop)
