@@ -2,14 +2,16 @@
 images.
 
     python benchmarks/search.py --program
-    python benchmarks/search.py [--models digits-dit …] [--bits 3.5 …] [--images 2000] [--seeds 1] [--judged 32]
-    [--work FOLDER]
+    python benchmarks/search.py [--models digits-dit …] [--bits 3.5 …] [--images 1000] [--random 500] [--seeds 0 1 2]
+    [--judged 64] [--work FOLDER]
+    python benchmarks/search.py --table
 
 Procedures: uniform options; sum of errors; first and last layers high; random search; each layer measured alone, by
 integer program and greedily; the paper's (random records, a predictor, each layer's best option, moved to the
 budget); ours, with snapshots of what it would answer after fewer images. All are judged by PSNR and Fréchet distance
-on the same images, which no procedure saw. Everything measured is kept in FOLDER: stopped, it goes on. Writes
-benchmarks/results/search.json.
+on the same images, which no procedure saw; ours at 3.5 bits also with activations rounded to 8 and 6 bits. Everything
+measured is kept in FOLDER: stopped, it goes on. Rows go to benchmarks/results/search.json, beside those of other models
+and seeds that are there; --table prints their means over seeds.
 """
 
 from __future__ import annotations
@@ -20,13 +22,15 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from qua2sedimo import Study, StudySettings, zoo
+from qua2sedimo.comparison import activations_at
 from qua2sedimo.evaluation.distances import frechet_distance, psnr
 from qua2sedimo.evaluation.estimates import mean_estimate
 from qua2sedimo.evaluation.features import pooled_features
@@ -52,6 +56,7 @@ from qua2sedimo.stages.searching import search
 RESULTS = Path(__file__).parent / "results"
 SDXL = Path(__file__).parent.parent / "tests" / "denoisers" / "configs" / "sdxl-base-1.0.json"
 JUDGED = 50_000  # the first image that judges
+ROUNDED_AT = 3.5  # average bits at which activations are rounded, too
 Proposed = tuple[str, int, Configuration]  # procedure, images it spent, its answer
 
 
@@ -59,18 +64,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=list(zoo.ENTRIES))
     parser.add_argument("--bits", nargs="*", type=float, default=[3.0, 3.5, 4.0])
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--judged", type=int, default=64)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=1000, help="The most a procedure may spend.")
+    parser.add_argument("--random", type=int, default=500, help="The most random search spends, at each size.")
+    parser.add_argument("--judged", type=int, default=64, help="Images that judge each answer.")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--table", action="store_true", help="Only print what benchmarks/results/search.json holds.")
     parser.add_argument("--work", type=Path, default=RESULTS / "search")
     parser.add_argument("--program", action="store_true", help="Only time the integer program on SDXL's shapes.")
     asked = parser.parse_args()
     if asked.program:
         program()
         return
-    rows: list[dict[str, object]] = []
-    for model in asked.models:
-        for seed in range(asked.seeds):
+    if asked.table:
+        print(table(_kept_rows()))
+        return
+    for seed in asked.seeds:
+        for model in asked.models:
+            rows = [r for r in _kept_rows() if (r["model"], r["seed"]) != (model, seed)]
             for row in compare(model, seed, asked):
                 rows.append(row)
                 print(
@@ -79,13 +89,52 @@ def main() -> None:
                     f"Fréchet {row['frechet']:.4f}",
                     flush=True,
                 )
-                write_json(
-                    RESULTS / "search.json",
-                    {"arguments": {k: v for k, v in vars(asked).items() if k != "work"}, "rows": rows},
+                write_json(RESULTS / "search.json", rows)
+    print(table(_kept_rows()))
+
+
+def _kept_rows() -> list[dict[str, Any]]:
+    path = RESULTS / "search.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: for each model and size, PSNR and Fréchet distance of each procedure, means over the seeds.
+
+    The difference to ours is paired, image by image over all seeds, with the half width of its 95 % interval.
+    """
+    lines = []
+    for model in dict.fromkeys(r["model"] for r in rows):
+        for asked in dict.fromkeys(r["asked"] for r in rows if r["model"] == model):
+            of = [r for r in rows if (r["model"], r["asked"]) == (model, asked)]
+            lines += ["", f"**{model}, {asked} bits**", "", "| procedure | bits | images | PSNR | − ours | Fréchet |"]
+            lines += ["|---|---|---|---|---|---|"]
+            ours = {r["seed"]: np.array(r["values"]) for r in of if r["procedure"] == "ours, search"}
+            for procedure in dict.fromkeys((r["procedure"], r["images"] if _early(r) else None) for r in of):
+                lines.append(
+                    _line([r for r in of if (r["procedure"], r["images"] if _early(r) else None) == procedure], ours)
                 )
+    return "\n".join(lines)
 
 
-def compare(model: str, seed: int, asked: argparse.Namespace) -> Iterator[dict[str, object]]:
+def _early(row: dict[str, Any]) -> bool:
+    return row["procedure"] in ("random search", "ours, rounds without finals")
+
+
+def _line(of: list[dict[str, Any]], ours: dict[int, np.ndarray]) -> str:
+    mean = {k: float(np.mean([r[k] for r in of])) for k in ("average_bits", "images", "psnr", "frechet")}
+    paired = [np.array(r["values"]) - ours[r["seed"]] for r in of if r["seed"] in ours]
+    difference = ""
+    if paired and of[0]["procedure"] != "ours, search":
+        all_of = np.concatenate(paired)
+        difference = f"{all_of.mean():+.2f} ±{1.96 * all_of.std(ddof=1) / np.sqrt(len(all_of)):.2f}"
+    return (
+        f"| {of[0]['procedure']} | {mean['average_bits']:.2f} | {mean['images']:.0f} | {mean['psnr']:.2f} "
+        f"| {difference} | {mean['frechet']:.2f} |"
+    )
+
+
+def compare(model: str, seed: int, asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One row a procedure and size, measured or read."""
     entry = zoo.ENTRIES[model]
     settings = StudySettings(
@@ -95,14 +144,17 @@ def compare(model: str, seed: int, asked: argparse.Namespace) -> Iterator[dict[s
     study.build_bank()
     judge = _Judge(study, asked.judged)
     for bits in asked.bits:
-        for name, spent, configuration in answers(study, bits, asked.images):
+        for name, spent, configuration in answers(study, bits, asked.images, asked.random):
             yield judge.row(f"{bits:g}", name, spent, configuration)
+            if name == "ours, search" and bits == ROUNDED_AT:
+                for width in (8, 6):
+                    yield judge.row(f"{bits:g}", f"ours, W{bits:g}A{width}", spent, configuration, width)
     for option in sorted(study.space.union, key=lambda o: o.bits):
         if option.bits <= max(asked.bits) + 2:
             yield judge.row("any", f"uniform {option}", 0, study.space.uniform(option))
 
 
-def answers(study: Study, bits: float, images: int) -> Iterator[Proposed]:
+def answers(study: Study, bits: float, images: int, random: int) -> Iterator[Proposed]:
     """What each procedure answers; those that measure spend at most ``images``, and are asked after fewer, too."""
     space = study.space
     nbytes = int(bits * space.weights / 8)
@@ -118,13 +170,9 @@ def answers(study: Study, bits: float, images: int) -> Iterator[Proposed]:
     branch = _branch(study, f"ours-{bits:g}-{images}")
     found = search(branch, Budget(bits), images, progress=_say)
     known = evidence(branch)
-    for spent in (images // 4, images // 2):
-        if layers < spent < FEW * len(known.measured):
-            early = replace(known, measured=known.measured[: spent // FEW])
-            yield "ours, rounds without finals", spent, _best(early, most_likely(early), nbytes)
     yield "ours, rounds without finals", FEW * len(known.measured), _best(known, most_likely(known), nbytes)
     yield "ours, search", images_spent(branch), found.choice.configuration
-    yield from _random(study, bits, nbytes, images)
+    yield from _random(study, bits, nbytes, random)
     yield from _paper(study, nbytes, images)
 
 
@@ -208,11 +256,14 @@ class _Judge:
         self.done = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.references: tuple[np.ndarray, np.ndarray] | None = None
 
-    def row(self, asked: str, procedure: str, spent: int, configuration: Configuration) -> dict[str, object]:
-        if configuration.digest not in self.done:
-            self.done[configuration.digest] = self._judge(configuration)
+    def row(
+        self, asked: str, procedure: str, spent: int, configuration: Configuration, act_bits: int | None = None
+    ) -> dict[str, Any]:
+        key = configuration.digest + (f" A{act_bits}" if act_bits else "")
+        if key not in self.done:
+            self.done[key] = self._judge(configuration, act_bits)
             write_json(self.path, self.done)
-        values, distance = self.done[configuration.digest]
+        values, distance = self.done[key]
         estimate = mean_estimate(np.array(values))
         settings = self.study.settings
         return {
@@ -221,14 +272,15 @@ class _Judge:
             "low": estimate.low, "high": estimate.high, "frechet": distance, "values": values,
         }  # fmt: skip
 
-    def _judge(self, configuration: Configuration) -> tuple[list[float], float]:
+    def _judge(self, configuration: Configuration, act_bits: int | None) -> tuple[list[float], float]:
         generator, (start, stop) = self.study.generator, (self.images.start, self.images.stop)
         if self.references is None:
             self.study.switch.restore()
             full, other = generator(start, stop), generator(stop, 2 * stop - start)
             self.references = full, pooled_features(other)
         self.study.switch.apply(configuration)
-        made = generator(start, stop)
+        with activations_at(self.study, configuration, act_bits) if act_bits else nullcontext():
+            made = generator(start, stop)
         self.study.switch.restore()
         full, other = self.references
         return [float(v) for v in psnr(made, full)], frechet_distance(pooled_features(made), other)

@@ -6,8 +6,8 @@ x(l, o) are the features of option o of layer l, the predictor's own: log relati
 operation, block, the layer itself; w has their normal prior, so that layers that were never looked at closely are
 judged by their kind. A layer in 16 bits adds nothing. y is the log of the images' mean squared error, κ where damage
 saturates: a ruined picture cannot get worse; ε what images measured together have in common: some pictures are harder
-than others. The maximum of the posterior is found by Gauss-Newton steps, its covariance is that of the linearised model,
-and every kind of record (one layer alone, random, near the frontier) has a noise of its own, estimated from its
+than others. The maximum of the posterior is found by Gauss-Newton steps, its covariance is that of the linearised
+model, and every kind of record (one layer alone, random, near the frontier) has a noise of its own, estimated from its
 residuals.
 """
 

@@ -48,6 +48,7 @@ _SPREADS = (1.0, 1.0, 2.0)  # how much wider than the posterior
 #: on the same few, the winner would be the best for those.
 _IMAGE_SETS = 8
 _FINALISTS, _FINAL_IMAGES = 8, 16
+_LIKE = 20  # candidates that differ in less than one of so many layers are taken for one
 #: Layers are measured alone if that takes no more than this share of the images.
 _ALONE = 0.5
 #: Images that decide are none of those that were learned from.
@@ -159,9 +160,10 @@ def _simple(known: Evidence) -> list[Values]:
 
 def expected_gain(known: Evidence, proposals: list[Configuration], draws: int = _DRAWS, seed: int = 1) -> float:
     """What knowing the true model would gain over the most likely one's best, in dB: the mean over drawn models of the
-    best proposal's quality minus the first's."""
+    best proposal's quality minus the first's. Drawn as widely as proposals are at most, since the model is surer of
+    itself than it should be."""
     rng = np.random.default_rng(seed)
-    quality = np.stack([known.predicted(proposals, known.model.draw(rng)) for _ in range(draws)])
+    quality = np.stack([known.predicted(proposals, known.model.draw(rng, max(_SPREADS))) for _ in range(draws)])
     return float((quality.max(axis=1) - quality[:, 0]).mean())
 
 
@@ -195,7 +197,17 @@ def _candidates(known: Evidence, nbytes: int, allowed: Allowed, seed: int) -> li
     pool += [c for _ in range(_FINALISTS) for c in best(drawn(known, rng))]
     pool = [c for c in dict.fromkeys(pool) if c not in rivals]
     order = np.argsort(-known.predicted(pool), kind="stable")
-    return [pool[i] for i in order[: _FINALISTS - len(rivals)]] + rivals
+    return _unlike([pool[i] for i in order], _FINALISTS - len(rivals)) + rivals
+
+
+def _unlike(ordered: list[Configuration], count: int) -> list[Configuration]:
+    """The first ``count`` of which no two agree in nearly all layers: measuring both would tell nothing."""
+    found: list[Configuration] = []
+    for one in ordered:
+        least = max(1, len(one) // _LIKE)
+        if all(sum(one[n] != other.get(n) for n in one) >= least for other in found):
+            found.append(one)
+    return found[:count]
 
 
 def _decide(
@@ -205,8 +217,7 @@ def _decide(
     remaining, values = list(range(len(candidates))), np.zeros((len(candidates), 0))
     measured: dict[int, list[float]] = {i: [] for i in remaining}
     measurers: dict[range, Measurer] = {}
-    first = min(4 * _FINAL_IMAGES, max(_FINAL_IMAGES, images // (3 * _FINALISTS)))
-    stages = schedule(len(candidates), first, images) or [(1, range(_FINAL_IMAGES))]
+    stages = schedule(len(candidates), _FINAL_IMAGES, images) or [(1, range(_FINAL_IMAGES))]
     for count, part in stages:
         remaining = remaining[:count]
         fresh = range(FRESH + part.start, FRESH + part.stop)
