@@ -15,7 +15,8 @@ from qua2sedimo.cli import app
 from qua2sedimo.options import Configuration
 from qua2sedimo.predictor import FitSettings
 from qua2sedimo.search import Budget, Constraints, allow, best_configurations, reasons
-from qua2sedimo.stages.choosing import choice_path, kept_choice, propose_candidates, scores_for, why
+from qua2sedimo.stages.choosing import _of_blocks, choice_path, kept_choice, propose_candidates, scores_for, why
+from qua2sedimo.stages.published import objective_path
 
 OPTIONS = "uaq-2,uaq-4,uaq-6,kmeans_a-3,kmeans_a-4"
 Run = Callable[..., Any]
@@ -102,6 +103,44 @@ def test_nothing_is_measured_if_one_of_several_sizes_is_impossible(study: Study,
     result = run("choose", str(study.folder), "--bits", "4.4", "--bytes", "10B")
     assert isinstance(result.exception, Qua2SeDiMoError) and "10 bytes" in result.exception.message
     assert len(study.records.all("candidate")) == before
+
+
+def test_an_objective_instead_of_a_size_gives_every_block_its_best(study: Study, run: Run, tmp_path: Path) -> None:
+    for price, text in ((0, "psnr"), (40, "psnr - 40*bits")):
+        result = run("choose", str(study.folder), "--objective", text)
+        assert result.exit_code == 0, result.output
+        choice, owner = Choice.load(objective_path(study, text))
+        assert study.identity in owner and choice.nbytes == study.space.nbytes(choice.configuration)
+        assert {c.origin for c in choice.candidates} <= {"each block's best", "each layer's best"}
+        best = max(choice.candidates, key=lambda c: c.measured["psnr"] - price * c.average_bits)
+        assert best.configuration == choice.configuration
+    free, dear = (Choice.load(objective_path(study, t))[0] for t in ("psnr", "psnr - 40*bits"))
+    assert dear.average_bits < free.average_bits
+    assert (
+        run(
+            "export", str(study.folder), str(tmp_path / "out"), "--choice", objective_path(study, "psnr").stem
+        ).exit_code
+        == 0
+    )
+
+
+@pytest.mark.parametrize("more", [["--bits", "3"], ["--keep", "*"], ["--why"]])
+def test_an_objective_takes_no_size_and_no_constraint(study: Study, run: Run, more: list[str]) -> None:
+    refused = run("choose", str(study.folder), "--objective", "psnr - bits", *more).exception
+    assert isinstance(refused, Qua2SeDiMoError) and "no size" in refused.message
+    unknown = run("choose", str(study.folder), "--objective", "psnr - bitz").exception
+    assert isinstance(unknown, Qua2SeDiMoError) and "bitz" in unknown.message
+
+
+def test_whole_blocks_propose_too_unless_constraints_say_otherwise(study: Study) -> None:
+    nbytes = Budget(3.9).nbytes(study.space.weights)
+    origins = [origin for _, origin in propose_candidates(study, nbytes, 8)]
+    assert origins[0] == "predictor"
+    found = _of_blocks(study, nbytes)
+    assert all(study.space.nbytes(c) <= nbytes and set(c) == set(study.space.layers) for c, _ in found)
+    assert found and (found[0] in propose_candidates(study, nbytes, 8) or origins.count("predictor") >= 1)
+    limited = propose_candidates(study, nbytes, 8, allow(study.space, Constraints(methods=("uaq",))))
+    assert "predictor, blocks" not in [origin for _, origin in limited]
 
 
 def test_a_choice_of_other_weights_is_not_exported(study: Study, run: Run, tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qua2sedimo.commands.app import StudyFolder, app
+from qua2sedimo.errors import Qua2SeDiMoError
 
 if TYPE_CHECKING:
     from qua2sedimo.search import Budget, Constraints
+    from qua2sedimo.study import Study
 
 ManyBits = Annotated[
     list[float] | None,
@@ -68,6 +70,10 @@ def choose(
     methods: Methods = None,
     methods_at_most: AtMost = None,
     why: Annotated[bool, typer.Option("--why", help="Say of every layer what decided its option.")] = False,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="No size but a trade-off, as in the paper: `psnr - 3*bits`. Each block takes its best."),
+    ] = None,
 ) -> None:
     """Find the best configurations within each budget, measure them, and keep the best measured one."""
     from qua2sedimo.commands.search_tables import reasons_table
@@ -78,6 +84,11 @@ def choose(
     from qua2sedimo.terminal import candidates_table, console, progress
 
     opened = Study(study)
+    if objective is not None:
+        if any((bits, nbytes, ratio, candidates, keep, min_bits, methods, methods_at_most, why)):
+            raise Qua2SeDiMoError("--objective has no size and no constraints", "Give it alone, or a size without it.")
+        _by_objective(opened, objective)
+        return
     budgets, limits = budgets_of(bits, nbytes, ratio), constraints_of(keep, min_bits, methods, methods_at_most)
     allowed = allow(opened.space, limits, names_of(opened))
     for budget in budgets:  # all are refused before one is measured
@@ -90,6 +101,18 @@ def choose(
             console.print(reasons_table(reasons_for(opened, choice, limits)))
         console.print(f"{choice_path(opened, budget, limits)}: {choice.nbytes:,} bytes", soft_wrap=True)
     console.print(f"Next: qua2sedimo export {study} OUT --choice {choice_path(opened, budgets[-1], limits).stem}")
+
+
+def _by_objective(study: Study, objective: str) -> None:
+    from qua2sedimo.stages.published import choose_by_objective, objective_path
+    from qua2sedimo.terminal import candidates_table, console, progress
+
+    with progress() as report:
+        choice = choose_by_objective(study, objective, report)
+    console.print(candidates_table(choice, study.objective))
+    path = objective_path(study, objective)
+    console.print(f"{path}: {choice.nbytes:,} bytes, {choice.average_bits:.3f} bits", soft_wrap=True)
+    console.print(f"Next: qua2sedimo export {study.folder} OUT --choice {path.stem}", soft_wrap=True)
 
 
 @app.command()

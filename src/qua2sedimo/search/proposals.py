@@ -15,17 +15,20 @@ def propose(
     programs: Iterable[tuple[str, Values]],
     count: int,
     allowed: Allowed | None = None,
+    also: Iterable[tuple[Configuration, str]] = (),
 ) -> list[tuple[Configuration, str]]:
     """At most ``count`` distinct configurations, each with the name of the program that proposed it first.
 
-    Every program gives its best answer in turn; what is then left of ``count`` is filled with the first program's
-    next best ones.
+    The first program gives its best answer, then come those given as ``also``, then the other programs' best; what is
+    then left of ``count`` is filled with the first program's next best ones.
     """
     programs = list(programs)
     found: dict[Configuration, str] = {}
-    for name, values in programs[:count]:
-        for configuration in best_configurations(space, values, nbytes, 1, allowed):
-            found.setdefault(configuration, name)
+    for number, (name, values) in enumerate(programs):
+        answers = [(c, name) for c in best_configurations(space, values, nbytes, 1, allowed)]
+        for configuration, origin in [*answers, *(also if number == 0 else ())]:
+            if len(found) < count:
+                found.setdefault(configuration, origin)
     name, values = programs[0]
     if len(found) < count:
         for configuration in best_configurations(space, values, nbytes, count, allowed):

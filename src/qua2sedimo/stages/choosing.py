@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qua2sedimo.choices import Candidate, Choice
+from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Configuration
 from qua2sedimo.predictor import fit_additive, relative_errors
 from qua2sedimo.search import (
@@ -17,15 +18,17 @@ from qua2sedimo.search import (
     Budget,
     Constraints,
     LayerReason,
+    Setting,
     Values,
     allow,
+    best_settings,
     budget_bytes,
     most_likely,
     propose,
     reasons,
 )
 from qua2sedimo.stages.evidence import evidence, measure_all
-from qua2sedimo.stages.fitting import explain, fitted, samples, training_data
+from qua2sedimo.stages.fitting import block_scores_of, explain, fitted, samples, training_data
 from qua2sedimo.stages.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -109,7 +112,22 @@ def propose_candidates(
         programs.append(("all measurements", most_likely(evidence(study))))
     programs.append(("sum of relative errors", _error_sum(study)))
     programs += [(f"predictor, fold {k + 1}", scores.fold(k)) for k in range(scores.folds)]
-    return propose(study.space, nbytes, programs, count, allowed)
+    free = allowed is None or allowed == allow(study.space)
+    return propose(study.space, nbytes, programs, count, allowed, _of_blocks(study, nbytes) if free else ())
+
+
+def _of_blocks(study: Study, nbytes: int) -> list[tuple[Configuration, str]]:
+    """What the predictor's scores of whole blocks add up to best: one setting a block, by integer program."""
+    try:
+        scores = block_scores_of(study)
+    except Qua2SeDiMoError:  # a hop that ranks nothing scores no block, and so proposes nothing
+        return []
+    blocks = [
+        [Setting(s.options, s.nbytes, s.score) for s in entry.pareto()]
+        for entry in scores.blocks.values()
+    ]  # fmt: skip
+    found = best_settings(blocks, nbytes, 1)
+    return [(c, "predictor, blocks") for c in found if len(c) == len(study.space.layers)]
 
 
 def _error_sum(study: Study) -> Values:

@@ -50,7 +50,7 @@ def fit(study: Study, settings: FitSettings | None = None, progress: Progress = 
         objective,
         settings,
         lambda fold, epoch: progress(fold * settings.epochs + epoch, total, "fitting the predictor"),
-        _roots(study, settings.hops),
+        hop_roots(study, settings.hops),
         (folder, owner),
         as_alone(study, alone),
     )
@@ -58,7 +58,7 @@ def fit(study: Study, settings: FitSettings | None = None, progress: Progress = 
     return ensemble
 
 
-def _roots(study: Study, hops: int) -> list[torch.Tensor]:
+def hop_roots(study: Study, hops: int) -> list[torch.Tensor]:
     """Nodes ranked at each hop: every layer at hop 0, behind it the roots of blocks, all nodes if there are none."""
     blocks = roots(subgraphs(study.graph, hops), hops) if hops else [[]]
     everywhere = torch.arange(study.encoding.nodes)
