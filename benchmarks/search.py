@@ -50,7 +50,7 @@ from qua2sedimo.search import (
     sum_of_errors,
 )
 from qua2sedimo.sensitivity import op_scores
-from qua2sedimo.stages.evidence import FEW, evidence, images_spent, measure_all, measure_singles
+from qua2sedimo.stages.evidence import FEW, evidence, images_spent, measure_all, measure_singles, per_image
 from qua2sedimo.stages.searching import search
 
 RESULTS = Path(__file__).parent / "results"
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=500, help="The most random search spends, at each size.")
     parser.add_argument("--judged", type=int, default=64, help="Images that judge each answer.")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--objective", default="psnr", help="What procedures maximise, in decibels.")
     parser.add_argument("--table", action="store_true", help="Only print what benchmarks/results/search.json holds.")
     parser.add_argument("--work", type=Path, default=RESULTS / "search")
     parser.add_argument("--program", action="store_true", help="Only time the integer program on SDXL's shapes.")
@@ -138,8 +139,9 @@ def compare(model: str, seed: int, asked: argparse.Namespace) -> Iterator[dict[s
     """One row a procedure and size, measured or read."""
     entry = zoo.ENTRIES[model]
     settings = StudySettings(
-        model=model, inputs=list(entry.inputs), arguments=dict(entry.arguments), images=FEW, metrics=["psnr"], seed=seed
-    )
+        model=model, inputs=list(entry.inputs), arguments=dict(entry.arguments), images=FEW, metrics=["psnr"],
+        seed=seed, objective=asked.objective,
+    )  # fmt: skip
     study = Study.create(asked.work / f"{model}-{seed}", settings)
     study.build_bank()
     judge = _Judge(study, asked.judged)
@@ -182,7 +184,7 @@ def _random(study: Study, bits: float, nbytes: int, images: int) -> Iterator[Pro
     drawn = (sample(space, "spread", study.settings.seed + 1000, i, (bits - 0.1, bits)) for i in range(4 * count))
     fitting = list(islice((c for c in drawn if space.nbytes(c) <= nbytes), count))
     measured = measure_all(study, f"random {bits:g}", fitting, range(FEW), f"random {bits:g}", _say)
-    quality = [float(np.mean(m.values["psnr"])) for m in measured]
+    quality = [float(np.mean(per_image(study, m))) for m in measured]
     for part in sorted({count // 4, count // 2, count}):
         yield "random search", FEW * part, fitting[int(np.argmax(quality[:part]))]
 
@@ -192,7 +194,7 @@ def _paper(study: Study, nbytes: int, images: int) -> Iterator[Proposed]:
     space, seed, count = study.space, study.settings.seed, images // FEW
     records = [sample(space, "spread", seed, i, (2.0, 6.0)) for i in range(count)]
     measured = measure_all(study, "sample", records, range(FEW), "random records", _say)
-    quality = np.array([np.mean(m.values["psnr"]) for m in measured])
+    quality = np.array([np.mean(per_image(study, m)) for m in measured])
     choices = np.stack([space.encode(c) for c in records])
     scores = op_scores(space, study.encoding, fit_ensemble(study.encoding, choices, quality, FitSettings(seed=seed)))
     total = scores.total()

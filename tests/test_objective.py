@@ -146,3 +146,14 @@ def test_a_study_learns_and_maximises_the_expression(tmp_path: Path) -> None:
 def test_study_settings_refuse_an_objective_that_cannot_be_read() -> None:
     with pytest.raises(Qua2SeDiMoError, match="unknown name 'psrn'"):
         StudySettings(model="m", objective="psrn - bits")
+
+
+@pytest.mark.parametrize(
+    ("text", "decibels"),
+    [
+        ("psnr", True), ("features_db", True), ("0.5*psnr + 0.5*features_db", True), ("(psnr + features_db)/2", True),
+        ("psnr + features_db", False), ("features", False), ("psnr - 3*bits", False), ("-psnr", False),
+    ],
+)  # fmt: skip
+def test_decibels_may_be_shared_out_among_metrics_in_decibels(text: str, decibels: bool) -> None:
+    assert Objective.parse(text).in_decibels is decibels

@@ -147,6 +147,17 @@ def test_an_objective_without_decibels_is_refused(tmp_path: Path) -> None:
         study.search(BITS, IMAGES)
 
 
+def test_an_objective_may_be_shares_of_several_metrics_in_decibels(tmp_path: Path) -> None:
+    both = "0.5*psnr + 0.5*features_db"
+    study = Study.create(tmp_path / "study", small_settings(options=OPTIONS, objective=both), small_pipeline())
+    study.build_bank()
+    choice = study.search(BITS, 70).choice
+    assert {"psnr", "features_db"} <= set(choice.measured) and choice.average_bits <= BITS
+    finals = [r for r in study.records.all("final") if r.configuration == choice.configuration]
+    values = [v for r in finals for v in study.objective.of_images(r.measurement.values)]
+    assert study.objective.of(choice.measured, choice.average_bits) == pytest.approx(sum(values) / len(values))
+
+
 def test_layers_alone_are_measured_once(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Measurer, "__call__", lambda *_: pytest.fail("measured before"))
     assert len(measure_singles(finished.study)) == len(finished.study.space.layers)

@@ -132,7 +132,7 @@ class _Comparing:
             other = study.full_precision(range(self.images.stop, self.images.stop + len(self.images)))
             real = zoo.reference_images(study.settings.model) if study.settings.model in zoo.ENTRIES else None
             inputs = [i for i in map(study.generator.generation.input, self.images) if i is not None]
-            names = [*BUILT_IN, study.settings.objective, *study.settings.metrics]
+            names = [*BUILT_IN, *study.objective.metrics, *study.settings.metrics]
             self._comparison = Comparison(References(paired, other, real), inputs, names, study.input_score)
         return self._comparison
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NoReturn
@@ -125,8 +125,17 @@ class Objective:
 
     @property
     def in_decibels(self) -> bool:
-        """Whether it is one metric in decibels: what models of the images' error can be fitted to."""
-        return self._bare is not None and self._bare.unit == "dB"
+        """Whether models of the images' error can be fitted to it: every name is a metric in decibels, and a decibel of
+        all of them is one of the whole, as in ``0.5*psnr + 0.5*features_db``: the geometric mean of their errors."""
+        if any(name in SIZES or METRICS[name].unit != "dB" for name in self.names):
+            return False
+        at = [self.of(dict.fromkeys(self.metrics, level), 0.0) for level in (20.0, 30.0, 40.0)]
+        return bool(np.allclose(np.diff(at), 10.0))
+
+    def of_images(self, values: Mapping[str, Sequence[float]]) -> np.ndarray:
+        """The value of each image alone [images], for an objective of paired metrics without sizes."""
+        arrays = {name: np.asarray(values[name], dtype=np.float64) for name in self.metrics}
+        return np.asarray(self._evaluated(arrays, float("nan"), None), dtype=np.float64)
 
     @property
     def title(self) -> str:

@@ -218,7 +218,8 @@ def test_every_metric_has_what_its_kind_is_computed_from() -> None:
         assert metric(m.name) is m
         assert (m.features is not None) == (m.kind == "set")
         assert m.kind == "input" or m.judge is None
-    assert {name for name, m in METRICS.items() if m.higher_is_better} == {"psnr", "ssim", "accuracy", "clip_score"}
+    better = {"psnr", "ssim", "features_db", "accuracy", "clip_score"}
+    assert {name for name, m in METRICS.items() if m.higher_is_better} == better
     assert set(BUILT_IN) == set(METRICS) - {"clip_score", "fid_inception"}
     check_metrics(BUILT_IN)
 

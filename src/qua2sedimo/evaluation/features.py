@@ -96,3 +96,11 @@ def map_distance(images: Sequence[torch.Tensor], references: Sequence[torch.Tens
     """
     blocks = [(a - b).square().sum(dim=1).mean(dim=(1, 2)) for a, b in zip(images, references, strict=True)]
     return torch.stack(blocks).mean(dim=0).numpy()
+
+
+_LEAST_DISTANCE = 1e-8  # of images that are equal but for rounding
+
+
+def map_decibels(images: Sequence[torch.Tensor], references: Sequence[torch.Tensor]) -> np.ndarray:
+    """−10·log10 of :func:`map_distance` per image, at most 80: [n]."""
+    return -10 * np.log10(np.maximum(map_distance(images, references), _LEAST_DISTANCE))

@@ -23,7 +23,7 @@ from qua2sedimo.evaluation.distances import (
     ssim,
 )
 from qua2sedimo.evaluation.estimates import Estimate, mean_estimate, set_estimate
-from qua2sedimo.evaluation.features import map_distance, pooled_features, unit_maps
+from qua2sedimo.evaluation.features import map_decibels, map_distance, pooled_features, unit_maps
 from qua2sedimo.evaluation.pretrained import clip_judge, clip_presence, inception_features, inception_presence
 
 InputScore = Callable[[np.ndarray, Sequence[str | int]], np.ndarray]
@@ -89,6 +89,11 @@ METRICS: dict[str, Metric] = {
             "features", "Feature distance", "", False, "paired",
             "Squared distance of unit feature vectors to the full-precision pictures; 0 is equal.",
             map_distance, view=unit_maps,
+        ),
+        Metric(
+            "features_db", "Feature distance, −10·log10", "dB", True, "paired",
+            "The same in decibels, as PSNR is of the squared error of pixels: it can be added to PSNR in an objective.",
+            map_decibels, view=unit_maps,
         ),
         Metric(
             "latent_mse", "Latent MSE", "", False, "paired",

@@ -52,7 +52,8 @@ def check_objective(study: Study) -> None:
     """Raise unless the objective is in decibels, of which the additive model makes squared errors."""
     if not study.objective.in_decibels:
         raise Qua2SeDiMoError(
-            f"objective '{study.settings.objective}': the additive model needs one in decibels", "Use objective: psnr."
+            f"objective '{study.settings.objective}': the additive model needs one in decibels",
+            "Use `objective: psnr`, or `0.5*psnr + 0.5*features_db`, in which shares add up to 1.",
         )
 
 
@@ -118,7 +119,7 @@ def images_spent(study: Study, role: str | None = None, only: Sequence[Configura
 
 def per_image(study: Study, measurement: Measurement) -> list[float]:
     """The objective of each image, in dB."""
-    return measurement.values[study.settings.objective]
+    return [float(v) for v in study.objective.of_images(measurement.values)]
 
 
 def _keep(study: Study, role: str, number: int, configuration: Configuration, measurement: Measurement) -> Record:

@@ -38,7 +38,9 @@ from qua2sedimo.stages.evidence import (
 from qua2sedimo.stages.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from qua2sedimo.evaluation import Measurer
+    from collections.abc import Sequence
+
+    from qua2sedimo.evaluation import Measurement, Measurer
     from qua2sedimo.study import Study
 
 _ROUND, _LEAST_ROUNDS = 8, 2  # candidates a round; rounds before the noise may end them
@@ -214,8 +216,8 @@ def _decide(
     study: Study, budget: Budget, known: Evidence, candidates: list[Configuration], images: int, progress: Progress
 ) -> tuple[Choice, float | None]:
     """Successive halving on fresh images; the winner of the last stage is the choice."""
-    remaining, values = list(range(len(candidates))), np.zeros((len(candidates), 0))
-    measured: dict[int, list[float]] = {i: [] for i in remaining}
+    remaining = list(range(len(candidates)))
+    measured: dict[int, list[Measurement]] = {i: [] for i in remaining}
     measurers: dict[range, Measurer] = {}
     stages = schedule(len(candidates), _FINAL_IMAGES, images) or [(1, range(_FINAL_IMAGES))]
     for count, part in stages:
@@ -226,28 +228,35 @@ def _decide(
             f"finalists on {len(fresh)} fresh images", progress, measurers,
         )  # fmt: skip
         for i, row in zip(remaining, rows):
-            measured[i] += per_image(study, row)
-        values = np.array([measured[i] for i in remaining])
+            measured[i].append(row)
+        values = np.array([_quality(study, measured[i]) for i in remaining])
         remaining = [remaining[j] for j in survivors(values, len(remaining))]
-    last = max(len(v) for v in measured.values())
-    finalists = [i for i, v in measured.items() if len(v) == last]
-    finalists.sort(key=lambda i: -float(np.mean(measured[i])))
-    expected = known.predicted(candidates)
-    objective, space = study.settings.objective, study.space
+    quality = {i: _quality(study, rows) for i, rows in measured.items() if rows}
+    last = max(map(len, quality.values()))
+    finalists = sorted((i for i, v in quality.items() if len(v) == last), key=lambda i: -float(quality[i].mean()))
+    expected, space = known.predicted(candidates), study.space
     rows_kept = [
-        Candidate("search", c, space.average_bits(c), float(expected[i]), {objective: float(np.mean(measured[i]))})
-        for i, c in enumerate(candidates)
-        if measured[i]
+        Candidate("search", candidates[i], space.average_bits(candidates[i]), float(expected[i]), _means(measured[i]))
+        for i in quality
     ]
     best = finalists[0]
     p_value = None
     if len(finalists) > 1:
-        p_value = paired_p(np.array(measured[best]), np.array(measured[finalists[1]]))
+        p_value = paired_p(quality[best], quality[finalists[1]])
     chosen = candidates[best]
     nbytes = space.nbytes(chosen)
-    measured_means = {objective: float(np.mean(measured[best]))}
     choice = Choice(
         8 * budget.nbytes(space.weights) / space.weights, chosen, space.average_bits(chosen), nbytes, "search",
-        float(expected[best]), measured_means, rows_kept,
+        float(expected[best]), _means(measured[best]), rows_kept,
     )  # fmt: skip
     return choice, p_value
+
+
+def _quality(study: Study, rows: Sequence[Measurement]) -> np.ndarray:
+    """The objective of each image of several measurements [images]."""
+    return np.concatenate([per_image(study, row) for row in rows])
+
+
+def _means(rows: Sequence[Measurement]) -> dict[str, float]:
+    """Every paired metric's mean over the images of several measurements."""
+    return {name: float(np.concatenate([row.values[name] for row in rows]).mean()) for name in rows[0].values}
