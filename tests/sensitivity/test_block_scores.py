@@ -17,7 +17,7 @@ from qua2sedimo.denoisers import Graph
 from qua2sedimo.denoisers.subgraphs import subgraphs
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.predictor.network import norms
-from qua2sedimo.sensitivity import BlockScores, BlockSettings, block_scores
+from qua2sedimo.sensitivity import BlockScores, BlockSettings, block_level, block_scores
 from qua2sedimo.sensitivity.block_scores import reference
 from qua2sedimo.sensitivity.block_settings import undominated
 
@@ -85,6 +85,19 @@ def test_roots_of_a_hop_have_mean_zero_and_the_hops_weight_as_deviation_each_cou
         np.testing.assert_allclose(np.mean([s.mean(axis=0) for s in entries], axis=0), 0, atol=1e-6)
         spread = np.sqrt(np.mean([(s**2).mean(axis=0) for s in entries], axis=0))
         np.testing.assert_allclose(spread, [fold.hop_weights[hop] for fold in made.ensemble.folds], rtol=1e-5)
+
+
+def test_a_configuration_at_block_level_is_the_sum_of_its_blocks_scores() -> None:
+    made = untrained(small_graph("pixart"))
+    chance = np.random.default_rng(2)
+    choices = chance.integers(6, size=(5, len(made.space.layers)))
+    expected = np.zeros((5, 2))
+    for entry in scores_of(made).blocks.values():
+        key = {tuple(row): score for row, score in zip(entry.settings, entry.scores)}
+        columns = [made.space.layers.index(name) for name in entry.layers]
+        expected += [key[tuple(choice)] for choice in choices[:, columns]]
+    found = block_level(made.graph, made.space, made.encoding, made.ensemble, choices, limit=6**4)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_layers_kept_in_16_bits_take_no_part() -> None:

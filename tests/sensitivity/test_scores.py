@@ -57,6 +57,13 @@ def test_the_scores_of_a_fold_have_mean_zero_and_the_hops_weight_as_spread(score
         assert np.std(values) == pytest.approx(fold.hop_weights[0], rel=1e-3)
 
 
+def test_a_configuration_at_op_level_is_the_sum_of_its_layers_scores(task: Task, scores: Scores) -> None:
+    (choice,) = task.choices(1, seed=9)
+    configuration = task.space.decode(choice)
+    expected = [sum(scores.fold(k)[n][configuration[n]] for n in task.space.layers) for k in range(SETTINGS.folds)]
+    np.testing.assert_allclose(scores.level(task.space, choice[None])[0], expected)
+
+
 def test_an_ensemble_that_ranks_nothing_is_refused(task: Task) -> None:
     choices = task.choices(12)
     flat = fit_ensemble(task.encoding, choices, np.zeros(12), FitSettings(epochs=5, folds=3, channels=4, hops=1))

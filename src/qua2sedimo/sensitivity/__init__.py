@@ -1,6 +1,6 @@
 """From the predictor to scores of options and settings, and what they say by layer, operation, block and stage."""
 
-from qua2sedimo.sensitivity.block_scores import block_scores
+from qua2sedimo.sensitivity.block_scores import block_level, block_scores
 from qua2sedimo.sensitivity.block_settings import BlockScores, BlockSettings, Setting
 from qua2sedimo.sensitivity.effects import Effects, option_effects
 from qua2sedimo.sensitivity.findings import findings
@@ -28,6 +28,7 @@ __all__ = [
     "Scores",
     "Sensitivity",
     "Setting",
+    "block_level",
     "block_scores",
     "distributions",
     "findings",

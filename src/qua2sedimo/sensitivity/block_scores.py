@@ -40,32 +40,43 @@ def block_scores(
     block with more than ``limit`` settings the best for their size are scored, found by a beam of ``beam``. Raises
     :class:`Qua2SeDiMoError` if no fold ranks at some hop that is needed.
     """
-    hops = min(len(fold.network.hops) for fold in ensemble.folds)
-    fields = [field for block in subgraphs(graph, hops) if (field := _field(graph, space, block)).layers.size]
-    _refuse_idle_hops(ensemble, {field.block.hops for field in fields})
-    embedded = [Embedded.of(encoding, fold.network) for fold in ensemble.folds]
-    few = {f.block.name: f.every() if f.possible <= limit else f.sample(_SAMPLE) for f in fields}
-    values = {f.block.name: np.stack([e.norms(f, few[f.block.name]) for e in embedded], axis=1) for f in fields}
-    standards = {
-        k: _standard([values[f.block.name] for f in fields if f.block.hops == k], ensemble, k)
-        for k in {f.block.hops for f in fields}
-    }
-    if 0 in standards:
-        offered = encoding.offered.numpy()
-        standards[0] = _standard([np.stack([norms(e.options).numpy()[offered] for e in embedded], axis=1)], ensemble, 0)
+    fields, embedded = _fields(graph, space, ensemble), [Embedded.of(encoding, f.network) for f in ensemble.folds]
+    few = [_few(embedded, field, limit) for field in fields]
+    standards = _standards(fields, [value for _, value in few], embedded, encoding, ensemble)
     result = {}
-    for field in fields:
+    for field, (settings, value) in zip(fields, few):
         mean, scale = standards[field.block.hops]
-        settings, value = few[field.block.name], values[field.block.name]
         if field.possible > limit:
             settings = _beam(field, embedded, scale, beam)
-            value = np.stack([e.norms(field, settings) for e in embedded], axis=1)
+            value = _norms(embedded, field, settings)
         layers = tuple(space.layers[i] for i in field.layers)
         result[field.block.name] = BlockSettings(
             field.block, layers, tuple(space.options[name] for name in layers),
             settings, field.nbytes(settings), (value - mean) * scale, field.possible,
         )  # fmt: skip
     return BlockScores(result, limit)
+
+
+@torch.no_grad()
+def block_level(
+    graph: Graph, space: SearchSpace, encoding: Encoding, ensemble: Ensemble, choices: np.ndarray, limit: int = _SAMPLE
+) -> np.ndarray:
+    """Whole configurations at block level: the sum over blocks of the score of the block's setting.
+
+    Scores are those of :func:`block_scores`, except that a block of more than ``limit`` settings is standardised over
+    a sample of them.
+
+    Shapes:
+        choices: option indices [configurations, layers] → [configurations, folds].
+    """
+    fields, embedded = _fields(graph, space, ensemble), [Embedded.of(encoding, f.network) for f in ensemble.folds]
+    few = [_few(embedded, field, limit)[1] for field in fields]
+    standards = _standards(fields, few, embedded, encoding, ensemble)
+    total = np.zeros((len(choices), len(embedded)))
+    for field in fields:
+        mean, scale = standards[field.block.hops]
+        total += (_norms(embedded, field, choices[:, field.layers]) - mean) * scale
+    return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +112,14 @@ class Field:
     def nbytes(self, settings: np.ndarray) -> np.ndarray:
         """Packed bytes of settings [settings, layers]: [settings]."""
         return np.sum([sizes[column] for sizes, column in zip(self.sizes, settings.T)], axis=0)
+
+
+def _fields(graph: Graph, space: SearchSpace, ensemble: Ensemble) -> list[Field]:
+    """Every block that has a layer in the space; raises if no fold ranks at some hop that is needed."""
+    hops = min(len(fold.network.hops) for fold in ensemble.folds)
+    fields = [field for block in subgraphs(graph, hops) if (field := _field(graph, space, block)).layers.size]
+    _refuse_idle_hops(ensemble, {field.block.hops for field in fields})
+    return fields
 
 
 def _field(graph: Graph, space: SearchSpace, block: Subgraph) -> Field:
@@ -148,6 +167,32 @@ def reference(encoding: Encoding) -> np.ndarray:
     error, offered = encoding.options()[..., 0].numpy(), encoding.offered.numpy()
     order = np.argsort(np.where(offered, error, np.inf), axis=1, kind="stable")
     return order[np.arange(len(order)), (offered.sum(axis=1) - 1) // 2]
+
+
+def _few(embedded: Sequence[Embedded], field: Field, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """(settings [settings, layers], norms [settings, folds]): all, or a sample where there are more than ``limit``."""
+    settings = field.every() if field.possible <= limit else field.sample(_SAMPLE)
+    return settings, _norms(embedded, field, settings)
+
+
+def _norms(embedded: Sequence[Embedded], field: Field, settings: np.ndarray) -> np.ndarray:
+    """‖h_root^k‖₁ of settings of a block: [settings, folds]."""
+    return np.stack([e.norms(field, settings) for e in embedded], axis=1)
+
+
+def _standards(
+    fields: Sequence[Field], values: Sequence[np.ndarray], embedded: Sequence[Embedded], encoding: Encoding,
+    ensemble: Ensemble,
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+    """(μ, w/σ) of each hop that blocks are scored at, from the norms [settings, folds] of each block's root."""
+    found = {
+        k: _standard([v for f, v in zip(fields, values) if f.block.hops == k], ensemble, k)
+        for k in {f.block.hops for f in fields}
+    }
+    if 0 in found:
+        offered = encoding.offered.numpy()
+        found[0] = _standard([np.stack([norms(e.options).numpy()[offered] for e in embedded], axis=1)], ensemble, 0)
+    return found
 
 
 def _standard(values: Sequence[np.ndarray], ensemble: Ensemble, hop: int) -> tuple[np.ndarray, np.ndarray]:

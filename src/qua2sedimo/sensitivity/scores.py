@@ -48,6 +48,17 @@ class Scores:
         """The scores summed over folds."""
         return {layer: {o: s.score for o, s in options.items()} for layer, options in self.layers.items()}
 
+    def level(self, space: SearchSpace, choices: np.ndarray) -> np.ndarray:
+        """Whole configurations at op level: the sum over layers of the score of the layer's option.
+
+        Shapes:
+            choices: option indices [configurations, layers] → [configurations, folds].
+        """
+        total = np.zeros((len(choices), self.folds))
+        for layer, chosen in zip(space.layers, choices.T):
+            total += np.array([self.layers[layer][o].folds for o in space.options[layer]])[chosen]
+        return total
+
     def save(self, path: Path, owner: str) -> None:
         content = {layer: {str(o): list(s.folds) for o, s in options.items()} for layer, options in self.layers.items()}
         write_text(path, json.dumps({"format": FORMAT, "owner": owner, "scores": content}))
