@@ -2,9 +2,10 @@
 
     python benchmarks/predictor.py STUDY [...] [--splits 5] [--sizes 25,50,100,200] [--minutes 30]
 
-For each split, 80 records are put aside (a third, if there are fewer than 240) and every predictor is fitted to the
-first 25, 50, 100, 200 of the others. Fitting that chooses anything does so within those. If it is there,
-STUDY/singles.json holds one-layer-at-a-time measurements: {"LAYER|OPTION": {"psnr": [one value an image]}}.
+For each split, a fifth of the records, 50 at least and 80 at most, is put aside and every predictor is fitted to the
+first 25, 50, 100, 200 of the others. Fitting that chooses anything does so within those. One fit of the network gives
+three rows: what it predicts, and the sums over layers and over blocks of the scores of what a configuration chose.
+Predictors "after layers alone" know the study's layers measured alone too (records of role ``single``).
 
 Rows go to benchmarks/results/predictor.json as they are computed and are not computed again; the graph network's come
 last, ``srcc`` first, so that a run which is stopped by --minutes has the cheap ones whole.
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,18 @@ from scipy.stats import spearmanr
 
 from qua2sedimo import Study
 from qua2sedimo.files import read_json, write_json
-from qua2sedimo.options import Option
-from qua2sedimo.predictor import Encoding, FitSettings, fit_additive, fit_ensemble, relative_errors
+from qua2sedimo.predictor import Alone, FitSettings, fit_additive, fit_ensemble, relative_errors
 from qua2sedimo.predictor.baselines import one_hot, ridge
 from qua2sedimo.report.assemble import noise_ceiling
+from qua2sedimo.search import Evidence, one_at_a_time
+from qua2sedimo.sensitivity import block_level, op_scores
+from qua2sedimo.stages.evidence import evidence
+from qua2sedimo.stages.fitting import as_alone, hop_roots, layers_alone
 
 RESULTS = Path(__file__).parent / "results"
 LOSSES = ("srcc", "lambdarank", "hybrid", "mse")
-Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]
+#: (known, unseen) record positions → what orders the unseen, by the name of the row.
+Predict = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
 
 
 def main() -> None:
@@ -51,35 +57,35 @@ def compare(folder: Path, splits: int, sizes: list[int], path: Path, until: floa
     study = Study(folder)
     records = study.records.all("sample")
     choices, objective = study.training_data(records)
-    held_out = 80 if len(records) >= 240 else len(records) // 3
+    held_out = min(80, max(50, len(records) // 5))
     sizes = [n for n in sizes if n <= len(records) - held_out]
-    predictors = baselines(study, choices, objective)
-    networks = {f"graph network, {loss}": network(study.encoding, choices, objective, loss) for loss in LOSSES}
+    cheap, dear = baselines(study, choices, objective), networks(study, choices, objective)
     rows: list[dict[str, Any]] = read_json(path) if path.exists() else []
-    done = {(r["study"], r["predictor"], r["records"], r["split"]) for r in rows}
-    for name, size, split in order(predictors, networks, sizes, splits):
+    done = {(r["study"], r["fit"], r["records"], r["split"]) for r in rows}
+    for name, size, split in order(cheap, dear, sizes, splits):
         if (folder.name, name, size, split) in done or time.monotonic() > until:
             continue
         shuffled = np.random.default_rng(split).permutation(len(records))
         unseen, known = shuffled[:held_out], shuffled[held_out:][:size]
-        predicted = (predictors | networks)[name](known, unseen)
-        quality = judge(predicted, objective[unseen])
-        rows.append({"study": folder.name, "predictor": name, "records": size, "split": split, **quality})
-        RESULTS.mkdir(exist_ok=True)
+        for predictor, predicted in (cheap | dear)[name](known, unseen).items():
+            about = {"study": folder.name, "fit": name, "predictor": predictor, "records": size, "split": split}
+            rows.append(about | judge(predicted, objective[unseen]))
+        path.parent.mkdir(exist_ok=True)
         write_json(path, rows)
-    ceiling = noise_ceiling(records, study.settings.objective)
-    print(f"\n{folder.name}: {len(records)} records, {held_out} never seen, split-half ceiling {ceiling}")
+    images = len(next(iter(records[0].measurement.values.values())))
+    print(
+        f"\n{folder.name}: {len(records)} records of {images} images, {held_out} never seen; "
+        f"split-half ceiling {noise_ceiling(records, study.objective):.3f}"
+    )
     print_table([r for r in rows if r["study"] == folder.name])
 
 
 def order(
-    cheap: dict[str, Predict], networks: dict[str, Predict], sizes: list[int], splits: int
+    cheap: Mapping[str, Predict], dear: Mapping[str, Predict], sizes: list[int], splits: int
 ) -> Iterator[tuple[str, int, int]]:
     yield from ((name, size, split) for name in cheap for size in sizes for split in range(splits))
     preferred = sorted(sizes, key=lambda n: (n != 100, -n))
-    first, *others = networks
-    yield from ((first, size, split) for size in preferred for split in range(splits))
-    yield from ((name, size, split) for size in preferred for split in range(splits) for name in others)
+    yield from ((name, size, split) for name in dear for size in preferred for split in range(splits))
 
 
 def judge(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
@@ -94,16 +100,37 @@ def judge(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
     }
 
 
-def network(encoding: Encoding, choices: np.ndarray, objective: np.ndarray, loss: str) -> Predict:
-    def predict(known: np.ndarray, unseen: np.ndarray) -> np.ndarray:
-        ensemble = fit_ensemble(encoding, choices[known], objective[known], FitSettings(loss=loss))
-        return ensemble.predict(encoding, choices[unseen]).mean(axis=0)
+def networks(study: Study, choices: np.ndarray, objective: np.ndarray) -> dict[str, Predict]:
+    alone = as_alone(study, layers_alone(study))
+    found = {"network, srcc": network(study, choices, objective, "srcc")}
+    if alone is not None:
+        found["network, srcc, after layers alone"] = network(study, choices, objective, "srcc", alone)
+    return found | {f"network, {loss}": network(study, choices, objective, loss) for loss in LOSSES[1:]}
+
+
+def network(study: Study, choices: np.ndarray, objective: np.ndarray, loss: str, alone: Alone | None = None) -> Predict:
+    """Fits as `qua2sedimo fit` does."""
+    name = f"network, {loss}" + (", after layers alone" if alone is not None else "")
+    settings = FitSettings(loss=loss)
+
+    def predict(known: np.ndarray, unseen: np.ndarray) -> Mapping[str, np.ndarray]:
+        ensemble = fit_ensemble(
+            study.encoding, choices[known], objective[known], settings, roots=hop_roots(study, settings.hops),
+            alone=alone,
+        )  # fmt: skip
+        scores = op_scores(study.space, study.encoding, ensemble).level(study.space, choices[unseen])
+        blocks = block_level(study.graph, study.space, study.encoding, ensemble, choices[unseen])
+        return {
+            name: ensemble.predict(study.encoding, choices[unseen]).mean(axis=0),
+            f"{name}: op-level scores": scores.sum(axis=1),
+            f"{name}: block-level scores": blocks.sum(axis=1),
+        }
 
     return predict
 
 
 def baselines(study: Study, choices: np.ndarray, objective: np.ndarray) -> dict[str, Predict]:
-    """Predictors without a graph: (known, unseen) record positions → predicted objective of the unseen."""
+    """Predictors without a graph."""
     from sklearn.ensemble import GradientBoostingRegressor
 
     errors = relative_errors(study.space, study.bank, choices)
@@ -121,46 +148,56 @@ def baselines(study: Study, choices: np.ndarray, objective: np.ndarray) -> dict[
     def additive(known: np.ndarray, unseen: np.ndarray) -> np.ndarray:
         return fit_additive(study.graph, study.space, errors[known], objective[known]).quality(errors[unseen])
 
-    found: dict[str, Predict] = {
+    found: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
         "average bits": lambda known, unseen: bits[unseen],
         "sum of relative errors": lambda known, unseen: -errors[unseen].sum(axis=1),
         "gradient boosting on ln errors": boosting,
         "ridge on one-hot options": lambda known, unseen: ridge(hot[known], objective[known], hot[unseen]),
         "additive model": additive,
     }
-    weights = one_at_a_time(study)
-    if weights is not None:
-        found["sum weighted by each layer alone"] = lambda known, unseen: -(errors[unseen] @ weights)
-    return found
+    if layers_alone(study):
+        found |= after_layers_alone(evidence(study, ["single", "sample"]))
+    return {name: _named(name, predict) for name, predict in found.items()}
 
 
-def one_at_a_time(study: Study) -> np.ndarray | None:
-    """Image error a unit of relative weight error, layer by layer: the geometric mean over the measured options."""
-    path = study.folder / "singles.json"
-    if not path.exists():
-        return None
-    found: dict[str, list[float]] = {}
-    for key, values in read_json(path).items():
-        layer, option = key.split("|")
-        error = study.bank.errors[layer][Option.parse(option)].relative_mse
-        found.setdefault(layer, []).append(-float(np.mean(values["psnr"])) * np.log(10) / 10 - np.log(error + 1e-9))
-    if set(found) != set(study.space.layers):
-        return None
-    return np.exp([np.mean(found[layer]) for layer in study.space.layers])
+def after_layers_alone(known_of: Evidence) -> dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
+    """Predictors that know the layers measured alone, and the search's additive model without them.
+
+    ``known_of`` holds layers alone and random records, these in the order of their positions.
+    """
+    alone, random = ([m for m in known_of.measured if m.kind == kind] for kind in (0, 1))
+    values = one_at_a_time(known_of)
+
+    def weighted(known: np.ndarray, unseen: np.ndarray) -> np.ndarray:
+        return np.array([sum(values[n][o] for n, o in random[i].configuration.items()) for i in unseen])
+
+    def model(known: np.ndarray, unseen: np.ndarray, first: list[Any]) -> np.ndarray:
+        learned = replace(known_of, measured=first + [random[i] for i in known])
+        return learned.predicted([random[i].configuration for i in unseen])
+
+    return {
+        "sum weighted by each layer alone": weighted,
+        "search's additive model": lambda known, unseen: model(known, unseen, []),
+        "search's additive model, after layers alone": lambda known, unseen: model(known, unseen, alone),
+    }
+
+
+def _named(name: str, predict: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Predict:
+    return lambda known, unseen: {name: predict(known, unseen)}
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Mean over splits ± its standard error."""
     sizes = sorted({r["records"] for r in rows})
     for measure in ("rank_correlation", "ndcg10", "regret10"):
-        print(f"\n  {measure:<34}" + "".join(f"{n:>18}" for n in sizes))
+        print(f"\n  {measure:<56}" + "".join(f"{n:>18}" for n in sizes))
         for name in dict.fromkeys(r["predictor"] for r in rows):
             cells = []
             for n in sizes:
                 values = np.array([r[measure] for r in rows if r["predictor"] == name and r["records"] == n])
                 error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
                 cells.append(f"{values.mean():.3f} ±{error:.3f} ({len(values)})" if len(values) else "–")
-            print(f"  {name:<34}" + "".join(f"{cell:>18}" for cell in cells))
+            print(f"  {name:<56}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 if __name__ == "__main__":
