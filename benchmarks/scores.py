@@ -45,7 +45,7 @@ def main() -> None:
     folds = []
     for seed in range(FOLDS):
         torch.manual_seed(seed)
-        network = HopNetwork(encoding.features, channels).eval().requires_grad_(False)
+        network = HopNetwork(encoding.features, encoding.places, channels).eval().requires_grad_(False)
         folds.append(Fold(network, 0.0, 1.0, [0.9] * (len(network.hops) + 1), [], [], [[0]] * (len(network.hops) + 1)))
     whole, _ = seconds(
         lambda: folds[0].network(encoding(torch.zeros(64, len(space.layers), dtype=torch.int64)), encoding.edges)

@@ -144,7 +144,7 @@ def test_a_ranking_loss_alone_makes_the_norms_of_every_hop_rank_unseen_configura
     x, edges, nodes = task.encoding(torch.tensor(choices)), task.encoding.edges, task.encoding.layer_nodes
     train, unseen = slice(0, 80), slice(80, None)
     torch.manual_seed(0)
-    network = HopNetwork(task.encoding.features, channels=16, hops=2)
+    network = HopNetwork(task.encoding.features, task.encoding.places, channels=16, hops=2)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-2, weight_decay=1e-3)
     for _ in range(120):
         optimizer.zero_grad()

@@ -54,7 +54,7 @@ def test_gradients_of_the_attention_are_those_of_finite_differences() -> None:
 @pytest.fixture
 def network(task: Task) -> HopNetwork:
     torch.manual_seed(0)
-    made = HopNetwork(task.encoding.features, channels=8, hops=3)
+    made = HopNetwork(task.encoding.features, task.encoding.places, channels=8, hops=3)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -53,7 +53,7 @@ def untrained(
 
 def _network(encoding: Encoding, channels: int, hops: int, seed: int) -> HopNetwork:
     chance = torch.Generator().manual_seed(seed)
-    network = HopNetwork(encoding.features, channels, hops).eval()
+    network = HopNetwork(encoding.features, encoding.places, channels, hops).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=chance))

@@ -14,7 +14,7 @@ from qua2sedimo.options import SearchSpace
 from qua2sedimo.quantizers import METHODS
 
 _SMALLEST_ERROR = 1e-9  # an exact option would have ln 0
-_POWER, _DEVIATION = 1.2, 0.6
+_POWER, _DEVIATION = 1.2, 1.2
 
 
 class Encoding:
@@ -22,16 +22,18 @@ class Encoding:
 
     Column 0 is ln of the relative MSE, centred; column 1 tells that the node has an error (a layer) or not (a combine
     node). Then, standardised over all options of all layers: bits, average bits, log weights,
-    depth; and one-hot: method, operation type, block, the layer itself, node kind.
+    depth; and one-hot: method, operation type, block, the layer itself, node kind. The last column is the number of the
+    option among all of all layers, padding counted: one-hot it would be wider than everything else.
 
     Attributes:
         edges: int64 [2, edges], source above target, nodes numbered as in the graph.
         layer_nodes: int64 [layers], node of each layer in search-space order.
         offered: bool [layers, options], which places of the padded options are real.
-        features: number of features of a node.
-        prior: (mean, standard deviation) [features] of what a feature adds to the logarithm of an option's damage,
+        features: number of features of a node; places: of options of all layers, padding counted.
+        prior: (mean, standard deviation) [features − 1] of what a feature adds to the logarithm of an option's damage,
             before anything was measured: the level is free, damage grows with the error at a power a little above one,
-            operations, blocks and layers differ by factors of about e^0.6, methods of equal error by e^0.4.
+            operations, blocks and layers differ by factors of about e^1.2, methods of equal error by e^0.4. The last
+            column has a prior of its own, see :func:`qua2sedimo.predictor.damage.fit_damage`.
     """
 
     def __init__(self, graph: Graph, space: SearchSpace, bank: Bank) -> None:
@@ -64,15 +66,16 @@ class Encoding:
             kinds[i, COMBINES.index(node.kind) if node.kind in COMBINES else len(COMBINES)] = 1
         per_layer = np.concatenate([*places, kinds[self.layer_nodes.numpy()]], axis=1)[:, None]
         per_layer = np.broadcast_to(per_layer, (len(layers), most, per_layer.shape[2]))
-        options = [error[..., None], np.ones_like(error)[..., None], continuous, method, per_layer]
+        number = np.arange(error.size, dtype=float).reshape(*error.shape, 1)
+        options = [error[..., None], np.ones_like(error)[..., None], continuous, method, per_layer, number]
         self._options = torch.tensor(np.concatenate(options, axis=2)).float()
-        self.features = self._options.shape[2]
-        nothing = np.zeros((self.nodes, self.features - kinds.shape[1]))
-        self._combines = torch.tensor(np.concatenate([nothing, kinds], axis=1)).float()
+        self.features, self.places = self._options.shape[2], error.size
+        nothing = np.zeros((self.nodes, self.features - kinds.shape[1] - 1))
+        self._combines = torch.tensor(np.concatenate([nothing, kinds, np.zeros((self.nodes, 1))], axis=1)).float()
         self.offered = torch.tensor(offered)
-        self.prior = np.zeros(self.features), np.full(self.features, _DEVIATION)
+        self.prior = np.zeros(self.features - 1), np.full(self.features - 1, _DEVIATION)
         self.prior[0][0] = _POWER
-        self.prior[1][:4], self.prior[1][6 : 6 + len(METHODS)] = (0.7, 5.0, 0.02, 0.02), 0.4
+        self.prior[1][:6], self.prior[1][6 : 6 + len(METHODS)] = (0.7, 5.0, 0.02, 0.02, 0.6, 0.6), 0.4
 
     def options(self) -> torch.Tensor:
         """Features of every option of every layer: [layers, options, features], padded where not offered."""

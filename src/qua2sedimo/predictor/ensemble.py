@@ -19,7 +19,7 @@ from qua2sedimo.predictor.encoding import Encoding
 from qua2sedimo.predictor.network import HopNetwork
 from qua2sedimo.predictor.training import Data, FitSettings, predict, train
 
-FORMAT = 2
+FORMAT = 3
 _REFIT = "Delete the predictor folder and run `qua2sedimo fit` again."
 _DAMAGES = (OSError, SafetensorError, RuntimeError, KeyError, TypeError, AttributeError, ValueError)
 
@@ -168,5 +168,5 @@ def _fit_fold(
 
 
 def _shape(network: HopNetwork) -> list[int]:
-    linear = network.embed.kind
-    return [linear.in_features + 1, linear.out_features, len(network.hops)]
+    embed = network.embed
+    return [embed.kind.in_features + 2, len(embed.own), embed.kind.out_features, len(network.hops)]

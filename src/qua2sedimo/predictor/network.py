@@ -51,22 +51,27 @@ class GATv2(nn.Module):
 
 
 class OptionEmbedding(nn.Module):
-    """h⁰ = max(0, 1 − d(x)) · softmax(u(x)), d(x) = exp(w·x): a node's norm falls in proportion to its damage d.
+    """h⁰ = max(0, 1 − d) · softmax(u(x)), d = exp(w·x + v_n): a node's norm falls in proportion to its damage d.
 
     To first order the images' squared error is a sum over layers of sensitivity × error of the weights, so the sum of
     these norms orders configurations as the additive model does, and differences of norms are comparable across
-    layers. softmax(u) tells kinds of nodes apart without changing the norm. Nodes without an error have d = 0.
+    layers. v_n is the option's own: errors of one size do not all do the same damage. softmax(u) tells kinds of nodes
+    apart without changing the norm. Nodes without an error have d = 0.
 
+    Args:
+        features: columns of x; places: options of all layers, padding counted; channels: width of the embedding.
     Shapes:
-        x: [..., features] with ln e, centred, in column 0 and in column 1 whether the node has an error.
+        x: [..., features] with ln e, centred, in column 0, in column 1 whether the node has an error, and n, the number
+        of the option among all, in the last.
     """
 
     _LEVEL = -4.0
 
-    def __init__(self, features: int, channels: int) -> None:
+    def __init__(self, features: int, places: int, channels: int) -> None:
         super().__init__()
-        self.log_damage = nn.Linear(features, 1, bias=False)
-        self.kind = nn.Linear(features - 1, channels)
+        self.log_damage = nn.Linear(features - 1, 1, bias=False)
+        self.own = nn.Parameter(torch.zeros(places))
+        self.kind = nn.Linear(features - 2, channels)
         nn.init.normal_(self.kind.weight, std=0.3)
         nn.init.zeros_(self.log_damage.weight)
         with torch.no_grad():
@@ -74,8 +79,9 @@ class OptionEmbedding(nn.Module):
 
     def parts(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(d [..., 1], softmax(u) [..., channels])."""
-        damage = self.log_damage(x).clamp(max=8).exp() * x[..., 1:2]
-        return damage, torch.softmax(self.kind(x[..., 1:]), dim=-1)
+        logarithm = self.log_damage(x[..., :-1]) + self.own[x[..., -1:].long()]
+        damage = logarithm.clamp(max=8).exp() * x[..., 1:2]
+        return damage, torch.softmax(self.kind(x[..., 1:-1]), dim=-1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         damage, kind = self.parts(x)
@@ -83,22 +89,23 @@ class OptionEmbedding(nn.Module):
 
 
 class HopNetwork(nn.Module):
-    """h⁰ = embed(x); hᵐ = relu(hᵐ⁻¹ + GATv2(hᵐ⁻¹)); ŷ = offset − slope · ln Σ d + MLP(ln Σ d·softmax(u), means of hᵐ).
+    """h⁰ = embed(x); hᵐ = relu(hᵐ⁻¹ + GATv2(hᵐ⁻¹)); ŷ = offset − slope·s(ln Σ d) + MLP(ln Σ d·softmax(u), means of hᵐ).
 
-    Every embedding is non-negative, so that the 1-norm of a mean of embeddings is the mean of their 1-norms: the
-    norm at hop m splits into the contributions of its roots. The MLP starts at zero: ŷ begins as the additive model
-    and learns what that leaves over.
+    s(t) = t − softplus(t − limit): a ruined picture gets no worse. Every embedding is non-negative, so that the 1-norm
+    of a mean of embeddings is the mean of their 1-norms: the norm at hop m splits into the contributions of its roots.
+    The MLP starts at zero: ŷ begins as the additive model and learns what that leaves over.
     """
 
-    def __init__(self, features: int, channels: int = 16, hops: int = 4) -> None:
+    def __init__(self, features: int, places: int, channels: int = 16, hops: int = 4) -> None:
         super().__init__()
-        self.embed = OptionEmbedding(features, channels)
+        self.embed = OptionEmbedding(features, places, channels)
         self.hops = nn.ModuleList(GATv2(channels) for _ in range(hops))
         width = (hops + 2) * channels
         self.standardise = nn.BatchNorm1d(width, affine=False)
         last = nn.Linear(channels, 1)
         self.regress = nn.Sequential(nn.Linear(width, channels), nn.SiLU(), last)
         self.offset, self.slope = nn.Parameter(torch.zeros(())), nn.Parameter(torch.tensor(0.2))
+        self.limit = nn.Parameter(torch.tensor(20.0))
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
@@ -114,8 +121,9 @@ class HopNetwork(nn.Module):
         return self.additive(damage) + self.left_over(damage, kind, pooled(h, roots)), h
 
     def additive(self, damage: torch.Tensor) -> torch.Tensor:
-        """offset − slope · ln Σ d of damages [batch, nodes, 1]: [batch]."""
-        return self.offset - self.slope * torch.log(damage.sum(dim=(1, 2)) + _SMALLEST)
+        """offset − slope · s(ln Σ d) of damages [batch, nodes, 1]: [batch]."""
+        total = torch.log(damage.sum(dim=(1, 2)) + _SMALLEST)
+        return self.offset - self.slope * (total - functional.softplus(total - self.limit))
 
     def left_over(self, damage: torch.Tensor, kind: torch.Tensor, means: Sequence[torch.Tensor]) -> torch.Tensor:
         """What the sum of damages does not say, from damages by kind and the pooled hops [batch, channels]: [batch]."""

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from torch.nn import functional
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.predictor.damage import Alone, fit_damage
+from qua2sedimo.predictor.damage import Alone, Damages, fit_damage
 from qua2sedimo.predictor.encoding import Encoding
 from qua2sedimo.predictor.losses import LOSSES, ranking_loss
 from qua2sedimo.predictor.network import HopNetwork, norms, pooled
@@ -92,7 +92,7 @@ def train(
     generator = torch.random.get_rng_state()
     torch.manual_seed(settings.seed * 1000 + number)
     try:
-        network = HopNetwork(data.encoding.features, settings.channels, settings.hops)
+        network = HopNetwork(data.encoding.features, data.encoding.places, settings.channels, settings.hops)
         apart = start(network, data, training, scale)
         _descend(network, data, relevance, (training, selection), apart, settings, lambda e: progress(number, e))
     finally:
@@ -111,35 +111,36 @@ def start(network: HopNetwork, data: Data, records: np.ndarray, scale: Scale) ->
     records left out clearly better.
     """
     encoding, objective = data.encoding, data.objective[records]
-    features = encoding.options().double().numpy()
-    weights, per_unit, left_out = _best_fit(features, encoding, data.choices[records], objective, data.alone)
-    logarithms = (features @ weights)[encoding.offered.numpy()]
-    shift = math.log(_LARGEST) - float(logarithms.max())
+    features = encoding.options()[..., :-1].double().numpy()
+    fitted, per_unit = _best_fit(features, encoding, data.choices[records], objective, data.alone)
+    shift = math.log(_LARGEST) - float(fitted.logarithms(features)[encoding.offered.numpy()].max())
     slope = 1 / (per_unit * (scale.high - scale.low))
     with torch.no_grad():
-        network.embed.log_damage.weight[0] = torch.tensor(weights).float()
+        network.embed.log_damage.weight[0] = torch.tensor(fitted.weights).float()
         network.embed.log_damage.weight[0, 1] += shift
+        network.embed.own.copy_(torch.tensor(fitted.own).flatten())
+        network.limit.fill_(fitted.limit + shift)
         network.slope.fill_(slope)
         network.offset.fill_(slope * shift - scale.low / (scale.high - scale.low))
-    return torch.tensor((left_out - scale.low) / (scale.high - scale.low)).float()
+    return torch.tensor((-fitted.left_out / per_unit - scale.low) / (scale.high - scale.low)).float()
 
 
 def _best_fit(
     features: np.ndarray, encoding: Encoding, choices: np.ndarray, objective: np.ndarray, alone: Alone | None
-) -> tuple[np.ndarray, float, np.ndarray]:
-    """(weights, natural logarithms of damage per unit of the objective, left-out predictions of the objective)."""
+) -> tuple[Damages, float]:
+    """(damages, natural logarithms of damage per unit of the objective)."""
     rows = np.arange(len(encoding.layer_nodes))
     spread = np.logaddexp.reduce(features[rows, choices, 0], axis=1).std()
     if objective.std() < 1e-9:
-        return encoding.prior[0], DECIBEL, objective.copy()
-    best: tuple[float, np.ndarray, float, np.ndarray] | None = None
+        nothing = np.zeros(features.shape[:2])
+        return Damages(encoding.prior[0], nothing, math.inf, -DECIBEL * objective), DECIBEL
+    best: tuple[float, Damages, float] | None = None
     for per_unit in (DECIBEL, *(float(spread / objective.std()) * f for f in (0.7, 1.4, 2.8))):
-        single = None if alone is None else (features[alone.layers, alone.options], -per_unit * alone.objective)
-        weights, left_out = fit_damage(features, *encoding.prior, choices, -per_unit * objective, single)
-        found = -left_out / per_unit
-        agreement = float(np.corrcoef(found, objective)[0, 1])
+        single = None if alone is None else (alone.layers, alone.options, -per_unit * alone.objective)
+        fitted = fit_damage(features, *encoding.prior, choices, -per_unit * objective, single)
+        agreement = float(np.corrcoef(-fitted.left_out, objective)[0, 1])
         if best is None or agreement > best[0] + (0.01 if best[2] == DECIBEL else 0):
-            best = agreement, weights, per_unit, found
+            best = agreement, fitted, per_unit
         if best[0] > _GOOD:
             break
     assert best is not None

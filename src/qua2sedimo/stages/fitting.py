@@ -16,6 +16,7 @@ from qua2sedimo.denoisers.subgraphs import roots, subgraphs
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.files import read_json
 from qua2sedimo.predictor import Alone, Ensemble, FitSettings, fit_ensemble
+from qua2sedimo.predictor.ensemble import FORMAT
 from qua2sedimo.records import Record
 from qua2sedimo.sensitivity import (
     BlockScores,
@@ -40,7 +41,7 @@ def fit(study: Study, settings: FitSettings | None = None, progress: Progress = 
     owner = _owner(study, [*records, *alone]) + json.dumps(asdict(settings), sort_keys=True)
     folder = study.folder / "predictor"
     summary = folder / "predictor.json"
-    if summary.exists() and read_json(summary).get("owner") == owner:
+    if summary.exists() and (found := read_json(summary)).get("owner") == owner and found.get("format") == FORMAT:
         return Ensemble.load(folder, owner)
     choices, objective = training_data(study, records)
     total = settings.folds * settings.epochs
