@@ -9,7 +9,7 @@ benchmarks/results/additive.json.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +25,10 @@ _TEST = 60
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", nargs="+", type=Path, metavar="STUDY")
     rows = []
-    for folder in map(Path, sys.argv[1:]):
+    for folder in parser.parse_args().studies:
         known = evidence(Study(folder), ["single", "sample"])
         alone = [m for m in known.measured if m.kind == 0]
         random = [m for m in known.measured if m.kind == 1]

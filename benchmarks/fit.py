@@ -1,6 +1,6 @@
 """Seconds to fit the predictor's five folds to 500 records of a PixArt-XL.
 
-    python benchmarks/fit.py [CONFIG.json] [RECORDS]
+    python benchmarks/fit.py [CONFIG.json] [--records 500]
 
 The graph is traced from the configuration alone. Errors and objective are made up: an additive damage with
 sensitivities drawn for every layer, and an interaction of neighbours on top. Encoding all records once is timed beside
@@ -10,40 +10,29 @@ it as the reference. Writes benchmarks/results/fit.json.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
+from made_up import MadeUp, parser
 from scipy.stats import spearmanr
 
-from qua2sedimo.denoisers import architecture, built_inputs, trace
-from qua2sedimo.options import SearchSpace
-from qua2sedimo.predictor import Encoding, FitSettings, fit_ensemble, relative_errors
+from qua2sedimo.predictor import FitSettings, fit_ensemble, relative_errors
 
 RESULTS = Path(__file__).parent / "results"
-CONFIG = Path(__file__).parent.parent / "tests" / "denoisers" / "configs" / "pixart-alpha-512.json"
 
 
 def main() -> None:
-    config = Path(sys.argv[1]) if len(sys.argv) > 1 else CONFIG
-    records = int(sys.argv[2]) if len(sys.argv) > 2 else 500
-    model = architecture(config)
-    graph = trace(model, (), built_inputs(model), parts=True)
-    space = SearchSpace.of({name: layer.shape for name, layer in graph.layers.items()}, "wide")
-    chance = np.random.default_rng(0)
-    errors = {
-        n: {o: SimpleNamespace(relative_mse=4.0**-o.bits * chance.uniform(0.5, 2)) for o in space.options[n]}
-        for n in space.layers
-    }
-    bank: Any = SimpleNamespace(errors=errors)
-    encoding = Encoding(graph, space, bank)
+    asked = parser(__doc__)
+    asked.add_argument("--records", type=int, default=500)
+    arguments = asked.parse_args()
+    config, records = arguments.config, arguments.records
+    made = MadeUp.of(config, "wide")
+    graph, space, encoding, chance = made.graph, made.space, made.encoding, made.chance
     counts = np.array([len(space.options[n]) for n in space.layers])
     choices = (chance.random((records, len(counts))) * counts).astype(int)
-    damage = relative_errors(space, bank, choices) * np.exp(chance.normal(0, 1, len(counts)))
+    damage = relative_errors(space, made.bank, choices) * np.exp(chance.normal(0, 1, len(counts)))
     quality = -10 * np.log10(damage.sum(axis=1) + 3 * np.sqrt(damage[:, 1:] * damage[:, :-1]).sum(axis=1))
 
     began = time.perf_counter()

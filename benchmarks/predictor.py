@@ -8,7 +8,7 @@ three rows: what it predicts, and the sums over layers and over blocks of the sc
 Predictors "after layers alone" know the study's layers measured alone too (records of role ``single``).
 
 Rows go to benchmarks/results/predictor.json as they are computed and are not computed again; the graph network's come
-last, ``srcc`` first, so that a run which is stopped by --minutes has the cheap ones whole.
+last, ``srcc`` and 100 records first, so that a run which is stopped by --minutes has the cheap ones whole.
 """
 
 from __future__ import annotations
@@ -83,9 +83,12 @@ def compare(folder: Path, splits: int, sizes: list[int], path: Path, until: floa
 def order(
     cheap: Mapping[str, Predict], dear: Mapping[str, Predict], sizes: list[int], splits: int
 ) -> Iterator[tuple[str, int, int]]:
+    """Baselines first, then ``srcc`` with and without layers alone, then other losses; 100 records before others."""
     yield from ((name, size, split) for name in cheap for size in sizes for split in range(splits))
     preferred = sorted(sizes, key=lambda n: (n != 100, -n))
-    yield from ((name, size, split) for name in dear for size in preferred for split in range(splits))
+    first = list(dear)[:2]
+    for names in (first, [name for name in dear if name not in first]):
+        yield from ((name, size, split) for size in preferred for split in range(splits) for name in names)
 
 
 def judge(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Seconds to score every setting of every block of a PixArt-XL, on five folds.
 
-    python benchmarks/scores.py [CONFIG.json] [CHANNELS]
+    python benchmarks/scores.py [CONFIG.json] [--channels 32]
 
 The graph is traced from the configuration alone; errors are made up and the folds untrained, which costs the same. The
 whole graph under 64 configurations is timed beside it as the reference. Writes benchmarks/results/scores.json.
@@ -9,39 +9,28 @@ whole graph under 64 configurations is timed beside it as the reference. Writes 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
+from made_up import MadeUp, parser
 
-from qua2sedimo.denoisers import architecture, built_inputs, trace
-from qua2sedimo.options import SearchSpace
-from qua2sedimo.predictor import Encoding, Ensemble, HopNetwork
+from qua2sedimo.predictor import Ensemble, HopNetwork
 from qua2sedimo.predictor.ensemble import Fold
 from qua2sedimo.sensitivity import block_scores
 
 RESULTS = Path(__file__).parent / "results"
-CONFIG = Path(__file__).parent.parent / "tests" / "denoisers" / "configs" / "pixart-alpha-512.json"
 FOLDS = 5
 
 
 def main() -> None:
-    config = Path(sys.argv[1]) if len(sys.argv) > 1 else CONFIG
-    channels = int(sys.argv[2]) if len(sys.argv) > 2 else 32
-    model = architecture(config)
-    graph = trace(model, (), built_inputs(model), parts=True)
-    space = SearchSpace.of({name: layer.shape for name, layer in graph.layers.items()}, "paper")
-    chance = np.random.default_rng(0)
-    errors = {
-        n: {o: SimpleNamespace(relative_mse=4.0**-o.bits * chance.uniform(0.5, 2)) for o in space.options[n]}
-        for n in space.layers
-    }
-    bank: Any = SimpleNamespace(errors=errors)
-    encoding = Encoding(graph, space, bank)
+    asked = parser(__doc__)
+    asked.add_argument("--channels", type=int, default=32, help="width of the embeddings")
+    arguments = asked.parse_args()
+    config, channels = arguments.config, arguments.channels
+    made = MadeUp.of(config, "paper")
+    graph, space, encoding = made.graph, made.space, made.encoding
     folds = []
     for seed in range(FOLDS):
         torch.manual_seed(seed)

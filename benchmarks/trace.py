@@ -7,6 +7,7 @@ Each in a process of its own, so that its peak memory is its own. Writes benchma
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import subprocess
@@ -43,12 +44,16 @@ def measured(config: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--one"]:
-        print(json.dumps(measured(Path(sys.argv[2]))))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="*", type=Path, metavar="CONFIG.json", help="all of the tests' unless given")
+    parser.add_argument("--one", type=Path, help="trace this one here, and print its row as JSON")
+    asked = parser.parse_args()
+    if asked.one is not None:
+        print(json.dumps(measured(asked.one)))
         return
     rows = []
     print("".join(f"{column:>{18 if column in ('model', 'weights') else 9}}" for column in COLUMNS))
-    for config in [Path(a) for a in sys.argv[1:]] or sorted(CONFIGS.glob("*.json")):
+    for config in asked.configs or sorted(CONFIGS.glob("*.json")):
         ended = subprocess.run([sys.executable, __file__, "--one", config], capture_output=True, text=True)
         if ended.returncode:
             sys.exit(f"{config}: {ended.stderr}")

@@ -128,8 +128,9 @@ def test_what_lies_far_outside_the_quartiles_is_named_as_an_outlier() -> None:
     assert group.outliers == ("odd",) and group.high == 9.0
 
 
-def made(name: str, operation: str, folds: tuple[float, ...], stage: str = "s") -> LayerStep:
-    layer = WeightLayer(name, name, None, (4, 4), "Linear", operation, f"block of {operation}", None, stage)
+def made(name: str, operation: str, folds: tuple[float, ...], stage: str = "s", block: str = "") -> LayerStep:
+    block = block or f"block of {operation}"
+    layer = WeightLayer(name, name, None, (4, 4), "Linear", operation, block, None, stage)
     return LayerStep(layer, Step("uaq-4", "uaq-3", folds, True))
 
 
@@ -140,6 +141,13 @@ def test_a_sentence_is_said_only_where_the_folds_agree() -> None:
     torn = findings([*calm, made("t", "t-Embed", (9.0, 0.1, 0.1, 0.2, 1.0))], "dB")
     assert not any(s.startswith("t") for s in torn)
     assert findings([made("t", "t-Embed", (2.0,)), *[made(o, o, (1.0,)) for o in ("SA-Q", "SA-K")]]) == []
+
+
+def test_a_stage_that_is_one_block_is_named_once() -> None:
+    calm = [made(o, o, (1.0, 1.1, 0.9, 1.0, 1.05), place, place) for o, place in (("SA-Q", "mid"), ("SA-K", "output"))]
+    dear = [made(f"{o} in", o, (2.0, 2.2, 2.1, 2.3, 1.9), "input", "input") for o in ("SA-Q", "t-Embed")]
+    said = findings([*calm, *dear], "dB")
+    assert [s for s in said if s.startswith("input: 4 → 3 bits costs the most")] and len(said) == len(set(said))
 
 
 def test_the_step_compares_options_within_each_fold() -> None:

@@ -16,9 +16,11 @@ def findings(steps: Sequence[LayerStep], unit: str = "") -> list[str]:
     """What 4 → 3 bits costs most and least, by operation, stage, block and layer.
 
     A group is said to cost most if it costs more than the second in nearly every fold: if the mean over folds of the
-    difference, of means over layers, exceeds 2.5 of its standard errors; least likewise.
+    difference, of means over layers, exceeds 2.5 of its standard errors; least likewise. Groups of the same layers, as
+    a stage of one block, are named once.
     """
-    said = []
+    said: list[str] = []
+    named: set[tuple[str, ...]] = set()
     for by, noun in (("operation", "layer"), ("stage", "layer"), ("block", "layer"), ("name", "")):
         groups: dict[str, list[LayerStep]] = {}
         for item in steps:
@@ -32,6 +34,10 @@ def findings(steps: Sequence[LayerStep], unit: str = "") -> list[str]:
             difference = costs[extreme] - costs[rival]
             sure = abs(difference.mean()) > _SURE * standard_error(difference.tolist())
             if sure and (word == "most") == (difference.mean() > 0) and (noun or word == "most"):
+                layers = word, *sorted(s.layer.name for s in groups[extreme])
+                if layers in named:
+                    continue
+                named.add(layers)
                 said.append(f"{extreme}: 4 → 3 bits costs the {word}, {_with_spread(costs[extreme], unit)}{what}.")
     return said
 
