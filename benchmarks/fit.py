@@ -49,14 +49,14 @@ def main() -> None:
     print(f"{config.stem}: {len(graph.nodes)} nodes, {len(space.layers)} layers, {records} records, 5 folds")
     print(
         f"  fit  {took:7.1f} s on {torch.get_num_threads()} threads ({worked:.1f} s of processor time), "
-        f"{len(epochs)} epochs and folds; "
-        f"encoding all records once {encoded:.2f} s"
+        f"{len(epochs)} epochs and folds; encoding all records once {encoded:.2f} s"
     )
     print(f"  rank correlation on records no fold saw {rank:.3f}")
     RESULTS.mkdir(exist_ok=True)
     content = {
         "nodes": len(graph.nodes), "records": records, "seconds": took, "processor_seconds": worked,
-        "encoding_seconds": encoded, "epochs": len(epochs), "threads": torch.get_num_threads(), "rank_correlation": rank,
+        "encoding_seconds": encoded, "epochs": len(epochs), "threads": torch.get_num_threads(),
+        "rank_correlation": rank,
     }  # fmt: skip
     (RESULTS / "fit.json").write_text(json.dumps(content, indent=1))
 

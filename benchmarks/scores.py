@@ -44,9 +44,8 @@ def main() -> None:
         f"{config.stem}: {len(graph.nodes)} nodes, {len(scores.blocks)} blocks, {scores.scored:,} settings, "
         f"{FOLDS} folds"
     )
-    print(
-        f"  all settings of all blocks  {took:7.2f} s on {torch.get_num_threads()} threads ({worked:.2f} s of processor time)"
-    )
+    about = f"{torch.get_num_threads()} threads ({worked:.2f} s of processor time)"
+    print(f"  all settings of all blocks  {took:7.2f} s on {about}")
     print(
         f"  the same inside the whole graph would take {whole * scores.scored * FOLDS / 64:,.0f} s of it "
         f"({whole:.2f} s for 64)"

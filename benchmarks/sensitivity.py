@@ -1,18 +1,17 @@
 """Do explanations agree with measuring? Layers ranked by the predictor, against each layer quantized alone.
 
-    python benchmarks/sensitivity.py [--epochs N] STUDY [STUDY ...]
+    python benchmarks/sensitivity.py [--epochs 40] STUDY [STUDY ...]
 
-Needs a study with measured configurations, and measurements of one layer at one option with all others at full
-precision: records of role ``single``, or singles.json in the study's folder ({"LAYER|OPTION": {metric: [value of each
-image]}}). The study is not changed: its predictor is fitted in a copy. Writes benchmarks/results/sensitivity.json.
+Needs a study with measured configurations (`qua2sedimo measure`) and with layers measured alone, all others at full
+precision (records of role ``single``; `qua2sedimo search` and `frontier` make them). The predictor is fitted to the
+random configurations only, so that what it is compared with was not told it; nothing of the study is changed. Writes
+benchmarks/results/sensitivity.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,64 +19,54 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from qua2sedimo import Study
-from qua2sedimo.files import read_json
 from qua2sedimo.options import Option
-from qua2sedimo.predictor import FitSettings
-from qua2sedimo.sensitivity import Sensitivity
+from qua2sedimo.predictor import FitSettings, fit_ensemble
+from qua2sedimo.sensitivity import Sensitivity, op_scores, option_effects
+from qua2sedimo.stages.fitting import hop_roots
 
 RESULTS = Path(__file__).parent / "results"
 REPLICATES = 1000
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("studies", nargs="+", type=Path)
+    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked.add_argument("studies", nargs="+", type=Path, metavar="STUDY")
     asked.add_argument("--epochs", type=int, default=FitSettings().epochs, help="of the predictor")
     arguments = asked.parse_args()
     rows = []
     for folder in arguments.studies:
-        with tempfile.TemporaryDirectory() as scratch:
-            study = copied(folder, Path(scratch) / "study")
-            study.fit(FitSettings(epochs=arguments.epochs))
-            found = study.sensitivity()
-            measured = singles(folder, study)
-            print(f"\n{folder.name}: {len(found.space.layers)} layers, {len(study.records.all('sample'))} records")
-            for option in sorted({option for _, option in measured}):
-                rows += [{"study": folder.name, **row} for row in compared(found, measured, option)]
-                for row in rows[-4:]:
-                    low, high = row["interval"]
-                    print(f"  {row['option']:<11} {row['ranking']:<38} {row['rank']:6.3f} [{low:.3f}, {high:.3f}]")
-                print(
-                    f"  {option!s:<11} {'halves of the images with each other':<38} {rows[-1]['halves']:6.3f}",
-                    flush=True,
-                )
+        study = Study(folder)
+        found, measured = explained(study, FitSettings(epochs=arguments.epochs)), singles(study)
+        print(f"\n{folder.name}: {len(found.space.layers)} layers, {len(study.records.all('sample'))} records")
+        for option in sorted({option for _, option in measured}):
+            rows += [{"study": folder.name, **row} for row in compared(found, measured, option)]
+            for row in rows[-4:]:
+                low, high = row["interval"]
+                print(f"  {row['option']:<11} {row['ranking']:<38} {row['rank']:6.3f} [{low:.3f}, {high:.3f}]")
+            print(
+                f"  {option!s:<11} {'halves of the images with each other':<38} {rows[-1]['halves']:6.3f}", flush=True
+            )
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "sensitivity.json").write_text(json.dumps(rows, indent=1))
 
 
-def copied(folder: Path, place: Path) -> Study:
-    """The study in another folder, its bank by link."""
-    place.mkdir()
-    for path in [folder / "study.yaml", folder / "graph.json", *folder.glob("records.db*")]:
-        shutil.copy(path, place / path.name)
-    (place / "bank").symlink_to((folder / "bank").resolve())
-    return Study(place)
+def explained(study: Study, settings: FitSettings) -> Sensitivity:
+    """What `qua2sedimo explain` finds, of a predictor that knows no layer measured alone."""
+    space, encoding, graph = study.space, study.encoding, study.graph
+    known = study.training_data(study.records.all("sample"))
+    ensemble = fit_ensemble(encoding, *known, settings, roots=hop_roots(study, settings.hops))
+    effects = option_effects(space, encoding, ensemble, *known)
+    scores = op_scores(space, encoding, ensemble)
+    return Sensitivity(graph.layers, space, study.bank, scores, effects, study.objective.unit)
 
 
-def singles(folder: Path, study: Study) -> dict[tuple[str, Option], np.ndarray]:
+def singles(study: Study) -> dict[tuple[str, Option], np.ndarray]:
     """Loss of quality of each image, for a layer at an option alone: (layer, option) → [images]."""
-    metric = study.objective.metrics[0]
-    sign = -study.objective.sign
-    records = study.records.all("single")
-    if records:
-        full = {r.number: next(iter(r.configuration.items())) for r in records}
-        return {full[r.number]: sign * np.array(r.measurement.values[metric]) for r in records}
-    content: Mapping[str, Mapping[str, list[float]]] = read_json(folder / "singles.json")
-    found = {}
-    for key, values in content.items():
-        layer, _, option = key.partition("|")
-        found[layer, Option.parse(option)] = sign * np.array(values[metric])
-    return found
+    metric, sign = study.objective.metrics[0], -study.objective.sign
+    return {
+        next(iter(r.configuration.items())): sign * np.array(r.measurement.values[metric])
+        for r in study.records.all("single")
+    }
 
 
 def compared(found: Sensitivity, measured: Mapping[tuple[str, Option], np.ndarray], option: Option) -> list[dict]:

@@ -37,7 +37,7 @@ def found(task: Task) -> Sensitivity:
         task.encoding, choices, gain, FitSettings(epochs=150, folds=3, channels=16, hops=2)
     )
     scores = op_scores(task.space, task.encoding, ensemble)
-    effects = option_effects(task.graph, task.space, task.bank, ensemble, choices, gain)
+    effects = option_effects(task.space, task.encoding, ensemble, choices, gain)
     return Sensitivity(task.graph.layers, task.space, task.bank, scores, effects, "dB")
 
 

@@ -126,7 +126,7 @@ def sensitivity(study: Study, ending: str = "csv") -> Sensitivity:
     The tables are left in sensitivity.csv and sensitivity-groups.csv, or with the ending "parquet".
     """
     ensemble, scores = fitted(study)[0], explain(study)
-    effects = option_effects(study.graph, study.space, study.bank, ensemble, *training_data(study, samples(study)))
+    effects = option_effects(study.space, study.encoding, ensemble, *training_data(study, samples(study)))
     found = Sensitivity(study.graph.layers, study.space, study.bank, scores, effects, study.objective.unit)
     write_tables(found.rows, found.steps, study.folder, ending)
     return found
