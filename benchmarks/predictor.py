@@ -45,14 +45,15 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--sizes", default="25,50,100,200")
     parser.add_argument("--minutes", type=float, default=1e9)
+    parser.add_argument("--only", nargs="*", default=[""], help="fits whose name contains one of these")
     parser.add_argument("--result", type=Path, default=RESULTS / "predictor.json")
     asked = parser.parse_args()
     until = time.monotonic() + 60 * asked.minutes
     for folder in asked.studies:
-        compare(folder, asked.splits, [int(n) for n in asked.sizes.split(",")], asked.result, until)
+        compare(folder, asked.splits, [int(n) for n in asked.sizes.split(",")], asked.only, asked.result, until)
 
 
-def compare(folder: Path, splits: int, sizes: list[int], path: Path, until: float) -> None:
+def compare(folder: Path, splits: int, sizes: list[int], only: list[str], path: Path, until: float) -> None:
     """Fill in the missing rows of one study and print its table."""
     study = Study(folder)
     records = study.records.all("sample")
@@ -63,7 +64,8 @@ def compare(folder: Path, splits: int, sizes: list[int], path: Path, until: floa
     rows: list[dict[str, Any]] = read_json(path) if path.exists() else []
     done = {(r["study"], r["fit"], r["records"], r["split"]) for r in rows}
     for name, size, split in order(cheap, dear, sizes, splits):
-        if (folder.name, name, size, split) in done or time.monotonic() > until:
+        wanted = any(part in name for part in only) and time.monotonic() < until
+        if (folder.name, name, size, split) in done or not wanted:
             continue
         shuffled = np.random.default_rng(split).permutation(len(records))
         unseen, known = shuffled[:held_out], shuffled[held_out:][:size]
