@@ -30,6 +30,7 @@ class Encoding:
         layer_nodes: int64 [layers], node of each layer in search-space order.
         offered: bool [layers, options], which places of the padded options are real.
         features: number of features of a node; places: of options of all layers, padding counted.
+        groups: columns of operations, blocks, layers and node kinds.
         prior: (mean, standard deviation) [features − 1] of what a feature adds to the logarithm of an option's damage,
             before anything was measured: the level is free, damage grows with the error at a power a little above one,
             operations, blocks and layers differ by factors of about e^1.2, methods of equal error by e^0.4. The last
@@ -74,6 +75,7 @@ class Encoding:
         self._combines = torch.tensor(np.concatenate([nothing, kinds, np.zeros((self.nodes, 1))], axis=1)).float()
         self.offered = torch.tensor(offered)
         self.prior = np.zeros(self.features - 1), np.full(self.features - 1, _DEVIATION)
+        self.groups = slice(6 + len(METHODS), self.features - 1)
         self.prior[0][0] = _POWER
         self.prior[1][:6], self.prior[1][6 : 6 + len(METHODS)] = (0.7, 5.0, 0.02, 0.02, 0.6, 0.6), 0.4
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 ROLES = ("single", "sample", "round")
 #: Images of a cheap measurement: one layer alone, or a candidate of a round.
 FEW = 4
-_EXPONENT = 0.4  # prior standard deviation of the power of the error with which damage grows
+#: Prior standard deviations: of the power of the error with which damage grows, and of operations, blocks and layers.
+_EXPONENT, _GROUPS = 0.4, 0.6
 
 
 def evidence(study: Study, roles: Sequence[str] = ROLES) -> Evidence:
@@ -42,8 +43,9 @@ def evidence(study: Study, roles: Sequence[str] = ROLES) -> Evidence:
 def _features(study: Study) -> Features:
     """The predictor's features of every option, and the prior of what each adds."""
     encoding = study.encoding
-    values, (mean, deviation) = encoding.options().double().numpy(), encoding.prior
+    values, (mean, deviation) = encoding.options()[..., :-1].double().numpy(), encoding.prior
     deviation = deviation.copy()
+    deviation[encoding.groups] = _GROUPS  # few records are known here; the predictor's wider prior was tuned to many
     deviation[0] = _EXPONENT  # layers alone, all at one option, hardly tell how damage grows with the error
     return Features(values, encoding.offered.numpy(), mean, deviation)
 
