@@ -1,19 +1,21 @@
 """What a packed denoiser costs to keep, to load and to run, beside the same denoiser in bf16.
 
-    python benchmarks/runtime.py [--quick] [--again]
+    python benchmarks/runtime.py [--quick] [--again] [--only decoding|loading|forward]
 
 A denoiser of PixArt-XL's size with random weights, packed at about 3.4 bits with all three methods and 2 to 6 bits:
 
 1. Decoding a 3072² weight, every method and width, beside copying as many numbers.
 2. The file and the resident weights beside the accounting; seconds and peak memory of loading beside the bf16
    checkpoint, from disk and from the system's cache.
-3. One guided forward at 512 px (2 × 1,024 tokens): bf16, packed computing in bf16 and in fp32, with 8-bit activations,
-   in integers and simulated.
+3. One guided forward at 512 px (2 × 1,024 tokens): bf16 and fp32, packed computing in each, and each of these with
+   8-bit activations, in integers and simulated.
 
-``--quick`` takes 4 blocks instead of 28. Figures are kept in benchmarks/results/runtime.json as they come, and a run
-that was stopped goes on there; ``--again`` measures anew. Every step runs in a process of its own, whose peak resident
-memory is its own. The machine may be noisy: all is measured in turns, the fastest counts; quote ratios. One block under
-each option, beside other libraries, is measured by runtime_block.py.
+``--quick`` takes 4 blocks instead of 28, ``--only`` one of the three. Figures are kept in
+benchmarks/results/runtime.json as they come, and a run that was stopped goes on there; ``--again`` measures anew. Every
+step runs in a process of its own, whose peak resident memory is its own. The machine may be noisy: all is measured in
+turns, the fastest counts; quote ratios. With OMP_NUM_THREADS=1 the forwards' are those of the processor's time, which
+others on the machine hardly change. One block under each option, beside other libraries, is measured by
+runtime_block.py.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from qua2sedimo.runtime import QuantizedLayer, save_packed, set_activation_bits
 from qua2sedimo.runtime.table import layer_modules
 
 LOADS, FORWARD_TURNS = 3, 2
+PARTS = ("decoding", "loading", "forward")
 STATES = ("from disk", "from the cache")
 SIZE = 3072
 TOKENS = 1024
@@ -151,18 +154,23 @@ def load(folder: Path, cold: bool) -> dict[str, Any]:
     if cold:
         forget(folder)
     before = peak_resident()
-    began = time.perf_counter()
+    began, computing = time.perf_counter(), time.process_time()
     model = PixArtTransformer2DModel.from_pretrained(folder, torch_dtype=torch.bfloat16)
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         tensor.view(-1)[:: 2048 // tensor.element_size()].sum()  # every page of a mapped file
-    seconds = time.perf_counter() - began
+    seconds, computing = time.perf_counter() - began, time.process_time() - computing
     held = {t.untyped_storage().data_ptr(): t.nbytes for t in model.state_dict().values()}
-    return {"seconds": seconds, "peak bytes": peak_resident() - before, "resident bytes": sum(held.values())}
+    return {
+        "seconds": seconds,
+        "seconds of the processor": computing,
+        "peak bytes": peak_resident() - before,
+        "resident bytes": sum(held.values()),
+    }
 
 
 @torch.inference_mode()
-def forward(folder: Path, dtype: torch.dtype, act_bits: int | None, integer: bool | None) -> float:
-    """Seconds of one guided forward at 512 px."""
+def forward(folder: Path, dtype: torch.dtype, act_bits: int | None, integer: bool | None) -> dict[str, float]:
+    """Seconds of one guided forward at 512 px, and of the processor, which others on the machine disturb less."""
     model = PixArtTransformer2DModel.from_pretrained(folder, torch_dtype=dtype)
     set_activation_bits(model, act_bits, integer=integer)
     torch.manual_seed(0)
@@ -176,16 +184,21 @@ def forward(folder: Path, dtype: torch.dtype, act_bits: int | None, integer: boo
     for layer in model.modules():  # kernels are compiled before anything is timed
         if isinstance(layer, QuantizedLayer):
             _ = layer.weight
-    return best(lambda: model(**call), 1)
+    began, computing = time.perf_counter(), time.process_time()
+    model(**call)
+    return {"seconds": time.perf_counter() - began, "processor": time.process_time() - computing}
 
 
 FORWARDS: tuple[tuple[str, str, torch.dtype, int | None, bool | None], ...] = (
     ("bf16", "bf16", torch.bfloat16, None, None),
-    ("packed, computing in bf16", "packed", torch.bfloat16, None, None),
     ("fp32", "bf16", torch.float32, None, None),
+    ("packed, computing in bf16", "packed", torch.bfloat16, None, None),
     ("packed, computing in fp32", "packed", torch.float32, None, None),
+    ("packed, bf16, 8-bit activations", "packed", torch.bfloat16, 8, None),
     ("packed, fp32, 8-bit activations", "packed", torch.float32, 8, None),
+    ("packed, bf16, 8-bit activations, K-Means in integers too", "packed", torch.bfloat16, 8, True),
     ("packed, fp32, 8-bit activations, K-Means in integers too", "packed", torch.float32, 8, True),
+    ("packed, bf16, 8-bit activations simulated", "packed", torch.bfloat16, 8, False),
     ("packed, fp32, 8-bit activations simulated", "packed", torch.float32, 8, False),
 )
 
@@ -225,29 +238,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="4 blocks instead of 28")
     parser.add_argument("--again", action="store_true", help="measure what has been measured too")
+    parser.add_argument("--only", choices=PARTS, help="one part of the benchmark")
     arguments = parser.parse_args()
+    parts = (arguments.only,) if arguments.only else PARTS
     machine = about(4 if arguments.quick else 28)
     kept = Kept("runtime", machine, arguments.again)
     print(", ".join(f"{name}: {value}" for name, value in machine.items()))
-    show_decoding(kept("decoding", lambda: in_process(decoding)))
+    if "decoding" in parts:
+        show_decoding(kept("decoding", lambda: in_process(decoding)))
+    if parts == ("decoding",):
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         size = in_process(write, folder, machine["blocks"])
         kept("size", lambda: size)
-        for state, turn, kind in itertools.product(STATES, range(LOADS), ("bf16", "packed")):
-            kept(
-                f"loading {state}, {kind}, {turn}",
-                lambda kind=kind, cold=state == "from disk": in_process(load, folder / kind, cold),
-            )
-        show_loading(kept)
-        for turn, (name, kind, dtype, act_bits, integer) in itertools.product(range(FORWARD_TURNS), FORWARDS):
-            seconds = kept(
-                f"forward, {name}, {turn}",
-                lambda kind=kind, dtype=dtype, bits=act_bits, integer=integer: in_process(
-                    forward, folder / kind, dtype, bits, integer
-                ),
-            )
-            print(f"forward, {name}: {seconds:.1f} s", flush=True)
+        if "loading" in parts:
+            loading(folder, kept)
+        if "forward" in parts:
+            forwards(folder, kept)
+
+
+def loading(folder: Path, kept: Kept) -> None:
+    for state, turn, kind in itertools.product(STATES, range(LOADS), ("bf16", "packed")):
+        kept(
+            f"loading {state}, {kind}, {turn}",
+            lambda kind=kind, cold=state == "from disk": in_process(load, folder / kind, cold),
+        )
+    show_loading(kept)
+
+
+def forwards(folder: Path, kept: Kept) -> None:
+    for turn, (name, kind, dtype, act_bits, integer) in itertools.product(range(FORWARD_TURNS), FORWARDS):
+        seconds = kept(
+            f"forward, {name}, {turn}",
+            lambda kind=kind, dtype=dtype, bits=act_bits, integer=integer: in_process(
+                forward, folder / kind, dtype, bits, integer
+            ),
+        )
+        print(f"forward, {name}: {seconds['seconds']:.1f} s, {seconds['processor']:.1f} of the processor", flush=True)
     show_forwards(kept)
 
 
@@ -264,7 +292,9 @@ def show_loading(kept: Kept) -> None:
         f"{size['bytes of the file'] / size['bytes by the accounting']:.4f}, resident "
         f"{resident / size['bytes by the accounting']:.4f} of the accounting"
     )
-    for state, what in itertools.product(STATES, ("seconds", "peak bytes", "resident bytes")):
+    for state, what in itertools.product(
+        STATES, ("seconds", "seconds of the processor", "peak bytes", "resident bytes")
+    ):
         bf16, packed = (
             min(kept.figures[f"loading {state}, {kind}, {turn}"][what] for turn in range(LOADS))
             for kind in ("bf16", "packed")
@@ -273,8 +303,11 @@ def show_loading(kept: Kept) -> None:
 
 
 def show_forwards(kept: Kept) -> None:
+    """In seconds of the processor if there is one thread; of several, some wait for the others and count."""
+    what = "processor" if kept.figures["about"]["threads"] == 1 else "seconds"
     fastest = {
-        name: min(kept.figures[f"forward, {name}, {turn}"] for turn in range(FORWARD_TURNS)) for name, *_ in FORWARDS
+        name: min(kept.figures[f"forward, {name}, {turn}"][what] for turn in range(FORWARD_TURNS))
+        for name, *_ in FORWARDS
     }
     for name, seconds in fastest.items():
         over = f"{seconds / fastest['bf16']:.2f} × bf16, {seconds / fastest['fp32']:.2f} × fp32"

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import zlib
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +30,6 @@ _ITEM_SIZE = {
     "U8": 1,
     "BOOL": 1,
 }
-_SUMS = "qua2sedimo.crc32"
-_SUMMING = 4  # threads: more wait for the disk
 _MOST_HEADER_BYTES = 100_000_000
 DAMAGED_FILE = "The checkpoint is damaged or incomplete: download it or export it again."
 
@@ -51,8 +46,20 @@ class StoredTensor:
         return math.prod(self.shape) * _ITEM_SIZE[self.dtype]
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Names, dtypes and shapes of the tensors of a safetensors file; no tensor is read.
+@dataclass(frozen=True)
+class FileLayout:
+    """What the header of a safetensors file says: its tensors, the metadata, and the bytes (begin, end) of the file
+    that each tensor lies in, in order.
+    """
+
+    path: Path
+    tensors: dict[str, StoredTensor]
+    spans: dict[str, tuple[int, int]]
+    metadata: dict[str, str]
+
+
+def read_layout(path: Path) -> FileLayout:
+    """The header of a safetensors file; no tensor is read.
 
     Raises :class:`Qua2SeDiMoError` if the file is not one, or does not end where its header says.
     """
@@ -65,9 +72,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             if size < 8 or length > min(size - 8, _MOST_HEADER_BYTES):
                 raise Qua2SeDiMoError(f"{path} is truncated: {size} bytes do not hold its header", DAMAGED_FILE)
             header = json.loads(handle.read(length))
-        header.pop("__metadata__", None)
+        metadata = dict(header.pop("__metadata__", None) or {})
         tensors = {name: _entry(entry) for name, entry in header.items()}
-        end = _end_of_data([(*entry["data_offsets"], tensors[name].nbytes) for name, entry in header.items()])
+        offsets = sorted((*entry["data_offsets"], name) for name, entry in header.items())
+        end = _end_of_data([(first, last, tensors[name].nbytes) for first, last, name in offsets])
     except OSError as error:
         raise Qua2SeDiMoError(f"cannot read {path}: {error.strerror or error}", DAMAGED_FILE) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -76,56 +84,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         raise Qua2SeDiMoError(
             f"{path} is truncated or altered: {size} bytes, its header says {8 + length + end}", DAMAGED_FILE
         )
-    return tensors
+    spans = {name: (8 + length + first, 8 + length + last) for first, last, name in offsets}
+    return FileLayout(path, tensors, spans, metadata)
 
 
-def checksum(data: bytes | memoryview, before: int = 0) -> int:
-    """CRC-32 of a tensor's bytes; ``before`` is that of bytes that precede them."""
-    return zlib.crc32(data, before)
-
-
-def checksum_metadata(sums: Mapping[str, int]) -> dict[str, str]:
-    """The entry of a file's metadata that :func:`check_sums` reads."""
-    return {_SUMS: json.dumps({name: f"{value:08x}" for name, value in sums.items()}, separators=(",", ":"))}
-
-
-def check_sums(path: Path) -> None:
-    """Raise :class:`Qua2SeDiMoError` if a tensor of the file has not the checksum in the file's metadata.
-
-    So tensors of one shape that were swapped, and altered bytes, are noticed. A file without checksums passes. Read in
-    pieces of a megabyte, by some threads: nothing of the file stays in memory.
-    """
-    with path.open("rb") as handle:
-        length = int.from_bytes(handle.read(8), "little")
-        header = json.loads(handle.read(length))
-    stored = (header.pop("__metadata__", None) or {}).get(_SUMS)
-    if stored is None:
-        return
-    try:
-        sums = {name: int(value, 16) for name, value in json.loads(stored).items()}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise Qua2SeDiMoError(f"{path} has unreadable checksums: {error}", DAMAGED_FILE) from error
-    spans = {name: [8 + length + offset for offset in entry["data_offsets"]] for name, entry in header.items()}
-    threads = min(_SUMMING, os.cpu_count() or 1)
-    parts = [dict(list(spans.items())[i::threads]) for i in range(threads)]
-    with ThreadPoolExecutor(threads) as pool:
-        found = {name: sum_ for part in pool.map(lambda part: _sums_of(path, part), parts) for name, sum_ in part}
-    wrong = [name for name in spans if sums.get(name) != found[name]]
-    if wrong:
-        raise Qua2SeDiMoError(f"tensor '{wrong[0]}' in {path} is not what was exported", DAMAGED_FILE)
-
-
-def _sums_of(path: Path, spans: Mapping[str, list[int]]) -> list[tuple[str, int]]:
-    """(name, CRC-32) of the bytes of each span of the file."""
-    made = []
-    with path.open("rb") as handle:
-        for name, (begin, end) in sorted(spans.items(), key=lambda item: item[1]):
-            handle.seek(begin)
-            left, found = end - begin, 0
-            while left and (piece := handle.read(min(left, 1 << 20))):  # shorter meanwhile: the sum is not right either
-                found, left = checksum(piece, found), left - len(piece)
-            made.append((name, found))
-    return made
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Names, dtypes and shapes of the tensors of a safetensors file, as :func:`read_layout` finds them."""
+    return read_layout(path).tensors
 
 
 def _entry(entry: dict) -> StoredTensor:
@@ -136,24 +101,23 @@ def _entry(entry: dict) -> StoredTensor:
 
 
 def _end_of_data(spans: list[tuple[int, int, int]]) -> int:
-    """Where the last tensor ends; tensors (begin, end, bytes) must follow without gap or overlap."""
+    """Where the last tensor ends; tensors (begin, end, bytes), by begin, must follow without gap or overlap."""
     position = 0
-    for begin, end, nbytes in sorted(spans):
+    for begin, end, nbytes in spans:
         if begin != position or end - begin != nbytes:
             raise ValueError(f"a tensor of {nbytes} bytes at {begin} to {end}, expected at {position}")
         position = end
     return position
 
 
-def read_headers(paths: Iterable[Path]) -> dict[str, StoredTensor]:
-    """The entries of several shards together. Raises if two of them hold a tensor of the same name."""
+def all_tensors(layouts: Iterable[FileLayout]) -> dict[str, StoredTensor]:
+    """The tensors of several shards together. Raises if two of them hold a tensor of the same name."""
     found: dict[str, StoredTensor] = {}
-    for path in paths:
-        header = read_header(path)
-        twice = found.keys() & header.keys()
+    for layout in layouts:
+        twice = found.keys() & layout.tensors.keys()
         if twice:
-            raise Qua2SeDiMoError(f"tensor '{min(twice)}' is in more than one file, e.g. {path}", DAMAGED_FILE)
-        found.update(header)
+            raise Qua2SeDiMoError(f"tensor '{min(twice)}' is in more than one file, e.g. {layout.path}", DAMAGED_FILE)
+        found.update(layout.tensors)
     return found
 
 

@@ -1,7 +1,9 @@
 """Damaged checkpoints are refused with an error that names what is wrong, before anything is allocated."""
 
 import contextlib
+import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
@@ -173,12 +175,60 @@ def test_a_model_config_that_was_altered_is_refused_before_a_model_is_made(folde
         refused(folder, "does not make the DiTTransformer2DModel that was exported")
 
 
-@pytest.mark.parametrize("size", [40, 1000])
-def test_a_model_config_that_asks_for_far_more_weights_with_a_digest_that_fits(folder: Path, size: int) -> None:
-    model_config(folder, num_attention_heads=size, attention_head_dim=size)
+def forged(folder: Path, **changes: object) -> None:
+    """Alter what the model is made from, and both digests with it."""
+    model_config(folder, **changes)
     config(folder, config=config_digest(DiTTransformer2DModel, json.loads((folder / "config.json").read_text())))
-    with pytest.raises((Qua2SeDiMoError, RuntimeError), match=r"expected shape|allocate"):
-        DiTTransformer2DModel.from_pretrained(folder)
+
+
+@contextlib.contextmanager
+def nothing_allocated() -> Iterator[None]:
+    """Within, a model is made on the meta device only."""
+    make = DiTTransformer2DModel.__init__
+
+    @functools.wraps(make)  # its signature tells which entries of a config count
+    def made(self: DiTTransformer2DModel, *args: object, **kwargs: object) -> None:
+        assert torch.empty(0).is_meta, "a model is made in memory"
+        make(self, *args, **kwargs)
+
+    with patch.object(DiTTransformer2DModel, "__init__", made):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 40, "attention_head_dim": 40}, "expected shape"),
+        ({"num_attention_heads": 1000, "attention_head_dim": 1000}, "expected shape"),  # 10^12 weights a layer
+        ({"num_attention_heads": 10**6, "attention_head_dim": 10**6}, "sizes that cannot be"),
+        ({"num_embeds_ada_norm": 10**12}, "expected shape"),
+        ({"num_layers": 10**9}, "modules, far more than"),
+        ({"sample_size": 10**5}, "tables of 3.2e"),
+        ({"sample_size": 10**12}, "sizes that cannot be"),
+    ],
+)
+def test_a_config_that_asks_for_far_more_with_digests_that_fit(folder: Path, changes: dict, message: str) -> None:
+    forged(folder, **changes)
+    with nothing_allocated():
+        refused(folder, message)
+
+
+_SIZES = ("num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "num_layers", "sample_size")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(st.sampled_from(_SIZES), st.sampled_from([10**n for n in (4, 5, 6, 9, 12, 18, 30)])))
+def test_no_sizes_in_a_config_with_digests_that_fit_allocate_anything(folder: Path, changes: dict) -> None:
+    before = (folder / "config.json").read_text()
+    try:
+        forged(folder, **changes)
+        if changes:
+            with nothing_allocated(), pytest.raises(Qua2SeDiMoError):
+                DiTTransformer2DModel.from_pretrained(folder)
+        else:
+            DiTTransformer2DModel.from_pretrained(folder)
+    finally:
+        (folder / "config.json").write_text(before)
 
 
 def test_altered_model_configs_are_noticed_even_if_diffusers_hides_its_variables(folder: Path) -> None:

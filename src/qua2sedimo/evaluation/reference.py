@@ -9,10 +9,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from qua2sedimo.checksums import check_sums, checksum, checksum_metadata
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation.score import Pictures
 from qua2sedimo.files import write_via
-from qua2sedimo.tensorfiles import check_sums, checksum, checksum_metadata, read_header
 
 _KEY = "qua2sedimo.key"
 
@@ -38,7 +38,6 @@ class ReferenceStore:
         """What is kept of these images; None if that is nothing, not whole, or of another key."""
         path = self._path(images)
         try:
-            read_header(path)
             check_sums(path)
             with safe_open(path, "np") as handle:
                 if (handle.metadata() or {}).get(_KEY) != self._key:

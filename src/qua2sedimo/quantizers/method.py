@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers.lookup import kernels_read
-from qua2sedimo.quantizers.operator import decode, decode_into, look_up
+from qua2sedimo.quantizers.lookup import is_real, kernels_read
+from qua2sedimo.quantizers.operator import decode, decode_into, device_kernel, look_up
 from qua2sedimo.quantizers.packing import pack
 from qua2sedimo.quantizers.value import QuantizedWeight
 
@@ -59,8 +59,11 @@ class Method(ABC):
             return out
         levels = self._levels_in(value, out.dtype)
         rows = out.view(out.shape[0], -1)  # never copies: a span of input channels has regular rows too
+        kernel = device_kernel(out.device.type)
         if kernels_read(out) and kernels_read(value.codes):
             decode_into(value.codes, levels, value.bits, rows)
+        elif kernel is not None and is_real(out) and is_real(value.codes):
+            kernel(value.codes, levels, value.bits, rows)
         else:
             rows.copy_(look_up(value.codes, levels, value.bits, *rows.shape))
         return out
@@ -68,10 +71,10 @@ class Method(ABC):
     def decode(self, value: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
         """As :meth:`dequantize`, into a new tensor: for code that is compiled or exported, where nothing is in place.
 
-        On a CPU the compiled program calls the kernel; on other devices the compiler fuses the operations.
+        Where there is a kernel the compiled program calls it; on other devices the compiler fuses the operations.
         """
         levels = self._levels_in(value, dtype)
-        if levels.device.type == "cpu":
+        if levels.device.type == "cpu" or device_kernel(levels.device.type) is not None:
             return decode(value.codes, levels, value.bits, value.shape)
         channels = value.shape[0]
         return look_up(value.codes, levels, value.bits, channels, math.prod(value.shape[1:])).view(value.shape)

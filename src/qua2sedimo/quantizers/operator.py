@@ -6,7 +6,9 @@ Without it a compiler would trace the tensor operations of the fallback, which t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 
@@ -31,10 +33,31 @@ def look_up(codes: torch.Tensor, levels: torch.Tensor, bits: int, channels: int,
     return torch.gather(levels.expand(channels, -1), 1, unpacked.long())
 
 
+@cache
+def device_kernel(device: str) -> Callable[[torch.Tensor, torch.Tensor, int, torch.Tensor], None] | None:
+    """As :func:`decode_into` for a type of device other than the CPU: Triton's, where it is installed; else None."""
+    if device != "cuda" or find_spec("triton") is None:
+        return None
+    from qua2sedimo.quantizers.triton_kernel import decode_rows_into
+
+    return decode_rows_into
+
+
+def decode_on_device(codes: torch.Tensor, levels: torch.Tensor, bits: int, shape: Sequence[int]) -> torch.Tensor:
+    """The operator on devices other than the CPU: by a kernel if there is one, by tensor operations otherwise."""
+    channels, n = shape[0], math.prod(shape[1:])
+    kernel = device_kernel(codes.device.type)
+    if kernel is None:
+        return look_up(codes, levels, bits, channels, n).view(shape)
+    weight = levels.new_empty(channels, n)
+    kernel(codes, levels, bits, weight)
+    return weight.view(shape)
+
+
 @torch.library.custom_op("qua2sedimo::decode", mutates_args=())
 def decode(codes: torch.Tensor, levels: torch.Tensor, bits: int, shape: Sequence[int]) -> torch.Tensor:
     """A tensor of ``shape`` (channels first) of the levels [channels or 1, 2^bits] that packed codes name."""
-    return look_up(codes, levels, bits, shape[0], math.prod(shape[1:])).view(shape)
+    return decode_on_device(codes, levels, bits, shape)
 
 
 @decode.register_kernel("cpu")

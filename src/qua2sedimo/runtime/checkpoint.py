@@ -38,7 +38,7 @@ from qua2sedimo.runtime.modules import Part, QuantizedLayer, Storage, checked_te
 from qua2sedimo.runtime.shards import ShardWriter, check_complete, model_tensors
 from qua2sedimo.runtime.table import LayerTable, install_empty_layers, layer_modules
 from qua2sedimo.runtime.units import NO_COPIES, Copies, groups_of
-from qua2sedimo.tensorfiles import read_headers
+from qua2sedimo.tensorfiles import all_tensors, read_layout
 
 INFO = "qua2sedimo.json"
 SHARD_BYTES = 2_000_000_000
@@ -142,11 +142,11 @@ def _verified(
     cls: type[Any], config: dict[str, Any], table: LayerTable, files: list[Path], promised: PackedSize
 ) -> PackedSize:
     """Check the files as the loader will, against a model made from the config alone, and their bytes."""
-    headers = read_headers(files)
+    headers = all_tensors(map(read_layout, files))
     with init_empty_weights():
         model = cls.from_config(config)
+    check_complete(model, table, headers)
     layers = install_empty_layers(model, table)
-    check_complete(model, headers)
     found = sum(headers[f"{name}.{b}"].nbytes for name, layer in layers.items() for b in layer.packed_names())
     if found != promised.quantized_bytes:
         raise Qua2SeDiMoError(f"quantized layers take {found} bytes on disk instead of {promised.quantized_bytes}")

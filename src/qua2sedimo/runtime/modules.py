@@ -279,10 +279,10 @@ def bare(cls: type[Any], module: nn.Module) -> Any:
     """A ``cls`` with the hyperparameters, the bias and the mode of ``module`` and nothing else allocated."""
     bare: Any = object.__new__(cls)
     nn.Module.__init__(bare)
-    for name in _LINEAR if isinstance(module, nn.Linear) else _CONV:
-        setattr(bare, name, getattr(module, name))
+    own = _LINEAR if isinstance(module, nn.Linear) else _CONV
+    bare.__dict__.update({name: getattr(module, name) for name in own}, training=module.training)
     bare.register_parameter("bias", module.bias)
-    return bare.train(module.training)
+    return bare
 
 
 def _weight(module: nn.Module) -> torch.Tensor:

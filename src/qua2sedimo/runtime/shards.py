@@ -10,48 +10,84 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from qua2sedimo.checksums import checksum, checksum_metadata
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.files import write_json
-from qua2sedimo.tensorfiles import DAMAGED_FILE, FLOATS, WEIGHTS, StoredTensor, checksum, checksum_metadata
+from qua2sedimo.runtime.modules import Part
+from qua2sedimo.runtime.table import LayerTable, layer_modules
+from qua2sedimo.tensorfiles import DAMAGED_FILE, FLOATS, WEIGHTS, StoredTensor
 
 _CODE = {torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64", torch.bool: "BOOL"}
 
 
 def model_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters and persistent buffers, those of a module with several names once, under the first."""
-    persistent = model.state_dict().keys()
     for prefix, module in model.named_modules():
-        own = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
-        for name, tensor in own:
-            full = f"{prefix}.{name}" if prefix else name
-            if full in persistent:
-                yield full, tensor
+        start, volatile = f"{prefix}." if prefix else "", module._non_persistent_buffers_set
+        for name, tensor in chain(module._parameters.items(), module._buffers.items()):
+            if tensor is not None and name not in volatile:
+                yield start + name, tensor
 
 
-def check_complete(model: nn.Module, stored: Mapping[str, StoredTensor], ignored: Iterable[str] = ()) -> None:
-    """Raise :class:`Qua2SeDiMoError` unless ``stored`` is exactly what ``model`` (may be on meta) needs.
+def check_complete(
+    model: nn.Module, table: LayerTable, stored: Mapping[str, StoredTensor], ignored: Iterable[str] = ()
+) -> None:
+    """Raise :class:`Qua2SeDiMoError` unless ``stored`` is exactly what ``model`` needs, packed as ``table`` says.
 
-    ``ignored`` are names that may be stored though the model does not know them.
+    The model, which may be on meta, is as its class makes it. ``ignored`` are names that may be stored though the model
+    does not know them.
     """
-    expected = dict(model_tensors(model))
-    for name, tensor in expected.items():
+    layers = table.assign(layer_modules(model))
+    expected = _expected(model, *layers)
+    for name, (dtype, shape) in expected.items():
         if name not in stored:
             raise Qua2SeDiMoError(f"tensor '{name}' is missing from the checkpoint", DAMAGED_FILE)
-        found, shape = stored[name], tuple(tensor.shape)
+        found = stored[name]
         if found.shape != shape:
             raise Qua2SeDiMoError(
                 f"tensor '{name}': expected shape {list(shape)}, the checkpoint has {list(found.shape)}",
                 DAMAGED_FILE,
             )
-        fits = found.dtype in FLOATS if tensor.is_floating_point() else found.dtype == _CODE.get(tensor.dtype)
+        fits = found.dtype in FLOATS if dtype.is_floating_point else found.dtype == _CODE.get(dtype)
         if not fits:
-            wanted = "a float type" if tensor.is_floating_point() else str(tensor.dtype)
+            wanted = "a float type" if dtype.is_floating_point else str(dtype)
             raise Qua2SeDiMoError(f"tensor '{name}': expected {wanted}, the checkpoint has {found.dtype}", DAMAGED_FILE)
     extra = stored.keys() - expected.keys() - set(ignored)
-    if extra and (extra := extra - model.state_dict().keys()):
+    if extra:
+        extra -= set(_other_names(model, expected, layers[1], extra))
+    if extra:
         raise Qua2SeDiMoError(
             f"the checkpoint holds a tensor '{min(extra)}' that the model does not have", DAMAGED_FILE
         )
+
+
+def _expected(
+    model: nn.Module, packed: Mapping[str, tuple[Part, ...]], copies: Mapping[str, tuple[str, ...]]
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """(dtype, shape) of the tensors that are stored for a model, by name; those of copies are stored once."""
+    left_out = tuple(f"{copy}." for names in copies.values() for copy in names)
+    expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    for name, tensor in model_tensors(model):
+        layer, _, own = name.rpartition(".")
+        if layer in packed and own == "weight":
+            for part in packed[layer]:
+                expected |= {f"{layer}.{buffer}": e for buffer, e in part.layout(tuple(tensor.shape)).items()}
+        elif not left_out or not name.startswith(left_out):
+            expected[name] = (tensor.dtype, tuple(tensor.shape))
+    return expected
+
+
+def _other_names(
+    model: nn.Module, expected: Mapping[str, object], copies: Mapping[str, tuple[str, ...]], names: Iterable[str]
+) -> Iterator[str]:
+    """Those of ``names`` that are other names of expected tensors, in modules with several names and in copies."""
+    firsts: dict[int, str] = {}
+    first = {name: firsts.setdefault(id(m), name) for name, m in model.named_modules(remove_duplicate=False)}
+    first |= {copy: name for name, group in copies.items() for copy in group}
+    for name in names:
+        module, _, tensor = name.rpartition(".")
+        if f"{first.get(module)}.{tensor}" in expected:
+            yield name
 
 
 class ShardWriter:
