@@ -9,7 +9,7 @@ from typing import Any
 
 import altair as alt
 
-from qua2sedimo.report import maps
+from qua2sedimo.report import boxes, maps
 from qua2sedimo.report.bars import options_by_operation
 from qua2sedimo.report.costs import layer_costs
 from qua2sedimo.report.data import MeasuredPoint, ReportData
@@ -19,6 +19,8 @@ from qua2sedimo.report.style import (
     GREY,
     POINT_KINDS,
     finish,
+    height_for,
+    ticks_for,
     option_key,
 )
 from qua2sedimo.report.trust import predicted_against_measured, predictor_quality
@@ -50,9 +52,10 @@ def quality_figures(data: ReportData, width: Width = 720) -> list[Figure]:
     """Quality against average bits, of all measured configurations."""
     if not any(math.isfinite(point.value) and point.kind != "full" for point in data.points):
         return []
+    budget = f"the dashed line is the asked budget of {data.budget_bits:g} bits, "
     text = (
         f"Each mark is one measured configuration: {_counted(data.points)}. Upright lines are 95 % intervals; "
-        f"the dashed line is the asked budget of {data.budget_bits:g} bits, the stepped one joins the best measured at "
+        f"{budget if math.isfinite(data.budget_bits) else ''}the stepped line joins the best measured at "
         "each size. The best of many measurements is partly luck, so only marks whose intervals lie apart differ. "
         "Sizes count every scale, zero point and codebook."
     )
@@ -90,13 +93,13 @@ def sensitivity_figures(data: ReportData, width: Width = 720) -> list[Figure]:
                 "sensitivity-by-operation",
                 "Sensitivity by operation",
                 f"{_BOXES} Most sensitive first.",
-                maps.sensitivity_by_operation(costs, width, data.cost_unit),
+                boxes.sensitivity_by_operation(costs, width, data.cost_unit),
             ),
             Figure(
                 "sensitivity-by-block",
                 "Sensitivity by block",
                 f"The same costs along the network's depth. {_BOXES}",
-                maps.sensitivity_by_block(costs, width, data.cost_unit),
+                boxes.sensitivity_by_block(costs, width, data.cost_unit),
             ),
         ]
     if data.choices:
@@ -154,7 +157,9 @@ def predictor_figures(data: ReportData, width: Width = 720) -> list[Figure]:
 def quality_against_bits(data: ReportData, width: Width = 720) -> Any:
     """All measured configurations: random as dots, uniform labelled, ours highlighted, with intervals."""
     shown = [p for kind in POINT_KINDS for p in data.points if p.kind == kind and math.isfinite(p.value)]
-    places = label_places([(p.bits, p.value) for p in shown], [_label(p) for p in shown])
+    height = height_for(width, 380)
+    plot = (width - 60, height - 40) if isinstance(width, (int, float)) else (640, 340)
+    places = label_places([(p.bits, p.value) for p in shown], [_label(p) for p in shown], *plot)
     rows: list[dict[str, Any]] = [
         {
             "bits": point.bits,
@@ -173,7 +178,7 @@ def quality_against_bits(data: ReportData, width: Width = 720) -> Any:
     x = alt.X(
         "bits:Q",
         title="average bits per weight, overhead counted",
-        axis=alt.Axis(tickCount=8),
+        axis=alt.Axis(tickCount=ticks_for(width, 8)),
         scale=alt.Scale(zero=False),
     )
     y = alt.Y("value:Q", title=axis_title(data), scale=alt.Scale(zero=False))
@@ -193,8 +198,9 @@ def quality_against_bits(data: ReportData, width: Width = 720) -> Any:
             alt.Tooltip("high:Q", title="to", format=".4~g"),
         ],
     )
+    asked = [{"bits": data.budget_bits}] if math.isfinite(data.budget_bits) else []
     budget = (
-        alt.Chart(alt.Data(values=[{"bits": data.budget_bits}]))
+        alt.Chart(alt.Data(values=asked))
         .mark_rule(strokeDash=[5, 4], color=GREY, strokeWidth=1.2)
         .encode(x="bits:Q")
     )
@@ -207,7 +213,7 @@ def quality_against_bits(data: ReportData, width: Width = 720) -> Any:
     frontier = steps.encode(x="bits:Q", y="value:Q", order="bits:Q")
     return finish(
         alt.layer(budget, *_full_precision(data), frontier, intervals, marks, *labels).properties(
-            width=width, height=380
+            width=width, height=height
         ),
         description,
     )

@@ -133,6 +133,21 @@ def finish(chart: Any, description: str) -> Any:
     )
 
 
+def cost_title(unit: str) -> str:
+    """The axis of costs."""
+    return f"{unit or 'score'} lost from 4 to 3 bits"
+
+
+def height_for(width: Any, most: int) -> int:
+    """The height of a plot: ``most``, but three quarters of a width that is given in pixels."""
+    return min(most, round(0.75 * width)) if isinstance(width, (int, float)) else most
+
+
+def ticks_for(width: Any, most: int) -> int:
+    """How many ticks an axis has room for: ``most``, fewer in a width that is given in pixels and small."""
+    return most if not isinstance(width, (int, float)) or width > 500 else min(most, 5)
+
+
 def option_key() -> str:
     """What the letters of short option names stand for."""
     return "U = uniform (UAQ), C = K-Means a channel, A = K-Means for the whole layer; the number is bits."
