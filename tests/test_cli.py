@@ -24,7 +24,7 @@ from qua2sedimo.predictor import FitSettings
 
 COMMANDS = (
     "demo", "run", "init", "inspect", "metrics", "plan", "quantize", "measure", "records", "fit", "explain", "choose",
-    "diff", "export", "search", "frontier", "generate", "evaluate", "recipe", "report",
+    "diff", "export", "search", "frontier", "generate", "evaluate", "recipe", "report", "figures",
 )  # fmt: skip
 FEW_STEPS = '{"num_inference_steps": 2, "guidance_scale": 1.0}'
 

@@ -42,7 +42,9 @@ def options_side_by_side(studies: dict[str, Sequence[LayerChoice]], width: int =
     )
 
 
-def _bars(choices: Sequence[LayerChoice], operations: list[str], options: list[str], columns: Any, labels: bool = True) -> Any:
+def _bars(
+    choices: Sequence[LayerChoice], operations: list[str], options: list[str], columns: Any, labels: bool = True
+) -> Any:
     rows = _pieces(choices, operations, options)
     y = alt.Y(
         "operation:N",

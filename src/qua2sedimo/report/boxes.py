@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import altair as alt
 import numpy as np
 
 from qua2sedimo.report.costs import LayerCost, in_order
-from qua2sedimo.report.style import FAMILIES, cost_title, family, finish, height_for
+from qua2sedimo.report.style import FAMILIES, cost_title, family, finish, height_for, ticks_for, uneven
 
 BOX = "#7a8694"
 BOXED: dict[str, Any] = {"color": BOX, "fillOpacity": 0.22, "stroke": BOX, "strokeOpacity": 0.7}
+
+
+def cost_axis(costs: Iterable[LayerCost], **more: Any) -> alt.Scale:
+    """The scale of an axis of costs: roots where a few layers cost far more than all others."""
+    return alt.Scale(type="sqrt" if uneven([cost.cost for cost in costs]) else "linear", **more)
 
 
 def sensitivity_by_operation(costs: Sequence[LayerCost], width: Any = 720, unit: str = "") -> Any:
@@ -21,7 +26,9 @@ def sensitivity_by_operation(costs: Sequence[LayerCost], width: Any = 720, unit:
     groups = groups_by(costs, "operation")
     order = sorted(groups, key=lambda name: -statistics.median(cost.cost for cost in groups[name]))
     position = alt.Y("operation:N", title=None, scale=alt.Scale(domain=order, type="band"))
-    value = alt.X("cost:Q", title=cost_title(unit), axis=alt.Axis(tickCount=8))
+    value = alt.X(
+        "cost:Q", title=cost_title(unit), axis=alt.Axis(tickCount=ticks_for(width, 8)), scale=cost_axis(costs)
+    )
     offset = alt.YOffset("jitter:Q", scale=alt.Scale(domain=[-1, 1]))
     points = _points(costs, unit, groups).encode(x=value, y=position, yOffset=offset)
     summary = alt.Chart(alt.Data(values=summaries(groups, "operation"))).encode(y=position)
@@ -48,14 +55,14 @@ def sensitivity_by_block(costs: Sequence[LayerCost], width: Any = 720, unit: str
     order = in_order(cost.block for cost in costs)
     few = len(order) <= 24
     angle = 0 if len(order) <= 5 else -45 if few else -90
-    axis = alt.Axis(labelAngle=angle, labelLimit=150, labelOverlap="parity")
+    axis = alt.Axis(labelAngle=angle, labelLimit=150, labelOverlap=False if few else "parity")
     across = width if few or isinstance(width, int) else alt.Step(max(14, 1050 // len(order)))
     size = 22 if few else 11
     if isinstance(width, int):
         size = min(size, max(4, width * 6 // (10 * len(order))))
     position = alt.X("block:N", title=None, axis=axis, scale=alt.Scale(domain=order, type="band"))
     value, offset = (
-        alt.Y("cost:Q", title=cost_title(unit)),
+        alt.Y("cost:Q", title=cost_title(unit), scale=cost_axis(costs)),
         alt.XOffset("jitter:Q", scale=alt.Scale(domain=[-1, 1])),
     )
     points = _points(costs, unit, groups).encode(x=position, y=value, xOffset=offset)
@@ -81,6 +88,7 @@ def sensitivity_by_block(costs: Sequence[LayerCost], width: Any = 720, unit: str
 def _points(costs: Sequence[LayerCost], unit: str, groups: dict[str, list[LayerCost]]) -> Any:
     most = max(map(len, groups.values()))
     size, opacity = (42, 0.8) if most <= 24 and len(groups) <= 24 else (16, 0.65)
+    alone = {cost.layer for group in groups.values() if len(group) < 3 for cost in group}
     present = [name for name in FAMILIES if any(family(cost.operation) == name for cost in costs)]
     rows = [
         {
@@ -91,14 +99,16 @@ def _points(costs: Sequence[LayerCost], unit: str, groups: dict[str, list[LayerC
             "spread": cost.spread,
             "options": f"{cost.better} → {cost.worse}",
             "family": family(cost.operation),
+            "size": 42 if cost.layer in alone else size,
             "jitter": (index * 0.618034) % 1 - 0.5,
         }
         for index, cost in enumerate(costs)
     ]
     return (
         alt.Chart(alt.Data(values=rows))
-        .mark_point(filled=True, size=size, opacity=opacity)
+        .mark_point(filled=True, opacity=opacity)
         .encode(
+            size=alt.Size("size:Q", scale=None, legend=None),
             color=alt.Color(
                 "family:N",
                 title=None,
@@ -143,5 +153,3 @@ def groups_by(costs: Sequence[LayerCost], key: str) -> dict[str, list[LayerCost]
     for cost in costs:
         groups.setdefault(getattr(cost, key), []).append(cost)
     return groups
-
-

@@ -27,12 +27,17 @@ def captions_of(figures: Sequence[Figure], studies: Sequence[ReportData], made_b
             f"In words: {numbers}"
         )
     parts.append("# How they were made")
-    if made_by:
-        parts.append("\n".join(f"    {' '.join(command.split())}" for command in made_by))
+    parts += _commands("The figures:", made_by)
     for data in studies:
         told = [f"{escaped(name)}: {escaped(value)}" for name, value in data.provenance.items()]
         parts.append("\n".join(f"- {line}" for line in [_studied(data), *told]))
+        parts += _commands("The same study again:", data.commands)
     return "\n\n".join(parts) + "\n"
+
+
+def _commands(title: str, commands: Sequence[str]) -> list[str]:
+    """An indented block, in which nothing is markup; a paragraph ends the list before it."""
+    return [title, "\n".join(f"    {' '.join(command.split())}" for command in commands)] if commands else []
 
 
 def _studied(data: ReportData) -> str:

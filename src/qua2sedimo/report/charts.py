@@ -13,15 +13,16 @@ from qua2sedimo.report import boxes, maps
 from qua2sedimo.report.bars import options_by_operation
 from qua2sedimo.report.costs import layer_costs
 from qua2sedimo.report.data import MeasuredPoint, ReportData
-from qua2sedimo.report.labels import PLACES, label_places
+from qua2sedimo.report.labels import LIMIT, PLACES, label_places
 from qua2sedimo.report.style import (
     GREEN,
     GREY,
     POINT_KINDS,
     finish,
     height_for,
-    ticks_for,
     option_key,
+    ticks_for,
+    uneven,
 )
 from qua2sedimo.report.trust import predicted_against_measured, predictor_quality
 
@@ -66,13 +67,14 @@ def quality_figures(data: ReportData, width: Width = 720) -> list[Figure]:
 def sensitivity_figures(data: ReportData, width: Width = 720) -> list[Figure]:
     """Where going down a bit hurts, and what was chosen there."""
     costs, figures = layer_costs(data.scores), []
+    roots = ROOTS if uneven([cost.cost for cost in costs]) else ""
     if costs:
         figures += [
             Figure(
                 "sensitivity-map",
                 "Sensitivity map",
                 f"What going from about 4 to about 3 bits is expected to cost, {_unit(data)}: the mean over the layers "
-                "of a cell, all other layers left as they are.",
+                f"of a cell, all other layers left as they are.{roots}",
                 maps.sensitivity_map(costs, data.cost_unit, width),
                 least=maps.least_width(costs),
             )
@@ -92,13 +94,13 @@ def sensitivity_figures(data: ReportData, width: Width = 720) -> list[Figure]:
             Figure(
                 "sensitivity-by-operation",
                 "Sensitivity by operation",
-                f"{_BOXES} Most sensitive first.",
+                f"{_BOXES} Most sensitive first.{roots}",
                 boxes.sensitivity_by_operation(costs, width, data.cost_unit),
             ),
             Figure(
                 "sensitivity-by-block",
                 "Sensitivity by block",
-                f"The same costs along the network's depth. {_BOXES}",
+                f"The same costs along the network's depth. {_BOXES}{roots}",
                 boxes.sensitivity_by_block(costs, width, data.cost_unit),
             ),
         ]
@@ -118,6 +120,9 @@ _BOXES = (
     "One mark a layer. Boxes span the middle half of the layers, thick lines are medians, whiskers reach the furthest "
     "layer within 1.5 boxes."
 )
+
+#: Said where it is so.
+ROOTS = " Costs are drawn by their square root, as a few are far above all others."
 
 
 def _unit(data: ReportData) -> str:
@@ -200,9 +205,7 @@ def quality_against_bits(data: ReportData, width: Width = 720) -> Any:
     )
     asked = [{"bits": data.budget_bits}] if math.isfinite(data.budget_bits) else []
     budget = (
-        alt.Chart(alt.Data(values=asked))
-        .mark_rule(strokeDash=[5, 4], color=GREY, strokeWidth=1.2)
-        .encode(x="bits:Q")
+        alt.Chart(alt.Data(values=asked)).mark_rule(strokeDash=[5, 4], color=GREY, strokeWidth=1.2).encode(x="bits:Q")
     )
     labels = [_labels(base, y, place) for place in PLACES if place in places]
     description = f"Scatter plot of {axis_title(data)} against average bits per weight: {_counted(data.points)}."
@@ -250,7 +253,7 @@ def _label(point: MeasuredPoint) -> str:
 
 def _labels(base: Any, y: alt.Y, place: str) -> Any:
     dx, dy, align = PLACES[place]
-    text = base.mark_text(align=align, dx=dx, dy=dy, fontWeight=500, limit=200)
+    text = base.mark_text(align=align, dx=dx, dy=dy, fontWeight=500, limit=LIMIT)
     return text.transform_filter(f"datum.place === '{place}'").encode(
         y=y, text="label:N", color=alt.value("currentColor")
     )

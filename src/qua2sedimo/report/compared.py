@@ -10,11 +10,11 @@ import altair as alt
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.report.bars import options_side_by_side
-from qua2sedimo.report.boxes import groups_by, nothing_lost, summaries
-from qua2sedimo.report.charts import Figure, axis_title, efficient
+from qua2sedimo.report.boxes import cost_axis, groups_by, nothing_lost, summaries
+from qua2sedimo.report.charts import ROOTS, Figure, axis_title, efficient
 from qua2sedimo.report.costs import LayerCost, in_order, layer_costs
 from qua2sedimo.report.data import MeasuredPoint, ReportData
-from qua2sedimo.report.style import ORANGE, cost_title, finish, height_for, option_key
+from qua2sedimo.report.style import ORANGE, cost_title, finish, height_for, option_key, uneven
 
 #: Colour, shape and dashes of the first and the second study: also without colour they can be told apart.
 _COLOURS, _SHAPES, _DASHES = ("#12508f", ORANGE), ("circle", "triangle-up"), ([1, 0], [5, 3])
@@ -39,7 +39,9 @@ def compared_figures(studies: dict[str, ReportData], column: int, page: int) -> 
             "differ. Sizes count every scale, zero point and codebook."
         )
         chart = frontiers(measured, any_data, column)
-        figures.append(Figure("quality-against-bits", f"{any_data.objective_info.title} against size", text, chart, True))
+        figures.append(
+            Figure("quality-against-bits", f"{any_data.objective_info.title} against size", text, chart, True)
+        )
     costs: Costs = {name: layer_costs(data.scores) for name, data in studies.items()}
     if all(costs.values()):
         unit = next(iter(studies.values())).cost_unit
@@ -47,6 +49,7 @@ def compared_figures(studies: dict[str, ReportData], column: int, page: int) -> 
             f"What going from about 4 to about 3 bits is expected to cost the layers of {named}, in {unit or 'score'}. "
             "Boxes span the middle half of the layers, thick lines are medians, whiskers reach the furthest layer "
             "within 1.5 boxes; one or two layers are marks."
+            + (ROOTS if uneven([cost.cost for found in costs.values() for cost in found]) else "")
         )
         by_operation = costs_by_operation(costs, unit, column)
         figures.append(Figure("sensitivity-by-operation", "Sensitivity by operation", text, by_operation, True))
@@ -86,7 +89,12 @@ def frontiers(measured: dict[str, list[MeasuredPoint]], data: ReportData, width:
     better = data.objective_info.higher_is_better
     best = {name: efficient(points, better) for name, points in measured.items()}
     everything, frontier = _rows(measured), _rows(best)
-    x = alt.X("bits:Q", title="average bits per weight, overhead counted", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6))
+    x = alt.X(
+        "bits:Q",
+        title="average bits per weight, overhead counted",
+        scale=alt.Scale(zero=False),
+        axis=alt.Axis(tickCount=6),
+    )
     y = alt.Y("value:Q", title=axis_title(data), scale=alt.Scale(zero=False))
     names = list(measured)
     color, shape = _by_study("color", names, _COLOURS), _by_study("shape", names, _SHAPES)
@@ -127,17 +135,22 @@ def _ends(points: list[MeasuredPoint]) -> str:
 
 def _by_study(channel: str, names: list[str], values: tuple[Any, ...]) -> Any:
     kinds = {"color": alt.Color, "shape": alt.Shape, "strokeDash": alt.StrokeDash}
-    legend = alt.Legend(symbolOpacity=1)
+    legend = (
+        None
+        if channel == "strokeDash"
+        else alt.Legend(symbolOpacity=1, labelLimit=300, columns=1 if max(map(len, names)) > 22 else 2)
+    )
     return kinds[channel]("study:N", title=None, legend=legend, scale=alt.Scale(domain=names, range=list(values)))
 
 
 def costs_by_operation(costs: Costs, unit: str, width: int) -> Any:
     """For each operation a box of each study, the most sensitive operation of both first."""
-    operations = in_order(cost.operation for found in costs.values() for cost in found)
+    every = [cost for found in costs.values() for cost in found]
+    operations = in_order(cost.operation for cost in every)
     order = sorted(operations, key=lambda name: -max(_median(found, name) for found in costs.values()))
     band = alt.Y("operation:N", title=None, scale=alt.Scale(domain=order, type="band", paddingInner=0.3))
     beside = alt.YOffset("study:N", scale=alt.Scale(domain=list(costs), paddingInner=0.25))
-    value = alt.X("cost:Q", title=cost_title(unit), axis=alt.Axis(tickCount=6))
+    value = alt.X("cost:Q", title=cost_title(unit), axis=alt.Axis(tickCount=6), scale=cost_axis(every))
     boxes = _boxes(costs, "operation", {"y": band, "yOffset": beside}, "x", value, 9)
     spoken = "; ".join(
         f"{study}: " + ", ".join(f"{name} {_median(found, name):.2f}" for name in order[:4] if _has(found, name))
@@ -149,15 +162,18 @@ def costs_by_operation(costs: Costs, unit: str, width: int) -> Any:
 
 def costs_by_block(costs: Costs, unit: str, width: int) -> Any:
     """A panel for each study, block by block along its depth, with one axis of costs."""
-    every = [cost.cost for found in costs.values() for cost in found]
-    scale = alt.Scale(domain=[min(0.0, *every), max(every)], nice=True)
+    every = [cost for found in costs.values() for cost in found]
+    scale = cost_axis(every, domain=[min(0.0, *(c.cost for c in every)), max(c.cost for c in every)], nice=True)
+    many = max(len({cost.block for cost in found}) for found in costs.values()) > 9
     panels = []
     for number, (study, found) in enumerate(costs.items()):
         order = in_order(cost.block for cost in found)
-        axis = alt.Axis(labelAngle=-90 if len(order) > 9 else -45, labelLimit=110)
+        axis = alt.Axis(labelAngle=-90 if many else -45, labelLimit=150, labelOverlap="parity")
         band = alt.X("block:N", title=None, axis=axis, scale=alt.Scale(domain=order, type="band"))
         value = alt.Y("cost:Q", title=None if number else cost_title(unit), scale=scale)
-        boxes = _boxes({study: found}, "block", {"x": band}, "y", value, max(5, min(16, 240 // len(order))), list(costs))
+        boxes = _boxes(
+            {study: found}, "block", {"x": band}, "y", value, max(5, min(16, 240 // len(order))), list(costs)
+        )
         title = alt.TitleParams(study, anchor="start", fontSize=12.5, fontWeight=500)
         panels.append(alt.layer(*boxes).properties(width=width // 2 - 50, height=220, title=title))
     spoken = "; ".join(f"{study}: most in {_dearest(found)}" for study, found in costs.items())
@@ -183,16 +199,16 @@ def _boxes(
     summary = alt.Chart(alt.Data(values=boxed)).encode(**place, color=color)
     ends = lambda low, high: {along: axis(f"{low}:Q"), f"{along}2": f"{high}:Q"}  # noqa: E731
     middle = summary.mark_tick(thickness=2.5, size=size).encode(
-        **{along: axis("median:Q"), "color": alt.value("currentColor")}
+        **{along: axis("median:Q"), "color": alt.value("#ffffff")}
     )
     return [
         nothing_lost().encode(**{along: value}),
         summary.mark_rule(strokeWidth=1.3).encode(**ends("low", "high")),
         summary.mark_bar(size=size, opacity=0.75, stroke="#30363d", strokeWidth=0.6).encode(**ends("q1", "q3")),
         middle,
-        alt.Chart(alt.Data(values=alone)).mark_point(filled=True, size=40, opacity=0.95).encode(
-            **place, **{along: value}, color=color, shape=shape
-        ),
+        alt.Chart(alt.Data(values=alone))
+        .mark_point(filled=True, size=40, opacity=0.95)
+        .encode(**place, **{along: value}, color=color, shape=shape),
     ]
 
 

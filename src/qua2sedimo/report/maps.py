@@ -100,7 +100,9 @@ def _map(
         x=alt.X(
             "block:N",
             title=None,
-            axis=alt.Axis(labelAngle=-45 if few else -90, labelLimit=150, labelOverlap="parity", **bare),
+            axis=alt.Axis(
+                labelAngle=-45 if few else -90, labelLimit=150, labelOverlap=False if few else "parity", **bare
+            ),
             scale=alt.Scale(domain=blocks, padding=0.05),
         ),
         y=alt.Y("operation:N", title=None, axis=alt.Axis(**bare), scale=alt.Scale(domain=operations, padding=0.05)),

@@ -56,12 +56,22 @@ def paper_style(specification: dict[str, Any]) -> dict[str, Any]:
     """The same chart without what only a screen has, in ink on white, in a font that every printer knows."""
     printed = _printed(specification)
     config = printed.get("config", {})
-    axis = {**config.get("axis", {}), "labelColor": INK, "titleColor": INK, "domainColor": "#60666e", "labelFlush": False}
+    axis = {
+        **config.get("axis", {}),
+        "labelColor": INK,
+        "titleColor": INK,
+        "domainColor": "#60666e",
+        "labelFlush": False,
+    }
     legend = {**config.get("legend", {}), "labelColor": INK, "titleColor": INK}
     printed["config"] = {**config, "font": FONT, "axis": axis, "legend": legend}
     if isinstance(printed.get("width"), (int, float)):
         printed["autosize"] = {"type": "fit", "contains": "padding"}
     return {**printed, "background": "white", "padding": 4}
+
+
+#: What labels beside a mark say; those in the cells of a map are "text".
+_BESIDE = ("label", "value")
 
 
 def _printed(part: Any) -> Any:
@@ -76,7 +86,7 @@ def _printed(part: Any) -> Any:
 def _with_halo(layer: Any) -> list[Any]:
     """Labels that may stand over other marks get a white rim, so that they can be read."""
     encoding = layer.get("encoding", {}) if isinstance(layer, dict) else {}
-    if not isinstance(encoding, dict) or encoding.get("text") != {"field": "label", "type": "nominal"}:
+    if not isinstance(encoding, dict) or encoding.get("text", {}).get("field") not in _BESIDE:
         return [layer]
     rim = {"stroke": "white", "strokeWidth": 3, "strokeJoin": "round", "opacity": 0.85}
     white = {**encoding, "color": {"value": "white"}}

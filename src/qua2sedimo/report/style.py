@@ -6,6 +6,7 @@ serves both themes and print.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -85,7 +86,14 @@ def cost_scale(costs: list[float]) -> alt.Scale:
         nothing = "#0b5fa514"
         stops |= {low: mixed(nothing, "#0b5fa5ff", -low / reach), low * 1e-6: nothing}
     at = sorted(stops)
-    return alt.Scale(domain=at, range=[stops[cost] for cost in at], clamp=True, interpolate="rgb")
+    kind: Any = "sqrt" if uneven(costs) else "linear"
+    return alt.Scale(type=kind, domain=at, range=[stops[cost] for cost in at], clamp=True, interpolate="rgb")
+
+
+def uneven(costs: Sequence[float]) -> bool:
+    """Whether the largest cost is so far above the usual one that a straight scale would show nothing else."""
+    sizes = sorted(map(abs, costs))
+    return bool(sizes) and sizes[-1] > 12 * sizes[len(sizes) // 2] > 0
 
 
 #: A cost of nothing.
