@@ -1,4 +1,4 @@
-"""What was found, to look at: report, figures."""
+"""What was found, to look at: report, figures, card."""
 
 from __future__ import annotations
 
@@ -90,3 +90,38 @@ def _different_names(first: Path, second: Path) -> tuple[str, str]:
         raise Qua2SeDiMoError(f"--compare: {second} is the study itself", "Name another study's folder.")
     depth = next(n for n in range(1, max(len(a.parts), len(b.parts)) + 1) if a.parts[-n:] != b.parts[-n:])
     return "/".join(a.parts[-depth:]), "/".join(b.parts[-depth:])
+
+
+@app.command()
+def card(
+    out: Annotated[Path, typer.Argument(help="An exported pipeline folder.", metavar="OUT")],
+    study: Annotated[
+        Path | None,
+        typer.Option(
+            help="The study it came from: quality, pictures, commands. Found if OUT lies in it.", metavar="STUDY"
+        ),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The model it came from: hub name or folder, if that is not where it was.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="The base model's licence, if its folder does not say.")
+    ] = None,
+    repo: Annotated[
+        str | None, typer.Option(help="The name it will have on the hub, for the code that loads it.", metavar="ID")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a README.md that is there.")] = False,
+) -> None:
+    """Add a model card to an export: README.md for the hub, with sizes, quality, options, code and pictures."""
+    from qua2sedimo.report.assemble_card import card_data
+    from qua2sedimo.report.card import write_card
+    from qua2sedimo.terminal import console
+
+    data = card_data(out, study, base, licence, repo)
+    console.print(str(write_card(data, out, force)), soft_wrap=True, markup=False, highlight=False)
+    if not data.base.licence:
+        console.print("The base model's licence is unknown: name it with --license.")
+    if not data.base.hub:
+        console.print("The base model's name on the hub is unknown: name it with --base OWNER/NAME, if it has one.")
+    if not data.rows:
+        console.print("No quality is told: it comes from a study that has a report; see --study.")
