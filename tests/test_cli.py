@@ -465,6 +465,7 @@ def test_figures_say_what_a_study_lacks_and_refuse_what_cannot_be_drawn(  # type
     assert "other/study" in (study / "figures-with-study" / "quality-against-bits.svg").read_text()
     path = other / "study.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "objective": "features"}))
+    (other / "records.db").unlink()
     Study(other).measure(3)
     assert "measures psnr" in refused("figures", study, "--compare", other)
 
