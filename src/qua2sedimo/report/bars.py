@@ -13,7 +13,7 @@ from qua2sedimo.report.data import LayerChoice
 from qua2sedimo.report.style import finish, is_dark, option_shade, short_option
 
 #: Of the legend: the names of options are short.
-_COLUMNS = alt.ExprRef("width < 430 ? 3 : 0")
+_COLUMNS = alt.ExprRef("width < 270 ? 2 : width < 430 ? 3 : 0")
 
 
 def options_by_operation(choices: Sequence[LayerChoice], width: Any = 720) -> Any:

@@ -61,7 +61,11 @@ def quality_figures(data: ReportData, width: Width = 720) -> list[Figure]:
         "Sizes count every scale, zero point and codebook."
     )
     chart = quality_against_bits(data, width)
-    return [Figure("quality-against-bits", f"{data.objective_info.title} against size", text, chart)]
+    return [Figure("quality-against-bits", f"{data.objective_info.title} against size", text, chart, least=_LABELLED)]
+
+
+#: Pixels that the labels of marks need.
+_LABELLED = 520
 
 
 def sensitivity_figures(data: ReportData, width: Width = 720) -> list[Figure]:
@@ -102,6 +106,7 @@ def sensitivity_figures(data: ReportData, width: Width = 720) -> list[Figure]:
                 "Sensitivity by block",
                 f"The same costs along the network's depth. {_BOXES}{roots}",
                 boxes.sensitivity_by_block(costs, width, data.cost_unit),
+                least=90 + 22 * min(24, len({cost.block for cost in costs})),
             ),
         ]
     if data.choices:

@@ -12,7 +12,7 @@ import numpy as np
 
 from qua2sedimo.report.costs import LayerCost, in_order
 from qua2sedimo.report.data import LayerChoice
-from qua2sedimo.report.style import bits_scale, cost_scale, cost_title, finish, short_option
+from qua2sedimo.report.style import bits_scale, cost_scale, cost_title, finish, short_option, uneven
 from qua2sedimo.report.text import number
 
 _NUMBERED = 24  # blocks up to which cells have room for a number
@@ -108,7 +108,8 @@ def _map(
         y=alt.Y("operation:N", title=None, axis=alt.Axis(**bare), scale=alt.Scale(domain=operations, padding=0.05)),
         tooltip=place[:2] + tooltip + place[2:],
     )
-    legend = alt.Legend(gradientLength=150, gradientThickness=10, tickCount=4, titleAnchor="start")
+    ticks = 2 if uneven([row["value"] for row in rows]) else 4  # roots leave no room for more
+    legend = alt.Legend(gradientLength=150, gradientThickness=10, tickCount=ticks, titleAnchor="start")
     cells = base.mark_rect(cornerRadius=3, stroke="#808894", strokeOpacity=0.25).encode(
         color=alt.Color("value:Q", title=title, scale=scale, legend=legend)
     )
