@@ -24,7 +24,8 @@ from qua2sedimo.predictor import FitSettings
 
 COMMANDS = (
     "demo", "run", "init", "inspect", "metrics", "plan", "quantize", "measure", "records", "fit", "explain", "choose",
-    "diff", "export", "search", "frontier", "generate", "evaluate", "recipe", "report",
+    "diff", "export", "search", "frontier", "generate", "evaluate", "recipe", "report", "figures",
+    "card",
 )  # fmt: skip
 FEW_STEPS = '{"num_inference_steps": 2, "guidance_scale": 1.0}'
 
@@ -435,6 +436,38 @@ def test_one_command_goes_from_a_pipeline_to_a_report(run, model: Path, tmp_path
     assert f"= {rows[-1]['average_bits']:.4f} average bits" in ended.out
     assert run(*command).status == 0
     assert run("report", folder, "--bits", 4.5, "--images", 8).status == 0
+    drawn = run("figures", folder, "--format", "svg")
+    assert drawn.status == 0 and "yet" not in drawn.out, drawn.err
+    assert len(list((folder / "figures").glob("*.svg"))) == 8
+    told = run("card", folder / "packed-4.5", "--license", "mit", "--base", "owner/base")
+    assert told.status == 0 and "unknown" not in told.out and "No quality" not in told.out, told.err
+    text = (folder / "packed-4.5" / "README.md").read_text()
+    assert "license: mit" in text and "base_model: owner/base" in text and "| **ours, 4.5 bits** | " in text
+    assert (folder / "packed-4.5" / "images" / "1-ours.png").is_file()
+    assert "README.md exists" in run("card", folder / "packed-4.5").err
+
+
+def test_figures_say_what_a_study_lacks_and_refuse_what_cannot_be_drawn(  # type: ignore[no-untyped-def]
+    run, refused, study: Path, tmp_path: Path
+) -> None:
+    assert "nothing to draw" in refused("figures", study)
+    Study(study).measure(3)
+    drawn = run("figures", study, tmp_path / "out", "--format", "png")
+    assert drawn.status == 0 and f"uniform quantization beside ours yet: qua2sedimo report {study}" in drawn.out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["captions.md", "quality-against-bits.png"]
+    assert "figure format 'gif'" in refused("figures", study, "--format", "gif")
+    assert "is the study itself" in refused("figures", study, "--compare", study)
+    assert "study.yaml is missing" in refused("figures", study, "--compare", tmp_path)
+    other = tmp_path / "other" / "study"
+    shutil.copytree(study, other)
+    both = run("figures", study, "--compare", other, "--format", "svg")
+    assert both.status == 0, both.err
+    assert "other/study" in (study / "figures-with-study" / "quality-against-bits.svg").read_text()
+    path = other / "study.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "objective": "features"}))
+    (other / "records.db").unlink()
+    Study(other).measure(3)
+    assert "measures psnr" in refused("figures", study, "--compare", other)
 
 
 # Records -----------------------------------------------------------------------------------------------------------

@@ -107,8 +107,8 @@ class _Comparing:
         return made
 
     def _row(self, name: str, kind: str, configuration: Configuration, generate: Callable[[], np.ndarray]) -> Row:
-        stem = name.replace(" ", "-").replace(",", "")
-        path, pictures = self.folder / f"{stem}.json", self.folder / f"{stem}.safetensors"
+        path = self.folder / f"{_stem(name)}.json"
+        pictures = path.with_suffix(".safetensors")
         key = [self.study.identity, self.study.settings.protocol, len(self.images)]
         key += [self.choice.configuration.digest] if kind in ("ours", "activations") else []
         if not (path.exists() and pictures.exists() and read_json(path)["key"] == key):
@@ -119,9 +119,7 @@ class _Comparing:
             write_json(path, {"key": key, "metrics": metrics})
         self._done += 1
         self._progress(self._done, self._total, "comparing with uniform quantization")
-        estimates = {m: Estimate(**e) for m, e in read_json(path)["metrics"].items()}
-        bits, nbytes = self.study.space.average_bits(configuration), self.study.space.nbytes(configuration)
-        return Row(name, kind, configuration, bits, nbytes, estimates, load_file(pictures)["pictures"])
+        return _read_row(self.study, name, kind, configuration, path)
 
     @property
     def comparison(self) -> Comparison:
@@ -147,6 +145,43 @@ class _Comparing:
 
     def _ours(self) -> np.ndarray:
         return replay(self.packed, self.study.generator.generation, self.images, self.folder)
+
+
+def kept_rows(study: Study, choice: Choice | None) -> list[Row]:
+    """The rows in the study's folder that were measured on equally many images, those of ours for ``choice`` only.
+
+    Nothing is measured; none of them if full precision is not among them.
+    """
+    space, folder = study.space, study.folder / "comparison"
+    named = [("full precision", "full", Configuration({}))]
+    named += [(f"uniform {option}", "uniform", space.uniform(option)) for option in UNIFORM]
+    if choice is not None:
+        asked = f"{choice.bits_asked:g}"
+        named.append((f"ours, {asked} bits", "ours", choice.configuration))
+        named += [(f"ours, W{asked}A{bits}", "activations", choice.configuration) for bits in (8, 6, 4)]
+    rows, images = [], None
+    for name, kind, configuration in named:
+        path = folder / f"{_stem(name)}.json"
+        pictures = path.with_suffix(".safetensors")
+        if not (path.exists() and pictures.exists()):
+            continue
+        key = read_json(path)["key"]
+        own = [choice.configuration.digest] if choice and kind in ("ours", "activations") else []
+        if key[:2] + key[3:] == [study.identity, study.settings.protocol, *own] and images in (None, key[2]):
+            images = key[2]
+            rows.append(_read_row(study, name, kind, configuration, path))
+    return rows if rows and rows[0].kind == "full" else []
+
+
+def _stem(name: str) -> str:
+    return name.replace(" ", "-").replace(",", "")
+
+
+def _read_row(study: Study, name: str, kind: str, configuration: Configuration, path: Path) -> Row:
+    estimates = {m: Estimate(**e) for m, e in read_json(path)["metrics"].items()}
+    bits, nbytes = study.space.average_bits(configuration), study.space.nbytes(configuration)
+    pictures = load_file(path.with_suffix(".safetensors"))["pictures"]
+    return Row(name, kind, configuration, bits, nbytes, estimates, pictures)
 
 
 def table_json(rows: list[Row]) -> str:

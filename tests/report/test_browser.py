@@ -97,6 +97,7 @@ def test_a_mark_of_the_map_leads_to_its_layers(page: Any) -> None:
     assert operation is not None
     cell.click()
     rows = page.locator("#layer-table > tbody > tr:visible")
+    rows.first.wait_for()  # the page scrolls there
     assert rows.count() == 1 and rows.locator("td").first.inner_text() == operation[1]
     page.locator("#layers select").nth(0).select_option("")
     page.locator("#layers select").nth(1).select_option("")
@@ -166,6 +167,12 @@ def test_the_grid_shows_differences_from_full_precision(page: Any) -> None:
     assert page.locator("#grid .difference").count() == 0
 
 
+def reach(page: Any, place: str) -> None:
+    """Scroll there: long tables are laid out when they come into view."""
+    page.locator(place).evaluate("place => place.scrollIntoView({ behavior: 'instant' })")
+    page.locator(f"{place} >> button:visible").first.wait_for()
+
+
 def column(page: Any, number: int) -> list[float]:
     cells = page.locator(f"#layer-table > tbody > tr > :nth-child({number})")
     return [float(value) for value in cells.evaluate_all("cells => cells.map(cell => cell.dataset.value)")]
@@ -182,6 +189,7 @@ def test_the_layer_table_sorts(page: Any) -> None:
 
 def test_the_layer_table_searches_and_filters(page: Any, data: ReportData) -> None:
     shown, search = page.locator("#shown"), page.locator("#filter")
+    reach(page, "#layer-table")
     search.fill("FF transformer_blocks.1")
     assert shown.inner_text() == f"2 of {len(data.choices)}"
     search.fill("")
@@ -197,6 +205,7 @@ def test_the_layer_table_searches_and_filters(page: Any, data: ReportData) -> No
 
 
 def test_a_layer_tells_why_and_what_else_it_could_have_had(page: Any, data: ReportData) -> None:
+    reach(page, "#layer-table")
     layer = page.get_by_role("button", name="transformer_blocks.0.ff.net.2", exact=True)
     layer.click()
     detail = page.locator("#layer-table .detail")

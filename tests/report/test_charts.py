@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
-from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.report import LayerScore, MeasuredPoint, MetricValue, write_figures
+from qua2sedimo.report import LayerScore, MeasuredPoint, MetricValue
 from qua2sedimo.report.charts import all_figures
 from qua2sedimo.report.costs import in_order, layer_costs
 from qua2sedimo.report.labels import label_places
 from qua2sedimo.report.render import svg_of
-from qua2sedimo.report.style import NOTHING, cost_scale, short_option
+from qua2sedimo.report.style import NOTHING, cost_scale, short_option, uneven
 from qua2sedimo.report.text import digits_for, number, size_text, verdict
 
 from .synthetic import synthetic_data
-
-
-def test_every_figure_is_written_as_svg(tmp_path: Path) -> None:
-    data = synthetic_data(blocks=3, records=20, evil="<script>'\"\\")
-    paths = write_figures(data, tmp_path / "figures")
-    assert [path.stem for path in paths] == [figure.name for figure in all_figures(data)] and len(paths) == 8
-    assert all(path.read_text().startswith("<svg") and "<script" not in path.read_text() for path in paths)
-
-
-def test_figures_are_written_as_png(tmp_path: Path) -> None:
-    data = dataclasses.replace(synthetic_data(blocks=2, records=5), scores=[], predictor=None)
-    paths = write_figures(data, tmp_path, "png")
-    assert [path.name for path in paths] == [
-        "quality-against-bits.png",
-        "chosen-options.png",
-        "options-by-operation.png",
-    ]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
-
-
-def test_another_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Qua2SeDiMoError, match="'gif': expected svg or png"):
-        write_figures(synthetic_data(blocks=1), tmp_path, "gif")  # type: ignore[arg-type]
 
 
 def test_a_finite_full_precision_value_is_drawn_as_a_line() -> None:
@@ -96,6 +71,12 @@ def test_the_cost_scale_is_faint_at_zero_and_ends_at_the_extremes(costs: list[fl
         assert scale["domain"][-1] == max(costs)
     if min(costs) < 0:
         assert scale["domain"][0] == min(costs)
+
+
+def test_costs_are_drawn_by_their_roots_where_one_is_far_above_all_others() -> None:
+    assert not uneven([]) and not uneven([0.0, 0.0, 3.0]) and not uneven([0.2, 0.5, 1.0])
+    costs = [0.01, 0.02, -0.01, 0.9]
+    assert uneven(costs) and cost_scale(costs).to_dict()["type"] == "sqrt"
 
 
 def test_numbers_have_the_digits_their_intervals_allow() -> None:

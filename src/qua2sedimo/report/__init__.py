@@ -12,7 +12,7 @@ from qua2sedimo.report.data import (
     ReportData,
     TableRow,
 )
-from qua2sedimo.report.figures import write_figures
+from qua2sedimo.report.figures import write_compared, write_figures
 from qua2sedimo.report.page import write_report
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "PredictorQuality",
     "ReportData",
     "TableRow",
+    "write_compared",
     "write_figures",
     "write_report",
 ]

@@ -41,36 +41,37 @@ _ROLES: dict[str, PointKind] = {
 }
 
 
-def report_data(study: Study, choice: Choice, rows: list[Row]) -> ReportData:
-    """Everything the report shows of one choice of a study."""
-    found, ensemble = study.sensitivity(), study.ensemble()
+def report_data(study: Study, choice: Choice | None, rows: list[Row], fitted: bool = True) -> ReportData:
+    """Everything the report shows of one choice of a study.
+
+    Without a choice, or of a study that is not ``fitted``, or without rows: what there is without them.
+    """
+    found = study.sensitivity() if fitted else None
     space = study.space
     return ReportData(
-        title=f"{study.settings.model} at {choice.average_bits:.2f} bits",
+        title=f"{study.settings.model} at {choice.average_bits:.2f} bits" if choice else study.settings.model,
         model=study.settings.model,
         pipeline=type(study.pipeline).__name__,
         layers=len(space.layers),
         weights=space.weights,
         full_bytes=2 * space.weights,
-        budget_bits=choice.bits_asked,
-        ours_bits=choice.average_bits,
-        ours_bytes=choice.nbytes,
+        budget_bits=choice.bits_asked if choice else math.nan,
+        ours_bits=choice.average_bits if choice else math.nan,
+        ours_bytes=choice.nbytes if choice else 0,
         table=[TableRow(r.name, r.kind, r.average_bits, r.nbytes, _values(r.metrics)) for r in rows],  # type: ignore[arg-type]
-        metric_infos=[
-            MetricInfo(m.name, m.title, m.unit, m.higher_is_better, m.explanation) for m in map(metric, rows[0].metrics)
-        ],
+        metric_infos=_metric_infos(study, rows),
         pictures=[PictureRow(r.name, [image.squeeze() for image in r.pictures]) for r in _shown(rows)],
-        captions=[str(value) for value in _captions(study, rows)],
+        captions=[str(value) for value in _captions(study, rows)] if rows else [],
         objective=study.settings.objective,
         points=_points(study, choice, rows),
-        scores=layer_scores(study, found),
-        choices=layer_choices(study, choice, found),
-        predictor=predictor_quality(study, ensemble),
-        provenance=_provenance(study, choice),
-        findings=found.findings,
+        scores=layer_scores(study, found) if found else [],
+        choices=layer_choices(study, choice, found) if choice else [],
+        predictor=predictor_quality(study, study.ensemble()) if fitted else None,
+        provenance=_provenance(study, choice, fitted),
+        findings=found.findings if found else [],
         nodes=graph_nodes(study),
-        cost_unit=cost_unit(found),
-        commands=_commands(study, choice),
+        cost_unit=cost_unit(found) if found else "",
+        commands=_commands(study, choice) if choice else [],
         settings=(study.folder / "study.yaml").read_text(encoding="utf-8"),
     )
 
@@ -126,6 +127,12 @@ def _values(metrics: Mapping[str, Estimate]) -> dict[str, MetricValue]:
     return {name: MetricValue(e.value, e.low, e.high, e.images) for name, e in metrics.items()}
 
 
+def _metric_infos(study: Study, rows: list[Row]) -> list[MetricInfo]:
+    """Of what the rows were measured by; without rows, of what the objective is made of."""
+    names = list(rows[0].metrics) if rows else study.objective.metrics
+    return [MetricInfo(m.name, m.title, m.unit, m.higher_is_better, m.explanation) for m in map(metric, names)]
+
+
 def _shown(rows: list[Row]) -> list[Row]:
     """Full precision, ours, and for each width the best uniform row, so that the grid flatters nobody."""
     full = [r for r in rows if r.kind == "full"]
@@ -143,11 +150,11 @@ def _captions(study: Study, rows: list[Row]) -> list[str | int]:
     return [f"image {i + 1}" if value is None else value for i, value in enumerate(found)]
 
 
-def _points(study: Study, choice: Choice, rows: list[Row]) -> list[MeasuredPoint]:
+def _points(study: Study, choice: Choice | None, rows: list[Row]) -> list[MeasuredPoint]:
     """Everything measured but layers alone; what was chosen for other budgets is named."""
     objective = study.objective
-    chosen = {made.configuration.digest: made for made in _choices_kept(study)}
-    points, seen = [], {choice.configuration.digest}
+    chosen = {made.configuration.digest: made for made in choices_kept(study)}
+    points, seen = [], {choice.configuration.digest} if choice else set()
     for role, kind in _ROLES.items():
         for record in study.records.all(role):
             e, digest = _estimate(objective, record), record.configuration.digest
@@ -163,7 +170,7 @@ def _points(study: Study, choice: Choice, rows: list[Row]) -> list[MeasuredPoint
     return points
 
 
-def _choices_kept(study: Study) -> list[Choice]:
+def choices_kept(study: Study) -> list[Choice]:
     """The choices in the study's folder that belong to it."""
     loaded = [Choice.load(path) for path in sorted((study.folder / "choices").glob("*.json"))]
     return [made for made, owner in loaded if study.identity in owner]
@@ -197,7 +204,7 @@ def _commands(study: Study, choice: Choice) -> list[str]:
     return [f"qua2sedimo {step}" for step in steps]
 
 
-def _provenance(study: Study, choice: Choice) -> dict[str, str]:
+def _provenance(study: Study, choice: Choice | None, fitted: bool) -> dict[str, str]:
     samples, space = study.records.all("sample"), study.space
     seconds = sum(r.measurement.seconds for r in samples)
     return {
@@ -206,7 +213,11 @@ def _provenance(study: Study, choice: Choice) -> dict[str, str]:
         "seed": str(study.settings.seed),
         "arguments": ", ".join(f"{k}={v}" for k, v in study.settings.arguments.items()),
         "measured": f"{len(samples)} random configurations × {study.settings.images} images in {seconds:.0f} s",
-        "predictor": f"{len(study.ensemble().folds)} folds, loss {study.settings.loss}",
-        "chosen by": f"{choice.origin}, best of {len(choice.candidates)} measured candidates",
+        **({"predictor": f"{len(study.ensemble().folds)} folds, loss {study.settings.loss}"} if fitted else {}),
+        **({"chosen by": _chosen_by(choice)} if choice else {}),
         **versions(),
     }
+
+
+def _chosen_by(choice: Choice) -> str:
+    return f"{choice.origin}, best of {len(choice.candidates)} measured candidates"

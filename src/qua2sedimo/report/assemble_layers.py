@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from qua2sedimo.choices import Choice
@@ -52,21 +54,24 @@ def cost_unit(found: Sensitivity) -> str:
     return (found.unit if known else "score") or "of the objective"
 
 
-def layer_choices(study: Study, choice: Choice, found: Sensitivity) -> list[LayerChoice]:
-    """The chosen options, with what decided each."""
-    because = {reason.layer: reason for reason in why(study, choice)}
+def layer_choices(study: Study, choice: Choice, found: Sensitivity | None) -> list[LayerChoice]:
+    """The chosen options, with what decided each; without sensitivities neither scores nor reasons."""
+    because = {reason.layer: reason for reason in why(study, choice)} if found else {}
     chosen = []
     for name in in_data_order(study):
         if name not in choice.configuration:
             continue
         option, layer = choice.configuration[name], study.graph.layers[name]
-        nbytes, s = option.nbytes(study.space.shapes[name]), found.scores.layers[name][option]
-        reason = because[name]
+        nbytes = option.nbytes(study.space.shapes[name])
+        score, spread, decided, said = math.nan, math.nan, "", ""
+        if found:
+            s, reason = found.scores.layers[name][option], because[name]
+            score, spread, decided = s.score, s.spread, _DECIDED[reason.why]
+            said = _sentence(reason, found.effects, cost_unit(found))
         chosen.append(
             LayerChoice(
                 name, layer.operation, layer.block, layer.shape, layer.weights, str(option), nbytes,
-                8 * nbytes / layer.weights, study.bank.errors[name][option].relative_mse, s.score, s.spread,
-                _DECIDED[reason.why], _sentence(reason, found.effects, cost_unit(found)),
+                8 * nbytes / layer.weights, study.bank.errors[name][option].relative_mse, score, spread, decided, said,
             )
         )  # fmt: skip
     return chosen

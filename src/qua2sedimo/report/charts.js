@@ -1,5 +1,6 @@
 "use strict";
-// Draws the charts in the order they are read, one after the other, so that the page can be used meanwhile.
+// Draws the charts that are in view first, the others while nothing else is to be done, so that the page can be used
+// meanwhile and all of them are there when it is printed.
 (async () => {
   const root = document.documentElement;
   const specifications = JSON.parse(document.getElementById("specifications").textContent);
@@ -26,11 +27,29 @@
     }
   }
 
-  let drawn = 0;
-  for (const place of document.querySelectorAll("[data-chart]")) {
+  const waiting = new Set(document.querySelectorAll("[data-chart]")), near = new Set();
+  let hurry = false, drawn = 0;
+  const later = globalThis.requestIdleCallback ?? setTimeout;
+  const idle = () => new Promise((resume) => (hurry ? setTimeout(resume) : later(resume, { timeout: 400 })));
+  addEventListener("beforeprint", () => { hurry = true; });
+  await new Promise((resume) => {
+    const watch = new IntersectionObserver((entries) => {
+      for (const { target, isIntersecting } of entries) near[isIntersecting ? "add" : "delete"](target);
+      resume();
+    }, { rootMargin: "25%" });
+    for (const place of waiting) watch.observe(place);
+    setTimeout(resume, 250); // a page that is not shown is not observed either
+  });
+  const first = () => [...waiting].find((place) => near.has(place));
+  while (waiting.size) {
+    if (!first() && !root.dataset.visible) root.dataset.visible = Math.round(performance.now());
+    if (!first()) await idle();
+    const place = first() ?? [...waiting][0];
+    waiting.delete(place);
     drawn += await draw(place);
     await new Promise((resume) => setTimeout(resume));
   }
+  root.dataset.visible ??= Math.round(performance.now());
   root.dataset.drawn = drawn;
   root.dataset.finished = Math.round(performance.now());
   dispatchEvent(new Event("resize")); // charts as wide as the page allows, now that all of it stands

@@ -9,17 +9,20 @@ from typing import Any
 
 import altair as alt
 
-from qua2sedimo.report import maps
+from qua2sedimo.report import boxes, maps
 from qua2sedimo.report.bars import options_by_operation
 from qua2sedimo.report.costs import layer_costs
 from qua2sedimo.report.data import MeasuredPoint, ReportData
-from qua2sedimo.report.labels import PLACES, label_places
+from qua2sedimo.report.labels import LIMIT, PLACES, label_places
 from qua2sedimo.report.style import (
     GREEN,
     GREY,
     POINT_KINDS,
     finish,
+    height_for,
     option_key,
+    ticks_for,
+    uneven,
 )
 from qua2sedimo.report.trust import predicted_against_measured, predictor_quality
 
@@ -50,26 +53,32 @@ def quality_figures(data: ReportData, width: Width = 720) -> list[Figure]:
     """Quality against average bits, of all measured configurations."""
     if not any(math.isfinite(point.value) and point.kind != "full" for point in data.points):
         return []
+    budget = f"the dashed line is the asked budget of {data.budget_bits:g} bits, "
     text = (
         f"Each mark is one measured configuration: {_counted(data.points)}. Upright lines are 95 % intervals; "
-        f"the dashed line is the asked budget of {data.budget_bits:g} bits, the stepped one joins the best measured at "
+        f"{budget if math.isfinite(data.budget_bits) else ''}the stepped line joins the best measured at "
         "each size. The best of many measurements is partly luck, so only marks whose intervals lie apart differ. "
         "Sizes count every scale, zero point and codebook."
     )
     chart = quality_against_bits(data, width)
-    return [Figure("quality-against-bits", f"{data.objective_info.title} against size", text, chart)]
+    return [Figure("quality-against-bits", f"{data.objective_info.title} against size", text, chart, least=_LABELLED)]
+
+
+#: Pixels that the labels of marks need.
+_LABELLED = 520
 
 
 def sensitivity_figures(data: ReportData, width: Width = 720) -> list[Figure]:
     """Where going down a bit hurts, and what was chosen there."""
     costs, figures = layer_costs(data.scores), []
+    roots = ROOTS if uneven([cost.cost for cost in costs]) else ""
     if costs:
         figures += [
             Figure(
                 "sensitivity-map",
                 "Sensitivity map",
                 f"What going from about 4 to about 3 bits is expected to cost, {_unit(data)}: the mean over the layers "
-                "of a cell, all other layers left as they are.",
+                f"of a cell, all other layers left as they are.{roots}",
                 maps.sensitivity_map(costs, data.cost_unit, width),
                 least=maps.least_width(costs),
             )
@@ -89,14 +98,15 @@ def sensitivity_figures(data: ReportData, width: Width = 720) -> list[Figure]:
             Figure(
                 "sensitivity-by-operation",
                 "Sensitivity by operation",
-                f"{_BOXES} Most sensitive first.",
-                maps.sensitivity_by_operation(costs, width, data.cost_unit),
+                f"{_BOXES} Most sensitive first.{roots}",
+                boxes.sensitivity_by_operation(costs, width, data.cost_unit),
             ),
             Figure(
                 "sensitivity-by-block",
                 "Sensitivity by block",
-                f"The same costs along the network's depth. {_BOXES}",
-                maps.sensitivity_by_block(costs, width, data.cost_unit),
+                f"The same costs along the network's depth. {_BOXES}{roots}",
+                boxes.sensitivity_by_block(costs, width, data.cost_unit),
+                least=90 + 22 * min(24, len({cost.block for cost in costs})),
             ),
         ]
     if data.choices:
@@ -115,6 +125,9 @@ _BOXES = (
     "One mark a layer. Boxes span the middle half of the layers, thick lines are medians, whiskers reach the furthest "
     "layer within 1.5 boxes."
 )
+
+#: Said where it is so.
+ROOTS = " Costs are drawn by their square root, as a few are far above all others."
 
 
 def _unit(data: ReportData) -> str:
@@ -154,7 +167,9 @@ def predictor_figures(data: ReportData, width: Width = 720) -> list[Figure]:
 def quality_against_bits(data: ReportData, width: Width = 720) -> Any:
     """All measured configurations: random as dots, uniform labelled, ours highlighted, with intervals."""
     shown = [p for kind in POINT_KINDS for p in data.points if p.kind == kind and math.isfinite(p.value)]
-    places = label_places([(p.bits, p.value) for p in shown], [_label(p) for p in shown])
+    height = height_for(width, 380)
+    plot = (width - 60, height - 40) if isinstance(width, (int, float)) else (640, 340)
+    places = label_places([(p.bits, p.value) for p in shown], [_label(p) for p in shown], *plot)
     rows: list[dict[str, Any]] = [
         {
             "bits": point.bits,
@@ -173,7 +188,7 @@ def quality_against_bits(data: ReportData, width: Width = 720) -> Any:
     x = alt.X(
         "bits:Q",
         title="average bits per weight, overhead counted",
-        axis=alt.Axis(tickCount=8),
+        axis=alt.Axis(tickCount=ticks_for(width, 8)),
         scale=alt.Scale(zero=False),
     )
     y = alt.Y("value:Q", title=axis_title(data), scale=alt.Scale(zero=False))
@@ -193,10 +208,9 @@ def quality_against_bits(data: ReportData, width: Width = 720) -> Any:
             alt.Tooltip("high:Q", title="to", format=".4~g"),
         ],
     )
+    asked = [{"bits": data.budget_bits}] if math.isfinite(data.budget_bits) else []
     budget = (
-        alt.Chart(alt.Data(values=[{"bits": data.budget_bits}]))
-        .mark_rule(strokeDash=[5, 4], color=GREY, strokeWidth=1.2)
-        .encode(x="bits:Q")
+        alt.Chart(alt.Data(values=asked)).mark_rule(strokeDash=[5, 4], color=GREY, strokeWidth=1.2).encode(x="bits:Q")
     )
     labels = [_labels(base, y, place) for place in PLACES if place in places]
     description = f"Scatter plot of {axis_title(data)} against average bits per weight: {_counted(data.points)}."
@@ -207,7 +221,7 @@ def quality_against_bits(data: ReportData, width: Width = 720) -> Any:
     frontier = steps.encode(x="bits:Q", y="value:Q", order="bits:Q")
     return finish(
         alt.layer(budget, *_full_precision(data), frontier, intervals, marks, *labels).properties(
-            width=width, height=380
+            width=width, height=height
         ),
         description,
     )
@@ -244,7 +258,7 @@ def _label(point: MeasuredPoint) -> str:
 
 def _labels(base: Any, y: alt.Y, place: str) -> Any:
     dx, dy, align = PLACES[place]
-    text = base.mark_text(align=align, dx=dx, dy=dy, fontWeight=500, limit=200)
+    text = base.mark_text(align=align, dx=dx, dy=dy, fontWeight=500, limit=LIMIT)
     return text.transform_filter(f"datum.place === '{place}'").encode(
         y=y, text="label:N", color=alt.value("currentColor")
     )

@@ -1,30 +1,62 @@
-"""Every chart of the report as a file, for papers and model cards."""
+"""The report's charts as files, for papers and model cards, with a caption each."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import write_via
-from qua2sedimo.report.charts import all_figures
+from qua2sedimo.files import write_text, write_via
+from qua2sedimo.report.captions import captions_of
+from qua2sedimo.report.charts import Figure, all_figures
+from qua2sedimo.report.compared import compared_figures
 from qua2sedimo.report.data import ReportData
-from qua2sedimo.report.render import png_of, svg_of
+from qua2sedimo.report.paper import COLUMN, FORMATS, PAGE, drawn_width, paper_file
+
+#: Blocks that a column has room for.
+_BLOCKS = 12
+_BY_BLOCK = ("sensitivity-map", "chosen-options", "sensitivity-by-block")
 
 
-def write_figures(data: ReportData, folder: Path, format: Literal["svg", "png"] = "svg") -> list[Path]:
-    """Write ``folder/<figure>.<format>`` for every figure of the report; returns the paths.
+def write_figures(data: ReportData, folder: Path, form: str = "svg", made_by: Sequence[str] = ()) -> list[Path]:
+    """Write ``folder/NAME.FORM`` for every figure of the report, and ``folder/captions.md``; returns the paths.
 
-    Raises ``Qua2SeDiMoError`` for another format or a folder that cannot be written.
+    ``made_by``: commands, told in the captions. Raises ``Qua2SeDiMoError`` for an unknown format, a folder that cannot
+    be written, or if there is nothing to draw.
     """
-    if format not in ("svg", "png"):
-        raise Qua2SeDiMoError(f"figure format '{format}': expected svg or png")
+    check_format(form)
+    column, page = (all_figures(data, drawn_width(points)) for points in (COLUMN, PAGE))
+    blocks = len({part.block for part in data.scores or data.choices})
+    wide = {figure.name for figure in column if figure.name in _BY_BLOCK and blocks > _BLOCKS}
+    chosen = [(b, PAGE) if b.name in wide else (a, COLUMN) for a, b in zip(column, page)]
+    return _written(chosen, folder, form, captions_of([figure for figure, _ in chosen], [data], made_by))
+
+
+def write_compared(
+    studies: dict[str, ReportData], folder: Path, form: str = "svg", made_by: Sequence[str] = ()
+) -> list[Path]:
+    """As :func:`write_figures`, two studies (name → data) in every figure. Raises too if they cannot be compared."""
+    check_format(form)
+    figures = compared_figures(studies, drawn_width(COLUMN), drawn_width(PAGE))
+    chosen = [(figure, COLUMN if figure.half else PAGE) for figure in figures]
+    return _written(chosen, folder, form, captions_of(figures, list(studies.values()), made_by))
+
+
+def check_format(form: str) -> None:
+    """Raise ``Qua2SeDiMoError`` unless figures can be written in this format."""
+    if form not in FORMATS:
+        raise Qua2SeDiMoError(f"figure format '{form}': expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+
+
+def _written(figures: Sequence[tuple[Figure, int]], folder: Path, form: str, captions: str) -> list[Path]:
+    if not figures:
+        raise Qua2SeDiMoError("there is nothing to draw yet", "Measure first: qua2sedimo measure STUDY.")
     paths = []
-    for figure in all_figures(data, width=640):
-        specification = {**figure.chart.to_dict(), "background": "white", "padding": 8}
-        content = svg_of(specification).encode() if format == "svg" else png_of(specification)
-        path = folder / f"{figure.name}.{format}"
+    for figure, points in figures:
+        path = folder / f"{figure.name}.{form}"
+        content = paper_file(figure.chart.to_dict(), points, form)
         write_via(path, partial(Path.write_bytes, data=content))
         paths.append(path)
-    return paths
+    write_text(folder / "captions.md", captions)
+    return [*paths, folder / "captions.md"]

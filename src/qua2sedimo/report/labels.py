@@ -15,10 +15,16 @@ PLACES = {
 }
 
 
+#: Pixels of the longest label; the rest of it is not shown.
+LIMIT = 180
+
+
 def label_places(
     marks: Sequence[tuple[float, float]], labels: Sequence[str], width: float = 640, height: float = 340
 ) -> list[str]:
-    """For each mark, the place where its label meets no mark and no earlier label; ``""`` without a label.
+    """For each mark, the place where its label stays in the plot and meets no mark and no earlier label.
+
+    ``""`` without a label; if there is no such place, the likeliest.
 
     ``width`` and ``height`` are about the plot's, in pixels.
     """
@@ -33,9 +39,9 @@ def label_places(
         if not label:
             places.append("")
             continue
-        boxes = _boxes(x, y, 6.6 * len(label))
-        if x > width * 0.8:  # a label to the right would leave the plot
-            boxes["right"] = boxes.pop("right")
+        boxes = _boxes(x, y, min(LIMIT, 6.6 * len(label)))
+        inside = {place: box for place, box in boxes.items() if box[0] > -20 and box[2] < width + 6}
+        boxes = inside or boxes
         free = [place for place, box in boxes.items() if not any(_meet(box, other) for other in taken)]
         places.append(free[0] if free else next(iter(boxes)))
         taken.append(boxes[places[-1]])

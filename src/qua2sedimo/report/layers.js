@@ -4,9 +4,10 @@ const layerTable = (() => {
   const table = document.getElementById("layer-table");
   if (!table) return null;
   const body = table.tBodies[0];
-  const rows = [...body.rows].map((row, number) => ({
-    row, number, text: row.textContent.toLowerCase(), cells: [...row.cells].map((cell) => cell.textContent),
-  }));
+  const rows = [...body.rows].map((row, number) => ({ row, number }));
+  const numbers = new Map(rows.map(({ row, number }) => [row, number]));
+  /** What a row says, read when it is first asked for. */
+  const said = (one) => one.cells ?? (one.cells = [...one.row.cells].map((cell) => cell.textContent));
   const heads = table.tHead.rows[0].cells;
   const compare = new Intl.Collator("en", { numeric: true }).compare;
   const column = Object.fromEntries(study.layers.columns.map((name, i) => [name, i]));
@@ -52,23 +53,17 @@ const layerTable = (() => {
     return detail;
   }
 
-  for (const { row, number } of rows) {
-    const code = row.cells[0].firstChild;
-    const button = document.createElement("button");
-    button.type = "button";
-    button.setAttribute("aria-expanded", false);
-    code.replaceWith(button);
-    button.append(code);
-    button.addEventListener("click", () => {
-      const open = button.getAttribute("aria-expanded") === "true";
-      button.setAttribute("aria-expanded", !open);
-      if (open) row.nextElementSibling.remove();
-      else row.after(details(number));
-    });
-  }
+  body.addEventListener("click", ({ target }) => {
+    const button = target.closest("button[aria-expanded]");
+    if (!button) return;
+    const row = button.closest("tr"), open = button.getAttribute("aria-expanded") === "true";
+    button.setAttribute("aria-expanded", !open);
+    if (open) row.nextElementSibling.remove();
+    else row.after(details(numbers.get(row)));
+  });
 
   table.tHead.querySelectorAll("button").forEach((button, i) => {
-    const key = ({ row, cells }) => row.cells[i].dataset.value ?? cells[i];
+    const key = (one) => one.row.cells[i].dataset.value ?? said(one)[i];
     button.addEventListener("click", () => {
       close();
       const head = button.parentElement;
@@ -91,7 +86,8 @@ const layerTable = (() => {
     const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
     const wanted = selects.filter((select) => select.value).map((select) => [Number(select.dataset.column), select.value]);
     let shown = 0;
-    for (const { row, text, cells } of rows) {
+    for (const one of rows) {
+      const { row } = one, cells = said(one), text = cells.join(" ").toLowerCase();
       row.hidden = !words.every((word) => text.includes(word)) || wanted.some(([i, value]) => cells[i] !== value);
       shown += !row.hidden;
     }

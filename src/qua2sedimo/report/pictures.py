@@ -14,7 +14,7 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.report.data import PictureRow
 
 TINY = 64  # pixels; up to this, pictures are stored exactly and enlarged without smoothing
-LIMIT = 2_500_000  # bytes all pictures of a page may take together
+LIMIT = 2_000_000  # bytes all pictures of a page may take together
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Cell:
 def picture_cells(rows: Sequence[PictureRow], captions: Sequence[str], limit: int = LIMIT) -> list[list[Cell]]:
     """A list of cells for each row; large pictures get as many pixels as ``limit`` bytes allow."""
     encoded: list[list[tuple[str, bool]]] = []
-    for side in (384, 256, 192, 128, 96):
+    for side in (512, 384, 320, 256, 192, 128, 96):
         encoded = [[_encoded(row.name, image, side) for image in row.images] for row in rows]
         if sum(len(url) for line in encoded for url, _ in line) <= limit:
             break

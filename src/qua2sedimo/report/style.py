@@ -6,6 +6,7 @@ serves both themes and print.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -85,7 +86,14 @@ def cost_scale(costs: list[float]) -> alt.Scale:
         nothing = "#0b5fa514"
         stops |= {low: mixed(nothing, "#0b5fa5ff", -low / reach), low * 1e-6: nothing}
     at = sorted(stops)
-    return alt.Scale(domain=at, range=[stops[cost] for cost in at], clamp=True, interpolate="rgb")
+    kind: Any = "sqrt" if uneven(costs) else "linear"
+    return alt.Scale(type=kind, domain=at, range=[stops[cost] for cost in at], clamp=True, interpolate="rgb")
+
+
+def uneven(costs: Sequence[float]) -> bool:
+    """Whether the largest cost is so far above the usual one that a straight scale would show nothing else."""
+    sizes = sorted(map(abs, costs))
+    return bool(sizes) and sizes[-1] > 12 * sizes[len(sizes) // 2] > 0
 
 
 #: A cost of nothing.
@@ -131,6 +139,21 @@ def finish(chart: Any, description: str) -> Any:
         .configure(font=FONT, axis=axis, legend=legend, view=alt.ViewConfig(stroke=None))
         .configure_text(fontSize=12)
     )
+
+
+def cost_title(unit: str) -> str:
+    """The axis of costs."""
+    return f"{unit or 'score'} lost from 4 to 3 bits"
+
+
+def height_for(width: Any, most: int) -> int:
+    """The height of a plot: ``most``, but three quarters of a width that is given in pixels."""
+    return min(most, round(0.75 * width)) if isinstance(width, (int, float)) else most
+
+
+def ticks_for(width: Any, most: int) -> int:
+    """How many ticks an axis has room for: ``most``, fewer in a width that is given in pixels and small."""
+    return most if not isinstance(width, (int, float)) or width > 500 else min(most, 5)
 
 
 def option_key() -> str:

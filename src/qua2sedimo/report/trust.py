@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 
 from qua2sedimo.report.data import PredictorQuality
-from qua2sedimo.report.style import BLUE, GREEN, GREY, VERMILION, finish
+from qua2sedimo.report.style import BLUE, GREEN, GREY, VERMILION, finish, height_for
 
 
 def predicted_against_measured(quality: PredictorQuality, measured_title: str, width: Any = 720) -> Any:
@@ -25,7 +25,7 @@ def predicted_against_measured(quality: PredictorQuality, measured_title: str, w
             y=alt.Y("measured:Q", title=measured_title, scale=alt.Scale(zero=False)),
             tooltip=[alt.Tooltip("predicted:Q", format=".4~g"), alt.Tooltip("measured:Q", format=".4~g")],
         )
-        .properties(width=width, height=300)
+        .properties(width=width, height=height_for(width, 300))
     )
     correlation = quality.rank_correlation.value
     return finish(chart, f"Scatter plot of {len(rows)} unseen records, rank correlation {correlation:.2f}.")

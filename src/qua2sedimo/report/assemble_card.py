@@ -1,0 +1,121 @@
+"""From an export, and the study it came from if that is at hand, to the plain data of its model card."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from qua2sedimo.choices import Choice
+from qua2sedimo.comparison import Row, kept_rows
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.report.assemble import choices_kept, report_data
+from qua2sedimo.report.base_model import base_model
+from qua2sedimo.report.card import CardData, CardPicture, OperationOptions
+from qua2sedimo.report.packed_model import PackedModel, PackedUnit, loading_code, read_packed
+from qua2sedimo.study import Study
+
+_PICTURES = 4  # inputs that the card shows
+
+
+def card_data(
+    out: Path, study: Path | None = None, base: str | None = None, licence: str | None = None, repo: str | None = None
+) -> CardData:
+    """What the card of the export ``out`` tells.
+
+    Quality and pictures are those of ``study``; unless told, of the study in whose folder ``out`` lies, if there is
+    one that made it. ``base`` and ``licence`` take the place of what is found; ``repo`` is the hub's name of the
+    export. Raises :class:`Qua2SeDiMoError` if ``out`` is no export, or not one of ``study``.
+    """
+    model = read_packed(out)
+    extra, info = model.extra, model.info
+    found = base_model(base or str(extra.get("model", "")))
+    if licence is not None:
+        found = replace(found, licence=licence.lower(), licence_name="", licence_link="", note="")
+    made = {"chosen by": str(extra["origin"])} if "origin" in extra else {}
+    data = CardData(
+        title=f"{found.name or model.denoiser} at {info['average_bits']:.2f} bits",
+        base=found,
+        pipeline=model.pipeline.__name__ if model.pipeline else "",
+        denoiser=model.denoiser,
+        average_bits=info["average_bits"],
+        weights=info["weights"],
+        quantized_bytes=info["quantized_bytes"],
+        other_bytes=info["denoiser_bytes"] - info["quantized_bytes"],
+        act_bits=model.act_bits,
+        operations=_operations(model.units),
+        code=loading_code(model, repo or out.resolve().name),
+        task=model.task,
+        provenance={**made, **extra.get("versions", {}), "diffusers": info["diffusers"]},
+    )
+    return _with_study(data, model, study)
+
+
+def _operations(units: list[PackedUnit]) -> list[OperationOptions]:
+    groups: dict[str, list[PackedUnit]] = {}
+    for unit in units:
+        groups.setdefault(unit.operation, []).append(unit)
+    return [
+        OperationOptions(
+            operation,
+            dict(Counter(str(unit.option) for unit in group)),
+            sum(unit.weights for unit in group),
+            sum(unit.option.nbytes(unit.shape) for unit in group),
+        )
+        for operation, group in groups.items()
+    ]
+
+
+def _with_study(data: CardData, model: PackedModel, told: Path | None) -> CardData:
+    """With quality, pictures and commands of the study that made the export, if it is there."""
+    folder = told or model.folder.resolve().parent
+    if told is None and not (folder / "study.yaml").is_file():
+        return data
+    study = Study(folder)
+    choice = next((made for made in choices_kept(study) if _holds(study, model, made)), None)
+    if choice is None:
+        if told is not None:
+            raise Qua2SeDiMoError(
+                f"{model.folder} is none of the choices of {told}", "Name the study it was exported from, or none."
+            )
+        return data
+    rows = [row for row in kept_rows(study, choice) if row.kind != "activations" or _is_own(row, model)]
+    ours = next((row for row in rows if _is_own(row, model)), None)
+    told_by = report_data(study, choice, rows if ours else [], fitted=False)
+    return replace(
+        data,
+        rows=sorted(told_by.table, key=lambda row: ("full", "ours", "activations", "uniform").index(row.kind)),
+        own_row=ours.name if ours else "",
+        metric_infos=told_by.metric_infos,
+        pictures=_pictures(rows[0], ours, told_by.captions) if ours else [],
+        provenance={**told_by.provenance, **data.provenance, **_chosen_by(told_by.provenance)},
+        commands=told_by.commands,
+    )
+
+
+def _is_own(row: Row, model: PackedModel) -> bool:
+    """Whether a row is of the export as it runs: with its activations rounded, or not."""
+    return row.kind == "ours" if model.act_bits is None else row.name.endswith(f"A{model.act_bits}")
+
+
+def _chosen_by(provenance: dict[str, str]) -> dict[str, str]:
+    """The study knows more of it than the export does."""
+    return {name: text for name, text in provenance.items() if name == "chosen by"}
+
+
+def _holds(study: Study, model: PackedModel, choice: Choice) -> bool:
+    """Whether the export has just the options of ``choice``; copies are stored under one of their names."""
+    packed = {(unit.module, unit.span): unit.option for unit in model.units}
+    if len(packed) != len(choice.configuration):
+        return False
+    for name, option in choice.configuration.items():
+        unit = study.graph.layers.get(name)
+        names = (unit.module, *unit.copies) if unit else ()
+        if unit is None or option not in [packed.get((module, unit.span)) for module in names]:
+            return False
+    return True
+
+
+def _pictures(full: Row, ours: Row, captions: list[str]) -> list[CardPicture]:
+    shown = zip(captions[:_PICTURES], full.pictures, ours.pictures)
+    return [CardPicture(caption, a.squeeze(), b.squeeze()) for caption, a, b in shown]

@@ -1,0 +1,51 @@
+"""What a study has left in its folder, for figures and cards: nothing is measured, and what is missing is named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qua2sedimo.choices import Choice
+from qua2sedimo.comparison import kept_rows
+from qua2sedimo.report.assemble import choices_kept, report_data
+from qua2sedimo.report.data import ReportData
+from qua2sedimo.study import Study
+
+#: The budget that is looked for first, as it is what commands take unless told.
+_USUAL = 3.5
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The data, the choice they are of, and what is missing: (figures, the command that makes them possible)."""
+
+    data: ReportData
+    choice: Choice | None
+    missing: list[tuple[str, str]]
+
+
+def kept_data(study: Study, bits: float | None = None) -> Kept:
+    """Data of what is there; ``bits`` says which choice is meant, otherwise that for 3.5 bits, or the only one."""
+    choice = chosen(study, bits)
+    rows = kept_rows(study, choice)
+    measured = bool(study.records.all("sample"))
+    fitted = measured and (study.folder / "predictor" / "predictor.json").exists()
+    asked = f" --bits {bits:g}" if bits is not None else ""
+    missing = []
+    if not measured:
+        missing.append(("quality against bits", f"measure {study.folder}"))
+    if not fitted:
+        missing.append(("sensitivity and the predictor's quality", f"fit {study.folder}"))
+    if choice is None:
+        missing.append(("what was chosen", f"choose {study.folder}{asked}"))
+    if not rows:
+        missing.append(("uniform quantization beside ours", f"report {study.folder}{asked}"))
+    return Kept(report_data(study, choice, rows, fitted), choice, missing)
+
+
+def chosen(study: Study, bits: float | None = None) -> Choice | None:
+    """The kept choice for ``bits``; unless told that for 3.5 bits, or the only one there is."""
+    found = choices_kept(study)
+    wanted = [made for made in found if made.bits_asked == (_USUAL if bits is None else bits)]
+    if wanted:
+        return wanted[0]
+    return found[0] if bits is None and len(found) == 1 else None

@@ -1,0 +1,48 @@
+"""Captions of figures: what is shown, with numbers, and how it was made; text of a study cannot become markup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from qua2sedimo.report.charts import Figure
+from qua2sedimo.report.data import ReportData
+from qua2sedimo.report.text import size_text
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$!&])")
+
+
+def escaped(text: str) -> str:
+    """``text`` as Markdown shows it: on one line, and nothing in it means anything."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def captions_of(figures: Sequence[Figure], studies: Sequence[ReportData], made_by: Sequence[str] = ()) -> str:
+    """A Markdown page with a caption for each figure, and behind them what all of them rest on."""
+    parts = ["# Captions"]
+    for number, figure in enumerate(figures, 1):
+        numbers = escaped(figure.chart.description)
+        parts.append(
+            f"## {figure.name}\n\n**Figure {number}. {escaped(figure.title)}.** {escaped(figure.text)}\n\n"
+            f"In words: {numbers}"
+        )
+    parts.append("# How they were made")
+    parts += _commands("The figures:", made_by)
+    for data in studies:
+        told = [f"{escaped(name)}: {escaped(value)}" for name, value in data.provenance.items()]
+        parts.append("\n".join(f"- {line}" for line in [_studied(data), *told]))
+        parts += _commands("The same study again:", data.commands)
+    return "\n\n".join(parts) + "\n"
+
+
+def _commands(title: str, commands: Sequence[str]) -> list[str]:
+    """An indented block, in which nothing is markup; a paragraph ends the list before it."""
+    return [title, "\n".join(f"    {' '.join(command.split())}" for command in commands)] if commands else []
+
+
+def _studied(data: ReportData) -> str:
+    chosen = f", packed into {size_text(data.ours_bytes)}, {data.ours_bits:.2f} bits a weight" if data.choices else ""
+    return (
+        f"{escaped(data.model)} ({escaped(data.pipeline)}): {data.layers} layers, {data.weights:,} weights, "
+        f"{size_text(data.full_bytes)} in 16 bits{chosen}"
+    )

@@ -1,0 +1,138 @@
+"""Figures as files: every one opens, holds what it must say, has the size papers print, and two studies share one."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.report import ReportData, write_compared, write_figures
+from qua2sedimo.report.captions import escaped
+from qua2sedimo.report.charts import all_figures
+from qua2sedimo.report.paper import COLUMN, PAGE
+
+from .synthetic import synthetic_data
+
+EVIL = "<script>alert(1)</script>&\"'\\"
+ALL = ["quality-against-bits", "sensitivity-map", "chosen-options", "sensitivity-by-operation", "sensitivity-by-block",
+       "options-by-operation", "predictor-quality", "predicted-against-measured"]  # fmt: skip
+COMPARED = ["quality-against-bits", "sensitivity-by-operation", "sensitivity-by-block", "options-by-operation"]
+
+
+@pytest.fixture(scope="module")
+def data() -> ReportData:
+    return synthetic_data(blocks=3, records=20, evil=EVIL)
+
+
+def texts(path: Path) -> list[str]:
+    """What is written in an SVG, which is parsed for it."""
+    assert not [e for e in ElementTree.parse(path).iter() if e.tag.endswith("script")]
+    return [e.text or "" for e in ElementTree.parse(path).iter() if e.tag.endswith("text")]
+
+
+def points(path: Path) -> float:
+    """The width of a PDF's page."""
+    found = re.search(rb"/MediaBox \[0 0 ([\d.]+) [\d.]+\]", path.read_bytes())
+    assert found is not None
+    return float(found[1])
+
+
+def test_every_figure_is_an_svg_that_says_what_its_axes_and_marks_are(data: ReportData, tmp_path: Path) -> None:
+    paths = write_figures(data, tmp_path / "figures")
+    assert [path.name for path in paths] == [*(f"{name}.svg" for name in ALL), "captions.md"]
+    assert [figure.name for figure in all_figures(data)] == ALL
+    said = {path.stem: texts(path) for path in paths[:-1]}
+    assert f"ours{EVIL}" in said["quality-against-bits"] and f"uaq-4{EVIL}" in said["quality-against-bits"]
+    for name in ("sensitivity-map", "sensitivity-by-block"):
+        assert {"input", "block 0", "block 1", "block 2", "output"} <= set(said[name])
+    assert {"AdaLN", "SA-V", "dB lost from 4 to 3 bits"} <= set(said["sensitivity-by-operation"])
+    assert {"uaq-4", "U4", "FF 2"} <= set(said["options-by-operation"])
+    assert "currentColor" not in paths[0].read_text() and 'width="240.00pt"' in paths[0].read_text()
+
+
+def test_every_figure_is_a_pdf_as_wide_as_a_column_with_its_letters_in_it(data: ReportData, tmp_path: Path) -> None:
+    paths = write_figures(data, tmp_path, "pdf")
+    for path in paths[:-1]:
+        assert path.read_bytes().startswith(b"%PDF-") and b"FontFile2" in path.read_bytes()
+        assert points(path) == pytest.approx(COLUMN, abs=1)
+
+
+def test_every_figure_is_a_png_of_300_dots_an_inch_on_white(data: ReportData, tmp_path: Path) -> None:
+    paths = write_figures(data, tmp_path, "png")
+    for path in paths[:-1]:
+        with Image.open(io.BytesIO(path.read_bytes())) as picture:
+            assert picture.width == pytest.approx(COLUMN * 300 / 72, abs=4)
+            assert round(picture.info["dpi"][0]) == 300
+            pixels = np.asarray(picture.convert("L"))
+        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        assert (border == 255).all(), f"{path.name} is cut off"
+        assert (pixels < 128).mean() > 0.002
+
+
+def test_many_blocks_take_the_width_of_a_page(tmp_path: Path) -> None:
+    many = dataclasses.replace(synthetic_data(blocks=40, records=5), predictor=None)
+    found = {path.stem: path for path in write_figures(many, tmp_path, "pdf")[:-1]}
+    assert points(found["sensitivity-map"]) == pytest.approx(PAGE, abs=1)
+    assert points(found["quality-against-bits"]) == pytest.approx(COLUMN, abs=1)
+
+
+def test_what_a_study_has_not_is_not_drawn(tmp_path: Path) -> None:
+    some = dataclasses.replace(synthetic_data(blocks=2, records=5), scores=[], predictor=None)
+    paths = write_figures(some, tmp_path)
+    assert [path.stem for path in paths] == [
+        "quality-against-bits", "chosen-options", "options-by-operation", "captions"
+    ]  # fmt: skip
+    none = dataclasses.replace(some, points=[], choices=[])
+    with pytest.raises(Qua2SeDiMoError, match="nothing to draw"):
+        write_figures(none, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_captions_have_numbers_and_how_they_were_made_and_no_markup_of_the_study(
+    data: ReportData, tmp_path: Path
+) -> None:
+    text = write_figures(data, tmp_path, made_by=["qua2sedimo figures study"])[-1].read_text()
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == ALL
+    for said in ("20 random", "AdaLN 1.8", "    qua2sedimo figures study", "torch 2.9", "128 configurations"):
+        assert said in text
+    prose = [line for line in text.splitlines() if not line.startswith("    qua2sedimo ")]
+    assert "<script" not in "\n".join(prose).replace("\\<", "")
+    assert escaped("a\n# <b>*x*</b> | [y](z)") == r"a \# \<b\>\*x\*\</b\> \| \[y\](z)"
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Qua2SeDiMoError, match="'gif': expected svg, png or pdf"):
+        write_figures(synthetic_data(blocks=1), tmp_path, "gif")
+
+
+@pytest.mark.parametrize("form", ["svg", "png", "pdf"])
+def test_two_studies_share_every_figure(data: ReportData, tmp_path: Path, form: str) -> None:
+    other = synthetic_data(blocks=2, records=10)
+    paths = write_compared({f"first {EVIL}": data, "second": other}, tmp_path, form)
+    assert [path.stem for path in paths] == [*COMPARED, "captions"]
+    if form == "svg":
+        for path in paths[:-1]:
+            assert {f"first {EVIL}", "second"} <= set(texts(path)), path.name
+    if form == "pdf":
+        widths = [points(path) for path in paths[:-1]]
+        assert widths == [pytest.approx(w, abs=1) for w in (COLUMN, COLUMN, widths[2], widths[3])]
+        assert PAGE * 0.9 < min(widths[2:]) <= max(widths[2:]) <= PAGE + 1
+    assert "second: 22 measured" in paths[-1].read_text()
+
+
+def test_studies_without_a_common_axis_are_refused(data: ReportData, tmp_path: Path) -> None:
+    other = dataclasses.replace(data, objective="features")
+    with pytest.raises(Qua2SeDiMoError, match="'a' measures psnr, 'b' measures features"):
+        write_compared({"a": data, "b": other}, tmp_path)
+    with pytest.raises(Qua2SeDiMoError, match="in dB, those of 'b' in score"):
+        write_compared({"a": data, "b": dataclasses.replace(data, cost_unit="score")}, tmp_path)
+    with pytest.raises(Qua2SeDiMoError, match="two studies"):
+        write_compared({"a": data}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
