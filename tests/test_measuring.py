@@ -240,9 +240,8 @@ def test_a_pipeline_in_memory_cannot_be_measured_by_workers(tmp_path: Path) -> N
 # Several machines --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("quick_workers")
 def test_a_node_that_is_killed_midway_changes_no_record(study: Study, undisturbed: list[Record]) -> None:
-    pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
