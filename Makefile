@@ -36,8 +36,12 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	mkdir -p benchmarks/results
-	for script in quantizers trace coverage scores fit runtime runtime_block demo measuring metrics_images metrics search; do \
+	for script in quantizers trace coverage scores fit runtime runtime_block demo measuring search; do \
 	    $(BIN)/python benchmarks/$$script.py || exit 1; done
+	$(BIN)/python benchmarks/metrics_images.py
+	for model in avatars-pixart avatars-unet; do \
+	    $(BIN)/python benchmarks/metrics_images.py --model $$model --steps 4 --guidance 1 || exit 1; done
+	$(BIN)/python benchmarks/metrics.py --ratios
 	for script in predictor sensitivity additive; do \
 	    $(BIN)/python benchmarks/$$script.py benchmarks/results/avatars-pixart || exit 1; done
 

@@ -1,50 +1,71 @@
 """Seconds of a measured configuration beside the bare pipeline call, split in switch, generate and compare; memory.
 
-    python benchmarks/measuring.py [--models digits-dit avatars-pixart avatars-unet] [--images 16] [--repeats 5]
+    python benchmarks/measuring.py [--models digits-dit avatars-pixart avatars-unet] [--images 16] [--repeats 9]
+                                   [--metrics psnr features] [--clock process] [--work FOLDER]
 
-Every configuration is measured right after bare calls of the pipeline for the same images; columns are medians, the
-overhead is the median of the pairs. Writes benchmarks/results/measuring.json.
+Every configuration is measured between two bare calls of the pipeline for the same images; columns are medians, the
+overhead is the median of the pairs, with its quartiles. One thread; seconds are the process's own CPU time unless
+``--clock wall``, so that other programs of the machine count little. Each model is measured in a process of its own,
+whose bank lies on disk already: the peak of its memory is that of measuring. Writes benchmarks/results/measuring.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
+import multiprocessing
+import time
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from qua2sedimo.commands.app import settings_for
-from qua2sedimo.evaluation.trial import TimedGenerator, TimedSwitch, peak_bytes, try_out
+from qua2sedimo.evaluation.trial import TimedGenerator, TimedSwitch, bare_seconds, peak_bytes, try_out
+from qua2sedimo.files import write_json
 from qua2sedimo.study import Study
 
 RESULTS = Path(__file__).parent / "results"
+OPTIONS = "uaq-2,uaq-3,uaq-4,kmeans_a-3,kmeans_a-4,kmeans_c-4"
+CLOCKS = {"process": time.process_time, "wall": time.perf_counter}
 
 
-def measured(model: str, images: int, repeats: int, folder: Path) -> dict[str, float | str]:
+def study_of(model: str, images: int, metrics: list[str], folder: Path) -> Study:
+    settings = settings_for(model, None, "{}", OPTIONS, images, None, 0)
+    return Study.create(folder, settings.model_copy(update={"metrics": metrics}))
+
+
+def build(asked: argparse.Namespace, model: str, folder: Path) -> None:
+    study_of(model, asked.images, asked.metrics, folder).build_bank()
+
+
+def measured(asked: argparse.Namespace, model: str, folder: Path) -> dict[str, Any]:
     """One row of the table."""
-    settings = settings_for(model, None, "{}", "uaq-2,uaq-3,uaq-4,kmeans_a-3,kmeans_a-4,kmeans_c-4", images, None, 0)
-    study = Study.create(folder, settings)
-    study.build_bank()
-    before = peak_bytes()
+    torch.set_num_threads(1)
+    study = study_of(model, asked.images, asked.metrics, folder)
     generator = TimedGenerator(study.pipeline, study.generator.generation)
+    bare_seconds(generator, range(asked.images))
+    before = peak_bytes()
     switch = TimedSwitch(study.denoiser, study.bank, study.graph.layers, study.original_weights())
-    measurer = study.measurer(0, images, generator, switch)
-    trial = try_out(measurer, generator, switch, [study.sampler(i) for i in range(repeats + 1)])
+    measurer = study.measurer(0, asked.images, generator, switch)
+    drawn = [study.sampler(i) for i in range(asked.repeats + 1)]
+    trial = try_out(measurer, generator, switch, drawn, clock=CLOCKS[asked.clock])
     return {
         "model": model,
         "layers": len(study.space.layers),
-        "images": images,
+        "images": asked.images,
+        "metrics": asked.metrics,
         "batch": study.batch,
         "bare": trial.bare,
         "switch": trial.switch,
         "generate": trial.generate,
-        "metrics": trial.metrics,
+        "compare": trial.metrics,
         "total": trial.total,
         "overhead": trial.overhead,
+        "quartiles": trial.quartiles,
         "weights_bytes": sum(p.numel() * p.element_size() for p in study.denoiser.parameters()),
         "copied_bytes": switch.originals.copied_bytes,
+        "peak_bytes_bare": before,
         "peak_bytes": peak_bytes(),
-        "peak_bytes_before": before,
     }
 
 
@@ -52,23 +73,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["digits-dit", "avatars-pixart", "avatars-unet"])
     parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--metrics", nargs="+", default=["psnr", "features"])
+    parser.add_argument("--clock", choices=CLOCKS, default="process")
+    parser.add_argument("--work", type=Path, default=RESULTS / "measuring", help="where studies and banks are kept")
     asked = parser.parse_args()
     rows = []
     print(
-        f"{'model':<16}{'bare':>8}{'switch':>8}{'generate':>10}{'metrics':>9}{'total':>8}{'overhead':>10}{'copies':>9}"
+        "| model | layers | bare call, s | switch, s | generate, s | compare, s | in all, s | overhead | quartiles "
+        "| weights, MB | second copy, MB | peak of the bare pipeline, MB | peak, MB |"
     )
+    print("|---" * 13 + "|")
     for model in asked.models:
-        with tempfile.TemporaryDirectory() as folder:
-            row = measured(model, asked.images, asked.repeats, Path(folder))
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            pool.apply(build, (asked, model, asked.work / model))
+            row = pool.apply(measured, (asked, model, asked.work / model))
         rows.append(row)
+        seconds = " | ".join(f"{row[name]:.3g}" for name in ("bare", "switch", "generate", "compare", "total"))
+        low, high = row["quartiles"]
+        sizes = ("weights_bytes", "copied_bytes", "peak_bytes_bare", "peak_bytes")
+        memory = " | ".join(f"{row[name] / 1e6:.0f}" for name in sizes)
         print(
-            f"{model:<16}{row['bare']:8.2f}{row['switch']:8.3f}{row['generate']:10.2f}{row['metrics']:9.3f}"
-            f"{row['total']:8.2f}{row['overhead']:10.1%}{row['copied_bytes'] / 1e6:7.2f}MB"
+            f"| {model} | {row['layers']} | {seconds} | {row['overhead']:.1%} | {low:.1%} to {high:.1%} | {memory} |",
+            flush=True,
         )
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "measuring.json").write_text(json.dumps(rows, indent=1))
-    print(f"peak resident memory {peak_bytes() / 1e9:.2f} GB, the libraries included")
+    write_json(RESULTS / "measuring.json", rows)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,33 @@
 """How many images each metric needs: its rank correlation with its own value over many images.
 
-    python benchmarks/metrics_images.py            # first: the images
-    python benchmarks/metrics.py [--model digits-dit]
+    python benchmarks/metrics_images.py --model digits-dit         # first: the images
+    python benchmarks/metrics.py [--models digits-dit avatars-pixart avatars-unet] [--work FOLDER] [--ratios]
 
 For n = 4, 8, 16, …: 30 times n images are drawn, the same for every configuration as in a study, and the configurations
-are ranked by them; the correlation with the ranks by all images there are is averaged, with its 5 and 95 % quantiles.
-Prints a table, and writes benchmarks/results/metrics.json, docs/figures/metrics-images.svg, and what `qua2sedimo
-metrics` reads.
+are ranked by them; the correlation with the ranks by all images there are is averaged, with its 5 % quantile.
+Prints a table a model, and writes what `qua2sedimo metrics` reads, and from it the measured part of docs/metrics.md and
+its figure. Models that are not asked for, or have no images in FOLDER, keep what was measured of them before.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import altair as alt
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 from scipy.stats import spearmanr
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from metrics_images import CHUNK, RESULTS, chunk_path, folder_of
+from metrics_docs import KEPT, write_docs
+from metrics_images import BATCH, CHUNK, RESULTS, chunk_path
 from qua2sedimo import zoo
 from qua2sedimo.evaluation import Generation, Generator
 from qua2sedimo.evaluation.distances import frechet_distance
@@ -31,23 +35,22 @@ from qua2sedimo.evaluation.features import pooled_features
 from qua2sedimo.evaluation.measure import REFERENCE_IMAGES
 from qua2sedimo.evaluation.metrics import BUILT_IN, METRICS
 from qua2sedimo.evaluation.score import Pictures, SetReferences, per_image, per_set
-from qua2sedimo.files import read_json, write_json, write_text, write_via
+from qua2sedimo.files import read_json, write_text, write_via
 
-ROOT = Path(__file__).parent.parent
 DRAWS = 30
 THRESHOLD = 0.95
 PER_IMAGE = [METRICS[n] for n in BUILT_IN if METRICS[n].kind != "set"]
 SETS = [METRICS[n] for n in BUILT_IN if METRICS[n].kind == "set"]
 
 
-def chunk_values(model: str, source: str, chunk: int) -> dict[str, np.ndarray]:
+def chunk_values(folder: Path, model: str, source: str, chunk: int) -> dict[str, np.ndarray]:
     """Per-image values and features of a chunk, computed once."""
-    kept = folder_of(model) / "values" / f"{source}-{chunk:03d}.safetensors"
+    kept = folder / "values" / f"{source}-{chunk:03d}.safetensors"
     if not kept.exists():
-        made = load_file(chunk_path(model, source, chunk))
+        made = load_file(chunk_path(folder, source, chunk))
         values = {"pooled": pooled_features(made["images"])}
         if source != "other":
-            full, entry = load_file(chunk_path(model, "full", chunk)), zoo.ENTRIES[model]
+            full, entry = load_file(chunk_path(folder, "full", chunk)), zoo.ENTRIES[model]
             inputs = [entry.inputs[(chunk * CHUNK + i) % len(entry.inputs)] for i in range(CHUNK)]
             pictures, exact = (Pictures(x["images"], x["latents"]) for x in (made, full))
             found = per_image(PER_IMAGE, pictures, exact, inputs, zoo.input_score(model))
@@ -56,11 +59,13 @@ def chunk_values(model: str, source: str, chunk: int) -> dict[str, np.ndarray]:
     return load_file(kept)
 
 
-def load(model: str, sources: list[str], chunks: int) -> dict[str, dict[str, np.ndarray]]:
+def load(folder: Path, model: str, sources: list[str], chunks: int) -> dict[str, dict[str, np.ndarray]]:
     """Source → name → values of all images."""
     found = {}
     for source in sources:
-        parts = [chunk_values(model, source, c) for c in range(chunks) if chunk_path(model, source, c).exists()]
+        parts = [
+            chunk_values(folder, model, source, c) for c in range(chunks) if chunk_path(folder, source, c).exists()
+        ]
         found[source] = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
     return found
 
@@ -74,7 +79,7 @@ def values_of(data: list[dict[str, np.ndarray]], rows: np.ndarray, references: d
 def correlations(
     data: list[dict[str, np.ndarray]], all_other: np.ndarray, real: np.ndarray
 ) -> dict[str, dict[int, Any]]:
-    """Metric → number of images → [mean, 5 %, 95 %] of the rank correlation."""
+    """Metric → number of images → [mean, 5 % quantile] of the rank correlation."""
     most = len(data[0]["pooled"])
     truth = values_of(data, np.arange(most), {"full": all_other, "real": real})
     references = {"full": all_other[:REFERENCE_IMAGES], "real": real}
@@ -85,7 +90,7 @@ def correlations(
         for name in truth:
             ranks = [float(spearmanr(d[name], truth[name]).statistic) for d in drawn]
             ranks = [0.0 if np.isnan(r) else r for r in ranks]  # all equal: no ranking
-            found[name][n] = [float(np.mean(ranks)), *map(float, np.quantile(ranks, [0.05, 0.95]))]
+            found[name][n] = [round(float(v), 4) for v in (np.mean(ranks), np.quantile(ranks, 0.05))]
     return found
 
 
@@ -104,34 +109,40 @@ def needed(curve: dict[int, Any]) -> int | None:
     return enough
 
 
-def costs(model: str, steps: int) -> dict[str, float]:
-    """Time of each metric, interval of set metrics included, over that of making the images; the least of three."""
-    made, full, other = (load_file(chunk_path(model, source, 0)) for source in ("000", "full", "other"))
-    pictures, exact = (Pictures(x["images"], x["latents"]) for x in (made, full))
-    inputs = [zoo.ENTRIES[model].inputs[i % len(zoo.ENTRIES[model].inputs)] for i in range(CHUNK)]
+def costs(folder: Path, model: str, arguments: dict[str, Any]) -> dict[str, float]:
+    """Time of each metric, interval of set metrics included, over that of making the images; the least of three.
+
+    Both in seconds of this process, so that other programs of the machine count little.
+    """
+    made, full, other = (load_file(chunk_path(folder, source, 0)) for source in ("000", "full", "other"))
+    exact, entry, judge = Pictures(full["images"], full["latents"]), zoo.ENTRIES[model], zoo.input_score(model)
+    inputs = [entry.inputs[i % len(entry.inputs)] for i in range(CHUNK)]
     references = SetReferences(lambda: other["images"], zoo.reference_images(model))
     references.prepare(SETS)
-    judge = zoo.input_score(model)
-    seconds = {}
-    for name in BUILT_IN:
-        m, times = METRICS[name], []
-        for _ in range(4):  # the first loads
-            began = time.perf_counter()
-            if m.kind == "set":
-                per_set([m], pictures.images, references)
-            else:
-                per_image([m], pictures, exact, inputs, judge)
-            times.append(time.perf_counter() - began)
-        seconds[name] = min(times[1:])
-    entry, times = zoo.ENTRIES[model], []
+
+    def compare(name: str) -> None:
+        m, pictures = METRICS[name], Pictures(made["images"], made["latents"])
+        if m.kind == "set":
+            per_set([m], pictures.images, references)
+        else:
+            per_image([m], pictures, exact, inputs, judge)
+
     pipeline = zoo.load(model)
     pipeline.set_progress_bar_config(disable=True)
-    make = Generator(pipeline, Generation(entry.inputs, {**entry.arguments, "num_inference_steps": steps}, batch=CHUNK))
+    make = Generator(pipeline, Generation(entry.inputs, arguments, batch=BATCH))
+    making = least_seconds(lambda: make(0, CHUNK))
+    return {name: least_seconds(partial(compare, name)) / making for name in BUILT_IN}
+
+
+def least_seconds(do: Callable[[], object]) -> float:
+    """The least of three; once before, what is kept is loaded."""
+    do()
+    times = []
     for _ in range(3):
-        began = time.perf_counter()
-        make(0, CHUNK)
-        times.append(time.perf_counter() - began)
-    return {name: value / min(times) for name, value in seconds.items()}
+        began = time.process_time()
+        do()
+        times.append(time.process_time() - began)
+    return min(times)
 
 
 class Injected(torch.nn.Module):
@@ -167,103 +178,59 @@ def frechet_ratios() -> dict[str, float]:
     return ratios
 
 
-PREAMBLE = """\
-{configurations} random configurations of {model}, {low:.2f} to {high:.2f} average bits, {steps} sampling steps,
-{most:,} images of each. For each number of images {draws} subsets are drawn, the same images of every configuration,
-and the configurations ranked by them. The table has the mean rank correlation with the ranks by all {most:,} images,
-and in brackets the 5 % quantile. *Enough* is from where on the mean stays at {threshold:g} or above. *Cost* is its
-time over that of making the images. Set metrics compare with {few} full-precision images, as while measuring (their
-value over all images with {many}), or {real} real ones.
-"""
+def measure(folder: Path, model: str, configurations: int, images: int) -> dict[str, Any]:
+    """What is kept of a model: how it was measured, and of each metric the curve, images enough, and cost."""
+    names = [f"{n:03d}" for n in range(configurations)]
+    made = min(len(list((folder / s).glob("*.safetensors"))) for s in ["full", *names])
+    most = min(made, images // CHUNK) * CHUNK
+    data = load(folder, model, [*names, "other"], most // CHUNK)
+    real = pooled_features(zoo.reference_images(model).astype(np.float32) / 255)
+    found = correlations([data[n] for n in names], data["other"]["pooled"], real)
+    about = read_json(folder / "about.json")
+    cost = costs(folder, model, about["arguments"])
+    bits = [about["average_bits"][n] for n in names]
+    return {
+        "steps": about["arguments"]["num_inference_steps"], "guidance": about["arguments"]["guidance_scale"],
+        "configurations": len(names), "bits": [round(min(bits), 2), round(max(bits), 2)], "most": most,
+        "references": [REFERENCE_IMAGES, len(data["other"]["pooled"]), len(real)],
+        "draws": DRAWS, "threshold": THRESHOLD, "counts": counts(most),
+        "metrics": {
+            name: {"images": needed(curve), "cost": float(f"{cost[name]:.2g}"), "curve": curve}
+            for name, curve in found.items()
+        },
+    }  # fmt: skip
 
 
-def measured_text(summary: dict[str, Any], found: dict[str, dict[int, Any]], ratios: dict[str, float]) -> str:
-    """The measured part of docs/metrics.md."""
-    (low, high), (few, many, real) = summary["bits"], summary["references"]
-    heads = [str(n) for n in summary["counts"]]
-    lines = [
-        PREAMBLE.format(**summary, low=low, high=high, few=few, many=many, real=real),
-        f"| | {' | '.join(heads)} | enough | cost |",
-        "|---|" + "---|" * (len(heads) + 2),
-    ]
-    for name, curve in found.items():
-        cells = [f"{mean:.3f} ({least:.2f})" for mean, least, _ in curve.values()]
-        enough, cost = summary["metrics"][name]["images"] or f"> {heads[-1]}", summary["metrics"][name]["cost"]
-        lines.append(f"| `{name}` | {' | '.join(cells)} | {enough} | {100 * cost:.2g} % |")
-    times = ", ".join(f"{ratio:.1f} ({size})" for size, ratio in ratios.items())
-    lines += [
-        "",
-        "![Rank correlation against number of images, a panel a metric](figures/metrics-images.svg)",
-        "",
-        f"torchmetrics' Fréchet distance takes so many times the time of ours, features given: {times}.",
-    ]
-    return "\n".join(lines)
-
-
-def write_docs(text: str) -> None:
-    path = ROOT / "docs/metrics.md"
-    page = path.read_text()
-    start, end = page.index("-->", page.index("<!-- measured")) + 3, page.index("<!-- end -->")
-    write_text(path, f"{page[:start]}\n{text}\n{page[end:]}")
-
-
-def figure(found: dict[str, dict[int, Any]], most: int) -> alt.FacetChart:
-    rows = [
-        {"metric": METRICS[name].title, "images": n, "mean": mean, "low": low, "high": high, "kind": METRICS[name].kind}
-        for name, curve in found.items()
-        for n, (mean, low, high) in curve.items()
-    ]
-    x = alt.X("images:Q", scale=alt.Scale(type="log", base=2), title="images")
-    base = alt.Chart().encode(x=x)
-    y = alt.Y("mean:Q", title=f"with {most:,} images", scale=alt.Scale(zero=False))
-    line = base.mark_line(point=True).encode(y=y)
-    band = base.mark_area(opacity=0.2).encode(y="low:Q", y2="high:Q")
-    rule = alt.Chart().mark_rule(strokeDash=[4, 3], color="#888").encode(y=alt.datum(THRESHOLD))
-    titles = [METRICS[name].title for name in found]
-    return (
-        alt.layer(band, line, rule, data=alt.Data(values=rows))
-        .properties(width=170, height=130)
-        .facet(facet=alt.Facet("metric:N", sort=titles, title=None), columns=3)
-    )
+def show(model: str, content: dict[str, Any]) -> None:
+    print(f"\n{model}: rank correlation with {content['most']} images, {content['steps']} steps\n")
+    print("metric".ljust(14) + "".join(f"{n:>7}" for n in content["counts"]) + "   needed     cost")
+    for name, m in content["metrics"].items():
+        cells = "".join(f"{mean:7.3f}" for mean, _ in m["curve"].values())
+        print(f"{name:<14}{cells} {m['images'] or '>':>8} {100 * m['cost']:7.2f} %", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="digits-dit")
+    parser.add_argument("--models", nargs="+", default=["digits-dit", "avatars-pixart", "avatars-unet"])
     parser.add_argument("--configurations", type=int, default=12)
     parser.add_argument("--images", type=int, default=2000, help="at most so many of those there are")
+    parser.add_argument("--work", type=Path, default=RESULTS, help="where metrics_images.py keeps the images")
+    parser.add_argument("--ratios", action="store_true", help="also time torchmetrics' Fréchet distance (minutes)")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    model, names = given.model, [f"{n:03d}" for n in range(given.configurations)]
-    made = min(len(list((folder_of(model) / s).glob("*.safetensors"))) for s in ["full", *names])
-    chunks = min(made, given.images // CHUNK)
-    data = load(model, [*names, "other"], chunks)
-    real = pooled_features(zoo.reference_images(model).astype(np.float32) / 255)
-    most = chunks * CHUNK
-    found = correlations([data[n] for n in names], data["other"]["pooled"], real)
-    about = read_json(folder_of(model) / "about.json")
-    cost = costs(model, about["steps"])
-    bits = [about["average_bits"][n] for n in names]
-    print(f"{model}: {len(names)} random configurations of {min(bits):.2f} to {max(bits):.2f} bits")
-    print(f"{about['steps']} steps, rank correlation with {most} images\n")
-    print("metric".ljust(14) + "".join(f"{n:>7}" for n in counts(most)) + "   needed     cost")
-    for name, curve in found.items():
-        cells = "".join(f"{curve[n][0]:7.3f}" for n in curve)
-        print(f"{name:<14}{cells} {needed(curve) or '>':>8} {100 * cost[name]:7.2f} %")
-    ratios = frechet_ratios()
-    print("\ntorchmetrics' Fréchet distance over ours, time: " + ", ".join(f"{k}: {v:.1f}" for k, v in ratios.items()))
-    summary = {
-        "model": model, "steps": about["steps"], "configurations": len(names), "bits": [min(bits), max(bits)],
-        "most": most, "references": [REFERENCE_IMAGES, len(data["other"]["pooled"]), len(real)],
-        "draws": DRAWS, "threshold": THRESHOLD, "counts": counts(most),
-        "metrics": {n: {"images": needed(curve), "cost": float(f"{cost[n]:.2g}")} for n, curve in found.items()},
-    }  # fmt: skip
-    write_json(RESULTS / "metrics.json", {**summary, "curves": found, "frechet_ratios": ratios})
-    write_json(ROOT / "src/qua2sedimo/evaluation/metrics.json", summary)
-    target = ROOT / "docs/figures/metrics-images.svg"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure(found, most).save(target)
-    write_docs(measured_text(summary, found, ratios))
+    kept = read_json(KEPT)
+    for model in given.models:
+        folder = given.work / f"metrics-{model}"
+        if not folder.exists():
+            print(f"{model}: no images in {folder}")
+            continue
+        kept["models"][model] = measure(folder, model, given.configurations, given.images)
+        show(model, kept["models"][model])
+    if given.ratios:
+        kept["frechet_ratios"] = frechet_ratios()
+    text = json.dumps(kept, indent=1)
+    write_text(KEPT, re.sub(r"\[[^\[\]]*\]", lambda found: " ".join(found[0].split()), text))  # a list on a line
+    write_docs(read_json(KEPT))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
-import threading
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,11 @@ import torch
 from tests.conftest import small_pipeline, small_settings
 
 from qua2sedimo import Configuration, Qua2SeDiMoError, Study
+from qua2sedimo.commands.measuring import measure
 from qua2sedimo.evaluation import Measurement, Measurer
-from qua2sedimo.records import Record
-from qua2sedimo.stages.measuring import Workers, measure_numbered
+from qua2sedimo.evaluation.workers import Job, Outcome, RayWorkers, Work
+from qua2sedimo.records import Failure, Record
+from qua2sedimo.stages.measuring import Workers, measure_numbered, open_worker, record_of
 
 COUNT = 60
 OPTIONS = "uaq-2,uaq-4,kmeans_a-3"
@@ -69,11 +72,25 @@ def measure_in(folder: Path, interrupted: Any = None) -> None:
         interrupted.set()
 
 
-def process_for(*arguments: Any) -> Any:
+def command_in(folder: Path, said: Path) -> None:
+    """The command itself, as it is typed."""
+    os.environ["COLUMNS"] = "140"
+    with said.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    from qua2sedimo.cli import main
+
+    sys.argv = ["qua2sedimo", "measure", str(folder), "--configurations", str(COUNT)]
+    main()
+
+
+def process_for(*arguments: Any, target: Any = measure_in) -> Any:
     """A process that has the imports behind it already, and no threads of ours."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["qua2sedimo.study", "diffusers.pipelines.dit.pipeline_dit", "pytest"])
-    return context.Process(target=measure_in, args=arguments)
+    return context.Process(target=target, args=arguments)
 
 
 def wait_for(study: Study, count: int, process: Any) -> None:
@@ -113,6 +130,23 @@ def test_ctrl_c_keeps_what_is_being_measured_and_a_second_run_goes_on(study: Stu
     assert essence(study.measure(COUNT)) == essence(undisturbed)
 
 
+def test_the_command_shows_the_best_so_far_and_the_time_left_and_says_how_to_go_on(
+    study: Study, tmp_path: Path
+) -> None:
+    said = tmp_path / "said"
+    process = process_for(study.folder, said, target=command_in)
+    process.start()
+    wait_for(study, 3, process)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    text = said.read_text()
+    done = len(study.records.all())
+    best = max(record.value("psnr") for record in study.records.all())
+    assert process.exitcode == 130 and 3 <= done < COUNT
+    assert re.search(rf"best psnr {best:.4g} .* {done}/{COUNT} .* left \d+:\d\d:\d\d", text), text
+    assert "Nothing measured is lost: run the same command again to go on." in text
+
+
 # Configurations that cannot be measured ----------------------------------------------------------------------------
 
 
@@ -123,14 +157,14 @@ def unlucky(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Exception]]:
     plain = Measurer.__call__
     order: list[str] = []
 
-    def measure(self: Measurer, configuration: Configuration) -> Measurement:
+    def measured(self: Measurer, configuration: Configuration) -> Measurement:
         if configuration.digest not in order:
             order.append(configuration.digest)
         if planned.get(order.index(configuration.digest)):
             raise planned[order.index(configuration.digest)].pop(0)
         return plain(self, configuration)
 
-    monkeypatch.setattr(Measurer, "__call__", measure)
+    monkeypatch.setattr(Measurer, "__call__", measured)
     return planned
 
 
@@ -149,6 +183,27 @@ def test_one_that_fails_three_times_is_recorded_and_passed_over(study: Study, un
     assert [r.number for r in study.measure(6)] == [0, 1, 2, 4, 5, 6]
     again = study.measure(6, again=True)
     assert essence(again) == essence(undisturbed[:7]) and study.records.failed() == []
+
+
+def test_the_command_tells_of_failures_and_tries_them_again_when_asked(study: Study, unlucky, capsys) -> None:
+    unlucky |= {1: memory_errors(3)}
+    measure(study.folder, 3)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 failed:" in said and "--again tries them again" in said
+    measure(study.folder, 4, again=True)
+    assert "failed" not in capsys.readouterr().out
+    assert [r.number for r in study.records.all()] == [0, 1, 2, 3] and study.records.failed() == []
+
+
+def test_one_that_kills_its_worker_three_times_is_recorded_with_its_error(study: Study) -> None:
+    job = Job(0, study.sampler(0).to_json())
+    failure = record_of(study, "sample", Outcome(job, 3, "there", "7", error="its worker died: killed"), 0)
+    assert isinstance(failure, Failure)
+    study.records.add_failure(failure)
+    (kept,) = study.records.failed()
+    assert (kept.number, kept.error, kept.configuration) == (0, "its worker died: killed", study.sampler(0))
+    assert (kept.origin.attempts, kept.origin.host, kept.origin.worker) == (3, "there", "7")
+    assert [r.number for r in study.measure(2)] == [1, 2]
 
 
 def test_a_sequence_that_ends_has_nothing_to_put_in_place_of_a_failed_one(tmp_path: Path, unlucky) -> None:
@@ -240,20 +295,41 @@ def test_a_pipeline_in_memory_cannot_be_measured_by_workers(tmp_path: Path) -> N
 # Several machines --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_a_node_that_is_killed_midway_changes_no_record(study: Study, undisturbed: list[Record]) -> None:
-    pytest.importorskip("ray")
+ALONE = 10  # configurations that a worker measures before both are ready
+
+
+def patient_worker(folder: str, start: int, stop: int) -> Work:
+    """A worker as ever, but that the first of two does not measure everything before the other is there."""
+    measure_one, done = open_worker(folder, start, stop), [0]
+
+    def work(content: str) -> str:
+        until = time.monotonic() + 900
+        while done[0] >= ALONE and not (Path(folder) / "both").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        done[0] += 1
+        return measure_one(content)
+
+    return work
+
+
+@pytest.mark.usefixtures("quick_workers")
+def test_a_node_that_is_killed_midway_changes_no_record(
+    study: Study, undisturbed: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ray.cluster_utils import Cluster
 
+    def patient(factory: str, *arguments: Any, **more: Any) -> RayWorkers:
+        return RayWorkers(f"{__name__}:patient_worker", *arguments, **more)
+
+    monkeypatch.setattr("qua2sedimo.stages.measuring.RayWorkers", patient)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     lost = cluster.add_node(num_cpus=1)
-    ready = threading.Event()
     killed_at: list[int] = []
 
     def watch(done: int, total: int, what: str) -> None:
         if what == "starting workers" and done == total == 2:
-            ready.set()
-        if what.startswith("measuring") and ready.is_set() and not killed_at:
+            (study.folder / "both").touch()
+        if what.startswith("measuring") and (study.folder / "both").exists() and not killed_at:
             killed_at.append(done)
             cluster.remove_node(lost, allow_graceful=False)
 

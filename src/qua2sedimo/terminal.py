@@ -79,8 +79,13 @@ def size(nbytes: float) -> str:
 
 
 def comparison_table(rows: Sequence[Row], width: int) -> Table:
-    """Average bits, bytes and as many metrics with their intervals as fit ``width`` characters, best known first."""
-    names = [m for m in _COLUMNS if m in rows[0].metrics]
+    """Average bits, bytes and as many metrics with their intervals as fit ``width`` characters, best known first.
+
+    A metric of other weights, such as ``clip_score:FOLDER``, has a column like any other.
+    """
+    known = list(_COLUMNS)
+    metrics = [metric(name) for name in rows[0].metrics]
+    metrics.sort(key=lambda m: known.index(m.name) if m.name in known else len(known))
     table = Table(
         title="Same fresh images for every row; ± is half the 95 % bootstrap interval",
         title_justify="left",
@@ -94,15 +99,15 @@ def comparison_table(rows: Sequence[Row], width: int) -> Table:
     table.add_column("MB", justify="right", no_wrap=True)
     used = 2 + max(len(row.name) for row in rows) + 2 + 7 + 7
     shown = []
-    for name in names:
-        m = metric(name)
-        cells = [_estimate(row.metrics[name], row.kind == "full" and m.kind == "paired") for row in rows]
-        wide = max(len(cell) for cell in (*cells, *_COLUMNS[name].split("\n"))) + 2
+    for m in metrics:
+        head = _COLUMNS.get(m.name, f"{m.title}\n{m.unit} {'↑' if m.higher_is_better else '↓'}")
+        cells = [_estimate(row.metrics[m.name], row.kind == "full" and m.kind == "paired") for row in rows]
+        wide = max(len(cell) for cell in (*cells, *head.split("\n"))) + 2
         if used + wide > width:
             continue
         used += wide
         shown.append(cells)
-        table.add_column(_COLUMNS[name], justify="right", no_wrap=True)
+        table.add_column(head, justify="right", no_wrap=True)
     for row, *cells in zip(rows, *shown):
         style = {"ours": "bold green", "full": "dim"}.get(row.kind)
         table.add_row(row.name, f"{row.average_bits:.2f}", f"{row.nbytes / 1e6:.2f}", *cells, style=style)

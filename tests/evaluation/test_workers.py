@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation.workers import ATTEMPTS, Job, Outcome, RayWorkers, run_here, shares
+from qua2sedimo.evaluation.workers.jobs import Queue
 
 
 def jobs(*contents: str) -> list[Job]:
@@ -69,6 +70,25 @@ def test_after_stop_no_new_job_is_begun(tmp_path: Path) -> None:
     assert [one.result for one in found] == ["ONE", "TWO"] and not (tmp_path / "three").exists()
 
 
+def test_a_queue_draws_jobs_when_they_are_wanted_and_knows_whether_there_are_more(tmp_path: Path) -> None:
+    drawn: list[int] = []
+
+    def asked() -> Iterator[Job]:
+        for job in jobs("one", "two"):
+            drawn.append(job.key)
+            yield job
+
+    queue = Queue(asked())
+    assert queue.more() and queue.more() and drawn == [0]
+    first = queue.take()
+    assert first == Job(0, "one") and drawn == [0]
+    assert queue.failed(first, "no room", "here", "1") is None and queue.more() and drawn == [0]
+    assert [queue.take(), queue.take(), queue.take()] == [Job(0, "one"), Job(1, "two"), None]
+    assert not queue.more()
+    done = queue.done(first, "ONE", "here", "1")
+    assert (done.attempts, done.result) == (2, "ONE")
+
+
 @pytest.mark.parametrize(
     ("count", "nodes", "expected"),
     [
@@ -116,22 +136,18 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     assert "qua2sedimo[ray]" in str(caught.value.remedy)
 
 
-@pytest.mark.slow
-def test_a_worker_that_dies_is_replaced_and_its_job_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("ray")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # workers must find this module
-    sent = jobs("one", "kills once", "kills always", "raises always", "two", "three")
-    pool = RayWorkers(f"{__name__}:tricky", [str(tmp_path), True], 2)
+@pytest.mark.usefixtures("quick_workers")
+def test_a_worker_that_dies_is_replaced_and_its_job_tried_again(tmp_path: Path) -> None:
+    sent = jobs("one", "raises always", "kills once", "kills always")
+    ready: list[int] = []
+    pool = RayWorkers(f"{__name__}:tricky", [str(tmp_path), True], 1, started=lambda count, of: ready.append(count))
     outcomes = list(pool.run(sent))
     found = brief(outcomes)
-    assert [found[key] for key in (0, 1, 4, 5)] == [
-        ("ONE", None, 1), ("KILLS ONCE", None, 2), ("TWO", None, 1), ("THREE", None, 1),
-    ]  # fmt: skip
-    assert found[3] == (None, "MemoryError: no room for raises always", 3)
-    result, error, attempts = found[2]
+    assert found[0] == ("ONE", None, 1) and found[2] == ("KILLS ONCE", None, 2)
+    assert found[1] == (None, "MemoryError: no room for raises always", 3)
+    result, error, attempts = found[3]
     assert result is None and attempts == 3 and "its worker died" in str(error)
     assert len(outcomes) == len(sent)
     assert len((tmp_path / "kills always").read_text()) == 3
     assert os.getpid() not in {int(one.worker) for one in outcomes}
+    assert len(ready) == 4  # one, and one for each death but the last, after which nothing is to be done

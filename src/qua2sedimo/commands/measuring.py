@@ -107,10 +107,7 @@ def measure(
         console.print(SAFETY_CHECKER)
     failed = opened.records.failed("sample")
     if failed:
-        console.print(
-            f"{len(failed)} configurations could not be measured: `qua2sedimo records {study}` has their errors, "
-            "--again tries them again."
-        )
+        console.print(f"{len(failed)} failed: `qua2sedimo records {study}` has their errors, --again tries them again.")
     if not records:
         raise Qua2SeDiMoError(f"{study}: no configuration could be measured; the first: {failed[0].error}")
     objective = opened.objective

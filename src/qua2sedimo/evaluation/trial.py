@@ -22,7 +22,8 @@ from qua2sedimo.options import Configuration, Option
 class Trial:
     """Median seconds of one configuration, of its stages, and of the bare pipeline calls for the same images.
 
-    ``overhead``: median over configurations of how much longer each took than the bare calls just before it.
+    ``overhead``: median over configurations of how much longer each took than the bare calls just before and after it;
+    ``quartiles`` of the same.
     """
 
     bare: float
@@ -31,6 +32,7 @@ class Trial:
     generate: float
     overhead: float
     images: int
+    quartiles: tuple[float, float] = (0.0, 0.0)
 
     @property
     def metrics(self) -> float:
@@ -38,27 +40,32 @@ class Trial:
         return max(0.0, self.total - self.switch - self.generate)
 
 
+Clock = Callable[[], float]
+
+
 class TimedGenerator(Generator):
-    """A generator that adds up its seconds."""
+    """A generator that adds up its seconds, by ``clock``."""
 
     seconds = 0.0
+    clock: Clock = staticmethod(time.perf_counter)
 
     def __call__(self, start: int, stop: int, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
-        began = time.perf_counter()
+        began = self.clock()
         images = super().__call__(start, stop, progress)
-        self.seconds += time.perf_counter() - began
+        self.seconds += self.clock() - began
         return images
 
 
 class TimedSwitch(Switch):
-    """A switch that adds up its seconds."""
+    """A switch that adds up its seconds, by ``clock``."""
 
     seconds = 0.0
+    clock: Clock = staticmethod(time.perf_counter)
 
     def apply(self, configuration: Mapping[str, Option]) -> int:
-        began = time.perf_counter()
+        began = self.clock()
         changed = super().apply(configuration)
-        self.seconds += time.perf_counter() - began
+        self.seconds += self.clock() - began
         return changed
 
 
@@ -68,32 +75,39 @@ def try_out(
     switch: TimedSwitch,
     configurations: Sequence[Configuration],
     progress: Callable[[int], object] = lambda done: None,
+    clock: Clock = time.perf_counter,
 ) -> Trial:
-    """Measure the configurations, each after bare calls for the same images; the first warms up and is not counted."""
-    rows = []
+    """Measure the configurations, each between bare calls for the same images; the first only warms up.
+
+    A bare call before and one after each, halved, cancel a machine that slows down or warms up meanwhile. ``clock``
+    may be ``time.process_time``: seconds of this process alone, where others work beside it.
+    """
+    generator.clock = switch.clock = clock
     _ = measurer.reference
+    bares, rows = [bare_seconds(generator, measurer.images, clock)], []
     for i, configuration in enumerate(configurations):
-        bare = bare_seconds(generator, measurer.images)
         switch.seconds = generator.seconds = 0.0
-        began = time.perf_counter()
+        began = clock()
         measurer(configuration)
-        rows.append((bare, time.perf_counter() - began, switch.seconds, generator.seconds))
+        total = clock() - began
+        bares.append(bare_seconds(generator, measurer.images, clock))
+        rows.append(((bares[-2] + bares[-1]) / 2, total, switch.seconds, generator.seconds))
         progress(i + 1)
     counted = rows[1:]
     medians = [statistics.median(column) for column in zip(*counted)]
-    overhead = statistics.median(total / bare - 1 for bare, total, _, _ in counted)
-    return Trial(medians[0], medians[1], medians[2], medians[3], overhead, len(measurer.images))
+    low, overhead, high = np.quantile([total / bare - 1 for bare, total, _, _ in counted], [0.25, 0.5, 0.75]).tolist()
+    return Trial(medians[0], medians[1], medians[2], medians[3], overhead, len(measurer.images), (low, high))
 
 
 @torch.inference_mode()
-def bare_seconds(generator: Generator, images: range) -> float:
+def bare_seconds(generator: Generator, images: range, clock: Clock = time.perf_counter) -> float:
     """Seconds of calling the pipeline for these images, and nothing else."""
     batch = generator.generation.batch
-    began = time.perf_counter()
+    began = clock()
     with without_safety_checker(generator.pipeline):
         for low in range(images.start, images.stop, batch):
             generator.pipeline(**generator.call_arguments(range(low, min(low + batch, images.stop))))
-    return time.perf_counter() - began
+    return clock() - began
 
 
 @contextmanager

@@ -100,9 +100,10 @@ def plan(study: Study, configurations: int, repeats: int = 2, progress: Progress
         finally:
             switch.restore()
     switching = found.switch / share
+    more = (switching - found.switch) / found.bare
     trial = Trial(
         found.bare, found.total - found.switch + switching, switching, found.generate,
-        found.overhead + (switching - found.switch) / found.bare, found.images,
+        found.overhead + more, found.images, (found.quartiles[0] + more, found.quartiles[1] + more),
     )  # fmt: skip
     left = max(0, configurations - measured)
     return Plan(

@@ -109,6 +109,7 @@ class RayWorkers:
     _idle: list[_Hand] = field(default_factory=list, init=False)
     _lost_starts: int = field(default=0, init=False)
     _later: int = field(default=0, init=False)
+    _lost: int = field(default=0, init=False)
 
     def run(self, jobs: Iterable[Job], stop: Callable[[], bool] = lambda: False) -> Iterator[Outcome]:
         """Outcomes as they come; after ``stop()`` only of jobs that are being done.
@@ -138,12 +139,16 @@ class RayWorkers:
     def _drive(self, ray: Any, share: Shares, count: int, queue: Queue, stop: Callable[[], bool]) -> Iterator[Outcome]:
         alive = time.monotonic()
         while True:
-            while self._idle and not stop() and (job := queue.take()) is not None:
+            stopped = stop()
+            while self._idle and not stopped and (job := queue.take()) is not None:
                 hand = self._idle.pop()
                 hand.job = job
                 self._busy[hand.actor.do.remote(job.content)] = hand
-            if not self._busy and (self._idle or stop()):
+            if not self._busy and (stopped or not queue.more()):
                 return  # nothing to do is left, or wanted
+            while self._lost and not stopped and queue.more():  # a start costs seconds: not for nothing
+                self._lost -= 1
+                self._start(ray, share)
             if self._busy or self._idle:
                 alive = time.monotonic()
             elif time.monotonic() - alive > _PATIENCE_SECONDS:
@@ -153,7 +158,7 @@ class RayWorkers:
                 if reference in self._starting:
                     self._opened(ray, reference, share)
                     self.started(len(self._busy) + len(self._idle), count)
-                elif (outcome := self._finished(ray, reference, share, queue)) is not None:
+                elif (outcome := self._finished(ray, reference, queue)) is not None:
                     yield outcome
 
     def _start(self, ray: Any, share: Shares) -> None:
@@ -187,8 +192,8 @@ class RayWorkers:
             self._later -= 1
             self._start(ray, share)
 
-    def _finished(self, ray: Any, reference: Any, share: Shares, queue: Queue) -> Outcome | None:
-        """A job has ended, or its actor; a dead actor is replaced."""
+    def _finished(self, ray: Any, reference: Any, queue: Queue) -> Outcome | None:
+        """A job has ended, or its actor; a dead actor is replaced if there is more to do."""
         hand = self._busy.pop(reference)
         job, hand.job = hand.job, None
         assert job is not None
@@ -197,7 +202,7 @@ class RayWorkers:
         except ray.exceptions.RayError as error:
             reply = Reply(error=f"its worker died: {_line(error)}")
             ray.kill(hand.actor)  # one that only cannot be reached must not come back
-            self._start(ray, share)
+            self._lost += 1
         else:
             self._idle.append(hand)
         return settle(queue, job, reply, hand.host, hand.worker)

@@ -59,7 +59,7 @@ def attempt(work: Work, content: str) -> Reply:
 
 
 class Queue:
-    """Jobs to do: those to be tried again first, then new ones."""
+    """Jobs to do: those to be tried again first, then new ones, drawn when they are wanted."""
 
     def __init__(self, jobs: Iterable[Job]) -> None:
         self._new, self._again = iter(jobs), deque[Job]()
@@ -71,6 +71,12 @@ class Queue:
         if job is not None:
             self._tried[job.key] += 1
         return job
+
+    def more(self) -> bool:
+        """Whether :meth:`take` would give a job now."""
+        if not self._again and (job := next(self._new, None)) is not None:
+            self._again.append(job)
+        return bool(self._again)
 
     def done(self, job: Job, result: str, host: str, worker: str) -> Outcome:
         return Outcome(job, self._tried[job.key], host, worker, result=result)

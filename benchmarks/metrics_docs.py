@@ -1,0 +1,112 @@
+"""What docs/metrics.md says was measured, and its figure, from the curves that benchmarks/metrics.py keeps.
+
+python benchmarks/metrics_docs.py        # writes both anew, measures nothing
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+
+from qua2sedimo.evaluation.metrics import METRICS
+from qua2sedimo.files import read_json, write_text
+
+ROOT = Path(__file__).parent.parent
+#: Committed, and part of the package: `qua2sedimo metrics` reads it.
+KEPT = ROOT / "src/qua2sedimo/evaluation/metrics.json"
+FIGURE = ROOT / "docs/figures/metrics-images.svg"
+
+PREAMBLE = """\
+{configurations} random configurations of each model. For each number of images {draws} subsets are drawn, the same
+images of every configuration, and the configurations ranked by them. *Enough* is from where on the mean rank
+correlation with the ranks by all images there are stays at {threshold:g} or above. *Cost* is the metric's time over
+that of making the images. Set metrics compare with {few} full-precision images, as while measuring (their value over
+all images with {many}), or {real} real ones.
+"""
+ABOUT = (
+    "{most:,} images of each configuration, {bits[0]:.2f} to {bits[1]:.2f} average bits, {steps} sampling steps, "
+    "guidance {guidance:g}. A row has the mean rank correlation and, in brackets, its 5 % quantile."
+)
+
+
+def enough(model: dict[str, Any], name: str) -> str:
+    found = model["metrics"][name]["images"]
+    return f"{found}" if found is not None else f"> {model['counts'][-1]}"
+
+
+def overview(models: dict[str, Any]) -> list[str]:
+    """The table of all models: how many images are enough, and the cost."""
+    heads = [f"{name}: enough | cost" for name in models]
+    lines = [f"| | {' | '.join(heads)} |", "|---" * (2 * len(models) + 1) + "|"]
+    for name in next(iter(models.values()))["metrics"]:
+        cells = [f"{enough(m, name)} | {100 * m['metrics'][name]['cost']:.2g} %" for m in models.values()]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return lines
+
+
+def rows(model: dict[str, Any]) -> list[str]:
+    """The table of one model: a row a metric, a column a number of images."""
+    counts = [str(n) for n in model["counts"]]
+    lines = [f"| | {' | '.join(counts)} |", "|---" * (len(counts) + 1) + "|"]
+    for name, found in model["metrics"].items():
+        cells = [f"{mean:.3f} ({low:.2f})" for mean, low in (found["curve"][n] for n in counts)]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return lines
+
+
+def measured_text(content: dict[str, Any]) -> str:
+    """The measured part of docs/metrics.md."""
+    models = content["models"]
+    (first, *_) = models.values()
+    few, many, real = first["references"]
+    lines = [PREAMBLE.format(**first, few=few, many=many, real=real), *overview(models), ""]
+    lines += ["![Rank correlation against number of images, a panel a metric](figures/metrics-images.svg)", ""]
+    for name, model in models.items():
+        lines += [f"### {name}", "", ABOUT.format(**model), "", *rows(model), ""]
+    times = ", ".join(f"{ratio:.1f} ({size})" for size, ratio in content["frechet_ratios"].items())
+    lines.append(f"torchmetrics' Fréchet distance takes so many times the time of ours, features given: {times}.")
+    return "\n".join(lines)
+
+
+def figure(models: dict[str, Any]) -> alt.FacetChart:
+    """A panel a metric, a line a model: the mean rank correlation, shaded down to its 5 % quantile."""
+    points = [
+        {"metric": METRICS[name].title, "model": model, "images": int(n), "mean": mean, "low": low}
+        for model, content in models.items()
+        for name, found in content["metrics"].items()
+        for n, (mean, low) in found["curve"].items()
+    ]
+    colour = alt.Color("model:N", sort=list(models), title=None, legend=alt.Legend(orient="top"))
+    x = alt.X("images:Q", scale=alt.Scale(type="log", base=2), title="images")
+    base = alt.Chart().encode(x=x, color=colour)
+    line = base.mark_line(point=alt.OverlayMarkDef(size=18)).encode(
+        y=alt.Y("mean:Q", title="rank correlation", scale=alt.Scale(zero=False))
+    )
+    band = base.mark_area(opacity=0.12, line=False).encode(y="low:Q", y2="mean:Q")
+    rule = (
+        alt.Chart()
+        .mark_rule(strokeDash=[4, 3], color="#888")
+        .encode(y=alt.datum(next(iter(models.values()))["threshold"]))
+    )
+    titles = [METRICS[name].title for name in next(iter(models.values()))["metrics"]]
+    return (
+        alt.layer(band, line, rule, data=alt.Data(values=points))
+        .properties(width=170, height=130)
+        .facet(facet=alt.Facet("metric:N", sort=titles, title=None), columns=3)
+    )
+
+
+def write_docs(content: dict[str, Any]) -> None:
+    """Put text and figure where the page shows them."""
+    FIGURE.parent.mkdir(parents=True, exist_ok=True)
+    figure(content["models"]).save(FIGURE)
+    path = ROOT / "docs/metrics.md"
+    page = path.read_text()
+    start, end = page.index("-->", page.index("<!-- measured")) + 3, page.index("<!-- end -->")
+    write_text(path, f"{page[:start]}\n{measured_text(content)}\n{page[end:]}")
+
+
+if __name__ == "__main__":
+    write_docs(read_json(KEPT))
