@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 from tests.pages import ROOT
@@ -24,21 +24,19 @@ QUICK_ARGUMENTS = {"num_inference_steps": "2", "height": "8", "width": "8"}
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9]*(?:\.\w+)?")
 
 
-def command_line() -> click.Group:
-    """The application as click sees it."""
-    found = typer.main.get_command(cli.app)
-    assert isinstance(found, click.Group)
-    return found
+def commands() -> dict[str, Any]:
+    """The commands by name, as they parse their words."""
+    return typer.main.get_command(cli.app).commands  # type: ignore[attr-defined, no-any-return]
 
 
 def options_of(command: str) -> set[str]:
     """The long options of a command; KeyError if there is no such command."""
-    return {o for p in command_line().commands[command].params for o in (*p.opts, *p.secondary_opts) if o[:2] == "--"}
+    return {o for p in commands()[command].params for o in (*p.opts, *p.secondary_opts) if o.startswith("--")}
 
 
 def every_option() -> set[str]:
     """Every long option of any command."""
-    return {option for name in command_line().commands for option in options_of(name)} | {"--help"}
+    return {option for name in commands() for option in options_of(name)} | {"--help"}
 
 
 def check_command(words: Sequence[str], place: str) -> None:
@@ -47,9 +45,8 @@ def check_command(words: Sequence[str], place: str) -> None:
     A command's bare name passes; words after it are parsed as the command itself would, placeholders as they are.
     """
     name, *rest = words
-    commands = command_line().commands
-    if name not in commands:
-        pytest.fail(f"{place}: no command '{name}'; near: {difflib.get_close_matches(name, commands, 1)}")
+    if name not in commands():
+        pytest.fail(f"{place}: no command '{name}'; near: {difflib.get_close_matches(name, commands(), 1)}")
     for word in rest:
         option = word.split("=")[0]
         if option.startswith("--") and option not in options_of(name) | {"--help"}:
@@ -58,9 +55,13 @@ def check_command(words: Sequence[str], place: str) -> None:
     if not rest or "--help" in rest:
         return
     try:
-        commands[name].make_context(name, [_number(word) for word in rest])
-    except (click.ClickException, ValueError) as error:
-        pytest.fail(f"{place}: `qua2sedimo {' '.join(words)}`: {error}")
+        commands()[name].make_context(name, [_number(word) for word in rest])
+    except Exception as error:  # typer brings its own click, whose exceptions have no public name
+        pytest.fail(f"{place}: `qua2sedimo {' '.join(words)}`: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    return str(getattr(error, "format_message", lambda: error)())
 
 
 def _number(word: str) -> str:
@@ -83,18 +84,15 @@ def _check_script(script: Path, rest: Sequence[str], place: str) -> None:
     assert script.is_file(), f"{place}: {script.relative_to(ROOT)} is not there"
     source = "".join(p.read_text(encoding="utf-8") for p in script.parent.glob(f"*{script.suffix}"))
     for word in rest:
-        if word.startswith("--"):
-            name = word.removeprefix("--")
-            assert re.search(rf"[\"'{{,\s](--)?{re.escape(name)}\b", source), f"{place}: {script.name} has no {word}"
+        name = f'"{word}"' if script.suffix == ".py" else word.removeprefix("--")
+        assert not word.startswith("--") or name in source, f"{place}: {script.name} has no {word}"
 
 
 def quick(words: Sequence[str], places: Mapping[str, str]) -> list[str]:
     """The command for a test: placeholders replaced, optional brackets taken, long numbers and arguments made small."""
     made: list[str] = []
-    for word in words:
+    for word in without_ellipsis(words):
         word = word.strip("[]") if word.startswith("[") and word.endswith("]") else word
-        if word == "…":
-            continue
         before = made[-1] if made else ""
         if before in QUICK:
             word = QUICK[before]
@@ -106,6 +104,12 @@ def quick(words: Sequence[str], places: Mapping[str, str]) -> list[str]:
             word = re.sub(r"\b(MODEL|STUDY|OUT|PATTERN)\b", lambda m: places.get(m[0], m[0]), word)
         made.append(word)
     return made
+
+
+def without_ellipsis(words: Sequence[str]) -> list[str]:
+    """The words without a last `…`, which says that more of the kind may follow; as an option's value it stays."""
+    cut = len(words) > 1 and words[-1] == "…" and not words[-2].startswith("--")
+    return list(words[:-1] if cut else words)
 
 
 def quick_arguments(text: str) -> str:

@@ -22,6 +22,7 @@ from tests.documented import (
     quick,
     quick_arguments,
     with_few_steps,
+    without_ellipsis,
 )
 from tests.pages import PAGES, ROOT, Block, Code, blocks, broken_links, inline
 
@@ -75,7 +76,7 @@ def test_every_command_target_script_and_option_named_exists(page: Path) -> None
 def check_words(words: list[str], place: str) -> None:
     program = words[0].removeprefix(".venv/bin/")
     if program == "qua2sedimo":
-        check_command([w for w in words[1:] if w != "…"], place)
+        check_command(without_ellipsis(words[1:]), place)
     else:
         check_other(words, place)
 
@@ -129,7 +130,7 @@ BAD = [
     ("`qua2sedimo measure STUDY --configs 100 --worker 2`", "no option '--worker'"),
     ("| `qua2sedimo fit STUDY` | with `--workers N` |", "no option '--workers'"),
     ("`qua2sedimo measure --configs 100`", "Missing argument"),
-    ("`qua2sedimo choose STUDY --bits four`", "not a valid float"),
+    ("`qua2sedimo choose STUDY --bits four`", "valid number"),
     ("`python benchmarks/search.py --fast`", "has no --fast"),
     ("`python benchmarks/none.py`", "is not there"),
     ("`make everything`", "no target"),
