@@ -45,7 +45,9 @@ def test_every_relative_link_and_anchor_leads_somewhere(page: Path) -> None:
 
 
 def test_a_link_to_nothing_is_found() -> None:
-    text = "# One\n[a](#one) [b](#two) [c](docs/method.md#scores-choice) [d](docs/no.md) ![e](docs/x.png) [f](https://x)"
+    text = (
+        "# One\n[a](#one) [b](#two) [c](docs/method.md#scores-choice) [d](docs/no.md) ![e](docs/x.png) [f](https://x)"
+    )
     assert broken_links(ROOT / "README.md", text) == ["#two", "docs/no.md", "docs/x.png"]
 
 
@@ -145,7 +147,9 @@ def test_a_page_that_names_what_is_not_there_fails(text: str, message: str) -> N
 
 
 def test_blocks_and_their_reasons_are_read() -> None:
-    text = "a\n\n<!-- not run: two machines -->\n```bash\nx \\\n  --y 'z w'  # comment\n```\n`one` <!-- not run: slow -->\n"
+    text = (
+        "a\n\n<!-- not run: two machines -->\n```bash\nx \\\n  --y 'z w'  # note\n```\n`one` <!-- not run: slow -->\n"
+    )
     (block,) = blocks(ROOT / "README.md", text)
     assert (block.reason, block.language, block.lines) == ("two machines", "bash", [["x", "--y", "z w"]])
     (code,) = inline(ROOT / "README.md", text)
