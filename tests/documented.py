@@ -15,12 +15,15 @@ import pytest
 import typer
 from tests.pages import ROOT
 
-from qua2sedimo import cli
+from qua2sedimo import cli, zoo
 
-#: Numbers that make a command long, and what a test takes instead.
-QUICK = {"--configurations": "20", "--configs": "20", "--images": "8", "--candidates": "2", "--count": "2"}
+#: Numbers that make a command long, and the most a test takes.
+AT_MOST = {"--configurations": 20, "--configs": 20, "--images": 8, "--candidates": 2, "--count": 2}
+#: Names in pages that the tests' pipeline lacks, and what it has instead.
+INSTEAD = {"pos_embed*": "conv_in*", "transformer_blocks.3.attn1": "mid_block.attentions.0.transformer_blocks.0.attn1"}
 #: The same for pipeline arguments, in commands and in Python.
 QUICK_ARGUMENTS = {"num_inference_steps": "2", "height": "8", "width": "8"}
+_SEARCHED = 440  # images: fewer are refused
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9]*(?:\.\w+)?")
 
 
@@ -94,10 +97,17 @@ def quick(words: Sequence[str], places: Mapping[str, str]) -> list[str]:
     for word in without_ellipsis(words):
         word = word.strip("[]") if word.startswith("[") and word.endswith("]") else word
         before = made[-1] if made else ""
-        if before in QUICK:
-            word = QUICK[before]
+        if before in AT_MOST:
+            most = _SEARCHED if words[0] == "search" and before == "--images" else AT_MOST[before]
+            word = str(min(most, int(word))) if word.isdecimal() else str(most)
         elif before == "--arguments":
             word = quick_arguments(word)
+        elif before == "--prompt" and word.isdecimal():
+            word = "red hair"
+        elif word in zoo.ENTRIES:
+            word = places["MODEL"]
+        elif word in INSTEAD:
+            word = INSTEAD[word]
         elif _PLACEHOLDER.fullmatch(word) or word == "HOST:PORT":
             word = places.get(word, word)
         else:
@@ -114,8 +124,10 @@ def without_ellipsis(words: Sequence[str]) -> list[str]:
 
 def quick_arguments(text: str) -> str:
     """JSON or Python source with few steps and small pictures."""
+    for name, instead in INSTEAD.items():
+        text = text.replace(name, instead)
     for name, value in QUICK_ARGUMENTS.items():
-        text = re.sub(rf"(\"{name}\":\s*)\d+", rf"\g<1>{value}", text)
+        text = re.sub(rf"(\b{name}\"?\s*[:=]\s*)\d+", rf"\g<1>{value}", text)
     return text
 
 
