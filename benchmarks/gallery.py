@@ -28,9 +28,8 @@ def main() -> None:
     for folder in asked.parse_args().studies:
         study = Study(folder)
         found = study.sensitivity()
-        print(
-            f"\n## {folder.name}: {len(found.space.layers)} layers and parts, {len(study.records.all('sample'))} records"
-        )
+        records = len(study.records.all("sample"))
+        print(f"\n## {folder.name}: {len(found.space.layers)} layers and parts, {records} records")
         for line in (*embeddings(found.steps), *last_layer(found.steps), *attention(found.steps), *blocks(found.steps)):
             print(line)
         for line in methods(found, sorted((folder / "choices").glob("*.json"))):
@@ -79,7 +78,7 @@ def last_layer(steps: Sequence[LayerStep]) -> list[str]:
 
 
 def attention(steps: Sequence[LayerStep]) -> list[str]:
-    """Self-attention at the higher resolution of a U-Net against that in its middle block; and against cross-attention."""
+    """Self-attention against cross-attention; in a U-Net at the higher resolution against the middle block."""
     own = [s for s in steps if s.layer.operation.startswith("SA-")]
     cross = [s for s in steps if s.layer.operation.startswith("CA-")]
     middle = [s for s in own if s.layer.stage == "mid"]

@@ -48,6 +48,8 @@ def check_command(words: Sequence[str], place: str) -> None:
     A command's bare name passes; words after it are parsed as the command itself would, placeholders as they are.
     """
     name, *rest = words
+    if name == "--help":
+        return
     if name not in commands():
         pytest.fail(f"{place}: no command '{name}'; near: {difflib.get_close_matches(name, commands(), 1)}")
     for word in rest:
@@ -131,14 +133,19 @@ def quick_arguments(text: str) -> str:
     return text
 
 
+#: Images that a test takes where a page leaves the default.
+_FEW_IMAGES = {"init": "2", "run": "2", "report": "8", "frontier": "2", "evaluate": "2"}
+
+
 def with_few_steps(words: list[str]) -> list[str]:
-    """``init`` and ``run`` as given; what a page leaves out for brevity is added: a prompt, few steps, few images."""
-    added = [] if "--prompt" in words else ["--prompt", "red hair"]
+    """The command as given, with what a page leaves out: few images; for a new study a prompt and few steps."""
+    few = ["--images", _FEW_IMAGES[words[0]]] if words[0] in _FEW_IMAGES and "--images" not in words else []
+    if words[0] not in ("init", "run"):
+        return [*words, *few]
+    added = few if "--prompt" in words else [*few, "--prompt", "red hair"]
     arguments = json.loads(words[words.index("--arguments") + 1]) if "--arguments" in words else {}
     if "num_inference_steps" not in arguments:
         added += ["--arguments", json.dumps({**arguments, "num_inference_steps": 2})]
-    if "--images" not in words:
-        added += ["--images", "2"]
     if words[0] == "run" and not {"--configurations", "--configs"} & set(words):
         added += ["--configurations", "20"]
     return [*words, *added]

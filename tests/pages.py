@@ -89,7 +89,8 @@ def prose(page: Path, text: str | None = None) -> str:
 def inline(page: Path, text: str | None = None) -> list[Code]:
     """Inline code outside blocks. ``<!-- not run: REASON -->`` on the same line (or table row) marks its commands."""
     plain, found = prose(page, text), []
-    paragraph = re.compile(r"(?:^\|.*$)|(?:(?:^(?!\s*$|\|).*$\n?)+)", re.M)  # a table row, or lines up to an empty one
+    # A table row; or lines up to an empty one or the next item of a list.
+    paragraph = re.compile(r"^\|.*$|^(?!\s*$|\|).*$\n?(?:^(?!\s*$|\||\s*(?:[-*]|\d+\.) ).*$\n?)*", re.M)
     for part in paragraph.finditer(plain):
         for match in _CODE.finditer(part[0]):
             line = plain.count("\n", 0, part.start() + match.start()) + 1

@@ -127,6 +127,17 @@ def resolve(name: str, place: str) -> object:
     raise AssertionError(f"{place}: {name} does not exist")
 
 
+def test_every_message_in_troubleshooting_is_one_that_the_program_prints() -> None:
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    source = re.sub(r"\"\s*\n\s*f?\"", "", source)  # strings that go on in the next line
+    page = ROOT / "docs" / "troubleshooting.md"
+    rows = re.findall(r"^\| `([^`]+)` \|", page.read_text(encoding="utf-8"), re.M)
+    assert len(rows) > 20
+    for message in rows:
+        parts = [part.strip() for part in message.split("…") if part.strip(" '")]
+        assert all(part in source for part in parts), message
+
+
 BAD = [
     ("`qua2sedimo mesure STUDY`", "no command 'mesure'"),
     ("`qua2sedimo measure STUDY --configs 100 --worker 2`", "no option '--worker'"),
@@ -188,7 +199,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -
         ["choose", places["STUDY"], "--bits", "3.5", "--bits", "4.5", "--candidates", "2"],
         ["export", places["STUDY"], places["OUT"], "--bits", "3.5"],
     ):
-        must(with_few_steps(words) if words[0] == "init" else words, patch, "the tests' own study")
+        must(with_few_steps(words), patch, "the tests' own study")
     plain(Path(places["PLAIN"]))
     first, second = sorted((study / "choices").glob("*.json"))
     layer = next(iter(Study(study).space.layers))
@@ -245,7 +256,7 @@ def test_every_command_of_tables_and_sentences_runs(
         places |= {"STUDY": world["PLAIN"], "NAME": "NAME"}
     made = quick([name, *words], places)
     patch.chdir(tmp_path)
-    must(with_few_steps(made) if name in ("init", "run") else made, patch, code.place)
+    must(with_few_steps(made), patch, code.place)
 
 
 RUNNABLE = [p for p in PAGES if any(b.page == p and b.language in ("bash", "sh", "python") for b in BLOCKS)]
@@ -277,7 +288,7 @@ def run_shell(block: Block, places: dict[str, str], patch: pytest.MonkeyPatch) -
         made = quick(words[1:], places)
         if made[0] == "export" and Path(made[2]).exists():
             shutil.rmtree(made[2])
-        must(with_few_steps(made) if made[0] in ("init", "run") else made, patch, block.place)
+        must(with_few_steps(made), patch, block.place)
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=lambda block: block.place)
