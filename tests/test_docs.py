@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import runpy
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests import documented
 from tests.conftest import small_pipeline, small_unet
 from tests.documented import (
     call,
@@ -125,6 +127,11 @@ def resolve(name: str, place: str) -> object:
             found = getattr(found, part)
         return found
     raise AssertionError(f"{place}: {name} does not exist")
+
+
+def test_the_readme_has_every_command_in_its_table() -> None:
+    rows = re.findall(r"^\| `qua2sedimo (\w+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    assert sorted(rows) == sorted(documented.commands())
 
 
 def test_every_message_in_troubleshooting_is_one_that_the_program_prints() -> None:
@@ -284,8 +291,12 @@ def test_the_blocks_of_a_page_run_in_order(
 
 def run_shell(block: Block, places: dict[str, str], patch: pytest.MonkeyPatch) -> None:
     for words in block.lines:
-        assert words[0] == "qua2sedimo", f"{block.place}: '{words[0]}' cannot be run here: say why above the block"
         made = quick(words[1:], places)
+        if words[0] == "python" and words[1].startswith("benchmarks/"):
+            patch.setattr("sys.argv", made)
+            runpy.run_path(str(ROOT / made[0]), run_name="__main__")
+            continue
+        assert words[0] == "qua2sedimo", f"{block.place}: '{words[0]}' cannot be run here: say why above the block"
         if made[0] == "export" and Path(made[2]).exists():
             shutil.rmtree(made[2])
         must(with_few_steps(made), patch, block.place)
