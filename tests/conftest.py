@@ -64,11 +64,11 @@ def small_pixart(seed: int = 0) -> PixArtTransformer2DModel:
     return randomized(model, seed)
 
 
-def small_unet(seed: int = 0, cross_attention_dim: int = 24) -> UNet2DConditionModel:
+def small_unet(seed: int = 0) -> UNet2DConditionModel:
     model = UNet2DConditionModel(
         sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(16, 32),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=cross_attention_dim, attention_head_dim=8, norm_num_groups=8,
+        cross_attention_dim=24, attention_head_dim=8, norm_num_groups=8,
     )  # fmt: skip
     return randomized(model, seed)
 

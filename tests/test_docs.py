@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from diffusers import UNet2DConditionModel
 from tests import documented
-from tests.conftest import small_pipeline, small_unet
+from tests.conftest import randomized, small_pipeline
 from tests.documented import (
     call,
     check_command,
@@ -194,7 +195,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -
     """What placeholders stand for: a tiny text-to-image pipeline, a finished study of it, an export, files."""
     here = tmp_path_factory.mktemp("docs")
     pipeline = zoo.load("avatars-unet")
-    pipeline.unet = small_unet_for(pipeline)
+    pipeline.unet = tiny_unet(pipeline.text_encoder.config.hidden_size)
     pipeline.save_pretrained(here / "model")
     names = ("MODEL", "STUDY", "OUT", "PLAIN")
     places = {name: str(here / name.lower()) for name in names}
@@ -214,9 +215,14 @@ def world(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -
     return {**places, **{name: str(value) for name, value in more.items()}}
 
 
-def small_unet_for(pipeline: object) -> object:
-    width = pipeline.text_encoder.config.hidden_size  # type: ignore[attr-defined]
-    return small_unet(cross_attention_dim=width)
+def tiny_unet(width: int) -> UNet2DConditionModel:
+    """One stage of 8×8 pixels that reads texts of this width: few layers, so that a whole study takes seconds."""
+    model = UNet2DConditionModel(
+        sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(16,),
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
+        cross_attention_dim=width, attention_head_dim=8, norm_num_groups=8,
+    )  # fmt: skip
+    return randomized(model, 0)
 
 
 def plain(folder: Path) -> None:
