@@ -17,6 +17,7 @@ import numpy as np
 
 from qua2sedimo import Configuration, Study
 from qua2sedimo.choices import Choice
+from qua2sedimo.search import Allowed, best_configurations
 from qua2sedimo.sensitivity import LayerStep, Sensitivity
 
 METHODS = ("uaq", "kmeans_c", "kmeans_a")
@@ -102,31 +103,29 @@ def blocks(steps: Sequence[LayerStep]) -> list[str]:
 
 
 def methods(found: Sensitivity, paths: Iterable[Path]) -> list[str]:
-    """Which method each layer's best 4-bit option has for its size, and shares of the methods in the kept choices."""
+    """Shares of the methods in the kept choices, and in the cheapest configurations of the paper's options."""
     lines = []
-    for bits in (3, 4):
-        offered = {n: {str(r.option): r for r in found.rows if r.layer == n} for n in found.space.layers}
-        pairs = [(o[f"uaq-{bits}"], o[f"kmeans_a-{bits}"]) for o in offered.values()
-                 if f"uaq-{bits}" in o and f"kmeans_a-{bits}" in o]  # fmt: skip
-        better = sum(u.cost < k.cost for u, k in pairs)
-        extra = np.mean([u.average_bits - k.average_bits for u, k in pairs])
-        lines.append(
-            f"uaq-{bits} costs less than kmeans_a-{bits} in {better} of {len(pairs)} layers, at {extra:.2f} bits more"
-        )
     for path in paths:
         choice, _ = Choice.load(path)
-        shown = ", ".join(f"{m} {share:.0%}" for m, share in shares(found, choice.configuration).items())
         measured = ", ".join(f"{k} {v:.2f}" for k, v in choice.measured.items())
-        lines.append(f"choice {path.stem} ({choice.average_bits:.3f} bits, by {choice.origin}, {measured}): {shown}")
+        about = f"choice {path.stem} ({choice.average_bits:.3f} bits, by {choice.origin}, {measured})"
+        lines.append(f"{about}: {shares(found, choice.configuration)}")
+    space = found.space
+    narrow = Allowed({n: tuple(o for o in space.options[n] if o.bits in (3, 4)) for n in space.layers})
+    cost = {n: {o: -float(np.mean(np.max(list(found.effects[n].values()), axis=0) - np.array(folds)))
+                for o, folds in found.effects[n].items()} for n in space.layers}  # fmt: skip
+    for bits in (3.25, 3.5, 3.75):
+        best = next(best_configurations(space, cost, int(bits * space.weights / 8), 1, narrow))
+        lines.append(f"least cost at {bits} bits of methods at 3 and 4 bits: {shares(found, best)}")
     return lines
 
 
-def shares(found: Sensitivity, configuration: Configuration) -> dict[str, float]:
+def shares(found: Sensitivity, configuration: Configuration) -> str:
     """Share of the weights under each method."""
     counted: Counter[str] = Counter()
     for layer, option in configuration.items():
         counted[option.method] += found.layers[layer].weights
-    return {method: counted[method] / sum(counted.values()) for method in METHODS}
+    return ", ".join(f"{method} {counted[method] / sum(counted.values()):.0%}" for method in METHODS)
 
 
 if __name__ == "__main__":
