@@ -17,7 +17,6 @@ import numpy as np
 
 from qua2sedimo import Configuration, Study
 from qua2sedimo.choices import Choice
-from qua2sedimo.search import Allowed, best_configurations
 from qua2sedimo.sensitivity import LayerStep, Sensitivity
 
 METHODS = ("uaq", "kmeans_c", "kmeans_a")
@@ -103,20 +102,14 @@ def blocks(steps: Sequence[LayerStep]) -> list[str]:
 
 
 def methods(found: Sensitivity, paths: Iterable[Path]) -> list[str]:
-    """Shares of the methods in the kept choices, and in the cheapest configurations of the paper's options."""
+    """Of every candidate for a size: what it measured on the same fresh images, and its weights' share by method."""
     lines = []
     for path in paths:
         choice, _ = Choice.load(path)
-        measured = ", ".join(f"{k} {v:.2f}" for k, v in choice.measured.items())
-        about = f"choice {path.stem} ({choice.average_bits:.3f} bits, by {choice.origin}, {measured})"
-        lines.append(f"{about}: {shares(found, choice.configuration)}")
-    space = found.space
-    narrow = Allowed({n: tuple(o for o in space.options[n] if o.bits in (3, 4)) for n in space.layers})
-    cost = {n: {o: -float(np.mean(np.max(list(found.effects[n].values()), axis=0) - np.array(folds)))
-                for o, folds in found.effects[n].items()} for n in space.layers}  # fmt: skip
-    for bits in (3.25, 3.5, 3.75):
-        best = next(best_configurations(space, cost, int(bits * space.weights / 8), 1, narrow))
-        lines.append(f"least cost at {bits} bits of methods at 3 and 4 bits: {shares(found, best)}")
+        for one in sorted(choice.candidates, key=lambda c: -next(iter(c.measured.values()))):
+            measured = ", ".join(f"{name} {value:.2f}" for name, value in one.measured.items())
+            about = f"choice {path.stem}, {one.origin} ({one.average_bits:.3f} bits): {measured}"
+            lines.append(f"{about}; {shares(found, one.configuration)}")
     return lines
 
 
