@@ -88,13 +88,19 @@ def check_words(words: list[str], place: str) -> None:
 
 def check_inline(code: Code) -> None:
     """A command in full; or options, which some command named in the same row or paragraph has, or any if none is."""
-    if re.match(r"(qua2sedimo|python|make) ", code.text):
-        check_words([w.strip("[]") for w in shlex.split(code.text)], code.place)
-    elif match := re.match(r"(--[a-z-]+)", code.text):
+    text = in_full(code.text)
+    if re.match(r"(qua2sedimo|python|make) ", text):
+        check_words([w.strip("[]") for w in shlex.split(text)], code.place)
+    elif match := re.match(r"(?:… )?(--[a-z-]+)", text):
         named = [name for name in re.findall(r"`(?:qua2sedimo )?([a-z]+)\b[^`]*`", code.row) if known(name)]
         scripts = "".join((ROOT / s).read_text() for s in re.findall(r"benchmarks/\w+\.py", code.row))
         there = set().union(*map(options_of, named)) if named else every_option()
         assert match[1] in there or f'"{match[1]}"' in scripts, f"{code.place}: no option '{match[1]}' of {named}"
+
+
+def in_full(text: str) -> str:
+    """Tables may leave out the program's name, as in `choose STUDY --bits 3.5`."""
+    return f"qua2sedimo {text}" if re.match(r"[a-z]+ (STUDY|MODEL|OUT|A)\b", text) else text
 
 
 def known(name: str) -> bool:
@@ -248,8 +254,9 @@ def commands(page_codes: list[Code]) -> list[Code]:
     """The runnable ones: a command with its arguments, each text once in all pages."""
     seen: dict[str, Code] = {}
     for code in page_codes:
-        if code.text.startswith("qua2sedimo ") and not code.reason and len(code.text.split()) > 2:
-            seen.setdefault(code.text, code)
+        text = in_full(code.text)
+        if text.startswith("qua2sedimo ") and not code.reason and len(text.split()) > 2:
+            seen.setdefault(text, code)
     return list(seen.values())
 
 
@@ -257,14 +264,14 @@ def commands(page_codes: list[Code]) -> list[Code]:
 def test_every_command_of_tables_and_sentences_runs(
     code: Code, world: dict[str, str], patch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    name, *words = shlex.split(code.text)[1:]
+    name, *words = shlex.split(in_full(code.text))[1:]
     places = {**world, "FILE": str(tmp_path / "file")}
     if name in ("init", "run"):
         places["STUDY"] = str(tmp_path / "study")
     if name in ("choose", "export", "search", "frontier", "report", "explain", "quantize"):
         places["STUDY"] = str(shutil.copytree(world["STUDY"], tmp_path / "study"))
     if name == "export":
-        places["OUT"] = str(tmp_path / "out")
+        places |= {"OUT": str(tmp_path / "out"), "NAME": "3.5"}
     if name == "recipe":
         places |= {"STUDY": world["PLAIN"], "NAME": "NAME"}
     made = quick([name, *words], places)
