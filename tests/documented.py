@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ _SEARCHED = 900  # images: what a study has measured before counts too
 _PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9]*(?:\.\w+)?")
 
 
+@cache
 def commands() -> dict[str, Any]:
     """The commands by name, as they parse their words."""
     return typer.main.get_command(cli.app).commands  # type: ignore[attr-defined, no-any-return]
