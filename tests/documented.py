@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
-from io import StringIO
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +156,15 @@ def with_few_steps(words: list[str]) -> list[str]:
 def call(words: Sequence[str], patch: pytest.MonkeyPatch) -> tuple[int, str]:
     """Run the command line in this process: its status, and what it printed."""
     patch.setattr("sys.argv", ["qua2sedimo", *words])
-    said = StringIO()
+    said = TextIOWrapper(BytesIO(), encoding="utf-8", write_through=True)  # some commands write bytes
     with redirect_stdout(said), redirect_stderr(said):
         try:
             cli.main()
         except SystemExit as end:
-            return int(end.code or 0), said.getvalue()
-    return 0, said.getvalue()
+            return int(end.code or 0), _text(said)
+    return 0, _text(said)
+
+
+def _text(stream: TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()

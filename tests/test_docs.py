@@ -240,8 +240,7 @@ def plain(folder: Path) -> None:
     configuration = study.space.uniform(Option.parse("uaq-4"))
     sizes = (study.space.average_bits(configuration), study.space.nbytes(configuration))
     choice = Choice(3.5, configuration, *sizes, "test", 0.0, {"psnr": 0.0}, [])
-    for name in ("NAME", "3.5"):
-        choice.save(folder / "choices" / f"{name}.json", study.identity)
+    choice.save(folder / "choices" / "NAME.json", study.identity)
 
 
 def must(words: list[str], patch: pytest.MonkeyPatch, place: str) -> str:
@@ -260,7 +259,15 @@ def commands(page_codes: list[Code]) -> list[Code]:
     return list(seen.values())
 
 
-@pytest.mark.parametrize("code", commands(INLINE), ids=lambda code: code.text.removeprefix("qua2sedimo "))
+#: What takes the longest goes with the slow tests; every other command of these pages runs in the quick ones too.
+_LONG = ("qua2sedimo run ", "README.md", "own-pipeline.md")
+
+
+def marked(value: Code | Path, name: str) -> object:
+    return pytest.param(value, id=name, marks=[pytest.mark.slow] if name.startswith(_LONG) else [])
+
+
+@pytest.mark.parametrize("code", [marked(code, in_full(code.text)) for code in commands(INLINE)])
 def test_every_command_of_tables_and_sentences_runs(
     code: Code, world: dict[str, str], patch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -274,6 +281,7 @@ def test_every_command_of_tables_and_sentences_runs(
         places |= {"OUT": str(tmp_path / "out"), "NAME": "3.5"}
     if name == "recipe":
         places |= {"STUDY": world["PLAIN"], "NAME": "NAME"}
+        words += [] if "--choice" in words else ["--choice", "NAME"]
     made = quick([name, *words], places)
     patch.chdir(tmp_path)
     must(with_few_steps(made), patch, code.place)
@@ -282,7 +290,7 @@ def test_every_command_of_tables_and_sentences_runs(
 RUNNABLE = [p for p in PAGES if any(b.page == p and b.language in ("bash", "sh", "python") for b in BLOCKS)]
 
 
-@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [marked(page, page.name) for page in RUNNABLE])
 def test_the_blocks_of_a_page_run_in_order(
     page: Path, world: dict[str, str], patch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
