@@ -3,38 +3,44 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help demo test test-all lint bench format clean
+.PHONY: help demo test test-all lint bench format docs clean
 
 help:
 	@echo "make demo      shrink a shipped text-to-image model to 3.5 bits, with a report (minutes)"
 	@echo "make test      the tests (minutes)        make test-all  also the slow ones"
 	@echo "make lint      ruff and mypy              make bench     the benchmarks in docs/ (hours)"
+	@echo "make docs      pages and API reference as a web site in build/docs"
 
 # A broken or half-made environment is made anew; the stamp is written last.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+# What tests, style checks, benchmarks and the web site need beyond that.
+$(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
 demo: $(VENV)/.installed
 	$(BIN)/qua2sedimo demo
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(VENV)/.installed
+test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
-lint: $(VENV)/.installed
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check src tests benchmarks docs/site
+	$(BIN)/ruff format --check src tests benchmarks docs/site
 	$(BIN)/mypy
 
-format: $(VENV)/.installed
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix src tests benchmarks docs/site
+	$(BIN)/ruff format src tests benchmarks docs/site
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-dev
 	mkdir -p benchmarks/results
 	for script in quantizers trace coverage scores fit runtime runtime_block demo measuring search; do \
 	    $(BIN)/python benchmarks/$$script.py || exit 1; done
@@ -45,5 +51,8 @@ bench: $(VENV)/.installed
 	for script in predictor sensitivity additive; do \
 	    $(BIN)/python benchmarks/$$script.py benchmarks/results/avatars-pixart || exit 1; done
 
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/site/build.py
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache

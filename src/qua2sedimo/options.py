@@ -44,7 +44,7 @@ class Option:
 
     @classmethod
     def parse(cls, text: str) -> Option:
-        """``"kmeans_c-4"`` → ``Option("kmeans_c", 4)``."""
+        """``"kmeans_c-4"`` → ``Option("kmeans_c", 4)``. Raises :class:`Qua2SeDiMoError` on any other form."""
         method, _, bits = text.rpartition("-")
         if not bits.isdecimal():
             raise Qua2SeDiMoError(f"option '{text}' is not of the form METHOD-BITS, e.g. 'uaq-4'")
@@ -106,10 +106,12 @@ class Configuration(Mapping[str, Option]):
         return hashlib.sha256("".join(sorted(f"{k}={v};" for k, v in self.items())).encode()).hexdigest()[:12]
 
     def to_json(self) -> str:
+        """``{"LAYER":"uaq-4",…}``, layers in order."""
         return json.dumps({layer: str(option) for layer, option in self.items()}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Configuration:
+        """The configuration that :meth:`to_json` wrote. Raises :class:`Qua2SeDiMoError` on what is no option."""
         return cls({layer: Option.parse(option) for layer, option in json.loads(text).items()})
 
 
@@ -122,6 +124,7 @@ class SearchSpace:
 
     @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]], option_set: str) -> SearchSpace:
+        """Layers by name and weight shape, each offered what ``option_set`` says (``wide``, ``paper``, a list)."""
         return cls(dict(shapes), {name: options_for(option_set, shape) for name, shape in shapes.items()})
 
     @cached_property
@@ -168,6 +171,7 @@ class SearchSpace:
         )
 
     def average_bits(self, configuration: Mapping[str, Option]) -> float:
+        """Packed bits a weight, every overhead counted, over all layers of the space."""
         return 8 * self.nbytes(configuration) / self.weights
 
     def uniform(self, option: Option) -> Configuration:

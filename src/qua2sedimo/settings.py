@@ -109,6 +109,7 @@ class StudySettings(BaseModel):
         return self.model_copy(update={"batch": other.batch}) == other
 
     def save(self, path: Path) -> None:
+        """Write study.yaml, whole or not at all."""
         content = self.model_dump(mode="json")
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         if yaml.safe_load(text) != content:  # some control characters survive only as escapes

@@ -383,6 +383,7 @@ class Study:
     def save_configuration(
         self, configuration: Configuration, out: str | Path, extra: dict[str, Any], act_bits: int | None = None
     ) -> Any:
+        """Write any configuration as a packed pipeline folder, ``extra`` kept as JSON; returns its sizes in bytes."""
         self.switch.restore()
         values = self.bank.values(configuration)
         with quiet():

@@ -68,6 +68,7 @@ class Graph:
         return found
 
     def save(self, path: Path) -> None:
+        """Write the graph as JSON, whole or not at all."""
         content = {
             "format": FORMAT,
             "denoiser": self.denoiser,
@@ -80,6 +81,7 @@ class Graph:
 
     @classmethod
     def load(cls, path: Path) -> Graph:
+        """Read what :meth:`save` wrote; raises :class:`Qua2SeDiMoError` if that is missing, damaged or foreign."""
         content = read_document(path, FORMAT, _REMEDY)
         try:
             nodes = tuple(Node(n, kind, tuple(inputs), tuple(sees)) for n, kind, inputs, sees in content["nodes"])

@@ -192,6 +192,7 @@ def read_inputs(path: Path) -> dict[str, Any]:
     """Keyword arguments of a forward from JSON: ``{"shape": [2, 4, 8, 8]}`` is a random tensor of that shape.
 
     Its ``dtype`` is ``float32`` unless told; numbers in a list are a tensor of them, other values stay as they are.
+    Raises :class:`Qua2SeDiMoError` on what is no JSON object or no tensor.
     """
     content = read_json(path)
     if not isinstance(content, dict):

@@ -81,7 +81,7 @@ def shared_modules(denoiser: nn.Module) -> list[tuple[str, ...]]:
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:
-    """The module's weight as a plain tensor."""
+    """The module's weight [out, in, …] as a plain tensor."""
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     return weight.detach()

@@ -88,7 +88,10 @@ def denoisers_of(pipeline: Any) -> list[str]:
 
 
 def denoiser_of(pipeline: Any, component: str | None = None) -> tuple[str, nn.Module]:
-    """(component name, module) of the denoiser; ``component`` chooses among several."""
+    """(component name, module) of the denoiser; ``component`` chooses among several.
+
+    Raises :class:`Qua2SeDiMoError`, with the modules there are, if there is none of that name.
+    """
     names = [component] if component else denoisers_of(pipeline)
     module = getattr(pipeline, names[0], None) if names else None
     if not isinstance(module, nn.Module):
@@ -128,7 +131,10 @@ class _Captured(Exception):
 
 
 def capture_call(pipeline: Any, denoiser: nn.Module, arguments: Mapping[str, Any]) -> Call:
-    """The first call the pipeline makes of its denoiser when called with ``arguments``."""
+    """The first call the pipeline makes of its denoiser when called with ``arguments``.
+
+    Raises :class:`Qua2SeDiMoError` if the pipeline fails before that, or never calls it.
+    """
     captured: list[Call] = []
 
     def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ class Generation:
     batch: int = BATCH
 
     def input(self, index: int) -> str | int | None:
+        """Prompt or class of image ``index``; the inputs are taken in turn. None if there are none."""
         return self.inputs[index % len(self.inputs)] if self.inputs else None
 
     def number(self, *place: int) -> int:
@@ -39,6 +40,7 @@ class Generation:
         return int(np.random.SeedSequence([self.seed, *place]).generate_state(1, np.uint64)[0] >> 1)
 
     def noise(self, index: int) -> torch.Generator:
+        """The CPU generator of image ``index``: the same for every configuration."""
         return torch.Generator("cpu").manual_seed(self.number(index))
 
 

@@ -73,7 +73,7 @@ class Ensemble:
     folds: list[Fold]
 
     def out_of_fold(self) -> tuple[np.ndarray, np.ndarray]:
-        """(record positions, predictions in units of the objective), each by a fold that never saw the record."""
+        """(positions [records], predictions [records] in the objective's unit), by folds that never saw the record."""
         pairs = sorted((p, y) for fold in self.folds for p, y in zip(fold.test, fold.predicted))
         return np.array([p for p, _ in pairs]), np.array([y for _, y in pairs])
 
@@ -89,6 +89,7 @@ class Ensemble:
 
     @classmethod
     def load(cls, folder: Path, owner: str) -> Ensemble:
+        """Read the folds; raises :class:`Qua2SeDiMoError` if they are damaged or fitted to other records."""
         content = read_document(folder / "predictor.json", FORMAT, _REFIT)
         if content.get("owner") != owner:
             raise Qua2SeDiMoError(f"{folder} was fitted to other records or another space", _REFIT)

@@ -37,6 +37,7 @@ class GATv2(nn.Module):
             self.source.weight += torch.eye(channels)
 
     def forward(self, x: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+        """[nodes, batch, channels] after one hop over ``edges``, int64 [2, edges]; each node hears itself too."""
         nodes = torch.arange(x.shape[0], device=x.device)
         source, target = torch.cat([edges[0], nodes]), torch.cat([edges[1], nodes])
         sent, received = self.source(x), self.target(x)

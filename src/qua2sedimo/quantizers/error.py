@@ -15,7 +15,10 @@ def power(error: torch.Tensor) -> torch.Tensor:
 
 
 def quantization_error(weight: torch.Tensor, quantized: torch.Tensor) -> tuple[float, float]:
-    """(mean |e|^2.4 per weight, relative mean squared error ‖e‖²/‖W‖²), in float64 sums of fp32 terms."""
+    """(mean of ``|e|^2.4`` per weight, relative mean squared error ‖e‖²/‖W‖²), of two tensors of one shape.
+
+    Terms are fp32, sums float64.
+    """
     if weight.numel() == 0:
         return 0.0, 0.0
     loss = squared = square = 0.0

@@ -72,6 +72,7 @@ class Qua2SeDiMoConfig(QuantizationConfigMixin):
 
     @classmethod
     def of(cls, table: LayerTable, config: str, act_bits: int | None = None) -> Qua2SeDiMoConfig:
+        """The entry for a table of layers; ``config`` is the digest of the arguments the model is made with."""
         options = [str(storage) for storage in table.storages]
         return cls(
             format_version=FORMAT_VERSION,
@@ -99,11 +100,13 @@ class Qua2SeDiMoConfig(QuantizationConfigMixin):
         return (config, kwargs) if return_unused_kwargs else config
 
     def to_dict(self) -> dict[str, Any]:
+        """What config.json holds, with the digest of it all."""
         entries = {field.name: getattr(self, field.name) for field in fields(self)}
         entries["quant_method"] = self.quant_method.value
         return {**entries, "digest": digest(entries)}
 
     def table(self) -> LayerTable:
+        """Which layer has which option; raises :class:`Qua2SeDiMoError` where the entries do not agree."""
         return LayerTable.parse(self.options, self.layers, self.names, self.cuts, self.ties)
 
 
@@ -127,6 +130,7 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         self._places: dict[str, dict[str, torch.Tensor | None]] = {}
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Called before a model is made; raises :class:`Qua2SeDiMoError` on too narrow a type or a damaged file."""
         dtype = kwargs.get("torch_dtype")
         if dtype not in _COMPUTE_DTYPES:
             raise Qua2SeDiMoError(f"packed layers cannot compute in {dtype}", "Choose a 16-bit or wider float type.")

@@ -43,10 +43,12 @@ class Storage:
 
     @classmethod
     def of(cls, value: QuantizedWeight) -> Storage:
+        """How this weight is stored."""
         return cls(Option(value.method, value.bits), value.dtype)
 
     @classmethod
     def parse(cls, text: object) -> Storage:
+        """``"uaq-4/float16"`` as a storage; raises :class:`Qua2SeDiMoError` on any other form."""
         option, _, dtype = text.partition("/") if isinstance(text, str) else ("", "", "")
         if dtype not in _DTYPES:
             raise Qua2SeDiMoError(f"quantization_config: {text!r} is not of the form METHOD-BITS/DTYPE", DAMAGED)
@@ -66,10 +68,11 @@ class Part:
         return "" if self.span is None else f"part{self.span[0]}_"
 
     def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
+        """The part's shape, for the shape of the whole weight."""
         return whole if self.span is None else (whole[0], self.span[1] - self.span[0], *whole[2:])
 
     def of(self, weight: torch.Tensor) -> torch.Tensor:
-        """The part of a whole weight, as a view."""
+        """The part of a whole weight [out, in, …], its span of input channels, as a view."""
         return weight if self.span is None else weight[:, self.span[0] : self.span[1]]
 
     def layout(self, whole: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -130,6 +133,7 @@ class QuantizedLayer(nn.Module):
         return whole
 
     def extra_repr(self) -> str:
+        """What the layer prints of itself: its geometry and the options of its parts."""
         return f"{super().extra_repr()}, {' + '.join(str(part.storage.option) for part in self.parts)}"
 
 
@@ -143,6 +147,7 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc,override]
     integer_bits: int | None = None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[…, in] → […, out]; in integers where :func:`set_activation_bits` asked for it."""
         if self.integer_bits is None:
             return nn.Linear.forward(self, input)
         value = self._value(self.parts[0])

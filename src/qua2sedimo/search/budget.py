@@ -40,7 +40,10 @@ class Budget:
 
     @classmethod
     def bytes(cls, text: str) -> Budget:
-        """``"2.4MB"`` → a budget of 2,400,000 bytes; units are B, kB, MB, GB, KiB, MiB and GiB."""
+        """``"2.4MB"`` → a budget of 2,400,000 bytes; units are B, kB, MB, GB, KiB, MiB and GiB.
+
+        Raises :class:`Qua2SeDiMoError` on what is no size.
+        """
         match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kKMG]?i?B?)\s*", text)
         if not match or match[2] not in _UNITS:
             raise Qua2SeDiMoError(

@@ -72,6 +72,7 @@ class Allowed:
         return [s for s in sets if all(not o or any(x.method in s for x in o) for o in self.options.values())]
 
     def of(self, layer: str, methods: frozenset[str] | None) -> tuple[Option, ...]:
+        """The options of a layer, of these methods only if they are given."""
         return tuple(o for o in self.options[layer] if methods is None or o.method in methods)
 
     def permits(self, configuration: Mapping[str, Option]) -> bool:

@@ -60,11 +60,13 @@ class Scores:
         return total
 
     def save(self, path: Path, owner: str) -> None:
+        """Write the scores of every fold as JSON; ``owner`` names the fit they belong to."""
         content = {layer: {str(o): list(s.folds) for o, s in options.items()} for layer, options in self.layers.items()}
         write_text(path, json.dumps({"format": FORMAT, "owner": owner, "scores": content}))
 
     @classmethod
     def load(cls, path: Path, owner: str) -> Scores:
+        """Read what :meth:`save` wrote; raises :class:`Qua2SeDiMoError` if damaged or of another fit."""
         content = read_document(path, FORMAT, _REMEDY)
         if content.get("owner") != owner:
             raise Qua2SeDiMoError(f"{path} belongs to another fit", _REMEDY)

@@ -129,6 +129,6 @@ def reference_images(name: str) -> np.ndarray:
 
 
 def input_score(name: str) -> Callable[[np.ndarray, Sequence[str | int]], np.ndarray]:
-    """A judge of whether each picture (uint8) shows what its input asks for, 0 to 1 each."""
+    """A judge of whether each picture (uint8 [n, side, side, channels]) shows what its input asks for: [n], 0 to 1."""
     found = entry(name)
     return partial(score, found.set_folder / "judge.safetensors", found.pictures)
