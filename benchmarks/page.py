@@ -2,11 +2,11 @@
 
     python benchmarks/page.py [--blocks 80] [--side 1024] [--runs 3] [--json FILE]
 
-A made-up study (that of the tests) of 10 layers a block with 4 × 8 pictures is written as report.html and opened in a new
-browser a run. Printed is JSON: megabytes of the page and of its parts; of the median run, seconds until the page can be
-used (scrolled, searched, sorted, its graph opened), until what is in view is drawn, and until all is; CPU seconds of the
-page's process until then, which other work on the machine changes less; and the same of a page that holds nothing but as
-many table cells, as a yardstick.
+A made-up study (that of the tests) of 10 layers a block with 4 × 8 pictures is written as report.html and opened in a
+new browser a run. Printed is JSON: megabytes of the page and of its parts; of the median run, seconds until the page
+can be used (scrolled, searched, sorted, its graph opened), until what is in view is drawn, and until all is; CPU
+seconds of the page's process until then, which other work on the machine changes less; and the same of a page that
+holds nothing but as many table cells, as a yardstick.
 """
 
 from __future__ import annotations

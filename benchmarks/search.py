@@ -4,14 +4,14 @@ images.
     python benchmarks/search.py --program
     python benchmarks/search.py [--models digits-dit …] [--bits 3.5 …] [--images 1000] [--random 500] [--seeds 0 1 2]
     [--judged 64] [--work FOLDER]
-    python benchmarks/search.py --table
+    python benchmarks/search_docs.py        # tables and figure from what was measured before
 
 Procedures: uniform options; sum of errors; first and last layers high; random search; each layer measured alone, by
 integer program and greedily; the paper's (random records, a predictor, each layer's best option, moved to the
 budget); ours, with snapshots of what it would answer after fewer images. All are judged by PSNR and Fréchet distance
 on the same images, which no procedure saw; ours at 3.5 bits also with activations rounded to 8 and 6 bits. Everything
-measured is kept in FOLDER: stopped, it goes on. Rows go to benchmarks/results/search.json, beside those of other models
-and seeds that are there; --table prints their means over seeds.
+measured is kept in FOLDER: stopped, it goes on. Rows go to docs/figures/search.json, in the place of those of the same
+model, seed and objective; docs/search.md is written anew from all of them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ from qua2sedimo.search import (
 from qua2sedimo.sensitivity import op_scores
 from qua2sedimo.stages.evidence import FEW, evidence, images_spent, measure_all, measure_singles, per_image
 from qua2sedimo.stages.searching import search
+from search_docs import KEPT, kept_rows, write_docs
 
 RESULTS = Path(__file__).parent / "results"
 SDXL = Path(__file__).parent.parent / "tests" / "denoisers" / "configs" / "sdxl-base-1.0.json"
@@ -69,19 +71,16 @@ def main() -> None:
     parser.add_argument("--judged", type=int, default=64, help="Images that judge each answer.")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--objective", default="psnr", help="What procedures maximise, in decibels.")
-    parser.add_argument("--table", action="store_true", help="Only print what benchmarks/results/search.json holds.")
     parser.add_argument("--work", type=Path, default=RESULTS / "search")
     parser.add_argument("--program", action="store_true", help="Only time the integer program on SDXL's shapes.")
     asked = parser.parse_args()
     if asked.program:
         program()
         return
-    if asked.table:
-        print(table(_kept_rows()))
-        return
     for seed in asked.seeds:
         for model in asked.models:
-            rows = [r for r in _kept_rows() if (r["model"], r["seed"]) != (model, seed)]
+            place = (model, seed, asked.objective)
+            rows = [r for r in kept_rows() if (r["model"], r["seed"], r["objective"]) != place]
             for row in compare(model, seed, asked):
                 rows.append(row)
                 print(
@@ -90,49 +89,8 @@ def main() -> None:
                     f"Fréchet {row['frechet']:.4f}",
                     flush=True,
                 )
-                write_json(RESULTS / "search.json", rows)
-    print(table(_kept_rows()))
-
-
-def _kept_rows() -> list[dict[str, Any]]:
-    path = RESULTS / "search.json"
-    return json.loads(path.read_text()) if path.exists() else []
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: for each model and size, PSNR and Fréchet distance of each procedure, means over the seeds.
-
-    The difference to ours is paired, image by image over all seeds, with the half width of its 95 % interval.
-    """
-    lines = []
-    for model in dict.fromkeys(r["model"] for r in rows):
-        for asked in dict.fromkeys(r["asked"] for r in rows if r["model"] == model):
-            of = [r for r in rows if (r["model"], r["asked"]) == (model, asked)]
-            lines += ["", f"**{model}, {asked} bits**", "", "| procedure | bits | images | PSNR | − ours | Fréchet |"]
-            lines += ["|---|---|---|---|---|---|"]
-            ours = {r["seed"]: np.array(r["values"]) for r in of if r["procedure"] == "ours, search"}
-            for procedure in dict.fromkeys((r["procedure"], r["images"] if _early(r) else None) for r in of):
-                lines.append(
-                    _line([r for r in of if (r["procedure"], r["images"] if _early(r) else None) == procedure], ours)
-                )
-    return "\n".join(lines)
-
-
-def _early(row: dict[str, Any]) -> bool:
-    return row["procedure"] in ("random search", "ours, rounds without finals")
-
-
-def _line(of: list[dict[str, Any]], ours: dict[int, np.ndarray]) -> str:
-    mean = {k: float(np.mean([r[k] for r in of])) for k in ("average_bits", "images", "psnr", "frechet")}
-    paired = [np.array(r["values"]) - ours[r["seed"]] for r in of if r["seed"] in ours]
-    difference = ""
-    if paired and of[0]["procedure"] != "ours, search":
-        all_of = np.concatenate(paired)
-        difference = f"{all_of.mean():+.2f} ±{1.96 * all_of.std(ddof=1) / np.sqrt(len(all_of)):.2f}"
-    return (
-        f"| {of[0]['procedure']} | {mean['average_bits']:.2f} | {mean['images']:.0f} | {mean['psnr']:.2f} "
-        f"| {difference} | {mean['frechet']:.2f} |"
-    )
+                write_json(KEPT, rows)
+    write_docs(kept_rows())
 
 
 def compare(model: str, seed: int, asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -172,6 +130,10 @@ def answers(study: Study, bits: float, images: int, random: int) -> Iterator[Pro
     branch = _branch(study, f"ours-{bits:g}-{images}")
     found = search(branch, Budget(bits), images, progress=_say)
     known = evidence(branch)
+    for spent in (images // 3, images // 2):
+        if layers < spent < FEW * len(known.measured):
+            early = replace(known, measured=known.measured[: spent // FEW])
+            yield "ours, rounds without finals", spent, _best(early, most_likely(early), nbytes)
     yield "ours, rounds without finals", FEW * len(known.measured), _best(known, most_likely(known), nbytes)
     yield "ours, search", images_spent(branch), found.choice.configuration
     yield from _random(study, bits, nbytes, random)
@@ -269,9 +231,10 @@ class _Judge:
         estimate = mean_estimate(np.array(values))
         settings = self.study.settings
         return {
-            "model": settings.model, "seed": settings.seed, "asked": asked, "procedure": procedure,
-            "images": spent, "average_bits": self.study.space.average_bits(configuration), "psnr": estimate.value,
-            "low": estimate.low, "high": estimate.high, "frechet": distance, "values": values,
+            "model": settings.model, "seed": settings.seed, "objective": settings.objective, "asked": asked,
+            "procedure": procedure, "images": spent, "average_bits": self.study.space.average_bits(configuration),
+            "psnr": estimate.value, "low": estimate.low, "high": estimate.high, "frechet": round(distance, 3),
+            "values": [round(v, 3) for v in values],
         }  # fmt: skip
 
     def _judge(self, configuration: Configuration, act_bits: int | None) -> tuple[list[float], float]:

@@ -102,19 +102,18 @@ def render_card(data: CardData) -> str:
 
 def front_matter(data: CardData) -> ModelCardData:
     """The metadata the hub reads; only what is known."""
-    base, known = data.base, {}
-    if base.hub:
-        known = {"base_model": base.hub, "base_model_relation": "quantized"}
-    licence = {"license": base.licence, "license_name": base.licence_name, "license_link": base.licence_link}
-    task = {"pipeline_tag": data.task} if data.task else {}
+    base = data.base
+    known: dict[str, Any] = {
+        "base_model": base.hub,
+        "base_model_relation": "quantized" if base.hub else None,
+        "license": base.licence,
+        "license_name": base.licence_name,
+        "license_link": base.licence_link,
+        "pipeline_tag": data.task,
+    }
     pipeline = [f"diffusers:{data.pipeline}"] if data.pipeline else []
-    return ModelCardData(
-        library_name="diffusers",
-        tags=["qua2sedimo", "quantized", *pipeline],
-        **{key: value for key, value in licence.items() if value},
-        **task,
-        **known,
-    )
+    tags = ["qua2sedimo", "quantized", *pipeline]
+    return ModelCardData(library_name="diffusers", tags=tags, **{key: value for key, value in known.items() if value})
 
 
 @cache
