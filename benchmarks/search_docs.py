@@ -76,7 +76,7 @@ def figure(rows: list[Row]) -> alt.FacetChart:
         if r["asked"] != "any" and r["objective"] == "psnr" and ", W" not in r["procedure"]
     ]  # fmt: skip
     chart = alt.Chart().encode(
-        x=alt.X("mean(images):Q", title="images spent"),
+        x=alt.X("mean(images):Q", title="images spent", scale=alt.Scale(domain=[0, 1080])),
         y=alt.Y("mean(psnr):Q", title="PSNR, dB", scale=alt.Scale(zero=False)),
         color=alt.Color("procedure:N", title=None, legend=alt.Legend(orient="bottom", columns=3, labelLimit=300)),
         detail="images:Q",
