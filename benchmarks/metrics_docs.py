@@ -1,10 +1,13 @@
 """What docs/metrics.md says was measured, and its figure, from the curves that benchmarks/metrics.py keeps.
 
-python benchmarks/metrics_docs.py        # writes both anew, measures nothing
+    python benchmarks/metrics_docs.py
+
+Writes both anew and measures nothing.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -111,4 +114,5 @@ def write_docs(content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     write_docs(read_json(KEPT))

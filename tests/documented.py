@@ -21,7 +21,10 @@ from qua2sedimo import cli, zoo
 #: Numbers that make a command long, and the most a test takes.
 AT_MOST = {"--configurations": 20, "--configs": 20, "--images": 8, "--candidates": 2, "--count": 2}
 #: Names in pages that the tests' pipeline lacks, and what it has instead.
-INSTEAD = {"pos_embed*": "conv_in*", "transformer_blocks.3.attn1": "mid_block.attentions.0.transformer_blocks.0.attn1"}
+INSTEAD = {
+    "pos_embed*": "conv_in*",
+    "transformer_blocks.3.attn1": "mid_block.attentions.0.transformer_blocks.0.attn2 q, k",
+}
 #: The same for pipeline arguments, in commands and in Python.
 QUICK_ARGUMENTS = {"num_inference_steps": "2", "height": "8", "width": "8"}
 _SEARCHED = 900  # images: what a study has measured before counts too

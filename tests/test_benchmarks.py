@@ -19,6 +19,8 @@ def test_every_benchmark_explains_itself(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [str(script), "--help"])
     monkeypatch.syspath_prepend(str(script.parent))  # as if it were started from the shell
+    for name in [n for n in sys.modules if n.partition(".")[0] in {s.stem for s in script.parent.glob("*.py")}]:
+        monkeypatch.delitem(sys.modules, name)  # a test package may have the name of a benchmark
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(script), run_name="__main__")
     shown = capsys.readouterr().out

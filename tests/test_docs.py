@@ -260,7 +260,7 @@ def commands(page_codes: list[Code]) -> list[Code]:
 
 
 #: What takes the longest goes with the slow tests; every other command of these pages runs in the quick ones too.
-_LONG = ("qua2sedimo run ", "README.md", "own-pipeline.md")
+_LONG = ("qua2sedimo run ", "qua2sedimo search ", "README.md", "first-result.md", "own-pipeline.md")
 
 
 def marked(value: Code | Path, name: str) -> object:
@@ -272,7 +272,7 @@ def test_every_command_of_tables_and_sentences_runs(
     code: Code, world: dict[str, str], patch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     name, *words = shlex.split(in_full(code.text))[1:]
-    places = {**world, "FILE": str(tmp_path / "file")}
+    places = {**world, "FILE": str(tmp_path / "file"), "STUDY2": world["STUDY"]}
     if name in ("init", "run"):
         places["STUDY"] = str(tmp_path / "study")
     if name in ("choose", "export", "search", "frontier", "report", "explain", "quantize"):
@@ -297,6 +297,7 @@ def test_the_blocks_of_a_page_run_in_order(
     runnable = [b for b in BLOCKS if b.page == page and not b.reason]
     made_here = any(re.search(r"qua2sedimo (init|run) \S+ STUDY", b.text) for b in runnable)
     places = {**world, "STUDY": str(tmp_path / "STUDY"), "OUT": str(tmp_path / "OUT"), "FILE": str(tmp_path / "FILE")}
+    places["STUDY2"] = str(shutil.copytree(world["STUDY"], tmp_path / "STUDY2"))
     for name in ("STUDY", "OUT"):
         if not (name == "STUDY" and made_here):
             shutil.copytree(world[name], places[name])

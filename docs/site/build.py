@@ -18,7 +18,18 @@ ROOT = Path(__file__).parent.parent.parent
 #: The order in which pages are read; those not named here follow.
 ORDER = (
     ("Start", ("docs/install", "docs/first-result", "docs/own-pipeline", "docs/report", "docs/troubleshooting")),
-    ("Use", ("docs/measuring", "docs/metrics", "docs/sampling", "docs/search", "docs/runtime", "docs/coverage")),
+    (
+        "Use",
+        (
+            "docs/measuring",
+            "docs/metrics",
+            "docs/sampling",
+            "docs/search",
+            "docs/runtime",
+            "docs/figures",
+            "docs/coverage",
+        ),
+    ),
     ("Understand", ("docs/gallery", "docs/sensitivity", "docs/method", "docs/architecture", "docs/zoo")),
 )
 

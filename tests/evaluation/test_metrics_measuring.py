@@ -70,7 +70,7 @@ def measured(task: Task, monkeypatch: pytest.MonkeyPatch) -> tuple[Measurer, Mea
 
 def test_a_measurement_has_values_per_image_and_estimates_of_sets(measured: Any) -> None:
     _, good, bad = measured
-    assert set(good.values) == {"psnr", "ssim", "features", "latent_mse", "accuracy"}
+    assert set(good.values) == {"psnr", "ssim", "features", "features_db", "latent_mse", "accuracy"}
     assert all(len(values) == 6 for values in good.values.values())
     assert set(good.sets) == {"frechet_full", "kernel_full", "frechet_real", "kernel_real"}
     assert all(e.images == 6 and e.low <= e.value <= e.high for e in good.sets.values())
@@ -213,7 +213,9 @@ def test_a_comparison_computes_what_it_can_of_what_is_asked(pipeline: DiTPipelin
     make = generator(pipeline)
     paired, other = make(0, 4), make(4, 8)
     without = Comparison(References(paired, other, None), [0, 1, 2, 0], BUILT_IN)
-    assert {m.name for m in without.metrics} == {"psnr", "ssim", "features", "frechet_full", "kernel_full"}
+    assert {m.name for m in without.metrics} == {
+        "psnr", "ssim", "features", "features_db", "frechet_full", "kernel_full"
+    }  # fmt: skip
     real = Comparison(References(paired, other, blobs(5, 1)), [0, 1, 2, 0], [*BUILT_IN, "psnr"], lambda *_: np.ones(4))
     assert [m.name for m in real.metrics] == [name for name in BUILT_IN if name != "latent_mse"]
     estimates = real(paired)

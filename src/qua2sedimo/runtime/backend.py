@@ -189,7 +189,7 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
     def create_quantized_param(
         self, model: nn.Module, param_value: torch.Tensor, param_name: str, target_device: Any, *_: Any, **__: Any
     ) -> None:
-        """Put a packed tensor in its place: it is never cast, so this is faster than what diffusers does for all."""
+        """Put a packed tensor in its place, of any shape; never cast, so this is faster than what diffusers does."""
         self._places[param_name][param_name.rpartition(".")[2]] = param_value.to(target_device)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
