@@ -98,7 +98,7 @@ def test_a_mark_of_the_map_leads_to_its_layers(page: Any) -> None:
     cell.click()
     rows = page.locator("#layer-table > tbody > tr:visible")
     rows.first.wait_for()  # the page scrolls there
-    assert rows.count() == 1 and rows.locator("td").first.inner_text() == operation[1]
+    assert rows.count() == 1 and rows.locator("td").first.text_content() == operation[1]
     page.locator("#layers select").nth(0).select_option("")
     page.locator("#layers select").nth(1).select_option("")
 

@@ -233,9 +233,11 @@ def test_codebooks_of_integers_agree_with_the_simulation_of_the_rounded_codebook
     assert ((levels - exact).abs() <= scale[:, None] * 0.501).all()
     own = unpack(value.codes, bits, 96 * 40).view(40, 96).long()
     rounded_weight = torch.gather(levels.expand(40, -1), 1, own)
-    torch.testing.assert_close(
-        found, functional.linear(rounded(x, 8), rounded_weight, plain.bias), rtol=1e-4, atol=1e-3
-    )
+    expected = functional.linear(rounded(x, 8), rounded_weight, plain.bias)
+    # An input halfway between two steps may be rounded to either, in other orders of summing: one step times a weight.
+    step = float((x.amax(-1) - x.amin(-1)).max() / 255)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3 + step * float(rounded_weight.abs().max()))
+    assert (found - expected).abs().median() < 1e-3
     simulated = set_activation_bits(model, 8, integer=False)(x)
     assert 0 < (found - simulated).norm() < 0.02 * simulated.norm()
     assert torch.equal(set_activation_bits(model, 8)(x), simulated)  # only when it is asked for
