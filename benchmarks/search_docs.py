@@ -1,6 +1,9 @@
 """What docs/search.md says was measured, and its figure, from the rows that benchmarks/search.py keeps.
 
-python benchmarks/search_docs.py        # writes both anew, measures nothing
+    python benchmarks/search_docs.py
+
+Writes both anew and measures nothing: tables of means over seeds, a row a procedure, and a figure of PSNR against the
+images that each procedure spent.
 """
 
 from __future__ import annotations
