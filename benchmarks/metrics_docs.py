@@ -22,12 +22,13 @@ PREAMBLE = """\
 {configurations} random configurations of each model. For each number of images {draws} subsets are drawn, the same
 images of every configuration, and the configurations ranked by them. *Enough* is from where on the mean rank
 correlation with the ranks by all images there are stays at {threshold:g} or above. *Cost* is the metric's time over
-that of making the images. Set metrics compare with {few} full-precision images, as while measuring (their value over
-all images with {many}), or {real} real ones.
+that of making the images. Set metrics compare with {few} full-precision images, as while measuring, or {real} real
+ones. The models differ in how many images there are: with fewer, subsets have more of them in common with all.
 """
 ABOUT = (
     "{most:,} images of each configuration, {bits[0]:.2f} to {bits[1]:.2f} average bits, {steps} sampling steps, "
-    "guidance {guidance:g}. A row has the mean rank correlation and, in brackets, its 5 % quantile."
+    "guidance {guidance:g}. Over all images, set metrics compare with {references[1]} full-precision ones. A row has "
+    "the mean rank correlation and, in brackets, its 5 % quantile."
 )
 
 
@@ -60,8 +61,8 @@ def measured_text(content: dict[str, Any]) -> str:
     """The measured part of docs/metrics.md."""
     models = content["models"]
     (first, *_) = models.values()
-    few, many, real = first["references"]
-    lines = [PREAMBLE.format(**first, few=few, many=many, real=real), *overview(models), ""]
+    few, _, real = first["references"]
+    lines = [PREAMBLE.format(**first, few=few, real=real), *overview(models), ""]
     lines += ["![Rank correlation against number of images, a panel a metric](figures/metrics-images.svg)", ""]
     for name, model in models.items():
         lines += [f"### {name}", "", ABOUT.format(**model), "", *rows(model), ""]
