@@ -36,11 +36,13 @@ from qua2sedimo.evaluation.measure import REFERENCE_IMAGES
 from qua2sedimo.evaluation.metrics import BUILT_IN, METRICS
 from qua2sedimo.evaluation.score import Pictures, SetReferences, per_image, per_set
 from qua2sedimo.files import read_json, write_text, write_via
+from qua2sedimo.metrics_view import MEASURED_AS
 
 DRAWS = 30
 THRESHOLD = 0.95
-PER_IMAGE = [METRICS[n] for n in BUILT_IN if METRICS[n].kind != "set"]
-SETS = [METRICS[n] for n in BUILT_IN if METRICS[n].kind == "set"]
+NAMES = [n for n in BUILT_IN if n not in MEASURED_AS]
+PER_IMAGE = [METRICS[n] for n in NAMES if METRICS[n].kind != "set"]
+SETS = [METRICS[n] for n in NAMES if METRICS[n].kind == "set"]
 
 
 def chunk_values(folder: Path, model: str, source: str, chunk: int) -> dict[str, np.ndarray]:
@@ -131,7 +133,7 @@ def costs(folder: Path, model: str, arguments: dict[str, Any]) -> dict[str, floa
     pipeline.set_progress_bar_config(disable=True)
     make = Generator(pipeline, Generation(entry.inputs, arguments, batch=BATCH))
     making = least_seconds(lambda: make(0, CHUNK))
-    return {name: least_seconds(partial(compare, name)) / making for name in BUILT_IN}
+    return {name: least_seconds(partial(compare, name)) / making for name in NAMES}
 
 
 def least_seconds(do: Callable[[], object]) -> float:

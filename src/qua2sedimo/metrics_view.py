@@ -22,7 +22,7 @@ _KINDS = {
 
 
 #: Metrics that are another one in other units: their images and their cost are the other's.
-_MEASURED_AS = {"features_db": "features"}
+MEASURED_AS = {"features_db": "features"}
 
 
 def measured(name: str) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def measured(name: str) -> dict[str, Any]:
     ``images``: the fewest of those tried that rank reliably, None if none did; ``cost``: its time over that of making
     the images.
     """
-    key = _MEASURED_AS.get(name, name).partition(":")[0]
+    key = MEASURED_AS.get(name, name).partition(":")[0]
     found = [m["metrics"][key] for m in _benchmark().values() if key in m["metrics"]]
     if not found:
         return {}
