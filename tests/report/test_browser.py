@@ -97,8 +97,8 @@ def test_a_mark_of_the_map_leads_to_its_layers(page: Any) -> None:
     assert operation is not None
     cell.click()
     rows = page.locator("#layer-table > tbody > tr:visible")
-    rows.first.wait_for()  # the page scrolls there
-    assert rows.count() == 1 and rows.locator("td").first.text_content() == operation[1]
+    laid_out(page, "#layer-table")  # the page scrolls there
+    assert rows.count() == 1 and rows.locator("td").first.inner_text() == operation[1]
     page.locator("#layers select").nth(0).select_option("")
     page.locator("#layers select").nth(1).select_option("")
 
@@ -170,7 +170,14 @@ def test_the_grid_shows_differences_from_full_precision(page: Any) -> None:
 def reach(page: Any, place: str) -> None:
     """Scroll there: long tables are laid out when they come into view."""
     page.locator(place).evaluate("place => place.scrollIntoView({ behavior: 'instant' })")
-    page.locator(f"{place} >> button:visible").first.wait_for()
+    laid_out(page, place)
+
+
+def laid_out(page: Any, place: str) -> None:
+    """Wait until a long table is in view, and so has been laid out."""
+    page.wait_for_function(
+        "place => document.querySelector(place).checkVisibility({ contentVisibilityAuto: true })", arg=place
+    )
 
 
 def column(page: Any, number: int) -> list[float]:
