@@ -11,10 +11,17 @@
     tooltip: { theme: "custom" },
   };
 
+  /** The chart with room for its legend settled: were it to change while it is drawn, the legend would be cut off. */
+  function settled(place) {
+    const room = Math.max(0, place.clientWidth - 90);
+    const whole = JSON.stringify(specifications[place.dataset.chart]);
+    return JSON.parse(whole.replace(/"expr":"[^"]*"/g, (found) => found.replace(/\bwidth\b/g, room)));
+  }
+
   async function draw(place) {
     const name = place.dataset.chart;
     try {
-      const { view } = await vegaEmbed(place, specifications[name], { ...options, downloadFileName: name });
+      const { view } = await vegaEmbed(place, settled(place), { ...options, downloadFileName: name });
       view.addEventListener("click", (_, item) => {
         const mark = item?.datum;
         if (layerTable && mark && (mark.operation || mark.block)) layerTable(mark);

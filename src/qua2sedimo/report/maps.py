@@ -36,6 +36,8 @@ def sensitivity_map(costs: Sequence[LayerCost], unit: str = "", width: Any = 720
     values = [row["value"] for row in rows]
     largest = max(map(abs, values)) or 1.0
     digits = max(0, min(3, 1 - math.floor(math.log10(largest))))
+    if uneven(values):  # most cells are far below the largest, and must not all read 0.0
+        digits = max(digits, min(2, -math.floor(math.log10(statistics.median(map(abs, values))))))
     strong = 0.72 * largest
     for row in rows:
         row["dark"] = abs(row["value"]) > strong
