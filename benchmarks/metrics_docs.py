@@ -13,13 +13,14 @@ from typing import Any
 
 import altair as alt
 
+from pages import FIGURES, write_measured
 from qua2sedimo.evaluation.metrics import METRICS
-from qua2sedimo.files import read_json, write_text
+from qua2sedimo.files import read_json
 
 ROOT = Path(__file__).parent.parent
 #: Committed, and part of the package: `qua2sedimo metrics` reads it.
 KEPT = ROOT / "src/qua2sedimo/evaluation/metrics.json"
-FIGURE = ROOT / "docs/figures/metrics-images.svg"
+FIGURE = FIGURES / "metrics-images.svg"
 
 PREAMBLE = """\
 {configurations} random configurations of each model. For each number of images {draws} subsets are drawn, the same
@@ -106,10 +107,7 @@ def write_docs(content: dict[str, Any]) -> None:
     """Put text and figure where the page shows them."""
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure(content["models"]).save(FIGURE)
-    path = ROOT / "docs/metrics.md"
-    page = path.read_text()
-    start, end = page.index("-->", page.index("<!-- measured")) + 3, page.index("<!-- end -->")
-    write_text(path, f"{page[:start]}\n{measured_text(content)}\n{page[end:]}")
+    write_measured("metrics.md", measured_text(content))
 
 
 if __name__ == "__main__":

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import altair as alt
 import numpy as np
 
-from qua2sedimo.files import write_text
+from pages import FIGURES, write_measured
 
-ROOT = Path(__file__).parent.parent
 #: Committed: what was judged, a row an answer, with the value of each image.
-KEPT = ROOT / "docs/figures/search.json"
-FIGURE = ROOT / "docs/figures/search.svg"
+KEPT = FIGURES / "search.json"
+FIGURE = FIGURES / "search.svg"
 OURS = "ours, search"
 Row = dict[str, Any]
 
@@ -96,10 +94,7 @@ def figure(rows: list[Row]) -> alt.FacetChart:
 def write_docs(rows: list[Row]) -> None:
     """Put tables and figure where the page shows them."""
     figure(rows).save(FIGURE)
-    path = ROOT / "docs/search.md"
-    page = path.read_text()
-    start, end = page.index("-->", page.index("<!-- measured")) + 3, page.index("<!-- end -->")
-    write_text(path, f"{page[:start]}\n{tables(rows)}\n\n{page[end:]}")
+    write_measured("search.md", tables(rows) + "\n")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ _STEPS, _CLOSE = 30, 1e-3
 _ROUNDS, _SETTLED = 8, 0.05
 #: Prior standard deviations in nepers: of κ, of δ, and of what images have in common.
 _LIMIT, _SHIFT, _IMAGES = 1.0, 1.0, 0.4
+_UNREACHED = 1e3  # a κ at which nothing saturates
 _LEAST_NOISE, _FIRST_NOISE = 0.02, 0.3
 #: The noise first assumed counts as much as so many records: layers measured once cannot tell it from their spread.
 _ASSUMED = 20
@@ -106,10 +107,10 @@ class DamageModel:
 
 def prior_damage(features: Features) -> DamageModel:
     """What is believed before anything was measured."""
-    mean = np.concatenate([features.mean, [np.inf, 0.0]])
     deviation = np.concatenate([features.deviation, [0.0, 0.0]])
     deviation[1] = 0.0  # the level of all options alike decides nothing
-    return DamageModel(features, np.where(np.isfinite(mean), mean, 1e3), np.diag(deviation**2), np.array([]))
+    mean = np.concatenate([features.mean, [_UNREACHED, 0.0]])
+    return DamageModel(features, mean, np.diag(deviation**2), np.array([]))
 
 
 def fit_damage(features: Features, seen: Observations) -> DamageModel:
@@ -119,7 +120,7 @@ def fit_damage(features: Features, seen: Observations) -> DamageModel:
     prior = np.concatenate([features.mean, np.zeros(sets), [limit, 0.0]])
     deviations = np.concatenate([features.deviation, np.full(sets, _IMAGES), [_LIMIT, _SHIFT]])
     alone = (seen.kind == 0).astype(float)
-    unsaturated = np.append(prior[:-2], [1e3, 0.0])
+    unsaturated = np.append(prior[:-2], [_UNREACHED, 0.0])
     prior[1] += np.median(seen.log_damage - _forward(features, unsaturated, seen.choices, alone, seen.images)[0])
     noise = np.full(int(seen.kind.max()) + 1, _FIRST_NOISE)
 
