@@ -85,6 +85,26 @@ def test_every_layer_has_a_reason_that_its_scores_bear_out(study: Study) -> None
         assert (r.why == "least") == all(n >= size for n, _ in offered.values())
 
 
+def test_candidates_of_an_earlier_fit_of_another_loss_compete_again(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = study.choose(3.7, candidates=3)
+    study.fit(FitSettings(loss="mse", epochs=20, channels=8, hops=2))
+    try:
+        monkeypatch.setattr("qua2sedimo.evaluation.Measurer.__call__", lambda *_: pytest.fail("measured anew"))
+        monkeypatch.setattr("qua2sedimo.stages.choosing.propose_candidates", lambda *_: _as_proposed(first, 1))
+        second = study.choose(3.7, candidates=1)
+    finally:
+        study.fit(FitSettings(epochs=20, channels=8, hops=2))
+    assert {c.configuration for c in second.candidates} == {c.configuration for c in first.candidates}
+    assert second.configuration == first.configuration
+    assert [c.origin.endswith("earlier fit") for c in second.candidates] == [False, True, True]
+
+
+def _as_proposed(choice: Choice, count: int) -> list[tuple[Configuration, str]]:
+    return [(c.configuration, c.origin) for c in choice.candidates[:count]]
+
+
 def test_a_reason_tells_a_constraint_from_the_budget(study: Study) -> None:
     space, scores = study.space, scores_for(study)
     first, second = space.layers[:2]

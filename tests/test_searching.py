@@ -20,7 +20,7 @@ from qua2sedimo.options import Configuration
 from qua2sedimo.search import Budget, Constraints
 from qua2sedimo.stages.evidence import FEW, evidence, images_spent, measure_singles
 from qua2sedimo.stages.frontier import Point, frontier, load_frontier, named_choice
-from qua2sedimo.stages.searching import FRESH, Found
+from qua2sedimo.stages.searching import FRESH, Found, least_images
 
 BITS, IMAGES = 3.6, 260
 OPTIONS = "uaq-2,uaq-4,kmeans_a-2,kmeans_a-3,kmeans_a-6"
@@ -52,6 +52,26 @@ def test_a_search_keeps_to_its_size_and_to_its_images(finished: Finished) -> Non
     assert images_spent(study) - images_spent(study, "frontier") <= IMAGES
     roles = {r.role for r in study.records.all()}
     assert {"single", "round", "final"} <= roles
+
+
+def test_all_stages_at_once_search_then_fit_and_measure_nothing_again(tmp_path: Path) -> None:
+    study = made(tmp_path / "study")
+    choice = study.measured_choice(BITS, 20)
+    spent, each = images_spent(study), 20 * study.settings.images
+    assert choice.origin == "search" and choice.average_bits <= BITS
+    assert each < spent <= max(2 * each, least_images())
+    assert study.ensemble() is not None and study.explain().total()
+    assert study.measured_choice(BITS, 20) == choice and images_spent(study) == spent
+    other = study.measured_choice(3.0, 20)  # the images of the first search are no reason to spend none on the second
+    assert other.average_bits <= 3.0 and images_spent(study) > spent
+
+
+def test_all_stages_at_once_choose_by_the_predictor_where_no_search_can(tmp_path: Path) -> None:
+    settings = small_settings(options=OPTIONS, objective="-latent_mse", metrics=["latent_mse"])
+    study = Study.create(tmp_path / "study", settings, small_pipeline())
+    choice = study.measured_choice(BITS, 20)
+    assert choice.origin != "search" and choice.average_bits <= BITS
+    assert {r.role for r in study.records.all()} == {"sample", "candidate"}
 
 
 def test_every_layer_is_measured_alone_the_others_in_16_bits(finished: Finished) -> None:

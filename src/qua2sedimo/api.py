@@ -27,7 +27,8 @@ def quantize(
     """Quantize the denoiser of a diffusers pipeline in place, to at most ``bits`` average bits; returns the pipeline.
 
     Runs a whole study: ``configurations`` random configurations are measured on ``prompts`` (or class labels; none
-    for an unconditional pipeline) called with ``arguments`` (steps, guidance, size). With ``folder`` the study is
+    for an unconditional pipeline) called with ``arguments`` (steps, guidance, size), then a search near the size
+    spends as many images again. With ``folder`` the study is
     kept there and can be resumed, reported and exported; without, it is thrown away.
 
     Raises :class:`Qua2SeDiMoError` on a budget that cannot be reached, or a pipeline without a denoiser.
@@ -42,10 +43,7 @@ def quantize(
         study = Study.create(Path(where), settings, pipeline)
         try:
             study.check_budget(bits)
-            study.build_bank(progress)
-            study.measure(configurations, progress)
-            study.fit(progress=progress)
-            chosen = study.choose(bits, progress=progress).configuration
+            chosen = study.measured_choice(bits, configurations, progress).configuration
         finally:
             study.switch.restore()
         values = study.bank.values(chosen)

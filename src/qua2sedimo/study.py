@@ -364,6 +364,10 @@ class Study:
         """Spend at most ``images`` images to find the best configuration within the budget; see stages/searching.py."""
         return searching.search(self, _budget(budget), images, constraints, progress)
 
+    def measured_choice(self, budget: float | Budget, configurations: int = 100, progress: Progress = silent) -> Choice:
+        """All stages up to the choice, as `qua2sedimo run` takes them: measure, search, fit; resumes."""
+        return searching.measured_choice(self, _budget(budget), configurations, progress)
+
     def export(self, what: float | Budget | Choice, out: str | Path, act_bits: int | None = None) -> Any:
         """Write a choice, or that for a budget, as a packed diffusers pipeline folder; returns its sizes.
 

@@ -33,7 +33,7 @@ def demo(
     model: Annotated[str, typer.Option(help=f"One of {', '.join(zoo.ENTRIES)}.")] = "avatars-pixart",
     bits: Bits = 3.5,
     configurations: Configurations = 100,
-    images: Images = 8,
+    images: Images = 4,
 ) -> None:
     """Shrink a trained text-to-image model that comes with the package, in a few minutes, with pictures."""
     if model not in zoo.ENTRIES:
@@ -51,12 +51,15 @@ def run(
     arguments: Arguments = "{}",
     options: Options = "wide",
     configurations: Configurations = 100,
-    images: Images = 16,
+    images: Images = 8,
     component: Component = None,
     keep: Keep = None,
     seed: Seed = 0,
 ) -> None:
-    """All stages: trace, quantize, measure, fit, explain, choose, export, compare, report. Resumes."""
+    """All stages: trace, quantize, measure, search, fit, export, compare, report. Resumes.
+
+    Half of the images go to random configurations, which explain, half to a search near the size.
+    """
     _everything(
         study, settings_for(model, prompt, arguments, options, images, component, seed, keep), bits, configurations
     )
@@ -86,10 +89,7 @@ def _everything(
         f"weights, {size(2 * study.space.weights)} in 16 bits → at most {bits:g} average bits"
     )
     with progress() as report:
-        study.build_bank(report)
-        study.measure(configurations, report)
-        study.fit(progress=report)
-        choice = study.choose(bits, progress=report)
+        choice = study.measured_choice(bits, configurations, report)
         packed = study.export(bits, folder / f"packed-{bits:g}")
         rows = compare(study, choice, folder / f"packed-{bits:g}", compared, report, act_bits)
         page = write_report(report_data(study, choice, rows), folder / "report.html")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,8 @@ from qua2sedimo.stages.progress import Progress, silent
 if TYPE_CHECKING:
     from qua2sedimo.study import Study
 
+_EARLIER = ", earlier fit"
+
 
 def choose(
     study: Study,
@@ -62,6 +65,7 @@ def choose(
         Candidate(origin, configuration, study.space.average_bits(configuration), float(p), m.means)
         for (configuration, origin), p, m in zip(proposals, predicted, measured)
     ]
+    rows += _of_earlier_fits(study, choice_path(study, budget, constraints), {row.configuration for row in rows})
     objective = study.objective
     best = max(rows, key=lambda row: objective.sign * objective.of(row.measured, row.average_bits, row.configuration))
     choice = Choice(
@@ -71,6 +75,18 @@ def choose(
     )  # fmt: skip
     choice.save(choice_path(study, budget, constraints), owner)
     return choice
+
+
+def _of_earlier_fits(study: Study, path: Path, known: set[Configuration]) -> list[Candidate]:
+    """Other candidates that an earlier fit, of another loss or of fewer records, had measured for just this: the same
+    fresh images judged them, so they compete without a new one."""
+    if not path.exists():
+        return []
+    made, owner = Choice.load(path)
+    if not owner.startswith(f"{study.identity} {study.settings.protocol}"):
+        return []  # of other weights, or measured by a search on other images
+    others = [c for c in made.candidates if c.configuration not in known]
+    return [replace(c, origin=f"{c.origin.removesuffix(_EARLIER)}{_EARLIER}") for c in others]
 
 
 def kept_choice(study: Study, budget: Budget, constraints: Constraints | None = None) -> Choice | None:

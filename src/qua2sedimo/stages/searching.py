@@ -25,7 +25,7 @@ from qua2sedimo.search import (
     sum_of_errors,
 )
 from qua2sedimo.search.halving import paired_p, schedule, survivors
-from qua2sedimo.stages.choosing import choice_path, names_of
+from qua2sedimo.stages.choosing import choice_path, kept_choice, names_of
 from qua2sedimo.stages.evidence import (
     FEW,
     check_objective,
@@ -98,11 +98,10 @@ def search(
     check_objective(study)
     allowed = allow(study.space, constraints, names_of(study))
     nbytes = budget_bytes(study.space, budget, allowed)
-    least = FEW * _ROUND + 2 * _FINAL_IMAGES
-    if images < least:
+    if images < least_images():
         raise Qua2SeDiMoError(
             f"{images} images are too few to search",
-            f"{least} are the least: one round of {_ROUND} candidates on {FEW}, two finalists on {_FINAL_IMAGES}.",
+            f"{least_images()} are the least: {_ROUND} candidates on {FEW}, two finalists on {_FINAL_IMAGES}.",
         )
     if FEW * len(study.space.layers) <= _ALONE * images:
         measure_singles(study, FEW, progress)
@@ -115,6 +114,36 @@ def search(
     choice, p_value = _decide(study, budget, known, candidates, max(reserved, images - before), progress)
     choice.save(choice_path(study, budget, constraints), f"search {study.identity} {study.settings.protocol}")
     return Found(choice, rounds, p_value)
+
+
+def measured_choice(study: Study, budget: Budget, configurations: int, progress: Progress = silent) -> Choice:
+    """Everything from an empty folder to the choice: random configurations for the explanation, then a search that
+    spends as many images again, then the predictor, which learns from layers alone too.
+
+    An objective that is not in decibels cannot be searched for: the predictor's candidates are measured instead.
+    """
+    study.build_bank(progress)
+    records = study.measure(configurations, progress)
+    if not study.objective.in_decibels:
+        study.fit(progress=progress)
+        return study.choose(budget, progress=progress)
+    choice = kept_choice(study, budget)
+    if choice is None:
+        each = sum(len(per_image(study, r.measurement)) for r in records)
+        choice = search(study, budget, max(least_images(), (2 + _searches(study)) * each), progress=progress).choice
+    study.fit(progress=progress)
+    return choice
+
+
+def least_images() -> int:
+    """Images a search takes at least: one round, and a final of two."""
+    return FEW * _ROUND + 2 * _FINAL_IMAGES
+
+
+def _searches(study: Study) -> int:
+    """Other searches the study has seen, whose images are no reason to spend fewer on the next."""
+    owners = [Choice.load(path)[1] for path in (study.folder / "choices").glob("*.json")]
+    return sum(owner.startswith("search ") for owner in owners)
 
 
 def _rounds(
