@@ -28,7 +28,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """The best measured configuration under a budget, and the candidates it was chosen from."""
+    """The best measured configuration under a budget, and the candidates it was chosen from.
+
+    ``p_value`` is that of the best against the second best measured, paired on the images both were measured on; None
+    if there is no second, or the objective has no value of a single image.
+    """
 
     bits_asked: float
     configuration: Configuration
@@ -38,6 +42,7 @@ class Choice:
     predicted: float
     measured: dict[str, float]
     candidates: list[Candidate]
+    p_value: float | None = None
 
     def save(self, path: Path, owner: str) -> None:
         """Write the choice; ``owner`` names the fit it rests on."""

@@ -134,6 +134,9 @@ def candidates_table(choice: Choice, objective: Objective) -> Table:
             f"{objective.of(c.measured, c.average_bits, c.configuration):.2f}",
         )
         table.add_row(c.origin, *cells, style=style)
+    if choice.p_value is not None:
+        table.caption = f"the best against the second, on the same images: p = {choice.p_value:.3f}"
+        table.caption_justify = "left"
     return table
 
 

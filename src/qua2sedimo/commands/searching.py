@@ -46,8 +46,6 @@ def search(
             found = opened.search(budget, images, report, limits)
         console.print(rounds_table(found, objective))
         console.print(candidates_table(found.choice, opened.objective))
-        if found.p_value is not None:
-            console.print(f"The winner against the second, on the same fresh images: p = {found.p_value:.3f}.")
 
 
 @app.command()

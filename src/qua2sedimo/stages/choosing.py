@@ -28,7 +28,8 @@ from qua2sedimo.search import (
     propose,
     reasons,
 )
-from qua2sedimo.stages.evidence import evidence, measure_all
+from qua2sedimo.search.halving import paired_p
+from qua2sedimo.stages.evidence import evidence, measure_all, per_image
 from qua2sedimo.stages.fitting import block_scores_of, explain, fitted, samples, training_data
 from qua2sedimo.stages.progress import Progress, silent
 
@@ -67,14 +68,28 @@ def choose(
     ]
     rows += _of_earlier_fits(study, choice_path(study, budget, constraints), {row.configuration for row in rows})
     objective = study.objective
-    best = max(rows, key=lambda row: objective.sign * objective.of(row.measured, row.average_bits, row.configuration))
+    rows.sort(key=lambda row: -objective.sign * objective.of(row.measured, row.average_bits, row.configuration))
+    best = rows[0]
     choice = Choice(
         8 * budget.nbytes(study.space.weights) / study.space.weights if budget.unit != "bits" else budget.amount,
         best.configuration, best.average_bits, study.space.nbytes(best.configuration), best.origin,
-        best.predicted, best.measured, rows,
+        best.predicted, best.measured, rows, _paired_p(study, rows, fresh),
     )  # fmt: skip
     choice.save(choice_path(study, budget, constraints), owner)
     return choice
+
+
+def _paired_p(study: Study, rows: list[Candidate], images: range) -> float | None:
+    """The first row's p-value against the second, of a paired test on the images that judged both."""
+    if len(rows) < 2 or not study.objective.in_decibels:
+        return None
+    of = {
+        r.configuration: per_image(study, r.measurement)
+        for r in study.records.all("candidate")
+        if r.measurement.start == images.start
+    }
+    best, second = (np.array(of[row.configuration]) for row in rows[:2])
+    return paired_p(best, second)
 
 
 def _of_earlier_fits(study: Study, path: Path, known: set[Configuration]) -> list[Candidate]:

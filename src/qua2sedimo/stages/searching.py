@@ -72,11 +72,10 @@ class Round:
 
 @dataclass(frozen=True)
 class Found:
-    """The choice of a search, its rounds, and the p-value of the winner against the second."""
+    """The choice of a search, and its rounds."""
 
     choice: Choice
     rounds: list[Round]
-    p_value: float | None
 
 
 def search(
@@ -111,9 +110,9 @@ def search(
     known = evidence(study)
     candidates = _candidates(known, nbytes, allowed, study.settings.seed)
     before = images_spent(study) - images_spent(study, "final", candidates)
-    choice, p_value = _decide(study, budget, known, candidates, max(reserved, images - before), progress)
+    choice = _decide(study, budget, known, candidates, max(reserved, images - before), progress)
     choice.save(choice_path(study, budget, constraints), f"search {study.identity} {study.settings.protocol}")
-    return Found(choice, rounds, p_value)
+    return Found(choice, rounds)
 
 
 def measured_choice(study: Study, budget: Budget, configurations: int, progress: Progress = silent) -> Choice:
@@ -243,7 +242,7 @@ def _unlike(ordered: list[Configuration], count: int) -> list[Configuration]:
 
 def _decide(
     study: Study, budget: Budget, known: Evidence, candidates: list[Configuration], images: int, progress: Progress
-) -> tuple[Choice, float | None]:
+) -> Choice:
     """Successive halving on fresh images; the winner of the last stage is the choice."""
     remaining = list(range(len(candidates)))
     measured: dict[int, list[Measurement]] = {i: [] for i in remaining}
@@ -269,16 +268,13 @@ def _decide(
         for i in quality
     ]
     best = finalists[0]
-    p_value = None
-    if len(finalists) > 1:
-        p_value = paired_p(quality[best], quality[finalists[1]])
+    p_value = paired_p(quality[best], quality[finalists[1]]) if len(finalists) > 1 else None
     chosen = candidates[best]
     nbytes = space.nbytes(chosen)
-    choice = Choice(
+    return Choice(
         8 * budget.nbytes(space.weights) / space.weights, chosen, space.average_bits(chosen), nbytes, "search",
-        float(expected[best]), _means(measured[best]), rows_kept,
+        float(expected[best]), _means(measured[best]), rows_kept, p_value,
     )  # fmt: skip
-    return choice, p_value
 
 
 def _quality(study: Study, rows: Sequence[Measurement]) -> np.ndarray:
