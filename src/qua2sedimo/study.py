@@ -31,6 +31,7 @@ from qua2sedimo.denoisers import (
     unit_weight,
     weight_modules,
 )
+from qua2sedimo.denoisers.hub_names import public_name
 from qua2sedimo.denoisers.layers import refuse_without_weights
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation import Generation, Generator, Measurer, Switch
@@ -375,7 +376,7 @@ class Study:
         """
         choice = what if isinstance(what, Choice) else self.choose(what)
         provenance = {
-            "model": self.settings.model,
+            "model": public_name(self.settings.model),
             "average_bits": choice.average_bits,
             "origin": choice.origin,
             "arguments": self.settings.arguments,

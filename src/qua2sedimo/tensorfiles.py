@@ -150,24 +150,33 @@ class Checkpoint:
             ) from error
 
 
+def weight_names(variant: str | None = None) -> tuple[str, str]:
+    """Names of the index of a model's weights, and of the file that holds them all where there is no index."""
+    end = "" if variant is None else f".{variant}"
+    return f"{WEIGHTS}.safetensors.index{end}.json", f"{WEIGHTS}{end}.safetensors"
+
+
 def shard_files(folder: Path, variant: str | None = None) -> list[Path]:
     """The files that a model folder's index names, or its only one.
 
     Raises :class:`Qua2SeDiMoError` if there is none, the index is damaged, or one that it names is missing.
     """
-    stem = WEIGHTS if variant is None else f"{WEIGHTS}.{variant}"
-    index = folder / f"{WEIGHTS}.safetensors.index{'' if variant is None else '.' + variant}.json"
+    index, single = (folder / name for name in weight_names(variant))
     if not index.is_file():
-        single = folder / f"{stem}.safetensors"
         if not single.is_file():
-            raise Qua2SeDiMoError(f"{folder} holds no {stem}.safetensors", "Save the model with safe_serialization.")
+            raise Qua2SeDiMoError(f"{folder} holds no {single.name}", "Save the model with safe_serialization.")
         return [single]
-    content = read_json(index)
-    names = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise Qua2SeDiMoError(f"{index} names no files", DAMAGED_FILE)
-    files = [folder / name for name in sorted(set(names.values()))]
+    files = indexed_files(index)
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise Qua2SeDiMoError(f"shard {missing[0]} is missing", DAMAGED_FILE)
     return files
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """The files beside it that an index names, be they there or not; :class:`Qua2SeDiMoError` if it is damaged."""
+    content = read_json(index)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise Qua2SeDiMoError(f"{index} names no files", DAMAGED_FILE)
+    return [index.parent / name for name in sorted(set(names.values()))]

@@ -102,7 +102,10 @@ def card(
         ),
     ] = None,
     base: Annotated[
-        str | None, typer.Option(help="The model it came from: hub name or folder, if that is not where it was.")
+        str | None,
+        typer.Option(
+            help="The model it came from, hub name or folder; needed where that was a folder and there is no STUDY."
+        ),
     ] = None,
     licence: Annotated[
         str | None, typer.Option("--license", help="The base model's licence, if its folder does not say.")

@@ -59,7 +59,10 @@ def evaluate(
     arguments: Arguments = "{}",
     images: Annotated[int, typer.Option(help="Pictures to compare.", min=2)] = 16,
     metric: Annotated[list[str] | None, typer.Option("--metric", help="A metric by name; repeat it (psnr).")] = None,
-    base: Annotated[str | None, typer.Option(help="The model it came from, if that is not where it was.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The model it came from, needed where that was a folder and OUT lies in no study."),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Measure an exported model against the pictures of the model it came from, on the same noise."""
@@ -78,9 +81,7 @@ def evaluate(
     if not info.is_file():
         raise Qua2SeDiMoError(f"{folder} is not an exported model", "Export one: qua2sedimo export STUDY OUT.")
     extra = read_json(info).get("extra", {})
-    model = base or extra.get("model")
-    if model is None:
-        raise Qua2SeDiMoError(f"{folder} does not say which model it came from", "Name it with --base.")
+    model = base or _base_of(folder, extra.get("model", ""))
     given: list[str | int] = [int(p) if p.isdecimal() else p for p in prompt or ()]
     called = {**extra.get("arguments", {}), **pipeline_arguments(arguments)}
     generation = Generation(given or extra.get("inputs", []), called, seed)
@@ -108,6 +109,21 @@ def evaluate(
             f"{name}: {estimate.value:.4g} {entry.unit} (95 %: {estimate.low:.4g} to {estimate.high:.4g}), "
             f"{'higher' if entry.higher_is_better else 'lower'} is better"
         )
+
+
+def _base_of(folder: Path, stated: str) -> str:
+    """Where the model that an export came from is; an error if the export states none, or only a folder's name."""
+    from qua2sedimo import zoo
+    from qua2sedimo.report.base_model import place_of_base
+
+    model = place_of_base(folder, stated)
+    if not model:
+        raise Qua2SeDiMoError(f"{folder} does not say which model it came from", "Name it with --base.")
+    if model not in zoo.ENTRIES and "/" not in model and not Path(model).exists():
+        raise Qua2SeDiMoError(
+            f"{folder} came from a folder '{model}' and does not say where it is", "Name it with --base."
+        )
+    return model
 
 
 _HOW = {

@@ -10,7 +10,7 @@ from qua2sedimo.choices import Choice
 from qua2sedimo.comparison import Row, kept_rows
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.report.assemble import choices_kept, report_data
-from qua2sedimo.report.base_model import base_model
+from qua2sedimo.report.base_model import base_model, place_of_base
 from qua2sedimo.report.card import CardData, CardPicture, OperationOptions
 from qua2sedimo.report.packed_model import PackedModel, PackedUnit, loading_code, read_packed
 from qua2sedimo.study import Study
@@ -29,7 +29,7 @@ def card_data(
     """
     model = read_packed(out)
     extra, info = model.extra, model.info
-    found = base_model(base or str(extra.get("model", "")))
+    found = base_model(base or place_of_base(out, str(extra.get("model", "")), study))
     if licence is not None:
         found = replace(found, licence=licence.lower(), licence_name="", licence_link="", note="")
     made = {"chosen by": str(extra["origin"])} if "origin" in extra else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +10,9 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from yaml import YAMLError
 
 from qua2sedimo import zoo
+from qua2sedimo.denoisers.hub_names import hub_name, is_hub_name, public_name
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import read_json
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")
+from qua2sedimo.settings import StudySettings
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,17 @@ class BaseModel:
     note: str = ""
 
 
+def place_of_base(export: Path, stated: str, study: Path | None = None) -> str:
+    """The model that ``export`` came from, for :func:`base_model` and for loading it.
+
+    The export states a name only (``stated``); where a folder of that name is, the study knows that made it: the one
+    told, or in whose folder the export lies. "" is unknown.
+    """
+    file = (study or export.resolve().parent) / "study.yaml"
+    known = StudySettings.load(file).model if file.is_file() else stated
+    return known if public_name(known) == stated else stated
+
+
 def base_model(model: str) -> BaseModel:
     """What can be told of ``model``: a zoo name, a pipeline folder, or a hub name; nothing is guessed."""
     if model in zoo.ENTRIES:
@@ -41,25 +49,15 @@ def base_model(model: str) -> BaseModel:
         return BaseModel(model, None, licence.lower(), note=f"It comes with qua2sedimo; {note}")
     folder = Path(model).expanduser()
     if folder.is_dir():
-        hub = _hub_name(folder)
+        hub = hub_name(folder)
         return _stated(hub or folder.name, hub, folder / "README.md")
-    if not _HUB_NAME.fullmatch(model):
+    if not is_hub_name(model):
         return BaseModel(Path(model).name)
     try:
         card = Path(hf_hub_download(model, "README.md"))
     except (LocalEntryNotFoundError, EntryNotFoundError, HfHubHTTPError, OSError):
         return BaseModel(model, model)  # not cached, and the hub cannot be asked: its licence stays unknown
     return _stated(model, model, card)
-
-
-def _hub_name(folder: Path) -> str | None:
-    """Where a folder came from, if it says so: a snapshot of the hub's cache, or an older diffusers' model_index."""
-    cached = _CACHED.search(f"{folder.resolve().as_posix()}/")
-    if cached:
-        return f"{cached[1]}/{cached[2]}"
-    index = folder / "model_index.json"
-    stated = read_json(index).get("_name_or_path") if index.is_file() else None
-    return stated if isinstance(stated, str) and _HUB_NAME.fullmatch(stated) and not Path(stated).exists() else None
 
 
 def _stated(name: str, hub: str | None, card: Path) -> BaseModel:

@@ -23,6 +23,7 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.files import read_json
 from qua2sedimo.runtime.activations import ACTIVATION_BITS, set_activation_bits
 from qua2sedimo.runtime.demands import asked_for
+from qua2sedimo.runtime.hub import model_folder
 from qua2sedimo.runtime.intact import check_config, digest
 from qua2sedimo.runtime.plain import dequantize
 from qua2sedimo.runtime.shards import check_complete, model_tensors
@@ -148,8 +149,8 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         shown = (cls, config) if isinstance(config, Mapping) and isinstance(cls, type) else None
         if shown is not None:
             check_config(*shown, self.quantization_config.config)
-        folder = Path(str(known.get("pretrained_model_name_or_path")), known.get("subfolder") or "")
-        if folder.is_dir():
+        folder = model_folder(known)
+        if folder is not None and folder.is_dir():
             stored = self._open(shard_files(folder, known.get("variant")))
             model = asked_for(*shown, stored) if shown is not None else None
             if model is not None:

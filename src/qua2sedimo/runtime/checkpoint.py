@@ -35,6 +35,7 @@ from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.runtime.backend import FORMAT_VERSION, Qua2SeDiMoConfig
 from qua2sedimo.runtime.intact import config_digest
 from qua2sedimo.runtime.modules import Part, QuantizedLayer, Storage, checked_tensors, covers, plain_class
+from qua2sedimo.runtime.publish import forget_paths
 from qua2sedimo.runtime.shards import ShardWriter, check_complete, model_tensors
 from qua2sedimo.runtime.table import LayerTable, install_empty_layers, layer_modules
 from qua2sedimo.runtime.units import NO_COPIES, Copies, groups_of
@@ -229,6 +230,7 @@ def _save_others(pipeline: DiffusionPipeline, component: str, denoiser: nn.Modul
     for name, part in pipeline.components.items():
         if part is not None and name != component and not (folder / name).is_dir():
             raise Qua2SeDiMoError(f"component '{name}' of {type(pipeline).__name__} cannot be saved by diffusers")
+    forget_paths(folder)
 
 
 def _refuse_foreign(out: Path) -> None:
