@@ -361,7 +361,7 @@ def test_the_best_measured_configuration_is_best_in_the_sense_of_the_metric(run,
 
 
 def test_the_stages_one_by_one_end_in_pictures_of_the_packed_model(  # type: ignore[no-untyped-def]
-    run, study: Path, tmp_path: Path, quick_fit: None
+    run, study: Path, model: Path, tmp_path: Path, quick_fit: None
 ) -> None:
     assert "20 configurations" in run("measure", study, "--configurations", 20).out
     fitted = run("fit", study)
@@ -379,7 +379,8 @@ def test_the_stages_one_by_one_end_in_pictures_of_the_packed_model(  # type: ign
     assert stored["average_bits"] <= 4.5 and f"{stored['average_bits']:.4f}" in exported.out
     config = json.loads((out / "transformer" / "config.json").read_text())
     assert config["quantization_config"]["act_bits"] == 8
-    measured = run("evaluate", out, "--images", 2)
+    assert "came from a folder 'small' and does not say where it is" in run("evaluate", out, "--images", 2).err
+    measured = run("evaluate", out, "--images", 2, "--base", model)
     assert measured.status == 0 and "psnr: " in measured.out, measured.err
     painted = run("generate", out, "--prompt", 3, "--count", 2, "--to", tmp_path / "pictures")
     assert painted.status == 0, painted.err

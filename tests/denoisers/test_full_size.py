@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -11,6 +12,10 @@ import torch
 from torch import nn
 
 from qua2sedimo.denoisers import Graph, architecture, built_inputs, trace, weight_layers
+from qua2sedimo.options import Option
+from qua2sedimo.quantizers import METHODS
+from qua2sedimo.runtime import Part, Qua2SeDiMoConfig, Storage
+from qua2sedimo.runtime.table import LayerTable, layer_modules
 
 CONFIGS = Path(__file__).parent / "configs"
 KNOWN = {  # layers, weights (biases not counted), modules that are cut
@@ -103,3 +108,16 @@ def test_what_does_not_depend_on_absent_weights_is_really_computed() -> None:
     model = Branching().to("meta")
     call = {"x": torch.ones(2, 4), "timestep": torch.tensor([3, 3]), "mask": torch.tensor([True, False])}
     assert trace(model, (), call).bypassed == ("early",)
+
+
+def test_the_table_of_a_packed_model_is_short_under_all_options(full) -> None:  # type: ignore[no-untyped-def]
+    """diffusers sends a quantization_config along with its requests if it has 2,048 characters at most."""
+    _, model, graph = full
+    options = [Storage(Option(method, bits), torch.bfloat16) for method in METHODS for bits in range(2, 9)]
+    stored: dict[str, list[Part]] = {}
+    for unit, storage in zip(graph.layers.values(), itertools.cycle(options)):
+        stored.setdefault(unit.module, []).append(Part(unit.span, storage))
+    copies = {unit.module: unit.copies for unit in graph.layers.values() if unit.copies}
+    config = Qua2SeDiMoConfig.of(LayerTable.of(layer_modules(model), stored, copies), "0" * 16, 8)
+    assert len(config.options) == len(options)
+    assert len(json.dumps(config.to_dict(), sort_keys=True)) <= 2048

@@ -215,6 +215,23 @@ def test_the_integer_operation_keeps_the_rules_of_operations() -> None:
 
 
 @needs_integers
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_pass_the_rounding_in_integers_too(method: str) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(25, 9)  # 225 codes: the last byte is not full
+    value = METHODS[method].quantize(plain.weight.detach(), [3])[0]
+    model = nn.Sequential(quantized_module(plain, value))
+    x, wanted = torch.randn(2, 3, 25, requires_grad=True), torch.randn(2, 3, 9)
+    set_activation_bits(model, 8, integer=True)
+    (model(x) * wanted).sum().backward()
+    table, scale, offset = integer_levels(value)
+    levels = (scale[:, None] * table.float() + offset[:, None]).expand(9, -1)
+    weight = torch.gather(levels, 1, unpack(value.codes, 3, 225).view(9, 25).long())
+    torch.testing.assert_close(x.grad, wanted @ weight)
+    torch.testing.assert_close(plain.bias.grad, wanted.sum(dim=(0, 1)))
+
+
+@needs_integers
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("method", ["kmeans_c", "kmeans_a"])

@@ -10,11 +10,10 @@ from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers import METHODS
-from qua2sedimo.runtime import QuantizedLayer, quantized_module, save_packed
+from qua2sedimo.runtime import QuantizedLayer, save_packed
 from qua2sedimo.runtime.table import layer_modules
 
-from .helpers import mixed, output, pixart, unet
+from .helpers import mixed, output, pixart
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +70,38 @@ def test_a_loaded_model_is_saved_in_shards_with_the_same_config(loaded, folder, 
     assert torch.equal(output(again), expected)
 
 
+def test_the_config_of_a_loaded_model_tells_how_it_is_quantized(loaded, folder) -> None:
+    written = json.loads((folder / "config.json").read_text())["quantization_config"]
+    config = loaded.config["quantization_config"]
+    assert config.to_dict() == json.loads(config.to_json_string()) == written
+    assert loaded.config["_pre_quantization_dtype"] == torch.float32
+    assert loaded.is_quantized and loaded.hf_quantizer.is_serializable and loaded.hf_quantizer.is_compileable
+
+
+@pytest.mark.parametrize("place", ["cpu", "auto", "balanced", "sequential", {"": "cpu"}])
+def test_device_maps(folder, place: object) -> None:
+    model = type(pixart()).from_pretrained(folder, torch_dtype=torch.float32, device_map=place)
+    assert set(map(str, model.hf_device_map.values())) == {"cpu"} and model.device == torch.device("cpu")
+    assert torch.equal(output(model), output(type(model).from_pretrained(folder, torch_dtype=torch.float32)))
+
+
+def test_a_device_map_that_needs_the_disk_is_refused(loaded, folder, tmp_path) -> None:
+    given = {"torch_dtype": torch.float32, "offload_folder": tmp_path}
+    for places in ({"device_map": "auto", "max_memory": {"cpu": "60KB"}}, {"device_map": {"": "disk"}}):
+        with pytest.raises(Qua2SeDiMoError, match="cannot be offloaded to disk") as refused:
+            type(loaded).from_pretrained(folder, **given, **places)
+        assert "enable_group_offload" in refused.value.remedy
+
+
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+def test_group_offloading_to_disk_instead(loaded, tmp_path, kind: str) -> None:
+    expected, cpu = output(loaded), torch.device("cpu")
+    given = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+    loaded.enable_group_offload(cpu, cpu, kind, offload_to_disk_path=str(tmp_path), **given)
+    assert any(tmp_path.iterdir())
+    assert torch.equal(output(loaded), expected)
+
+
 def test_state_dict_goes_to_another_loaded_model(loaded, folder) -> None:
     expected = output(loaded)
     other = type(loaded).from_pretrained(folder, torch_dtype=torch.float32)
@@ -87,6 +118,11 @@ def test_moves_are_possible_and_casts_are_refused_by_diffusers(loaded) -> None:
     assert torch.equal(output(loaded.to("cpu")), expected)
     with pytest.raises(ValueError, match="Casting a quantized model"):
         loaded.to(torch.bfloat16)
+    with pytest.raises(ValueError, match="Casting a quantized model"):
+        loaded.to(device="cpu", dtype=torch.float16)
+    for cast in (loaded.half, loaded.float):
+        with pytest.raises(ValueError, match="not supported for quantized model"):
+            cast()
     assert torch.equal(output(loaded), expected)
 
 
@@ -113,48 +149,3 @@ def test_a_device_map_with_offload_to_disk(loaded, tmp_path) -> None:
         copy.deepcopy(loaded), places, main_device="cpu", offload_dir=tmp_path, offload_buffers=True, force_hooks=True
     )
     assert torch.equal(output(dispatched), expected)
-
-
-def test_the_compiled_model_decodes_with_the_kernel(loaded) -> None:
-    expected, graphs = output(loaded), []
-
-    def backend(graph, _):
-        graphs.append([str(node.target) for node in graph.graph.nodes])
-        return graph
-
-    loaded.compile(backend=backend, fullgraph=True)
-    torch.testing.assert_close(output(loaded), expected)
-    assert len(graphs) == 1
-    layers = sum(isinstance(m, QuantizedLayer) for m in loaded.modules())
-    assert sum("qua2sedimo.decode" in target for target in graphs[0]) >= layers - 1
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_exported_programs_decode_too(method: str) -> None:
-    torch.manual_seed(0)
-    plain = nn.Conv2d(6, 8, 3)
-    values = [
-        (span, METHODS[method].quantize(plain.weight.detach()[:, slice(*span)], [3])[0]) for span in ((0, 4), (4, 6))
-    ]
-    layer, x = quantized_module(plain, values), torch.randn(1, 6, 5, 5)
-    torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))
-    value = values[0][1]
-    levels = METHODS[method].levels(value.parameters, 3)
-    torch.library.opcheck(torch.ops.qua2sedimo.decode.default, (value.codes, levels, 3, list(value.shape)))
-
-
-def test_a_lora_adapter_works_unfused_and_is_refused_fused(tmp_path) -> None:
-    peft = pytest.importorskip("peft")
-    model = unet()
-    save_packed(model, None, mixed(model), tmp_path / "out")
-    loaded = type(model).from_pretrained(tmp_path / "out", torch_dtype=torch.float32)
-    expected = output(loaded)
-    loaded.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
-    adapted = output(loaded)
-    assert not torch.equal(adapted, expected)
-    with pytest.raises(Qua2SeDiMoError, match="cannot be fused"):
-        loaded.fuse_lora()
-    loaded.disable_adapters()
-    assert torch.equal(output(loaded), expected)
-    loaded.enable_adapters()
-    assert torch.equal(output(loaded), adapted)

@@ -143,16 +143,31 @@ class _Input:
 
 
 class _Attention:
-    """Hooks around the forward of a denoiser, within which its attention is :func:`attention`."""
+    """Hooks around the forward of a denoiser, within which its attention is :func:`attention`.
+
+    They are around its blocks too: with gradient checkpointing a block runs again by itself, for its gradients.
+    """
 
     def __init__(self, bits: int) -> None:
         self.mode = _Intercept(bits)
+        self.depth = 0
 
-    def enter(self, denoiser: nn.Module, args: Any) -> None:
-        self.mode.__enter__()
+    def enter(self, module: nn.Module, args: Any) -> None:
+        if self.depth == 0:
+            self.mode.__enter__()
+        self.depth += 1
 
-    def leave(self, denoiser: nn.Module, args: Any, output: Any) -> None:
-        self.mode.__exit__(None, None, None)
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.depth -= 1
+        if self.depth == 0:
+            self.mode.__exit__(None, None, None)
+
+
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules that are repeated, each made of others: gradient checkpointing runs some of them again."""
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    found = {id(block): block for blocks in lists for block in blocks if next(block.children(), None) is not None}
+    yield from found.values()
 
 
 def set_activation_bits(
@@ -180,7 +195,7 @@ def set_activation_bits(
             f"products this processor adds up exactly, and of K-Means up to {MOST_CODEBOOK_BITS} bits",
             "Leave `integer` out: the layers compute with rounded inputs.",
         )
-    _remove(model, modules)
+    _remove(model)
     config = getattr(getattr(model, "config", None), "quantization_config", None)
     if config is not None and hasattr(config, "act_bits"):
         config.act_bits = bits
@@ -192,8 +207,9 @@ def set_activation_bits(
         else:
             module.register_forward_pre_hook(_Input(bits))
     hooks = _Attention(bits)
-    model.register_forward_pre_hook(hooks.enter)
-    model.register_forward_hook(hooks.leave, always_call=True)
+    for around in (model, *_blocks(model)):
+        around.register_forward_pre_hook(hooks.enter)
+        around.register_forward_hook(hooks.leave, always_call=True)
     return model
 
 
@@ -245,8 +261,8 @@ def _own(hooks: Mapping[int, Any], kind: type[Any]) -> Iterator[Any]:
             yield owner
 
 
-def _remove(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
-    for module in (model, *modules.values()):
+def _remove(model: nn.Module) -> None:
+    for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             ours = [k for k, hook in hooks.items() if isinstance(getattr(hook, "__self__", hook), _Attention | _Input)]
             for key in ours:

@@ -106,6 +106,10 @@ class Qua2SeDiMoConfig(QuantizationConfigMixin):
         entries["quant_method"] = self.quant_method.value
         return {**entries, "digest": digest(entries)}
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What diffusers prints of it: all entries, none has a default that goes without saying."""
+        return self.to_dict()
+
     def table(self) -> LayerTable:
         """Which layer has which option; raises :class:`Qua2SeDiMoError` where the entries do not agree."""
         return LayerTable.parse(self.options, self.layers, self.names, self.cuts, self.ties)
@@ -131,10 +135,20 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         self._places: dict[str, dict[str, torch.Tensor | None]] = {}
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        """Called before a model is made; raises :class:`Qua2SeDiMoError` on too narrow a type or a damaged file."""
+        """Called before a model is made, and when its parts have their devices.
+
+        Raises :class:`Qua2SeDiMoError` on too narrow a type, a damaged file, and parts that go to disk: diffusers would
+        write packed tensors there, which are buffers, and not read them again.
+        """
         dtype = kwargs.get("torch_dtype")
         if dtype not in _COMPUTE_DTYPES:
             raise Qua2SeDiMoError(f"packed layers cannot compute in {dtype}", "Choose a 16-bit or wider float type.")
+        places = kwargs.get("device_map")
+        if isinstance(places, Mapping) and "disk" in map(str, places.values()):
+            raise Qua2SeDiMoError(
+                "packed layers cannot be offloaded to disk while they are loaded, and there is no memory left for some",
+                "Load without device_map, then offload: model.enable_group_offload(…, offload_to_disk_path=FOLDER).",
+            )
         if self._stored is None:
             with uncollected():
                 self._check_early(sys._getframe(1).f_locals)

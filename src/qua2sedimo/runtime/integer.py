@@ -12,6 +12,7 @@ products of a number of the token and one of the channel. UAQ levels are of this
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -108,6 +109,28 @@ def _(
     act_bits: int,
 ) -> torch.Tensor:
     return x.new_empty(*x.shape[:-1], scale.shape[0])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x, codes, table, scale, offset, bias, bits, _ = inputs
+    ctx.save_for_backward(codes, table, scale, offset)
+    ctx.bits, ctx.width, ctx.type = bits, x.shape[-1], x.dtype
+    ctx.bias_type = None if bias is None else bias.dtype
+
+
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of the input, which pass its rounding unchanged, and of the bias; weights that are packed have none."""
+    codes, table, scale, offset = ctx.saved_tensors
+    of_input = of_bias = None
+    if ctx.needs_input_grad[0]:
+        t = decode(codes, table, ctx.bits, (scale.shape[0], ctx.width)).float()
+        of_input = (grad.float() @ torch.addcmul(offset[:, None], t, scale[:, None])).to(ctx.type)
+    if ctx.needs_input_grad[5]:
+        of_bias = grad.reshape(-1, scale.shape[0]).float().sum(dim=0).to(ctx.bias_type)
+    return of_input, None, None, None, None, of_bias, None, None
+
+
+integer_linear.register_autograd(_backward, setup_context=_keep)
 
 
 def _product(p: torch.Tensor, t: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,86 @@
+"""Packed models under torch.compile and torch.export, alone, offloaded, and block by block."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from torch import nn
+
+from qua2sedimo.quantizers import METHODS
+from qua2sedimo.runtime import QuantizedLayer, quantized_module, save_packed, set_activation_bits
+
+from .helpers import mixed, output, pixart
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    model = pixart()
+    out = tmp_path_factory.mktemp("packed") / "out"
+    save_packed(model, None, mixed(model), out)
+    return out
+
+
+@pytest.fixture
+def loaded(folder) -> Iterator[nn.Module]:
+    torch.compiler.reset()
+    yield type(pixart()).from_pretrained(folder, torch_dtype=torch.float32)
+    torch.compiler.reset()
+
+
+def test_the_compiled_model_decodes_with_the_kernel(loaded) -> None:
+    expected, graphs = output(loaded), []
+
+    def backend(graph, _):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph
+
+    loaded.compile(backend=backend, fullgraph=True)
+    torch.testing.assert_close(output(loaded), expected)
+    assert len(graphs) == 1
+    layers = sum(isinstance(m, QuantizedLayer) for m in loaded.modules())
+    assert sum("qua2sedimo.decode" in target for target in graphs[0]) >= layers - 1
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_one_program_is_compiled_and_used_again(loaded, backend: str) -> None:
+    expected = output(loaded)
+    loaded.compile(fullgraph=True, backend=backend)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(2):
+            torch.testing.assert_close(output(loaded), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("act_bits", [None, 8])
+def test_repeated_blocks_compile_alone(loaded, monkeypatch, act_bits: int | None) -> None:
+    expected = output(set_activation_bits(loaded, act_bits))
+    monkeypatch.setattr(type(loaded), "_repeated_blocks", ["BasicTransformerBlock"])
+    loaded.compile_repeated_blocks(fullgraph=True, backend="eager")
+    torch.testing.assert_close(output(loaded), expected)
+
+
+@pytest.mark.parametrize("kind", ["groups", "layers"])
+def test_an_offloaded_model_compiles(loaded, kind: str) -> None:
+    expected, cpu = output(loaded), torch.device("cpu")
+    if kind == "groups":
+        loaded.enable_group_offload(cpu, cpu, offload_type="leaf_level")
+    else:
+        cpu_offload(loaded, execution_device=cpu, offload_buffers=True)
+    with torch._dynamo.config.patch(cache_size_limit=1000):
+        loaded.compile(backend="eager")
+        for _ in range(2):
+            torch.testing.assert_close(output(loaded), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_exported_programs_decode_too(method: str) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(6, 8, 3)
+    values = [
+        (span, METHODS[method].quantize(plain.weight.detach()[:, slice(*span)], [3])[0]) for span in ((0, 4), (4, 6))
+    ]
+    layer, x = quantized_module(plain, values), torch.randn(1, 6, 5, 5)
+    torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))
+    value = values[0][1]
+    levels = METHODS[method].levels(value.parameters, 3)
+    torch.library.opcheck(torch.ops.qua2sedimo.decode.default, (value.codes, levels, 3, list(value.shape)))
