@@ -8,7 +8,8 @@ A denoiser of PixArt-XL's size with random weights, packed at about 3.4 bits wit
 2. The file and the resident weights beside the accounting; seconds and peak memory of loading beside the bf16
    checkpoint, from disk and from the system's cache.
 3. One guided forward at 512 px (2 × 1,024 tokens): bf16 and fp32, packed computing in each, and each of these with
-   8-bit activations, in integers and simulated.
+   8-bit activations, in integers where the layer is UAQ, in integers everywhere, and simulated. The same of a model
+   packed as UAQ of 4 bits throughout, whose Linear layers all multiply integers.
 
 ``--quick`` takes 4 blocks instead of 28, ``--only`` one of the three. Figures are kept in
 benchmarks/results/runtime.json as they come, and a run that was stopped goes on there; ``--again`` measures anew. Every
@@ -38,7 +39,7 @@ from diffusers import PixArtTransformer2DModel
 
 from kept import Kept
 from qua2sedimo.quantizers import METHODS, QuantizedWeight, packed_bytes, packed_length
-from qua2sedimo.runtime import QuantizedLayer, save_packed, set_activation_bits
+from qua2sedimo.runtime import save_packed, set_activation_bits
 from qua2sedimo.runtime.table import layer_modules
 
 LOADS, FORWARD_TURNS = 3, 2
@@ -71,10 +72,12 @@ def random_value(method: str, bits: int, shape: tuple[int, ...], chance: torch.G
     return QuantizedWeight(method, bits, shape, torch.bfloat16, codes, parameters)
 
 
-def mixed(shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, QuantizedWeight]]:
+def mixed(
+    shapes: dict[str, tuple[int, ...]], mix: tuple[tuple[str, int], ...] = MIX
+) -> Iterator[tuple[str, QuantizedWeight]]:
     """All layers, methods and widths in turn; small layers as UAQ of 6 bits."""
     chance = torch.Generator().manual_seed(0)
-    turns = itertools.cycle(MIX)
+    turns = itertools.cycle(mix)
     for name, shape in shapes.items():
         option = next(turns) if math.prod(shape) > 1_000_000 else ("uaq", 6)
         yield name, random_value(*option, shape, chance)
@@ -108,7 +111,7 @@ def decoding() -> list[dict[str, Any]]:
 
 
 def write(folder: Path, blocks: int) -> dict[str, Any]:
-    """The bf16 checkpoint and the packed one; sizes by the accounting."""
+    """The bf16 checkpoint, the packed one and one of UAQ only; sizes of the packed one by the accounting."""
     torch.manual_seed(0)
     model = pixart(blocks).to_empty(device="cpu").to(torch.bfloat16)
     with torch.no_grad():
@@ -120,6 +123,7 @@ def write(folder: Path, blocks: int) -> dict[str, Any]:
     shapes = {name: tuple(module.weight.shape) for name, module in layer_modules(model).items()}
     values = dict(mixed(shapes))
     size = save_packed(model, None, values, folder / "packed")
+    save_packed(model, None, mixed(shapes, (("uaq", 4),)), folder / "uaq")
     counted = sum(packed_bytes(value.method, value.shape, value.bits) for value in values.values())
     others = 2 * sum(p.numel() for p in model.parameters()) - 2 * sum(map(math.prod, shapes.values()))
     return {
@@ -181,9 +185,11 @@ def forward(folder: Path, dtype: torch.dtype, act_bits: int | None, integer: boo
         "encoder_hidden_states": torch.randn(2, 120, 4096, dtype=dtype),
         "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
     }
-    for layer in model.modules():  # kernels are compiled before anything is timed
-        if isinstance(layer, QuantizedLayer):
-            _ = layer.weight
+    few = {
+        "hidden_states": call["hidden_states"][..., :8, :8],
+        "encoder_hidden_states": torch.randn(2, 4, 4096, dtype=dtype),
+    }
+    model(**{**call, **few})  # kernels are compiled, and mapped weights read, before anything is timed
     began, computing = time.perf_counter(), time.process_time()
     model(**call)
     return {"seconds": time.perf_counter() - began, "processor": time.process_time() - computing}
@@ -200,6 +206,10 @@ FORWARDS: tuple[tuple[str, str, torch.dtype, int | None, bool | None], ...] = (
     ("packed, fp32, 8-bit activations, K-Means in integers too", "packed", torch.float32, 8, True),
     ("packed, bf16, 8-bit activations simulated", "packed", torch.bfloat16, 8, False),
     ("packed, fp32, 8-bit activations simulated", "packed", torch.float32, 8, False),
+    ("uaq-4, computing in bf16", "uaq", torch.bfloat16, None, None),
+    ("uaq-4, computing in fp32", "uaq", torch.float32, None, None),
+    ("uaq-4, bf16, 8-bit activations", "uaq", torch.bfloat16, 8, None),
+    ("uaq-4, fp32, 8-bit activations", "uaq", torch.float32, 8, None),
 )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoModel, DiffusionPipeline, DiTTransformer2DModel
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.runtime import QuantizedLayer, save_packed
@@ -126,6 +127,14 @@ def test_a_cache_folder_is_read_through_its_links(snapshot: Path, folders: dict[
     assert any(isinstance(module, QuantizedLayer) for module in loaded.modules())
     plain = DiTTransformer2DModel.from_pretrained(folders["someone/model"], subfolder="transformer")
     assert torch.equal(output(loaded), output(plain))
+
+
+def test_a_model_that_diffusers_saved_again_has_one_file_and_no_index(snapshot: Path, tmp_path: Path) -> None:
+    loaded = load(snapshot)
+    loaded.save_pretrained(tmp_path / "again" / "transformer")
+    again = cached(tmp_path / "again", "someone/model", tmp_path / "second")
+    assert [file.name for file in (again / "transformer").glob("*.safetensors*")] == [SAFETENSORS_WEIGHTS_NAME]
+    assert torch.equal(output(load(again)), output(loaded))
 
 
 def test_every_shard_of_a_model_by_name_is_compared_with_its_checksums(snapshot: Path) -> None:

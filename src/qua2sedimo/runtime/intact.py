@@ -34,7 +34,7 @@ def check_config(cls: type[Any], config: Mapping[str, Any], wanted: str) -> None
         raise Qua2SeDiMoError(
             f"config.json does not make the {cls.__name__} that was exported: an entry was altered, or an absent one "
             f"has another default in diffusers {diffusers.__version__}",
-            "Load it with the diffusers version in its qua2sedimo.json, or download it or export it again.",
+            "Load it with the diffusers version that its config.json names, or download it or export it again.",
         )
 
 

@@ -94,7 +94,7 @@ class LayerTable:
             raise Qua2SeDiMoError(
                 f"the checkpoint describes {len(self.layers)} weight layers and parts, the model its config.json makes "
                 f"has {expected}, or names them otherwise",
-                "Load it with the diffusers version in its qua2sedimo.json, or export it again.",
+                "Load it with the diffusers version that its config.json names, or export it again.",
             )
         stored: dict[str, tuple[Part, ...]] = {}
         same: set[int] = set()
