@@ -158,9 +158,9 @@ class _Attention:
         self.depth += 1
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.depth -= 1
-        if self.depth == 0:
+        if self.depth == 1:
             self.mode.__exit__(None, None, None)
+        self.depth = max(0, self.depth - 1)  # called after an error too, even one in a hook before ours
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
