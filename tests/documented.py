@@ -142,9 +142,14 @@ def quick_arguments(text: str) -> str:
 _FEW_IMAGES = {"init": "2", "run": "2", "report": "8", "frontier": "2", "evaluate": "2"}
 
 
-def with_few_steps(words: list[str]) -> list[str]:
-    """The command as given, with what a page leaves out: few images; for a new study a prompt and few steps."""
+def with_few_steps(words: list[str], model: str = "") -> list[str]:
+    """The command as given, with what a page leaves out: few images; for a new study a prompt and few steps.
+
+    To evaluate an export of ``model``, a folder where pages have a shipped one, it has to be told where that is.
+    """
     few = ["--images", _FEW_IMAGES[words[0]]] if words[0] in _FEW_IMAGES and "--images" not in words else []
+    if words[0] == "evaluate" and model and "--base" not in words:
+        few += ["--base", model]
     if words[0] not in ("init", "run"):
         return [*words, *few]
     added = few if "--prompt" in words else [*few, "--prompt", "red hair"]

@@ -284,7 +284,7 @@ def test_every_command_of_tables_and_sentences_runs(
         words += [] if "--choice" in words else ["--choice", "NAME"]
     made = quick([name, *words], places)
     patch.chdir(tmp_path)
-    must(with_few_steps(made), patch, code.place)
+    must(with_few_steps(made, places["MODEL"]), patch, code.place)
 
 
 RUNNABLE = [p for p in PAGES if any(b.page == p and b.language in ("bash", "sh", "python") for b in BLOCKS)]
@@ -321,7 +321,7 @@ def run_shell(block: Block, places: dict[str, str], patch: pytest.MonkeyPatch) -
         assert words[0] == "qua2sedimo", f"{block.place}: '{words[0]}' cannot be run here: say why above the block"
         if made[0] == "export" and Path(made[2]).exists():
             shutil.rmtree(made[2])
-        must(with_few_steps(made), patch, block.place)
+        must(with_few_steps(made, places["MODEL"]), patch, block.place)
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=lambda block: block.place)
