@@ -381,6 +381,7 @@ def test_the_stages_one_by_one_end_in_pictures_of_the_packed_model(  # type: ign
     assert config["quantization_config"]["act_bits"] == 8
     measured = run("evaluate", out, "--images", 2)
     assert measured.status == 0 and "psnr: " in measured.out, measured.err
+    assert json.loads((out / "evaluation.json").read_text())["metrics"]["psnr"]["images"] == 2
     painted = run("generate", out, "--prompt", 3, "--count", 2, "--to", tmp_path / "pictures")
     assert painted.status == 0, painted.err
     pictures = sorted((tmp_path / "pictures").iterdir())
