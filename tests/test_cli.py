@@ -382,6 +382,7 @@ def test_the_stages_one_by_one_end_in_pictures_of_the_packed_model(  # type: ign
     assert "came from a folder 'small' and does not say where it is" in run("evaluate", out, "--images", 2).err
     measured = run("evaluate", out, "--images", 2, "--base", model)
     assert measured.status == 0 and "psnr: " in measured.out, measured.err
+    assert json.loads((out / "evaluation.json").read_text())["metrics"]["psnr"]["images"] == 2
     painted = run("generate", out, "--prompt", 3, "--count", 2, "--to", tmp_path / "pictures")
     assert painted.status == 0, painted.err
     pictures = sorted((tmp_path / "pictures").iterdir())
@@ -439,7 +440,7 @@ def test_one_command_goes_from_a_pipeline_to_a_report(run, model: Path, tmp_path
     assert run("report", folder, "--bits", 4.5, "--images", 8).status == 0
     drawn = run("figures", folder, "--format", "svg")
     assert drawn.status == 0 and "yet" not in drawn.out, drawn.err
-    assert len(list((folder / "figures").glob("*.svg"))) == 8
+    assert len(list((folder / "figures").glob("*.svg"))) == 9 and (folder / "figures" / "pictures.svg").is_file()
     told = run("card", folder / "packed-4.5", "--license", "mit", "--base", "owner/base")
     assert told.status == 0 and "unknown" not in told.out and "No quality" not in told.out, told.err
     text = (folder / "packed-4.5" / "README.md").read_text()
@@ -454,7 +455,7 @@ def test_figures_say_what_a_study_lacks_and_refuse_what_cannot_be_drawn(  # type
     assert "nothing to draw" in refused("figures", study)
     Study(study).measure(3)
     drawn = run("figures", study, tmp_path / "out", "--format", "png")
-    assert drawn.status == 0 and f"uniform quantization beside ours yet: qua2sedimo report {study}" in drawn.out
+    assert drawn.status == 0 and f"the pictures of both yet: qua2sedimo report {study}" in drawn.out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["captions.md", "quality-against-bits.png"]
     assert "figure format 'gif'" in refused("figures", study, "--format", "gif")
     assert "is the study itself" in refused("figures", study, "--compare", study)

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,57 @@ def test_on_a_phone_and_on_paper_the_page_is_no_wider_than_it_should_be(browser:
     assert page.evaluate(beyond) == 0 and complaints == []
     assert page.locator("#figure-sensitivity-map").is_visible() and page.locator("#figure-chosen-options").is_visible()
     page.context.close()
+
+
+def on_paper(page: Any) -> None:
+    """As a browser does that prints: tell the page, then lay it out as wide as A4 is between the margins."""
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 688, "height": 1000})
+
+
+def test_on_paper_is_nothing_that_needs_a_screen_and_everything_that_was_folded_away(browser: Any, file: Path) -> None:
+    page, complaints = opened(browser, file, color_scheme="dark")
+    page.locator("#grid-view").get_by_role("button", name="Differences").click()
+    on_paper(page)
+    for place in ("nav", "input", "select", ".segments", ".tools", "#viewer", "#downloads", ".vega-embed summary"):
+        assert not any(one.is_visible() for one in page.locator(place).all()), place
+    said = page.locator("main").inner_text()
+    assert not re.search("drag|click|point at|arcs", said, re.I)
+    assert "Likeness to the full-precision picture" in said and "model: avatars-pixart" in said
+    look = "([place, property]) => getComputedStyle(document.querySelector(place))[property]"
+    assert page.evaluate(look, ["body", "backgroundColor"]) == "rgb(255, 255, 255)"
+    assert page.evaluate(look, ["#grid .difference", "filter"]) == "none"
+    assert complaints == []
+    page.context.close()
+
+
+def test_charts_are_drawn_for_paper_and_again_for_the_screen(browser: Any, file: Path) -> None:
+    page, complaints = opened(browser, file)
+    drawn = "[...document.querySelectorAll('[data-chart] svg.marks')].map((svg) => svg.viewBox.baseVal.width)"
+    seen = "[...document.querySelectorAll('[data-chart] svg.marks')].map((svg) => svg.getBoundingClientRect())"
+    screen = page.evaluate(drawn)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    paper = page.evaluate(drawn)
+    assert len(paper) == CHARTS and all(340 < width <= 900 for width in paper) and max(screen) > 1000
+    on_paper(page)
+    for box in page.evaluate(seen):
+        assert box["width"] > 250 and box["right"] < 688, "cut off at the right, or not drawn"
+    page.emulate_media(media="screen")
+    page.set_viewport_size({"width": 1200, "height": 800})
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(drawn) == screen and complaints == []
+    page.context.close()
+
+
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="pdftotext is not installed")
+def test_the_printed_layer_table_has_its_head_on_every_sheet(page: Any, data: ReportData, tmp_path: Path) -> None:
+    page.pdf(path=tmp_path / "report.pdf", width="210mm", height="150mm")
+    command = ["pdftotext", "-layout", tmp_path / "report.pdf", "-"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    sheets = [sheet for sheet in text.split("\f") if re.search(r"transformer_blocks\.\d\.", sheet)]
+    assert len(sheets) > 1 and all(re.search(r"operation +block +option", sheet) for sheet in sheets)
+    assert all(choice.option in text for choice in data.choices) and "What was chosen" in text
 
 
 def test_without_scripts_tables_and_pictures_are_there(browser: Any, file: Path, data: ReportData) -> None:

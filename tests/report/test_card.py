@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import huggingface_hub
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from tests.conftest import small_pipeline, small_settings
 
 from qua2sedimo import Study
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.evaluation import Estimate, Generation
+from qua2sedimo.evaluation.exported import FILE, evaluate_export, read_evaluation
 from qua2sedimo.options import Option
 from qua2sedimo.report.assemble_card import card_data
 from qua2sedimo.report.base_model import BaseModel, base_model
-from qua2sedimo.report.card import CardData, CardPicture, OperationOptions, fenced, render_card, write_card
+from qua2sedimo.report.card import OWN, CardData, CardPicture, OperationOptions, fenced, render_card, write_card
 
 from .synthetic import synthetic_data
 
@@ -99,6 +102,50 @@ def test_the_table_has_intervals_and_marks_the_export() -> None:
     assert "| full precision | 16.00 | 13.8 MB | same | same | 96.4 (95.0 to 97.6) |" in text
     assert "3.4912" in text and "(4.6 times smaller)" in text and "rounded to 8 bits" in text
     assert "| SA-Q | 3 | 3.73 | 1.40 kB | 1 | 2 |" in text
+
+
+def test_what_was_measured_on_the_export_comes_before_the_study() -> None:
+    measured = [synthetic_data(blocks=1).table[0], dataclasses.replace(synthetic_data(blocks=1).table[1], name=OWN)]
+    infos = synthetic_data(blocks=1).metric_infos[:1]
+    both = synthetic_card(measured=measured, measured_infos=infos, measured_how=f"Measured here: {EVIL}")
+    text = render_card(both)
+    own, study = text.index("| **this export** | 4.13 |"), text.index("| **ours, 3.5 bits** |")
+    assert text.index("Measured here") < own < text.index("cannot be mixed") < study
+    alone = render_card(dataclasses.replace(both, rows=[], own_row=""))
+    assert "**this export**" in alone and "cannot be mixed" not in alone and "Not measured where" not in alone
+    assert not re.search(r"(?<!\\)<script", text)
+
+
+def test_an_evaluation_is_kept_in_the_export_and_told_by_its_card(study: Study, tmp_path: Path) -> None:
+    out = tmp_path / "packed"
+    study.save_configuration(study.space.uniform(Option.parse("kmeans_a-4")), out, {"inputs": [1, 2]})
+    generation = Generation([1, 2], study.settings.arguments, 5)
+    model = study.settings.model
+    found = evaluate_export(out, model, generation, ["psnr"], 3, lambda *_: None)
+    found.keep(out)
+    found.model_copy(update={"metrics": {"ssim": Estimate(0.5, 0.4, 0.6, 9)}, "full": {}}).keep(out)
+    kept = read_evaluation(out)
+    assert kept is not None and kept.metrics == {**found.metrics, "ssim": Estimate(0.5, 0.4, 0.6, 9)}
+    text = render_card(card_data(out))
+    value = found.metrics["psnr"]
+    assert value.images == 3 and "over 3, 9 images" in text and "2 inputs, seed 5" in text
+    assert "| **this export** | " in text and f"{value.value:.1f}" in text and "| full precision | 16.00 |" in text
+    found.model_copy(update={"seed": 6}).keep(out)  # measured in another way: not mixed
+    assert (again := read_evaluation(out)) is not None and again.metrics == found.metrics
+    loaded = diffusers.DiffusionPipeline.from_pretrained(out)  # the file inside does not disturb
+    assert type(loaded).__name__ == type(study.pipeline).__name__
+    kept_file = (out / FILE).read_text()
+    study.save_configuration(study.space.uniform(Option.parse("kmeans_a-3")), out, {})
+    assert read_evaluation(out) is None  # exported again
+    (out / FILE).write_text(kept_file)
+    with pytest.raises(Qua2SeDiMoError, match="measured on other files"):
+        card_data(out)
+    (out / FILE).write_text('{"format": 1}')
+    with pytest.raises(Qua2SeDiMoError, match="is damaged"):
+        card_data(out)
+    (out / FILE).write_text('{"format": 2}')
+    with pytest.raises(Qua2SeDiMoError, match="format 2 is not 1"):
+        card_data(out)
 
 
 def test_no_text_of_a_study_is_markup() -> None:

@@ -126,5 +126,7 @@ def card(
         console.print("The base model's licence is unknown: name it with --license.")
     if not data.base.hub:
         console.print("The base model's name on the hub is unknown: name it with --base OWNER/NAME, if it has one.")
-    if not data.rows:
-        console.print("No quality is told: it comes from a study that has a report; see --study.")
+    if data.measured and data.rows:
+        console.print("Quality is what evaluate measured on this export; the study's comparison is told after it.")
+    if not data.rows and not data.measured:
+        console.print("No quality is told: measure it with evaluate, or name a study that has a report with --study.")

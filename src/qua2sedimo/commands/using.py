@@ -65,13 +65,13 @@ def evaluate(
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Measure an exported model against the pictures of the model it came from, on the same noise."""
-    from qua2sedimo import zoo
-    from qua2sedimo.denoisers import load_pipeline
-    from qua2sedimo.evaluation import Generation, Generator
+    """Measure an exported model against the pictures of the model it came from, on the same noise.
+
+    The result is kept in OUT/evaluation.json, for the model card.
+    """
+    from qua2sedimo.evaluation import Generation
     from qua2sedimo.evaluation import metrics as known
-    from qua2sedimo.evaluation.compare import Comparison, References
-    from qua2sedimo.evaluation.generate import check_arguments, check_inputs
+    from qua2sedimo.evaluation.exported import evaluate_export
     from qua2sedimo.files import read_json
     from qua2sedimo.terminal import console, progress
 
@@ -85,30 +85,15 @@ def evaluate(
     given: list[str | int] = [int(p) if p.isdecimal() else p for p in prompt or ()]
     called = {**extra.get("arguments", {}), **pipeline_arguments(arguments)}
     generation = Generation(given or extra.get("inputs", []), called, seed)
-    made = []
     with progress() as report:
-        for source, what in ((model, "full precision"), (str(folder), "exported model")):
-            pipeline = load_pipeline(source)
-            check_arguments(pipeline, called)
-            check_inputs(pipeline, generation.inputs)
-            count = 2 * images if source is model and any(known.metric(n).kind == "set" for n in names) else images
-            made.append(
-                Generator(pipeline, generation)(0, count, lambda done, n=count, w=what: report(done, n, w))  # type: ignore[misc]
-            )
-    full, own = made
-    real = zoo.reference_images(model) if model in zoo.ENTRIES else None
-    score = zoo.input_score(model) if model in zoo.ENTRIES else None
-    references = References(full[:images], full[images:], real)
-    inputs = [i for i in map(generation.input, range(images)) if i is not None]
-    found = Comparison(references, inputs, names, score)(own)
+        found = evaluate_export(folder, model, generation, names, images, report)
     for name in names:
-        if name not in found:
-            raise Qua2SeDiMoError(f"metric '{name}' needs what '{model}' does not come with", "Choose another metric.")
-        entry, estimate = known.metric(name), found[name]
+        entry, estimate = known.metric(name), found.metrics[name]
         console.print(
             f"{name}: {estimate.value:.4g} {entry.unit} (95 %: {estimate.low:.4g} to {estimate.high:.4g}), "
             f"{'higher' if entry.higher_is_better else 'lower'} is better"
         )
+    found.keep(folder)
 
 
 def _base_of(folder: Path, stated: str) -> str:

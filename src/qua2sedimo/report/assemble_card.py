@@ -9,9 +9,12 @@ from pathlib import Path
 from qua2sedimo.choices import Choice
 from qua2sedimo.comparison import Row, kept_rows
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.evaluation.exported import read_evaluation
+from qua2sedimo.evaluation.metrics import metric
 from qua2sedimo.report.assemble import choices_kept, report_data
 from qua2sedimo.report.base_model import base_model, place_of_base
-from qua2sedimo.report.card import CardData, CardPicture, OperationOptions
+from qua2sedimo.report.card import OWN, CardData, CardPicture, OperationOptions
+from qua2sedimo.report.data import MetricInfo, MetricValue, TableRow
 from qua2sedimo.report.packed_model import PackedModel, PackedUnit, loading_code, read_packed
 from qua2sedimo.study import Study
 
@@ -24,8 +27,9 @@ def card_data(
     """What the card of the export ``out`` tells.
 
     Quality and pictures are those of ``study``; unless told, of the study in whose folder ``out`` lies, if there is
-    one that made it. ``base`` and ``licence`` take the place of what is found; ``repo`` is the hub's name of the
-    export. Raises :class:`Qua2SeDiMoError` if ``out`` is no export, or not one of ``study``.
+    one that made it; what ``evaluate`` measured on the export itself is told before them. ``base`` and ``licence``
+    take the place of what is found; ``repo`` is the hub's name of the export. Raises :class:`Qua2SeDiMoError` if
+    ``out`` is no export, or not one of ``study``, or was altered since it was evaluated.
     """
     model = read_packed(out)
     extra, info = model.extra, model.info
@@ -48,7 +52,27 @@ def card_data(
         task=model.task,
         provenance={**made, **extra.get("versions", {}), "diffusers": info["diffusers"]},
     )
-    return _with_study(data, model, study)
+    return _with_study(_with_evaluation(data, out), model, study)
+
+
+def _with_evaluation(data: CardData, out: Path) -> CardData:
+    """With what ``evaluate`` kept in the export, if it did."""
+    found = read_evaluation(out)
+    if found is None:
+        return data
+    infos = [MetricInfo(m.name, m.title, m.unit, m.higher_is_better, m.explanation) for m in map(metric, found.metrics)]
+    full, own = (
+        {name: MetricValue(e.value, e.low, e.high, e.images) for name, e in values.items()}
+        for values in (found.full, found.metrics)
+    )
+    rows = [
+        TableRow("full precision", "full", 16.0, 2 * data.weights, full),
+        TableRow(OWN, "ours", data.average_bits, data.quantized_bytes, own),
+    ]
+    called = ", ".join(["seed " + str(found.seed), *(f"{name} {value}" for name, value in found.arguments.items())])
+    inputs = f"{len(found.inputs)} input{'s'[: len(found.inputs) != 1]}, " if found.inputs else ""
+    how = f"Measured on this export itself, against full precision on the same noise: {inputs}{called}."
+    return replace(data, measured=rows, measured_infos=infos, measured_how=how)
 
 
 def _operations(units: list[PackedUnit]) -> list[OperationOptions]:

@@ -37,8 +37,11 @@ def kept_data(study: Study, bits: float | None = None) -> Kept:
         missing.append(("sensitivity and the predictor's quality", f"fit {study.folder}"))
     if choice is None:
         missing.append(("what was chosen", f"choose {study.folder}{asked}"))
-    if not rows:
-        missing.append(("uniform quantization beside ours", f"report {study.folder}{asked}"))
+    if len(rows) < 2:
+        missing.append(("uniform quantization beside ours, and the pictures of both", f"report {study.folder}{asked}"))
+    elif choice is not None and not any(row.kind == "ours" for row in rows):
+        budget = f" --bits {choice.bits_asked:g}"
+        missing.append(("the pictures of what was chosen", f"report {study.folder}{budget}"))
     return Kept(report_data(study, choice, rows, fitted), choice, missing)
 
 

@@ -12,8 +12,8 @@ from qua2sedimo.report.costs import in_order
 from qua2sedimo.report.data import LayerChoice
 from qua2sedimo.report.style import finish, is_dark, option_shade, short_option
 
-#: Of the legend: the names of options are short.
-_COLUMNS = alt.ExprRef("width < 270 ? 2 : width < 430 ? 3 : 0")
+#: Of the legend: the names of options are short; a sheet of paper has room for seven.
+_COLUMNS = alt.ExprRef("width < 270 ? 2 : width < 430 ? 3 : min(7, floor(width / 100))")
 
 
 def options_by_operation(choices: Sequence[LayerChoice], width: Any = 720) -> Any:

@@ -20,6 +20,8 @@ from qua2sedimo.report.captions import escaped
 from qua2sedimo.report.data import MetricInfo, TableRow
 from qua2sedimo.report.text import count_text, digits_for, interval, number, size_text
 
+#: What the export is called where it was measured itself.
+OWN = "this export"
 _TINY, _MOST = 128, 512  # pixels a picture of the card has at least and at most
 
 
@@ -47,7 +49,8 @@ class CardData:
     """What a model card tells. What is unknown is empty, and left out or called unknown.
 
     ``pipeline``: class name; ``code``: Python that loads and calls the model; ``other_bytes``: tensors of the denoiser
-    that are not quantized; ``rows``: the comparison, ``own_row`` the name of the export's row;
+    that are not quantized; ``rows``: the study's comparison, ``own_row`` the name of the export's row; ``measured``:
+    full precision and the export (:data:`OWN`), as ``measured_how`` says, which is the closer one;
     ``provenance`` and ``commands``: how it was made.
     """
 
@@ -66,6 +69,9 @@ class CardData:
     own_row: str = ""
     rows: list[TableRow] = field(default_factory=list)
     metric_infos: list[MetricInfo] = field(default_factory=list)
+    measured: list[TableRow] = field(default_factory=list)
+    measured_infos: list[MetricInfo] = field(default_factory=list)
+    measured_how: str = ""
     pictures: list[CardPicture] = field(default_factory=list)
     provenance: dict[str, str] = field(default_factory=dict)
     commands: list[str] = field(default_factory=list)
@@ -91,9 +97,8 @@ def render_card(data: CardData) -> str:
     text = _template().render(
         data=data,
         sizes=_sizes(data),
-        metrics=_metrics(data),
+        tables=_tables(data),
         options=sorted({option for row in data.operations for option in row.options}),
-        images=sorted({v.images for row in data.rows for v in row.metrics.values()}),
         size_text=size_text,
         count_text=count_text,
     )
@@ -149,21 +154,32 @@ def _sizes(data: CardData) -> list[tuple[str, str]]:
     return rows + ([("activations", f"rounded to {data.act_bits} bits when the model runs")] if data.act_bits else [])
 
 
-def _metrics(data: CardData) -> dict[str, Any]:
-    """The comparison as cells of text: a head, and a row for each model."""
-    infos = [info for info in data.metric_infos if any(info.name in row.metrics for row in data.rows)]
+def _tables(data: CardData) -> list[dict[str, Any]]:
+    """What is told of quality, the closest first: measured on the export itself, then the study's comparison."""
+    found = []
+    if data.measured:
+        found.append({"how": data.measured_how, **_metrics(data.measured, data.measured_infos, OWN)})
+    if data.rows:
+        found.append({"how": "", **_metrics(data.rows, data.metric_infos, data.own_row)})
+    return found
+
+
+def _metrics(shown: list[TableRow], known: list[MetricInfo], own: str) -> dict[str, Any]:
+    """A comparison as cells of text: a head, and a row for each model; and what its metrics and images were."""
+    infos = [info for info in known if any(info.name in row.metrics for row in shown)]
     arrows = {True: "↑", False: "↓"}
     units = [f" ({info.unit})" if info.unit else "" for info in infos]
     head = ["weights", "bits", "size"]
     head += [f"{escaped(info.title + unit)} {arrows[info.higher_is_better]}" for info, unit in zip(infos, units)]
-    measured = {info.name: [row.metrics[info.name] for row in data.rows if info.name in row.metrics] for info in infos}
+    measured = {info.name: [row.metrics[info.name] for row in shown if info.name in row.metrics] for info in infos}
     digits = {name: digits_for(values) for name, values in measured.items()}
     rows = []
-    for row in data.rows:
+    for row in shown:
         cells = [_cell(row, info, digits[info.name]) for info in infos]
-        name = f"**{escaped(row.name)}**" if row.name == data.own_row else escaped(row.name)
+        name = f"**{escaped(row.name)}**" if row.name == own else escaped(row.name)
         rows.append([name, f"{row.bits:.2f}", size_text(row.nbytes), *cells])
-    return {"head": head, "rows": rows, "infos": infos}
+    images = sorted({value.images for row in shown for value in row.metrics.values()})
+    return {"head": head, "rows": rows, "infos": infos, "images": images}
 
 
 def _cell(row: TableRow, info: MetricInfo, digits: int) -> str:

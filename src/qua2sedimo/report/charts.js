@@ -38,7 +38,13 @@
   let hurry = false, drawn = 0;
   const later = globalThis.requestIdleCallback ?? setTimeout;
   const idle = () => new Promise((resume) => (hurry ? setTimeout(resume) : later(resume, { timeout: 400 })));
-  addEventListener("beforeprint", () => { hurry = true; });
+  // On paper charts have another width. They are drawn before the browser lays out the sheets, as soon as this returns.
+  function fitTo(paper) {
+    root.classList.toggle("printing", paper);
+    dispatchEvent(new Event("resize"));
+  }
+  addEventListener("beforeprint", () => { hurry = true; fitTo(true); });
+  addEventListener("afterprint", () => fitTo(false));
   await new Promise((resume) => {
     const watch = new IntersectionObserver((entries) => {
       for (const { target, isIntersecting } of entries) near[isIntersecting ? "add" : "delete"](target);

@@ -14,6 +14,7 @@ from qua2sedimo.report.bars import options_by_operation
 from qua2sedimo.report.costs import layer_costs
 from qua2sedimo.report.data import MeasuredPoint, ReportData
 from qua2sedimo.report.labels import LIMIT, PLACES, label_places
+from qua2sedimo.report.picture_grid import FEW, MOST, numbered, picture_grid
 from qua2sedimo.report.style import (
     GREEN,
     GREY,
@@ -46,7 +47,22 @@ class Figure:
 
 def all_figures(data: ReportData, width: Width = 720) -> list[Figure]:
     """Every figure for which the report has data, in the order they are read."""
-    return quality_figures(data, width) + sensitivity_figures(data, width) + predictor_figures(data, width)
+    pictures = picture_figures(data, width if isinstance(width, int) else 720)
+    return pictures + quality_figures(data, width) + sensitivity_figures(data, width) + predictor_figures(data, width)
+
+
+def picture_figures(data: ReportData, width: int = 720) -> list[Figure]:
+    """The same pictures by each model, if there are at least two."""
+    if len(data.pictures) < 2:
+        return []
+    shown = data.captions[:MOST]
+    first = f"The first {len(shown)} of {len(data.captions)} pictures" if len(data.captions) > MOST else "Pictures"
+    text = (
+        f"{first} by each model. A column has one prompt and one starting noise, only the weights differ: "
+        f"{numbered(shown)}."
+    )
+    chart = picture_grid(data, width)
+    return [Figure("pictures", "The same pictures, by each model", text, chart, half=len(shown) <= FEW)]
 
 
 def quality_figures(data: ReportData, width: Width = 720) -> list[Figure]:

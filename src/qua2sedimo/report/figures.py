@@ -29,6 +29,7 @@ def write_figures(data: ReportData, folder: Path, form: str = "svg", made_by: Se
     column, page = (all_figures(data, drawn_width(points)) for points in (COLUMN, PAGE))
     blocks = len({part.block for part in data.scores or data.choices})
     wide = {figure.name for figure in column if figure.name in _BY_BLOCK and blocks > _BLOCKS}
+    wide |= {figure.name for figure in column if figure.name == "pictures" and not figure.half}
     chosen = [(b, PAGE) if b.name in wide else (a, COLUMN) for a, b in zip(column, page)]
     return _written(chosen, folder, form, captions_of([figure for figure, _ in chosen], [data], made_by))
 

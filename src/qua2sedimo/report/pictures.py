@@ -40,12 +40,17 @@ def picture_cells(rows: Sequence[PictureRow], captions: Sequence[str], limit: in
     ]
 
 
-def _encoded(name: str, image: np.ndarray, side: int) -> tuple[str, bool]:
+def image_of(name: str, image: np.ndarray) -> Image.Image:
+    """A picture that the model ``name`` made. Raises ``Qua2SeDiMoError`` for other than uint8, H×W or H×W×3."""
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
         raise Qua2SeDiMoError(
             f"report picture of '{name}': expected uint8, H×W or H×W×3, got {image.dtype} {image.shape}"
         )
-    picture = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+    return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+
+
+def _encoded(name: str, image: np.ndarray, side: int) -> tuple[str, bool]:
+    picture = image_of(name, image)
     tiny = max(picture.size) <= TINY
     buffer = io.BytesIO()
     if tiny:
