@@ -12,6 +12,8 @@ from qua2sedimo import Study, zoo
 from qua2sedimo.choices import Choice
 from qua2sedimo.denoisers.hub_names import public_name
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.evaluation import Generation
+from qua2sedimo.evaluation.exported import evaluate_export, read_evaluation
 from qua2sedimo.options import Option
 from qua2sedimo.quantizers import METHODS
 from qua2sedimo.report.assemble_card import card_data
@@ -66,6 +68,9 @@ def test_no_file_of_an_export_tells_a_path(base: Path, tmp_path: Path) -> None:
     save_packed(pipe, None, values, out, {"model": "base"})
     secrets = (str(base), "secret place", str(Path.home()), "C:\\Users")
     assert len(files_telling(base, *secrets)) >= 4
+    called = {"num_inference_steps": 1, "output_type": "np"}
+    evaluate_export(out, str(base), Generation(["red hair"], called, 0), ["psnr"], 2, lambda *_: None).keep(out)
+    assert read_evaluation(out) is not None
     assert files_telling(out, *secrets) == []
     again = DiffusionPipeline.from_pretrained(out)
     assert again.tokenizer("red hair").input_ids == pipe.tokenizer("red hair").input_ids

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qua2sedimo import zoo
 from qua2sedimo.denoisers import load_pipeline
+from qua2sedimo.denoisers.hub_names import public_name
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.evaluation.compare import Comparison, References
 from qua2sedimo.evaluation.estimates import Estimate
@@ -110,7 +111,7 @@ def evaluate_export(
             raise Qua2SeDiMoError(f"metric '{name}' needs what '{model}' does not come with", "Choose another metric.")
     return Evaluation(
         export=export_digest(folder),
-        model=model,
+        model=public_name(model),
         inputs=list(generation.inputs),
         arguments=dict(generation.arguments),
         seed=generation.seed,
