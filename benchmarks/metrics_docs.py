@@ -27,8 +27,9 @@ PREAMBLE = """\
 images of every configuration, and the configurations ranked by them. *Enough* is from where on the mean rank
 correlation with the ranks by all images there are stays at {threshold:g} or above. *Cost* is the metric's time over
 that of making the images. Set metrics compare with {few} full-precision images, as while measuring, or {real} real
-ones. The models differ in how many images there are: with fewer, subsets have more of them in common with all.
+ones.{uneven}
 """
+UNEVEN = " The models differ in how many images there are: with fewer, subsets have more of them in common with all."
 ABOUT = (
     "{most:,} images of each configuration, {bits[0]:.2f} to {bits[1]:.2f} average bits, {steps} sampling steps, "
     "guidance {guidance:g}. Over all images, set metrics compare with {references[1]} full-precision ones. A row has "
@@ -66,7 +67,8 @@ def measured_text(content: dict[str, Any]) -> str:
     models = content["models"]
     (first, *_) = models.values()
     few, _, real = first["references"]
-    lines = [PREAMBLE.format(**first, few=few, real=real), *overview(models), ""]
+    uneven = UNEVEN if len({model["most"] for model in models.values()}) > 1 else ""
+    lines = [PREAMBLE.format(**first, few=few, real=real, uneven=uneven), *overview(models), ""]
     lines += ["![Rank correlation against number of images, a panel a metric](figures/metrics-images.svg)", ""]
     for name, model in models.items():
         lines += [f"### {name}", "", ABOUT.format(**model), "", *rows(model), ""]
