@@ -207,6 +207,32 @@ def test_integers_agree_with_the_simulation(bits: int, bias: bool, act_bits: int
 
 
 @needs_integers
+@pytest.mark.parametrize("tokens", [0, 1, 2, 17])
+def test_integers_in_many_parts_are_those_in_one(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(tokens)
+    value = METHODS["uaq"].quantize(torch.randn(33, 70), [4])[0]
+    given = (value.codes, *integer_levels(value), torch.randn(33), 4, 8)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        x = (3 * torch.randn(tokens, 70) + 1).to(dtype)
+        with monkeypatch.context() as patch:
+            patch.setattr("qua2sedimo.runtime.integer_rows.MOST", 1 << 20)
+            whole = integer_linear(x, *given)
+            patch.setattr("qua2sedimo.runtime.integer_rows.MOST", 100)
+            assert torch.equal(integer_linear(x, *given), whole)
+        assert whole.dtype == dtype and whole.shape == (tokens, 33)
+
+
+@needs_integers
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_a_token_that_is_not_finite_spoils_itself_alone(wrong: float) -> None:
+    value = METHODS["uaq"].quantize(torch.randn(5, 40), [4])[0]
+    x = torch.randn(3, 40)
+    x[1, 7] = wrong
+    found = integer_linear(x, value.codes, *integer_levels(value), None, 4, 8)
+    assert torch.isfinite(found[[0, 2]]).all() and not torch.isfinite(found[1]).any()
+
+
+@needs_integers
 def test_the_integer_operation_keeps_the_rules_of_operations() -> None:
     for method in METHODS.values():
         value = method.quantize(torch.randn(8, 64), [4])[0]

@@ -1,11 +1,13 @@
 """Linear layers in integers: 8-bit codes of the input times 8-bit numbers of the weight, summed exactly in 32 bits.
 
-With x̂ = l + Δ·p (codes p of a token) and ŵ = s·t + o (numbers t in −128 to 127, a scale s and an offset o a channel)::
+With x̂ = m + Δ·p (codes p of a token, −128 to 127, its grid's middle m) and ŵ = s·t + o (numbers t of the same range, a
+scale s and an offset o a channel)::
 
-    Σ x̂·ŵ = Δ·s·Σ p·t + (Σ x̂)·o + l·s·Σ t
+    Σ x̂·ŵ = Δ·s·Σ p·t + (Σ x̂)·o + m·s·Σ t
 
-The first term is a product of an unsigned and a signed 8-bit matrix, for which oneDNN has kernels; the others are
-products of a number of the token and one of the channel. UAQ levels are of this form: ŵ = s·(q − z) with t = q − h, h =
+The first term is a product of 8-bit matrices, for which oneDNN has kernels; the others are products of a number of the
+token and one of the channel. What is before and after the product passes over memory once:
+:mod:`qua2sedimo.runtime.integer_rows`. UAQ levels are of this form: ŵ = s·(q − z) with t = q − h, h =
 2^(b−1), and o = s·(h − z). K-Means levels are not, and are rounded to an even grid between the least and the greatest.
 """
 
@@ -17,10 +19,12 @@ from typing import Any
 import torch
 
 from qua2sedimo.quantizers import METHODS, QuantizedWeight, decode
+from qua2sedimo.runtime.integer_rows import parts, rounded_rows, scaled_rows
 
 #: Up to this width rounding K-Means levels to 7 bits adds less than 2 % to the squared error (3 bits: 0.3 %).
 MOST_CODEBOOK_BITS = 4
-_LENGTH = 64  # of the products that are tried: longer than any step in which a kernel sums in 16 bits
+#: Of the products that are tried: longer than any step in which a kernel sums in 16 bits.
+_ROWS, _LENGTH = 16, 1152
 
 
 @cache
@@ -29,13 +33,17 @@ def multiplies_exactly(bits: int) -> bool:
 
     Processors without VNNI add pairs of products in 16 bits, which overflows from 8-bit weights on.
     """
+    half, chance = 2 ** (bits - 1), torch.Generator().manual_seed(0)
+    codes, weights = (
+        torch.randint(-most, most, (_ROWS, _LENGTH), generator=chance).to(torch.int8) for most in (128, half)
+    )
+    for extreme, most in ((codes, 128), (weights, half)):
+        extreme[0], extreme[1] = -most, most - 1
     try:
-        codes = torch.full((2, _LENGTH), 255, dtype=torch.uint8)
-        weights = torch.tensor([[-(2 ** (bits - 1))], [2 ** (bits - 1) - 1]], dtype=torch.int8).repeat(1, _LENGTH)
-        found = _product(codes, weights, torch.ones(2))
+        found = torch._int_mm(codes, weights.T)
     except (RuntimeError, AttributeError, NotImplementedError, TypeError):
         return False  # this PyTorch has no such product
-    return torch.equal(found, codes.float() @ weights.float().T)
+    return torch.equal(found, codes.int() @ weights.int().T)
 
 
 def codebook_bits() -> int | None:
@@ -80,21 +88,17 @@ def integer_linear(
     ``x``. Only for a CPU that :func:`multiplies_exactly`.
     """
     n, k = scale.shape[0], x.shape[-1]
-    rows = x.reshape(-1, k).float()
-    least, greatest = rows.aminmax(dim=1, keepdim=True)
-    step = (greatest - least) / (2**act_bits - 1)
-    step = torch.where(step > 0, step, 1.0)
-    p = (rows - least).div_(step).round_().to(torch.uint8)
+    rows = x.reshape(-1, k)
+    codes_of, middle, step, total = rounded_rows(rows, act_bits)
+    of_tokens = torch.stack([step, step * total + k * middle, middle], dim=1)
+    shift = torch.zeros(n) if bias is None else bias.float()
     t = decode(codes, table, bits, (n, k))
-    scale = scale.contiguous()
-    y = _product(p, t, scale).mul_(step)
-    of_tokens = [step * p.sum(dim=1, keepdim=True) + k * least, least]
-    of_channels = [offset, t.sum(dim=1) * scale]
-    if bias is not None:
-        of_tokens.append(torch.ones_like(least))
-        of_channels.append(bias.float())
-    y.addmm_(torch.cat(of_tokens, dim=1), torch.stack(of_channels))
-    return y.to(x.dtype).view(*x.shape[:-1], n)
+    y, one = x.new_empty(len(rows), n), torch.ones(1, k, dtype=torch.int8)
+    for part in parts(n, len(rows)):
+        sums = torch._int_mm(one, t[part].T)[0]
+        of_channels = torch.stack([scale[part], offset[part], scale[part] * sums, shift[part]])
+        y[:, part] = scaled_rows(torch._int_mm(codes_of, t[part].T), of_tokens, of_channels)
+    return y.view(*x.shape[:-1], n)
 
 
 @integer_linear.register_fake
@@ -131,12 +135,3 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
 
 
 integer_linear.register_autograd(_backward, setup_context=_keep)
-
-
-def _product(p: torch.Tensor, t: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """p·tᵀ·scale in fp32 [M, N] for codes p (uint8 [M, K]) and numbers t (int8 [N, K]), scale [N]."""
-    weight = torch.ops.onednn.qlinear_prepack(t, p.shape)
-    zeros = torch.zeros(len(t), dtype=torch.int32)
-    return torch.ops.onednn.qlinear_pointwise(
-        p, 1.0, 0, weight, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-    )

@@ -1,0 +1,78 @@
+"""What an integer product of activations needs before and after it, compiled by numba.
+
+Both work on parts that stay in the processor's cache, and in memory that the system's allocator hands out again: fresh
+memory is cleared page by page, which would cost as much as the product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numba
+import numpy as np
+import torch
+
+from qua2sedimo.quantizers.threads import spread
+
+#: Numbers at a time: 4 MB in fp32.
+MOST = 1 << 20
+#: Added and taken away again it rounds what is much smaller to whole numbers, halves to even ones.
+_EVEN = np.float32(3 << 22)
+
+
+def parts(count: int, width: int) -> Iterator[slice]:
+    """Consecutive parts of ``count`` rows or columns of ``width`` numbers, each of at most :data:`MOST` numbers."""
+    few = max(1, MOST // max(1, width))
+    return (slice(first, first + few) for first in range(0, count, few))
+
+
+def rounded_rows(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes of the rows of ``x`` (floating [M, K]) on a grid of ``bits`` of their own, both ends on it.
+
+    Returns int8 codes p [M, K], and for each row the middle m, the step Δ and the sum of its codes, fp32 [M]:
+    x̂ = m + Δ·p. The middle of a row that is not finite is not finite.
+    """
+    codes = torch.empty(x.shape, dtype=torch.int8)
+    least, step, total = (torch.empty(len(x)) for _ in range(3))
+    half = 2 ** (bits - 1)
+    for part in parts(*x.shape):
+        wide = x[part].float()
+        least[part] = wide.amin(dim=1)
+        width = (wide.amax(dim=1) - least[part]) / (2**bits - 1)
+        step[part] = torch.where(width > 0, width, 1.0)
+        given = [t.numpy() for t in (wide.contiguous(), least[part], step[part], codes[part], total[part])]
+        spread(lambda a, b, given=given: _round(*given, np.float32(half), a, b), len(wide), wide.numel())
+    return codes, least + step * half, step, total
+
+
+def scaled_rows(product: torch.Tensor, of_rows: torch.Tensor, of_columns: torch.Tensor) -> torch.Tensor:
+    """y[r, c] = a·A·product[r, c] + b·B + d·D + E, fp32 [M, N].
+
+    ``product`` int32 [M, N]; ``of_rows`` fp32 [M, 3] holds a, b, d of a row, ``of_columns`` fp32 [4, N] A, B, D, E of a
+    column.
+    """
+    out = torch.empty(product.shape)
+    given = [t.numpy() for t in (product, of_rows, of_columns, out)]
+    spread(lambda a, b: _scale(*given, a, b), len(out), out.numel())
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _round(x, least, step, codes, total, half, first, last):  # type: ignore[no-untyped-def]
+    for r in range(first, last):
+        row, out, low, width = x[r], codes[r], least[r], step[r]
+        for i in range(x.shape[1]):
+            out[i] = np.int8(np.int32(((row[i] - low) / width + _EVEN) - _EVEN - half))
+        found = np.int32(0)
+        for i in range(x.shape[1]):
+            found += np.int32(out[i])
+        total[r] = np.float32(found)
+
+
+@numba.njit(cache=True, nogil=True)
+def _scale(product, of_rows, of_columns, out, first, last):  # type: ignore[no-untyped-def]
+    for r in range(first, last):
+        a, b, d = of_rows[r, 0], of_rows[r, 1], of_rows[r, 2]
+        for c in range(product.shape[1]):
+            rank_one = b * of_columns[1, c] + d * of_columns[2, c] + of_columns[3, c]
+            out[r, c] = a * of_columns[0, c] * np.float32(product[r, c]) + rank_one
