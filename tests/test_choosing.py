@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.conftest import small_pipeline, small_settings
 from typer.testing import CliRunner
@@ -156,15 +157,19 @@ def test_an_objective_takes_no_size_and_no_constraint(study: Study, run: Run, mo
     assert isinstance(unknown, Qua2SeDiMoError) and "bitz" in unknown.message
 
 
-def test_whole_blocks_propose_too_unless_constraints_say_otherwise(study: Study) -> None:
+def test_whole_blocks_propose_too_unless_constraints_or_the_predictor_say_otherwise(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nbytes = Budget(3.9).nbytes(study.space.weights)
-    origins = [origin for _, origin in propose_candidates(study, nbytes, 8)]
-    assert origins[0] == "predictor"
-    found = _of_blocks(study, nbytes)
-    assert all(study.space.nbytes(c) <= nbytes and set(c) == set(study.space.layers) for c, _ in found)
-    assert found and (found[0] in propose_candidates(study, nbytes, 8) or origins.count("predictor") >= 1)
+    better, worse = ([[0.0, gain]] for gain in (1.0, -1.0))  # than the least sum of errors
+    monkeypatch.setattr("qua2sedimo.predictor.Ensemble.predict", lambda *_: np.array(better))
+    (found,) = _of_blocks(study, nbytes)
+    assert study.space.nbytes(found[0]) <= nbytes and set(found[0]) == set(study.space.layers)
+    assert found[0] in [c for c, _ in propose_candidates(study, nbytes, 8)]
     limited = propose_candidates(study, nbytes, 8, allow(study.space, Constraints(methods=("uaq",))))
     assert "predictor, blocks" not in [origin for _, origin in limited]
+    monkeypatch.setattr("qua2sedimo.predictor.Ensemble.predict", lambda *_: np.array(worse))
+    assert _of_blocks(study, nbytes) == []
 
 
 def test_a_choice_of_other_weights_is_not_exported(study: Study, run: Run, tmp_path: Path) -> None:

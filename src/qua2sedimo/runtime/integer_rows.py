@@ -7,6 +7,7 @@ memory is cleared page by page, which would cost as much as the product.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numba
 import numpy as np
@@ -41,7 +42,7 @@ def rounded_rows(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor
         width = (wide.amax(dim=1) - least[part]) / (2**bits - 1)
         step[part] = torch.where(width > 0, width, 1.0)
         given = [t.numpy() for t in (wide.contiguous(), least[part], step[part], codes[part], total[part])]
-        spread(lambda a, b, given=given: _round(*given, np.float32(half), a, b), len(wide), wide.numel())
+        spread(partial(_round, *given, np.float32(half)), len(wide), wide.numel())
     return codes, least + step * half, step, total
 
 
@@ -53,7 +54,7 @@ def scaled_rows(product: torch.Tensor, of_rows: torch.Tensor, of_columns: torch.
     """
     out = torch.empty(product.shape)
     given = [t.numpy() for t in (product, of_rows, of_columns, out)]
-    spread(lambda a, b: _scale(*given, a, b), len(out), out.numel())
+    spread(partial(_scale, *given), len(out), out.numel())
     return out
 
 

@@ -22,6 +22,7 @@ from qua2sedimo.search import (
     Setting,
     Values,
     allow,
+    best_configurations,
     best_settings,
     budget_bytes,
     most_likely,
@@ -148,7 +149,11 @@ def propose_candidates(
 
 
 def _of_blocks(study: Study, nbytes: int) -> list[tuple[Configuration, str]]:
-    """What the predictor's scores of whole blocks add up to best: one setting a block, by integer program."""
+    """What the predictor's scores of whole blocks add up to best: one setting a block, by integer program.
+
+    Scores of different blocks come from different hops and need not add up. So it is proposed only where the predictor
+    expects no less of it than of what needs no predictor, the least sum of relative errors.
+    """
     try:
         scores = block_scores_of(study)
     except Qua2SeDiMoError:  # a hop that ranks nothing scores no block, and so proposes nothing
@@ -157,8 +162,11 @@ def _of_blocks(study: Study, nbytes: int) -> list[tuple[Configuration, str]]:
         [Setting(s.options, s.nbytes, s.score) for s in entry.pareto()]
         for entry in scores.blocks.values()
     ]  # fmt: skip
-    found = best_settings(blocks, nbytes, 1)
-    return [(c, "predictor, blocks") for c in found if len(c) == len(study.space.layers)]
+    found = [c for c in best_settings(blocks, nbytes, 1) if len(c) == len(study.space.layers)]
+    rivals = list(best_configurations(study.space, _error_sum(study), nbytes, 1))
+    encoded = np.stack([study.space.encode(c) for c in (*rivals, *found)])
+    expected = fitted(study)[0].predict(study.encoding, encoded).mean(axis=0)
+    return [(c, "predictor, blocks") for c, e in zip(found, expected[len(rivals) :]) if e >= expected[0]]
 
 
 def _error_sum(study: Study) -> Values:
