@@ -28,7 +28,7 @@ def quantize(
 
     Runs a whole study: ``configurations`` random configurations are measured on ``prompts`` (or class labels; none
     for an unconditional pipeline) called with ``arguments`` (steps, guidance, size), then a search near the size
-    spends as many images again. With ``folder`` the study is
+    spends up to twice as many images. With ``folder`` the study is
     kept there and can be resumed, reported and exported; without, it is thrown away.
 
     Raises :class:`Qua2SeDiMoError` on a budget that cannot be reached, or a pipeline without a denoiser.

@@ -51,14 +51,14 @@ def run(
     arguments: Arguments = "{}",
     options: Options = "wide",
     configurations: Configurations = 100,
-    images: Images = 8,
+    images: Images = 6,
     component: Component = None,
     keep: Keep = None,
     seed: Seed = 0,
 ) -> None:
     """All stages: trace, quantize, measure, search, fit, export, compare, report. Resumes.
 
-    Half of the images go to random configurations, which explain, half to a search near the size.
+    Random configurations explain; a search near the size, for up to twice as many images, finds the best.
     """
     _everything(
         study, settings_for(model, prompt, arguments, options, images, component, seed, keep), bits, configurations

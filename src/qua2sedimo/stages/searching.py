@@ -117,7 +117,7 @@ def search(
 
 def measured_choice(study: Study, budget: Budget, configurations: int, progress: Progress = silent) -> Choice:
     """Everything from an empty folder to the choice: random configurations for the explanation, then a search that
-    spends as many images again, then the predictor, which learns from layers alone too.
+    spends up to twice as many images, then the predictor, which learns from layers alone too.
 
     An objective that is not in decibels cannot be searched for: the predictor's candidates are measured instead.
     """
@@ -129,7 +129,7 @@ def measured_choice(study: Study, budget: Budget, configurations: int, progress:
     choice = kept_choice(study, budget)
     if choice is None:
         each = sum(len(per_image(study, r.measurement)) for r in records)
-        choice = search(study, budget, max(least_images(), (2 + _searches(study)) * each), progress=progress).choice
+        choice = search(study, budget, max(least_images(), (3 + 2 * _searches(study)) * each), progress=progress).choice
     study.fit(progress=progress)
     return choice
 
