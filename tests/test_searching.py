@@ -17,6 +17,7 @@ from qua2sedimo.commands.frontier_figure import specification, write_figure
 from qua2sedimo.evaluation import Measurer
 from qua2sedimo.evaluation.metrics import psnr
 from qua2sedimo.options import Configuration
+from qua2sedimo.report.assemble import _commands
 from qua2sedimo.search import Budget, Constraints
 from qua2sedimo.stages.evidence import FEW, evidence, images_spent, measure_singles
 from qua2sedimo.stages.frontier import Point, frontier, load_frontier, named_choice
@@ -62,6 +63,7 @@ def test_all_stages_at_once_search_then_fit_and_measure_nothing_again(tmp_path: 
     assert each < spent <= max(3 * each, least_images())
     assert study.ensemble() is not None and study.explain().total()
     assert study.measured_choice(BITS, 20) == choice and images_spent(study) == spent
+    assert f"qua2sedimo search study --bits {BITS} --images {max(3 * each, least_images())}" in _commands(study, choice)
     other = study.measured_choice(3.0, 20)  # the images of the first search are no reason to spend none on the second
     assert other.average_bits <= 3.0 and images_spent(study) > spent
 

@@ -31,7 +31,7 @@ class Choice:
     """The best measured configuration under a budget, and the candidates it was chosen from.
 
     ``p_value`` is that of the best against the second best measured, paired on the images both were measured on; None
-    if there is no second, or the objective has no value of a single image.
+    if there is no second, or the objective has no value of a single image. ``images`` is how many a search was given.
     """
 
     bits_asked: float
@@ -43,6 +43,7 @@ class Choice:
     measured: dict[str, float]
     candidates: list[Candidate]
     p_value: float | None = None
+    images: int | None = None
 
     def save(self, path: Path, owner: str) -> None:
         """Write the choice; ``owner`` names the fit it rests on."""

@@ -199,7 +199,11 @@ def _commands(study: Study, choice: Choice) -> list[str]:
     """What repeats the study in a folder that holds its study.yaml."""
     folder, bits = study.folder.name, f"--bits {choice.bits_asked:g}"
     measured = len(study.records.all("sample"))
-    steps = [f"measure {folder} --configs {measured}", f"fit {folder}", f"explain {folder}", f"choose {folder} {bits}"]
+    steps = [f"measure {folder} --configs {measured}"]
+    if choice.images is not None:
+        steps += [f"search {folder} {bits} --images {choice.images}", f"fit {folder}", f"explain {folder}"]
+    else:
+        steps += [f"fit {folder}", f"explain {folder}", f"choose {folder} {bits}"]
     steps += [f"export {folder} {folder}/packed-{choice.bits_asked:g} {bits}", f"report {folder} {bits}"]
     return [f"qua2sedimo {step}" for step in steps]
 

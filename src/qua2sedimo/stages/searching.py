@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -110,7 +110,8 @@ def search(
     known = evidence(study)
     candidates = _candidates(known, nbytes, allowed, study.settings.seed)
     before = images_spent(study) - images_spent(study, "final", candidates)
-    choice = _decide(study, budget, known, candidates, max(reserved, images - before), progress)
+    decided = _decide(study, budget, known, candidates, max(reserved, images - before), progress)
+    choice = replace(decided, images=images)
     choice.save(choice_path(study, budget, constraints), f"search {study.identity} {study.settings.protocol}")
     return Found(choice, rounds)
 
