@@ -24,6 +24,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from qua2sedimo import Study
+from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.files import read_json, write_json
 from qua2sedimo.predictor import Alone, FitSettings, fit_additive, fit_ensemble, relative_errors
 from qua2sedimo.predictor.baselines import one_hot, ridge
@@ -124,12 +125,16 @@ def network(study: Study, choices: np.ndarray, objective: np.ndarray, loss: str,
             alone=alone,
         )  # fmt: skip
         scores = op_scores(study.space, study.encoding, ensemble).level(study.space, choices[unseen])
-        blocks = block_level(study.graph, study.space, study.encoding, ensemble, choices[unseen])
-        return {
+        found = {
             name: ensemble.predict(study.encoding, choices[unseen]).mean(axis=0),
             f"{name}: op-level scores": scores.sum(axis=1),
-            f"{name}: block-level scores": blocks.sum(axis=1),
         }
+        try:
+            blocks = block_level(study.graph, study.space, study.encoding, ensemble, choices[unseen])
+        except Qua2SeDiMoError as error:  # a hop ranks nothing: such a fit scores no block, and has one row less
+            print(f"{name}, {len(known)} records: {error}")
+            return found
+        return {**found, f"{name}: block-level scores": blocks.sum(axis=1)}
 
     return predict
 
