@@ -22,7 +22,14 @@ from diffusers import (
 from torch import nn
 
 from qua2sedimo.quantizers import METHODS, QuantizedWeight
+from qua2sedimo.runtime import save_packed
 from qua2sedimo.runtime.table import layer_modules
+
+
+def packed(model: nn.Module, folder: Path) -> Path:
+    """``folder``/out: the model packed, every layer its option."""
+    save_packed(model, None, mixed(model), folder / "out")
+    return folder / "out"
 
 
 def pixart() -> nn.Module:

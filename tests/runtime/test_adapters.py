@@ -14,7 +14,7 @@ from qua2sedimo.quantizers import METHODS
 from qua2sedimo.runtime import QuantizedLayer, dequantize, save_packed, set_activation_bits
 from qua2sedimo.runtime.table import layer_modules
 
-from .helpers import inputs, mixed, output, unet
+from .helpers import inputs, output, packed, unet
 
 peft = pytest.importorskip("peft")
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -22,10 +22,7 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    model = unet()
-    out = tmp_path_factory.mktemp("packed") / "out"
-    save_packed(model, None, mixed(model), out)
-    return out
+    return packed(unet(), tmp_path_factory.mktemp("packed"))
 
 
 @pytest.fixture

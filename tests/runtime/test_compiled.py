@@ -8,17 +8,14 @@ from accelerate import cpu_offload
 from torch import nn
 
 from qua2sedimo.quantizers import METHODS
-from qua2sedimo.runtime import QuantizedLayer, quantized_module, save_packed, set_activation_bits
+from qua2sedimo.runtime import QuantizedLayer, quantized_module, set_activation_bits
 
-from .helpers import mixed, output, pixart
+from .helpers import output, packed, pixart
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    model = pixart()
-    out = tmp_path_factory.mktemp("packed") / "out"
-    save_packed(model, None, mixed(model), out)
-    return out
+    return packed(pixart(), tmp_path_factory.mktemp("packed"))
 
 
 @pytest.fixture

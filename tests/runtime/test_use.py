@@ -10,18 +10,15 @@ from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.runtime import QuantizedLayer, save_packed
+from qua2sedimo.runtime import QuantizedLayer
 from qua2sedimo.runtime.table import layer_modules
 
-from .helpers import mixed, output, pixart
+from .helpers import output, packed, pixart
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    model = pixart()
-    out = tmp_path_factory.mktemp("packed") / "out"
-    save_packed(model, None, mixed(model), out)
-    return out
+    return packed(pixart(), tmp_path_factory.mktemp("packed"))
 
 
 @pytest.fixture
