@@ -4,8 +4,8 @@
 
 The graph is traced from the configuration alone. Errors and objective are made up: an additive damage with
 sensitivities drawn for every layer, and an interaction of neighbours on top: hard to rank for any predictor, hence
-the simple ones beside it. Encoding all records once is timed beside
-it as the reference, and processor time is told, since seconds depend on what else the machine does.
+the simple ones beside it. Encoding all records once is timed beside it as the reference, and processor time is told,
+since seconds depend on what else the machine does.
 Writes benchmarks/results/fit.json.
 """
 
