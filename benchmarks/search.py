@@ -3,15 +3,16 @@ images.
 
     python benchmarks/search.py --program
     python benchmarks/search.py [--models digits-dit …] [--bits 3.5 …] [--images 1000] [--random 500] [--seeds 0 1 2]
-    [--judged 64] [--work FOLDER]
+    [--judged 64] [--work FOLDER] [--tenth]
     python benchmarks/search_docs.py        # tables and figure from what was measured before
 
 Procedures: uniform options; sum of errors; first and last layers high; random search; each layer measured alone, by
 integer program and greedily; the paper's (random records, a predictor, each layer's best option, moved to the
-budget); ours, with snapshots of what it would answer after fewer images. All are judged by PSNR and Fréchet distance
-on the same images, which no procedure saw; ours at 3.5 bits also with activations rounded to 8 and 6 bits. Everything
-measured is kept in FOLDER: stopped, it goes on. Rows go to docs/figures/search.json, in the place of those of the same
-model, seed and objective; docs/search.md is written anew from all of them.
+budget); ours, with snapshots of what it would answer after fewer images; the paper's with as many random records as
+it was published with, and a search for a tenth of their images. All are judged by PSNR and Fréchet distance on the same
+images, which no procedure saw; ours at 3.5 bits also with activations rounded to 8 and 6 bits. Everything measured is
+kept in FOLDER: stopped, it goes on. Rows go to docs/figures/search.json, in the place of those of the same model, seed
+and objective (``--tenth``: of the last two procedures alone); docs/search.md is written anew from all of them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,9 @@ RESULTS = Path(__file__).parent / "results"
 SDXL = Path(__file__).parent.parent / "tests" / "denoisers" / "configs" / "sdxl-base-1.0.json"
 JUDGED = 50_000  # the first image that judges
 ROUNDED_AT = 3.5  # average bits at which activations are rounded, too
+PUBLISHED = 500  # random records of the paper's procedure
+TENTH = "ours, search for a tenth"
+AS_PUBLISHED = f"paper: {PUBLISHED} records, argmax"
 Proposed = tuple[str, int, Configuration]  # procedure, images it spent, its answer
 
 
@@ -72,6 +77,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--objective", default="psnr", help="What procedures maximise, in decibels.")
     parser.add_argument("--work", type=Path, default=RESULTS / "search")
+    parser.add_argument("--tenth", action="store_true", help="Only the paper's published size, and a tenth of it.")
     parser.add_argument("--program", action="store_true", help="Only time the integer program on SDXL's shapes.")
     asked = parser.parse_args()
     if asked.program:
@@ -80,7 +86,11 @@ def main() -> None:
     for seed in asked.seeds:
         for model in asked.models:
             place = (model, seed, asked.objective)
-            rows = [r for r in kept_rows() if (r["model"], r["seed"], r["objective"]) != place]
+            anew = (TENTH, AS_PUBLISHED) if asked.tenth else None
+            rows = [
+                r for r in kept_rows()
+                if (r["model"], r["seed"], r["objective"]) != place or (anew and r["procedure"] not in anew)
+            ]  # fmt: skip
             for row in compare(model, seed, asked):
                 rows.append(row)
                 print(
@@ -104,12 +114,13 @@ def compare(model: str, seed: int, asked: argparse.Namespace) -> Iterator[dict[s
     study.build_bank()
     judge = _Judge(study, asked.judged)
     for bits in asked.bits:
-        for name, spent, configuration in answers(study, bits, asked.images, asked.random):
+        answered = tenth(study, bits) if asked.tenth else answers(study, bits, asked.images, asked.random)
+        for name, spent, configuration in answered:
             yield judge.row(f"{bits:g}", name, spent, configuration)
             if name == "ours, search" and bits == ROUNDED_AT:
                 for width in (8, 6):
                     yield judge.row(f"{bits:g}", f"ours, W{bits:g}A{width}", spent, configuration, width)
-    for option in sorted(study.space.union, key=lambda o: o.bits):
+    for option in () if asked.tenth else sorted(study.space.union, key=lambda o: o.bits):
         if option.bits <= max(asked.bits) + 2:
             yield judge.row("any", f"uniform {option}", 0, study.space.uniform(option))
 
@@ -127,7 +138,7 @@ def answers(study: Study, bits: float, images: int, random: int) -> Iterator[Pro
     yield "one layer at a time, greedy", layers, _greedy(singles, nbytes)
     yield "ours, layers alone", layers, _best(singles, most_likely(singles), nbytes)
 
-    branch = _branch(study, f"ours-{bits:g}-{images}")
+    branch = _branch(study, f"ours-{bits:g}-{images}", "single")
     found = search(branch, Budget(bits), images, progress=_say)
     known = evidence(branch)
     for spent in (images // 3, images // 2):
@@ -137,7 +148,20 @@ def answers(study: Study, bits: float, images: int, random: int) -> Iterator[Pro
     yield "ours, rounds without finals", FEW * len(known.measured), _best(known, most_likely(known), nbytes)
     yield "ours, search", images_spent(branch), found.choice.configuration
     yield from _random(study, bits, nbytes, random)
-    yield from _paper(study, nbytes, images)
+    total = _paper(study, images // FEW)
+    yield "paper: predictor, argmax", images // FEW * FEW, argmax_configuration(space, total, nbytes)
+    yield "paper's scores, program", images // FEW * FEW, _best(evidence(study, []), total, nbytes)
+    yield from tenth(study, bits)
+
+
+def tenth(study: Study, bits: float) -> Iterator[Proposed]:
+    """The paper's procedure as it was published, and ours for a tenth of its images, from nothing."""
+    space, images = study.space, FEW * PUBLISHED
+    branch = _branch(study, f"tenth-{bits:g}")
+    found = search(branch, Budget(bits), images // 10, progress=_say)
+    yield TENTH, images_spent(branch), found.choice.configuration
+    nbytes = int(bits * space.weights / 8)
+    yield AS_PUBLISHED, images, argmax_configuration(space, _paper(study, PUBLISHED), nbytes)
 
 
 def _random(study: Study, bits: float, nbytes: int, images: int) -> Iterator[Proposed]:
@@ -151,21 +175,21 @@ def _random(study: Study, bits: float, nbytes: int, images: int) -> Iterator[Pro
         yield "random search", FEW * part, fitting[int(np.argmax(quality[:part]))]
 
 
-def _paper(study: Study, nbytes: int, images: int) -> Iterator[Proposed]:
-    """Random configurations of all sizes, the predictor, its scores at hop 0; then each layer's best by itself."""
-    space, seed, count = study.space, study.settings.seed, images // FEW
+@lru_cache(maxsize=2)
+def _paper(study: Study, count: int) -> Values:
+    """What the predictor makes of ``count`` random configurations of all sizes: its scores at hop 0."""
+    space, seed = study.space, study.settings.seed
     records = [sample(space, "spread", seed, i, (2.0, 6.0)) for i in range(count)]
     measured = measure_all(study, "sample", records, range(FEW), "random records", _say)
     quality = np.array([np.mean(per_image(study, m)) for m in measured])
     choices = np.stack([space.encode(c) for c in records])
-    scores = op_scores(space, study.encoding, fit_ensemble(study.encoding, choices, quality, FitSettings(seed=seed)))
-    total = scores.total()
-    yield "paper: predictor, argmax", FEW * count, argmax_configuration(space, total, nbytes)
-    yield "paper's scores, program", FEW * count, _best(evidence(study, []), total, nbytes)
+    return op_scores(
+        space, study.encoding, fit_ensemble(study.encoding, choices, quality, FitSettings(seed=seed))
+    ).total()
 
 
-def _branch(study: Study, name: str) -> Study:
-    """A study beside this one that knows only its layers measured alone."""
+def _branch(study: Study, name: str, role: str | None = None) -> Study:
+    """A study beside this one that knows nothing, or only its records of this role."""
     folder = study.folder.parent / f"{study.folder.name}-{name}"
     if not folder.exists():
         folder.mkdir(parents=True)
@@ -173,7 +197,7 @@ def _branch(study: Study, name: str) -> Study:
         shutil.copytree(study.folder / "bank", folder / "bank", copy_function=os.link)
         study.settings.save(folder / "study.yaml")
     made = Study(folder, study.pipeline)
-    for record in study.records.all("single"):
+    for record in study.records.all(role) if role else ():
         made.records.add(record)
     study.switch.restore()
     return made

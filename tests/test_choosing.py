@@ -17,6 +17,7 @@ from qua2sedimo.options import Configuration
 from qua2sedimo.predictor import FitSettings
 from qua2sedimo.search import Budget, Constraints, allow, best_configurations, reasons
 from qua2sedimo.stages.choosing import _of_blocks, choice_path, kept_choice, propose_candidates, scores_for, why
+from qua2sedimo.stages.evidence import evidence
 from qua2sedimo.stages.published import objective_path
 
 OPTIONS = "uaq-2,uaq-4,uaq-6,kmeans_a-3,kmeans_a-4"
@@ -77,8 +78,10 @@ def test_constraints_hold_and_the_choice_is_kept_apart(study: Study, run: Run, t
 
 def test_every_layer_has_a_reason_that_its_scores_bear_out(study: Study) -> None:
     choice = study.choose(3.9, candidates=2)
-    scores, space = scores_for(study), study.space
-    for r in why(study, choice):
+    scores, space, chosen = scores_for(study), study.space, choice.configuration
+    told = {r.layer: r for r in why(study, choice)}
+    expected = evidence(study).model.log_damage
+    for r in reasons(space, scores, chosen, allow(space)):
         offered = {o: (o.nbytes(space.shapes[r.layer]), scores[r.layer][o]) for o in space.options[r.layer]}
         size, score = offered[r.option]
         if r.cheaper:
@@ -87,6 +90,15 @@ def test_every_layer_has_a_reason_that_its_scores_bear_out(study: Study) -> None
         if r.better:
             assert (size + r.needs, score + r.gain) == pytest.approx(offered[r.better])
         assert (r.why == "least") == all(n >= size for n, _ in offered.values())
+        # What is told is what the whole loses or gains, in decibels, if only this layer changes.
+        row = study.space.layers.index(r.layer)
+        for other, decibels in ((r.cheaper, told[r.layer].cost), (r.better, -told[r.layer].gain)):
+            if other:
+                at = [list(space.options[n]).index(chosen[n]) for n in space.layers]
+                before = np.exp([expected[i, o] for i, o in enumerate(at)]).sum()
+                at[row] = list(space.options[r.layer]).index(other)
+                after = np.exp([expected[i, o] for i, o in enumerate(at)]).sum()
+                assert decibels == pytest.approx(10 * np.log10(after / before))
 
 
 def test_candidates_of_an_earlier_fit_of_another_loss_compete_again(

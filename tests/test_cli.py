@@ -383,6 +383,10 @@ def test_the_stages_one_by_one_end_in_pictures_of_the_packed_model(  # type: ign
     measured = run("evaluate", out, "--images", 2, "--base", model)
     assert measured.status == 0 and "psnr: " in measured.out, measured.err
     assert json.loads((out / "evaluation.json").read_text())["metrics"]["psnr"]["images"] == 2
+    (out / "evaluation.json").unlink()
+    (out / "evaluation.json").mkdir()  # as good as a folder that can only be read
+    unkept = run("evaluate", out, "--images", 2, "--base", model)
+    assert unkept.status == 0 and "psnr: " in unkept.out and "was not kept" in unkept.err
     painted = run("generate", out, "--prompt", 3, "--count", 2, "--to", tmp_path / "pictures")
     assert painted.status == 0, painted.err
     pictures = sorted((tmp_path / "pictures").iterdir())

@@ -102,6 +102,20 @@ def test_who_wins_is_decided_on_images_that_nothing_was_learned_from(finished: F
     assert longest[choice.configuration] == max(longest.values())
 
 
+def test_the_command_goes_on_tells_why_and_where_the_choice_is(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qua2sedimo.study.load_pipeline", lambda _: small_pipeline())
+    folder, spent = finished.study.folder, images_spent(finished.study)
+    result = CliRunner().invoke(
+        app, ["search", str(folder), "--bits", str(BITS), "--images", str(IMAGES), "--why"], env={"COLUMNS": "200"}
+    )
+    assert result.exit_code == 0, result.output
+    assert "costs, dB" in result.output and str(folder / "choices" / f"{BITS}.json") in result.output
+    assert f"qua2sedimo export {folder} OUT --choice {BITS}" in result.output
+    assert images_spent(finished.study) == spent
+
+
 def test_rounds_improve_on_what_layers_alone_propose(finished: Finished) -> None:
     first, last = finished.found.rounds[0], finished.found.rounds[-1]
     assert last.spent > first.spent

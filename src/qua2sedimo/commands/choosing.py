@@ -12,6 +12,7 @@ from qua2sedimo.commands.app import StudyFolder, app
 from qua2sedimo.errors import Qua2SeDiMoError
 
 if TYPE_CHECKING:
+    from qua2sedimo.choices import Choice
     from qua2sedimo.search import Budget, Constraints
     from qua2sedimo.study import Study
 
@@ -34,6 +35,7 @@ Methods = Annotated[
     str | None, typer.Option(help="Only these, e.g. those your runtime has kernels for: `uaq,kmeans_a`.")
 ]
 AtMost = Annotated[int | None, typer.Option("--methods-at-most", help="So many different methods in all.", min=1)]
+Why = Annotated[bool, typer.Option("--why", help="Say of every layer what decided its option.")]
 
 
 def budgets_of(bits: list[float] | None, nbytes: list[str] | None, ratio: list[float] | None) -> list[Budget]:
@@ -69,17 +71,15 @@ def choose(
     min_bits: MinBits = None,
     methods: Methods = None,
     methods_at_most: AtMost = None,
-    why: Annotated[bool, typer.Option("--why", help="Say of every layer what decided its option.")] = False,
+    why: Why = False,
     objective: Annotated[
         str | None,
         typer.Option(help="No size but a trade-off, as in the paper: `psnr - 3*bits`. Each block takes its best."),
     ] = None,
 ) -> None:
     """Find the best configurations within each budget, measure them, and keep the best measured one."""
-    from qua2sedimo.commands.search_tables import reasons_table
     from qua2sedimo.search import allow, budget_bytes
     from qua2sedimo.stages.choosing import choice_path, names_of
-    from qua2sedimo.stages.choosing import why as reasons_for
     from qua2sedimo.study import Study
     from qua2sedimo.terminal import candidates_table, console, progress
 
@@ -98,9 +98,33 @@ def choose(
             choice = opened.choose(budget, candidates, report, limits)
         console.print(candidates_table(choice, opened.objective))
         if why:
-            console.print(reasons_table(reasons_for(opened, choice, limits)))
-        console.print(f"{choice_path(opened, budget, limits)}: {choice.nbytes:,} bytes", soft_wrap=True)
-    console.print(f"Next: qua2sedimo export {study} OUT --choice {choice_path(opened, budgets[-1], limits).stem}")
+            print_reasons(opened, choice, limits)
+        print_place(choice, choice_path(opened, budget, limits))
+    print_next(study, choice_path(opened, budgets[-1], limits))
+
+
+def print_reasons(study: Study, choice: Choice, limits: Constraints) -> None:
+    """Say of every layer what decided its option."""
+    from qua2sedimo.commands.search_tables import reasons_table
+    from qua2sedimo.stages.choosing import why
+    from qua2sedimo.terminal import console
+
+    unit = study.objective.unit if study.objective.in_decibels else ""
+    console.print(reasons_table(why(study, choice, limits), unit))
+
+
+def print_place(choice: Choice, path: Path) -> None:
+    """Say where a choice is kept."""
+    from qua2sedimo.terminal import console
+
+    console.print(f"{path}: {choice.nbytes:,} bytes, {choice.average_bits:.3f} bits", soft_wrap=True)
+
+
+def print_next(study: Path, path: Path) -> None:
+    """Say how a choice becomes a model."""
+    from qua2sedimo.terminal import console
+
+    console.print(f"Next: qua2sedimo export {study} OUT --choice {path.stem}", soft_wrap=True)
 
 
 def _by_objective(study: Study, objective: str) -> None:
@@ -111,8 +135,8 @@ def _by_objective(study: Study, objective: str) -> None:
         choice = choose_by_objective(study, objective, report)
     console.print(candidates_table(choice, study.objective))
     path = objective_path(study, objective)
-    console.print(f"{path}: {choice.nbytes:,} bytes, {choice.average_bits:.3f} bits", soft_wrap=True)
-    console.print(f"Next: qua2sedimo export {study.folder} OUT --choice {path.stem}", soft_wrap=True)
+    print_place(choice, path)
+    print_next(study.folder, path)
 
 
 @app.command()

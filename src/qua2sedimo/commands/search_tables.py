@@ -21,10 +21,13 @@ _WHY = {
 }
 
 
-def reasons_table(reasons: Sequence[LayerReason]) -> Table:
+def reasons_table(reasons: Sequence[LayerReason], unit: str = "") -> Table:
     """Per layer: its option, what the next cheaper would have cost, what the next better would need, and what
-    decided."""
-    table = _table("layer", "option", "bytes", "next cheaper: saves, costs", "next better: needs, gains", "why")
+    decided; costs and gains in ``unit``."""
+    of = f", {unit}" if unit else ""
+    table = _table(
+        "layer", "option", "bytes", f"next cheaper: saves, costs{of}", f"next better: needs, gains{of}", "why"
+    )
     for r in reasons:
         cheaper = f"{r.cheaper}: {r.saved:,} B, {r.cost:.3g}" if r.cheaper else ""
         better = f"{r.better}: {r.needs:,} B, {r.gain:.3g}" if r.better else ""

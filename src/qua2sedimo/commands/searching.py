@@ -15,8 +15,12 @@ from qua2sedimo.commands.choosing import (
     Methods,
     MinBits,
     Ratios,
+    Why,
     budgets_of,
     constraints_of,
+    print_next,
+    print_place,
+    print_reasons,
 )
 
 
@@ -31,21 +35,28 @@ def search(
     min_bits: MinBits = None,
     methods: Methods = None,
     methods_at_most: AtMost = None,
+    why: Why = False,
 ) -> None:
     """Measure layers alone, then candidates in rounds, and keep the best on fresh images; run again, it goes on."""
     from qua2sedimo.commands.search_tables import rounds_table
+    from qua2sedimo.stages.choosing import choice_path
     from qua2sedimo.study import Study
     from qua2sedimo.terminal import candidates_table, console, progress
 
     opened = Study(study)
     objective = opened.settings.objective
     limits = constraints_of(keep, min_bits, methods, methods_at_most)
-    for budget in budgets_of(bits, nbytes, ratio):
+    budgets = budgets_of(bits, nbytes, ratio)
+    for budget in budgets:
         with progress() as report:
             opened.build_bank(report)
             found = opened.search(budget, images, report, limits)
         console.print(rounds_table(found, objective))
         console.print(candidates_table(found.choice, opened.objective))
+        if why:
+            print_reasons(opened, found.choice, limits)
+        print_place(found.choice, choice_path(opened, budget, limits))
+    print_next(study, choice_path(opened, budgets[-1], limits))
 
 
 @app.command()

@@ -73,7 +73,7 @@ def evaluate(
     from qua2sedimo.evaluation import metrics as known
     from qua2sedimo.evaluation.exported import evaluate_export
     from qua2sedimo.files import read_json
-    from qua2sedimo.terminal import console, progress
+    from qua2sedimo.terminal import console, errors, progress
 
     names = list(dict.fromkeys(metric or ["psnr"]))
     known.check_metrics(names)
@@ -93,7 +93,10 @@ def evaluate(
             f"{name}: {estimate.value:.4g} {entry.unit} (95 %: {estimate.low:.4g} to {estimate.high:.4g}), "
             f"{'higher' if entry.higher_is_better else 'lower'} is better"
         )
-    found.keep(folder)
+    try:
+        found.keep(folder)
+    except Qua2SeDiMoError as error:  # what was measured has been said: a folder that is only read is no failure
+        errors.print(f"The result was not kept for the model card: {error.message}", soft_wrap=True)
 
 
 def _base_of(folder: Path, stated: str) -> str:

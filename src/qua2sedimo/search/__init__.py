@@ -22,7 +22,7 @@ from qua2sedimo.search.proposers import (
     one_at_a_time,
     sum_of_errors,
 )
-from qua2sedimo.search.reasons import LayerReason, reasons
+from qua2sedimo.search.reasons import LayerReason, in_decibels, reasons
 
 __all__ = [
     "Allowed",
@@ -44,6 +44,7 @@ __all__ = [
     "budget_bytes",
     "drawn",
     "fit_damage",
+    "in_decibels",
     "most_likely",
     "non_dominated",
     "one_at_a_time",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.search.choose import Values
@@ -44,6 +45,21 @@ def reasons(
     return [
         _reason(space, scores, configuration, allowed, layer, (tied or {}).get(layer, ())) for layer in space.layers
     ]
+
+
+def in_decibels(found: Sequence[LayerReason], scores: Values, configuration: Configuration) -> list[LayerReason]:
+    """The same with costs and gains of the whole picture in decibels, where scores are minus what each option adds to
+    its error: errors add up, so that one layer's part depends on what all the others do."""
+    total = -sum(scores[name][option] for name, option in configuration.items())
+    return [
+        replace(r, cost=_decibels(total + r.cost, total), gain=_decibels(total, total - r.gain))
+        if r.option is not None else r
+        for r in found
+    ]  # fmt: skip
+
+
+def _decibels(error: float, other: float) -> float:
+    return 10 * math.log10(error / other)
 
 
 def _reason(

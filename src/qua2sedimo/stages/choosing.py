@@ -25,6 +25,7 @@ from qua2sedimo.search import (
     best_configurations,
     best_settings,
     budget_bytes,
+    in_decibels,
     most_likely,
     propose,
     reasons,
@@ -175,10 +176,14 @@ def _error_sum(study: Study) -> Values:
 
 
 def why(study: Study, choice: Choice, constraints: Constraints | None = None) -> list[LayerReason]:
-    """Per layer of a choice: its option, what the next cheaper one would have cost in score, and what decided."""
-    allowed = allow(study.space, constraints, names_of(study))
+    """Per layer of a choice: its option, what the next cheaper one would have cost, and what decided.
+
+    Costs and gains are decibels of the pictures where the objective is in decibels, else scores.
+    """
+    allowed, scores = allow(study.space, constraints, names_of(study)), scores_for(study)
     tied = {n: study.graph.layers[n].copies for n in study.space.layers}
-    return reasons(study.space, scores_for(study), choice.configuration, allowed, tied)
+    found = reasons(study.space, scores, choice.configuration, allowed, tied)
+    return in_decibels(found, scores, choice.configuration) if study.objective.in_decibels else found
 
 
 def scores_for(study: Study) -> Values:
