@@ -28,6 +28,7 @@ def test_the_schedule_stays_within_its_images_and_uses_each_once(first: int, ima
     assert sum(count * len(part) for count, part in stages) <= budget
     assert [part.start for _, part in stages] == [0, *(part.stop for _, part in stages)][: len(stages)]
     assert all(count >= 2 for count, _ in stages)
+    assert bool(stages) == (budget >= 2 * images)
 
 
 def test_the_paired_test_finds_a_difference_where_there_is_one() -> None:

@@ -37,11 +37,11 @@ def paired_p(a: np.ndarray, b: np.ndarray, seed: int = 0) -> float:
 def schedule(first: int, images: int, budget: int) -> Sequence[tuple[int, range]]:
     """(candidates, images) of each stage of successive halving: half as many candidates on twice as many new images.
 
-    Starts with ``first`` candidates on ``images`` images; ends with two, or when a stage would exceed ``budget``
-    images in all.
+    Starts with ``first`` candidates on ``images`` images, or with as many as ``budget`` allows; ends with two, or when
+    a stage would exceed the budget.
     """
     stages: list[tuple[int, range]] = []
-    start, count = 0, first
+    start, count = 0, min(first, budget // images)
     while count >= 2 and count * images <= budget:
         stages.append((count, range(start, start + images)))
         budget -= count * images

@@ -28,6 +28,7 @@ from qua2sedimo.search.halving import paired_p, schedule, survivors
 from qua2sedimo.stages.choosing import choice_path, kept_choice, names_of
 from qua2sedimo.stages.evidence import (
     FEW,
+    ROLES,
     check_objective,
     evidence,
     images_spent,
@@ -85,14 +86,15 @@ def search(
     constraints: Constraints | None = None,
     progress: Progress = silent,
 ) -> Found:
-    """The best measured configuration within the budget for at most ``images`` images, all records of the study
-    counted.
+    """The best measured configuration within the budget for at most ``images`` images, those of records that a search
+    learned from or decided by before counted, whatever its size.
 
     First every layer is measured alone at its smallest option, unless that would take more than half of the images.
     Then rounds: the additive model is fitted to all that was measured, proposes its most likely best configuration
     and those of models drawn from its posterior, and they are measured on few images. Rounds end when knowing the
-    model better would gain less than the images left can tell apart, or at three fifths of the images. The best
-    candidates compete on fresh images by successive halving. Every measurement is a record: run again, it goes on.
+    model better would gain less than the images left can tell apart, or at three fifths of the images; later if the
+    rest could not compare all finalists: two are enough then. The best candidates compete on fresh images by
+    successive halving. Every measurement is a record: run again, it goes on.
     """
     check_objective(study)
     allowed = allow(study.space, constraints, names_of(study))
@@ -104,12 +106,11 @@ def search(
         )
     if FEW * len(study.space.layers) <= _ALONE * images:
         measure_singles(study, FEW, progress)
-    final = 3 * _FINALISTS * _FINAL_IMAGES
-    reserved = min(final, max(2 * _FINAL_IMAGES, 2 * images // 5))
+    reserved = _for_finals(images)
     rounds = _rounds(study, nbytes, allowed, images - reserved, images, progress)
     known = evidence(study)
     candidates = _candidates(known, nbytes, allowed, study.settings.seed)
-    before = images_spent(study) - images_spent(study, "final", candidates)
+    before = _spent(study) - images_spent(study, "final", candidates)
     decided = _decide(study, budget, known, candidates, max(reserved, images - before), progress)
     choice = replace(decided, images=images)
     choice.save(choice_path(study, budget, constraints), f"search {study.identity} {study.settings.protocol}")
@@ -133,6 +134,17 @@ def measured_choice(study: Study, budget: Budget, configurations: int, progress:
         choice = search(study, budget, max(least_images(), (3 + 2 * _searches(study)) * each), progress=progress).choice
     study.fit(progress=progress)
     return choice
+
+
+def _spent(study: Study) -> int:
+    """Images of all records but those that no search uses: the frontier's, and candidates of the predictor."""
+    return sum(images_spent(study, role) for role in (*ROLES, "final"))
+
+
+def _for_finals(images: int) -> int:
+    """How many of all images finals may spend: two fifths, if that compares all finalists; else a final of two."""
+    share = 2 * images // 5
+    return min(share, 3 * _FINALISTS * _FINAL_IMAGES) if share >= _FINALISTS * _FINAL_IMAGES else 2 * _FINAL_IMAGES
 
 
 def least_images() -> int:
@@ -162,12 +174,14 @@ def _rounds(
         proposals = _proposals(known, nbytes, allowed, np.random.default_rng([study.settings.seed, len(own)]))
         tried = {m.configuration for m in known.measured}
         new = [c for c in proposals if c not in tried][: _ROUND - len(own) % _ROUND]
-        spent = images_spent(study)
+        spent = _spent(study)
         best = float(known.predicted([m.configuration for m in own]).max()) if own else float("nan")
         gain, noise = expected_gain(known, proposals), _noise(known, images - spent)
         rounds.append(Round(len(rounds), spent, best, gain, noise))
         room = (until - spent) // FEW
-        if not new or room < 1 or (len(own) >= _LEAST_ROUNDS * _ROUND and gain < noise):
+        # A model of fewer measurements than layers is sure of itself only because of what it assumed beforehand.
+        enough = len(own) >= _LEAST_ROUNDS * _ROUND and len(known.measured) >= len(study.space.layers)
+        if not new or room < 1 or (enough and gain < noise):
             return rounds
         before = sum(m.kind == 2 for m in known.measured)
         sets = [FEW * (i % _IMAGE_SETS) for i in range(before, before + len(new[:room]))]
