@@ -55,7 +55,7 @@ from qua2sedimo.search import (
 from qua2sedimo.sensitivity import op_scores
 from qua2sedimo.stages.evidence import FEW, evidence, images_spent, measure_all, measure_singles, per_image
 from qua2sedimo.stages.searching import search
-from search_docs import KEPT, kept_rows, write_docs
+from search_docs import keep_rows, kept_rows, write_docs
 
 RESULTS = Path(__file__).parent / "results"
 SDXL = Path(__file__).parent.parent / "tests" / "denoisers" / "configs" / "sdxl-base-1.0.json"
@@ -99,7 +99,7 @@ def main() -> None:
                     f"Fréchet {row['frechet']:.4f}",
                     flush=True,
                 )
-                write_json(KEPT, rows)
+                keep_rows(rows)
     write_docs(kept_rows())
 
 

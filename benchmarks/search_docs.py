@@ -16,16 +16,35 @@ import altair as alt
 import numpy as np
 
 from pages import FIGURES, write_measured
+from qua2sedimo.files import write_text
 
 #: Committed: what was judged, a row an answer, with the value of each image.
 KEPT = FIGURES / "search.json"
 FIGURE = FIGURES / "search.svg"
 OURS = "ours, search"
+#: Answers of one procedure after other numbers of images, which the figure draws as one.
+SAME = {
+    "ours, rounds without finals": "ours, rounds",
+    "ours, search for a tenth": OURS,
+    "paper: 500 records, argmax": "paper: predictor, argmax",
+}
+#: Ours are blue, the paper's red, each layer alone orange, what needs no pictures grey.
+COLORS = {
+    OURS: "#08306b", "ours, rounds": "#2f7fbc", "ours, layers alone": "#7fb8da",
+    "paper's scores, program": "#8e1b1b", "paper: predictor, argmax": "#e2604a",
+    "one layer at a time, program": "#d97706", "one layer at a time, greedy": "#f2b661",
+    "sum of errors, program": "#555555", "first and last high, program": "#a3a3a3", "random search": "#b79b7f",
+}  # fmt: skip
 Row = dict[str, Any]
 
 
 def kept_rows() -> list[Row]:
     return json.loads(KEPT.read_text()) if KEPT.exists() else []
+
+
+def keep_rows(rows: list[Row]) -> None:
+    """A row a line, so that a change shows which answers changed."""
+    write_text(KEPT, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 
 def tables(rows: list[Row]) -> str:
@@ -71,24 +90,42 @@ def _line(group: list[Row], ours: dict[int, np.ndarray]) -> str:
 def figure(rows: list[Row]) -> alt.FacetChart:
     """A panel a model and size: PSNR of each procedure's answer against the images it spent, means over the seeds."""
     points = [
-        {"panel": f"{r['model']}, {r['asked']} bits", "procedure": r["procedure"].removesuffix(" without finals"),
-         "images": r["images"], "seed": r["seed"], "psnr": r["psnr"]}
-        for r in rows
-        if r["asked"] != "any" and r["objective"] == "psnr" and ", W" not in r["procedure"]
+        {"panel": f"{r['model']}, {r['asked']} bits", "procedure": SAME.get(r["procedure"], r["procedure"]),
+         "images": np.mean([o["images"] for o in same]), "psnr": np.mean([o["psnr"] for o in same])}
+        for same in _stages(rows)
+        for r in same[:1]
     ]  # fmt: skip
     chart = alt.Chart().encode(
-        x=alt.X("mean(images):Q", title="images spent", scale=alt.Scale(domain=[0, 1080])),
-        y=alt.Y("mean(psnr):Q", title="PSNR, dB", scale=alt.Scale(zero=False)),
-        color=alt.Color("procedure:N", title=None, legend=alt.Legend(orient="bottom", columns=3, labelLimit=300)),
-        detail="images:Q",
+        x=alt.X("images:Q", title="images spent", scale=alt.Scale(type="sqrt", domain=[0, 2100])),
+        y=alt.Y("psnr:Q", title="PSNR, dB", scale=alt.Scale(zero=False)),
+        color=alt.Color(
+            "procedure:N",
+            title=None,
+            scale=alt.Scale(domain=list(COLORS), range=list(COLORS.values())),
+            legend=alt.Legend(orient="bottom", columns=3, labelLimit=300),
+        ),
     )
-    shaped = chart.mark_point(filled=True, size=60).encode(shape=alt.Shape("procedure:N", title=None))
+    shaped = chart.mark_point(filled=True, size=60).encode(
+        shape=alt.Shape("procedure:N", title=None, scale=alt.Scale(domain=list(COLORS)))
+    )
     return (
         alt.layer(shaped, data=alt.Data(values=points))
         .properties(width=210, height=170)
         .facet(facet=alt.Facet("panel:N", title=None), columns=3)
         .resolve_scale(y="independent")
     )
+
+
+def _stages(rows: list[Row]) -> list[list[Row]]:
+    """Answers to be averaged over seeds: of one procedure, model and size, and the same in order of images spent."""
+    drawn = [r for r in rows if r["asked"] != "any" and r["objective"] == "psnr" and ", W" not in r["procedure"]]
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    place: dict[tuple[Any, ...], int] = {}
+    for row in sorted(drawn, key=lambda r: -r["images"]):
+        key = (row["model"], row["asked"], row["procedure"])
+        number = place[(*key, row["seed"])] = place.get((*key, row["seed"]), -1) + 1
+        groups.setdefault((*key, number), []).append(row)
+    return list(groups.values())
 
 
 def write_docs(rows: list[Row]) -> None:
