@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -55,15 +56,13 @@ from qua2sedimo.search import (
 from qua2sedimo.sensitivity import op_scores
 from qua2sedimo.stages.evidence import FEW, evidence, images_spent, measure_all, measure_singles, per_image
 from qua2sedimo.stages.searching import search
-from search_docs import keep_rows, kept_rows, write_docs
+from search_docs import PUBLISHED, TENTH, keep_rows, kept_rows, write_docs
 
 RESULTS = Path(__file__).parent / "results"
 SDXL = Path(__file__).parent.parent / "tests" / "denoisers" / "configs" / "sdxl-base-1.0.json"
 JUDGED = 50_000  # the first image that judges
 ROUNDED_AT = 3.5  # average bits at which activations are rounded, too
-PUBLISHED = 500  # random records of the paper's procedure
-TENTH = "ours, search for a tenth"
-AS_PUBLISHED = f"paper: {PUBLISHED} records, argmax"
+RECORDS = 500  # random records of the paper's procedure
 Proposed = tuple[str, int, Configuration]  # procedure, images it spent, its answer
 
 
@@ -86,7 +85,7 @@ def main() -> None:
     for seed in asked.seeds:
         for model in asked.models:
             place = (model, seed, asked.objective)
-            anew = (TENTH, AS_PUBLISHED) if asked.tenth else None
+            anew = (TENTH, PUBLISHED) if asked.tenth else None
             rows = [
                 r for r in kept_rows()
                 if (r["model"], r["seed"], r["objective"]) != place or (anew and r["procedure"] not in anew)
@@ -110,7 +109,8 @@ def compare(model: str, seed: int, asked: argparse.Namespace) -> Iterator[dict[s
         model=model, inputs=list(entry.inputs), arguments=dict(entry.arguments), images=FEW, metrics=["psnr"],
         seed=seed, objective=asked.objective,
     )  # fmt: skip
-    study = Study.create(asked.work / f"{model}-{seed}", settings)
+    of = "" if asked.objective == "psnr" else "-" + re.sub(r"[^a-z0-9.]+", "-", asked.objective)
+    study = Study.create(asked.work / f"{model}-{seed}{of}", settings)
     study.build_bank()
     judge = _Judge(study, asked.judged)
     for bits in asked.bits:
@@ -156,12 +156,12 @@ def answers(study: Study, bits: float, images: int, random: int) -> Iterator[Pro
 
 def tenth(study: Study, bits: float) -> Iterator[Proposed]:
     """The paper's procedure as it was published, and ours for a tenth of its images, from nothing."""
-    space, images = study.space, FEW * PUBLISHED
+    space, images = study.space, FEW * RECORDS
     branch = _branch(study, f"tenth-{bits:g}")
     found = search(branch, Budget(bits), images // 10, progress=_say)
     yield TENTH, images_spent(branch), found.choice.configuration
     nbytes = int(bits * space.weights / 8)
-    yield AS_PUBLISHED, images, argmax_configuration(space, _paper(study, PUBLISHED), nbytes)
+    yield PUBLISHED, images, argmax_configuration(space, _paper(study, RECORDS), nbytes)
 
 
 def _random(study: Study, bits: float, nbytes: int, images: int) -> Iterator[Proposed]:

@@ -23,6 +23,8 @@ from qua2sedimo.commands.choosing import (
     print_reasons,
 )
 
+_USUAL = 3.5  # average bits of the point that is named as an example
+
 
 @app.command()
 def search(
@@ -77,4 +79,6 @@ def frontier(
         points = measured(opened, images=images, progress=report)
     console.print(frontier_table(points, opened.settings.objective))
     figure = write_figure(points, opened.settings.objective, study / "frontier.svg")
-    console.print(f"{study / 'frontier.json'}, {figure}. Next: qua2sedimo export {study} OUT --point {points[0].name}")
+    console.print(f"{study / 'frontier.json'}, {figure}", soft_wrap=True)
+    near = min((p for p in points if p.efficient), key=lambda p: abs(p.average_bits - _USUAL))
+    console.print(f"Next: qua2sedimo export {study} OUT --point {near.name}", soft_wrap=True)
