@@ -112,7 +112,8 @@ def test_the_command_goes_on_tells_why_and_where_the_choice_is(
         app, ["search", str(folder), "--bits", str(BITS), "--images", str(IMAGES), "--why"], env={"COLUMNS": "200"}
     )
     assert result.exit_code == 0, result.output
-    assert "costs, dB" in result.output and str(folder / "choices" / f"{BITS}.json") in result.output
+    assert "next cheaper" in result.output and "bytes, dB" in result.output
+    assert str(folder / "choices" / f"{BITS}.json") in result.output
     assert f"qua2sedimo export {folder} OUT --choice {BITS}" in result.output
     assert images_spent(finished.study) == spent
 

@@ -8,32 +8,38 @@ from rich import box
 from rich.table import Table
 
 from qua2sedimo.choices import Choice, differences
+from qua2sedimo.options import Option
 from qua2sedimo.search import LayerReason
 from qua2sedimo.stages.frontier import Point
 from qua2sedimo.stages.searching import Found
 
 _WHY = {
     "kept": "kept in 16 bits",
-    "constraint": "a smaller one is not allowed",
-    "least": "there is no smaller one",
-    "best": "there is no better one",
-    "budget": "a better one does not pay",
+    "constraint": "smaller not allowed",
+    "least": "nothing smaller",
+    "best": "nothing better",
+    "budget": "the budget",
 }
 
 
 def reasons_table(reasons: Sequence[LayerReason], unit: str = "") -> Table:
-    """Per layer: its option, what the next cheaper would have cost, what the next better would need, and what
-    decided; costs and gains in ``unit``."""
-    of = f", {unit}" if unit else ""
-    table = _table(
-        "layer", "option", "bytes", f"next cheaper: saves, costs{of}", f"next better: needs, gains{of}", "why"
-    )
+    """Per layer: its option, what changes with the next cheaper and with the next better one, in bytes and in
+    ``unit``, and what decided."""
+    of = f"bytes, {unit or 'score'}"
+    table = _table("layer", "option", "bytes", f"next cheaper\n{of}", f"next better\n{of}", "decided by")
+    table.columns[0].overflow = "fold"  # names are told whole
+    for column in table.columns[1:-1]:
+        column.no_wrap = True
     for r in reasons:
-        cheaper = f"{r.cheaper}: {r.saved:,} B, {r.cost:.3g}" if r.cheaper else ""
-        better = f"{r.better}: {r.needs:,} B, {r.gain:.3g}" if r.better else ""
-        why = _WHY[r.why] + (f"; {len(r.tied)} copies" if r.tied else "")
+        cheaper = _change(r.cheaper, -r.saved, -r.cost)
+        better = _change(r.better, r.needs, r.gain)
+        why = _WHY[r.why] + (f", ×{len(r.tied) + 1}" if r.tied else "")
         table.add_row(r.layer, str(r.option or "16 bits"), f"{r.nbytes:,}", cheaper, better, why)
     return table
+
+
+def _change(option: Option | None, nbytes: int, gain: float) -> str:
+    return f"{option} {nbytes:+,} {gain:+.2g}" if option else ""
 
 
 def difference_table(a: Choice, b: Choice, names: tuple[str, str]) -> Table:
