@@ -9,17 +9,9 @@ from rich.table import Table
 
 from qua2sedimo.choices import Choice, differences
 from qua2sedimo.options import Option
-from qua2sedimo.search import LayerReason
+from qua2sedimo.search import DECIDED, LayerReason
 from qua2sedimo.stages.frontier import Point
 from qua2sedimo.stages.searching import Found
-
-_WHY = {
-    "kept": "kept in 16 bits",
-    "constraint": "smaller not allowed",
-    "least": "nothing smaller",
-    "best": "nothing better",
-    "budget": "the budget",
-}
 
 
 def reasons_table(reasons: Sequence[LayerReason], unit: str = "") -> Table:
@@ -33,7 +25,7 @@ def reasons_table(reasons: Sequence[LayerReason], unit: str = "") -> Table:
     for r in reasons:
         cheaper = _change(r.cheaper, -r.saved, -r.cost)
         better = _change(r.better, r.needs, r.gain)
-        why = _WHY[r.why] + (f", ×{len(r.tied) + 1}" if r.tied else "")
+        why = DECIDED[r.why] + (f", ×{len(r.tied) + 1}" if r.tied else "")
         table.add_row(r.layer, str(r.option or "16 bits"), f"{r.nbytes:,}", cheaper, better, why)
     return table
 

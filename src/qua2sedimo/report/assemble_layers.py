@@ -9,21 +9,12 @@ import numpy as np
 from qua2sedimo.choices import Choice
 from qua2sedimo.report.data import GraphNode, LayerChoice, LayerScore
 from qua2sedimo.report.text import number, size_text
-from qua2sedimo.search import LayerReason
+from qua2sedimo.search import DECIDED, LayerReason
 from qua2sedimo.sensitivity import Sensitivity
 from qua2sedimo.sensitivity.effects import Effects
 from qua2sedimo.sensitivity.steps import standard_error
 from qua2sedimo.stages.choosing import why
 from qua2sedimo.study import Study
-
-#: What decided, as the table says it; see :class:`qua2sedimo.search.LayerReason`.
-_DECIDED = {
-    "kept": "kept in 16 bits",
-    "constraint": "a constraint",
-    "least": "nothing smaller",
-    "best": "nothing better",
-    "budget": "the budget",
-}
 
 
 def in_data_order(study: Study) -> list[str]:
@@ -66,7 +57,7 @@ def layer_choices(study: Study, choice: Choice, found: Sensitivity | None) -> li
         score, spread, decided, said = math.nan, math.nan, "", ""
         if found:
             s, reason = found.scores.layers[name][option], because[name]
-            score, spread, decided = s.score, s.spread, _DECIDED[reason.why]
+            score, spread, decided = s.score, s.spread, DECIDED[reason.why]
             said = _sentence(reason, found.effects, cost_unit(found))
         chosen.append(
             LayerChoice(

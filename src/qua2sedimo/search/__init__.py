@@ -22,9 +22,10 @@ from qua2sedimo.search.proposers import (
     one_at_a_time,
     sum_of_errors,
 )
-from qua2sedimo.search.reasons import LayerReason, in_decibels, reasons
+from qua2sedimo.search.reasons import DECIDED, LayerReason, in_decibels, reasons
 
 __all__ = [
+    "DECIDED",
     "Allowed",
     "Budget",
     "Constraints",

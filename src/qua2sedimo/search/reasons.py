@@ -10,6 +10,15 @@ from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.search.choose import Values
 from qua2sedimo.search.constraints import Allowed, kept_bytes
 
+#: What decided, as readers are told: of each :attr:`LayerReason.why`.
+DECIDED = {
+    "kept": "kept in 16 bits",
+    "constraint": "a constraint",
+    "least": "nothing smaller",
+    "best": "nothing better",
+    "budget": "the budget",
+}
+
 
 @dataclass(frozen=True)
 class LayerReason:
