@@ -17,8 +17,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from qua2sedimo import Study
-from qua2sedimo.files import write_json
-from qua2sedimo.stages.evidence import FEW, evidence
+from qua2sedimo.formats.files import write_json
+from qua2sedimo.study.evidence import FEW, evidence
 
 RESULTS = Path(__file__).parent / "results"
 _TEST = 60

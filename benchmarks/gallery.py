@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from qua2sedimo import Configuration, Study
-from qua2sedimo.choices import Choice
 from qua2sedimo.sensitivity import LayerStep, Sensitivity
+from qua2sedimo.study.choices import Choice
 
 METHODS = ("uaq", "kmeans_c", "kmeans_a")
 

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from qua2sedimo import Configuration, Study
-from qua2sedimo.evaluation.distances import frechet_distance, psnr
-from qua2sedimo.evaluation.features import pooled_features
-from qua2sedimo.files import write_json
+from qua2sedimo.formats.files import write_json
+from qua2sedimo.metrics.distances import frechet_distance, psnr
+from qua2sedimo.metrics.features import pooled_features
 from qua2sedimo.search import Budget, best_configurations, one_at_a_time, sum_of_errors
-from qua2sedimo.stages.choosing import kept_choice
-from qua2sedimo.stages.evidence import evidence
+from qua2sedimo.study.evidence import evidence
+from qua2sedimo.study.stages.choose import kept_choice
 from search import JUDGED, RESULTS
 
 MODEL = "digits-dit"

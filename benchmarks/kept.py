@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qua2sedimo.files import write_json
+from qua2sedimo.formats.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from qua2sedimo.commands.app import settings_for
-from qua2sedimo.evaluation.trial import TimedGenerator, TimedSwitch, bare_seconds, peak_bytes, try_out
-from qua2sedimo.files import write_json
+from qua2sedimo.formats.files import write_json
+from qua2sedimo.measuring.trial import TimedGenerator, TimedSwitch, bare_seconds, peak_bytes, try_out
 from qua2sedimo.study import Study
 
 RESULTS = Path(__file__).parent / "results"

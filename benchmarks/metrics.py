@@ -29,13 +29,14 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from metrics_docs import KEPT, write_docs
 from metrics_images import BATCH, CHUNK, RESULTS, chunk_path
 from qua2sedimo import zoo
-from qua2sedimo.evaluation import Generation, Generator
-from qua2sedimo.evaluation.distances import frechet_distance
-from qua2sedimo.evaluation.features import pooled_features
-from qua2sedimo.evaluation.measure import REFERENCE_IMAGES
-from qua2sedimo.evaluation.metrics import BUILT_IN, METRICS
-from qua2sedimo.evaluation.score import Pictures, SetReferences, per_image, per_set
-from qua2sedimo.files import read_json, write_text, write_via
+from qua2sedimo.formats.files import read_json, write_text, write_via
+from qua2sedimo.images.generate import Generation, Generator
+from qua2sedimo.images.pictures import Pictures
+from qua2sedimo.measuring.measurer import REFERENCE_IMAGES
+from qua2sedimo.metrics.catalogue import BUILT_IN, METRICS
+from qua2sedimo.metrics.distances import frechet_distance
+from qua2sedimo.metrics.features import pooled_features
+from qua2sedimo.metrics.values import SetReferences, per_image, per_set
 from qua2sedimo.metrics_view import MEASURED_AS
 
 DRAWS = 30

@@ -14,12 +14,12 @@ from typing import Any
 import altair as alt
 
 from pages import FIGURES, write_measured
-from qua2sedimo.evaluation.metrics import METRICS
-from qua2sedimo.files import read_json
+from qua2sedimo.formats.files import read_json
+from qua2sedimo.metrics.catalogue import METRICS
 
 ROOT = Path(__file__).parent.parent
 #: Committed, and part of the package: `qua2sedimo metrics` reads it.
-KEPT = ROOT / "src/qua2sedimo/evaluation/metrics.json"
+KEPT = ROOT / "src/qua2sedimo/metrics/metrics.json"
 FIGURE = FIGURES / "metrics-images.svg"
 
 PREAMBLE = """\

@@ -20,11 +20,11 @@ import torch
 from safetensors.numpy import save_file
 
 from qua2sedimo import Study, zoo
-from qua2sedimo.evaluation import Generator
-from qua2sedimo.evaluation.latents import final_latents
-from qua2sedimo.evaluation.sampling import sample
-from qua2sedimo.files import write_json, write_via
-from qua2sedimo.settings import StudySettings
+from qua2sedimo.formats.files import write_json, write_via
+from qua2sedimo.images.generate import Generator
+from qua2sedimo.images.latents import final_latents
+from qua2sedimo.sampling import sample
+from qua2sedimo.study.settings import StudySettings
 
 RESULTS = Path(__file__).parent / "results"
 CHUNK = 100

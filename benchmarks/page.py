@@ -23,7 +23,7 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 from tests.report.synthetic import synthetic_data
 
-from qua2sedimo.files import write_json
+from qua2sedimo.formats.files import write_json
 from qua2sedimo.report import write_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

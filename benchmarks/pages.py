@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qua2sedimo.files import write_text
+from qua2sedimo.formats.files import write_text
 
 DOCS = Path(__file__).parent.parent / "docs"
 FIGURES = DOCS / "figures"

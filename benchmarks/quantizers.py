@@ -38,11 +38,11 @@ from threadpoolctl import threadpool_limits
 from qua2sedimo import zoo
 from qua2sedimo.bank import Bank, stored_weight
 from qua2sedimo.denoisers import weight_layers, weight_modules
-from qua2sedimo.evaluation import Switch
-from qua2sedimo.evaluation.sampling import sample
+from qua2sedimo.formats.tensorfiles import Checkpoint
+from qua2sedimo.measuring.switch import Switch
 from qua2sedimo.options import SearchSpace
 from qua2sedimo.quantizers import METHODS
-from qua2sedimo.tensorfiles import Checkpoint
+from qua2sedimo.sampling import sample
 
 RESULTS = Path(__file__).parent / "results"
 SHARD = 400_000_000  # bytes

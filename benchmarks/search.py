@@ -34,15 +34,14 @@ from typing import Any
 import numpy as np
 
 from qua2sedimo import Study, StudySettings, zoo
-from qua2sedimo.comparison import activations_at
-from qua2sedimo.evaluation.distances import frechet_distance, psnr
-from qua2sedimo.evaluation.estimates import mean_estimate
-from qua2sedimo.evaluation.features import pooled_features
-from qua2sedimo.evaluation.sampling import sample
-from qua2sedimo.files import write_json
+from qua2sedimo.formats.files import write_json
 from qua2sedimo.inspection import inspected
+from qua2sedimo.metrics.distances import frechet_distance, psnr
+from qua2sedimo.metrics.estimates import mean_estimate
+from qua2sedimo.metrics.features import pooled_features
 from qua2sedimo.options import Configuration
 from qua2sedimo.predictor import FitSettings, fit_ensemble
+from qua2sedimo.sampling import sample
 from qua2sedimo.search import (
     Budget,
     Evidence,
@@ -54,8 +53,9 @@ from qua2sedimo.search import (
     sum_of_errors,
 )
 from qua2sedimo.sensitivity import op_scores
-from qua2sedimo.stages.evidence import FEW, evidence, images_spent, measure_all, measure_singles, per_image
-from qua2sedimo.stages.searching import search
+from qua2sedimo.study.evidence import FEW, evidence, images_spent, measure_all, measure_singles, per_image
+from qua2sedimo.study.stages.compare import activations_at
+from qua2sedimo.study.stages.search import search
 from search_docs import PUBLISHED, TENTH, keep_rows, kept_rows, write_docs
 
 RESULTS = Path(__file__).parent / "results"

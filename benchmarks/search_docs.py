@@ -16,7 +16,7 @@ import altair as alt
 import numpy as np
 
 from pages import FIGURES, write_measured
-from qua2sedimo.files import write_text
+from qua2sedimo.formats.files import write_text
 
 #: Committed: what was judged, a row an answer, with the value of each image.
 KEPT = FIGURES / "search.json"

@@ -22,7 +22,7 @@ from qua2sedimo import Study
 from qua2sedimo.options import Option
 from qua2sedimo.predictor import FitSettings, fit_ensemble
 from qua2sedimo.sensitivity import Sensitivity, op_scores, option_effects
-from qua2sedimo.stages.fitting import hop_roots
+from qua2sedimo.study.stages.fit import hop_roots
 
 RESULTS = Path(__file__).parent / "results"
 REPLICATES = 1000

@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from qua2sedimo.commands.app import settings_for
-from qua2sedimo.files import write_json
-from qua2sedimo.stages.measuring import Workers
+from qua2sedimo.formats.files import write_json
 from qua2sedimo.study import Study
+from qua2sedimo.study.stages.measure import Workers
 
 RESULTS = Path(__file__).parent / "results"
 OPTIONS = "uaq-2,uaq-3,uaq-4,kmeans_a-3"
-PLAIN = "import sys; from qua2sedimo.stages.measuring import open_worker; open_worker(sys.argv[1], 0, int(sys.argv[2]))"
+PLAIN = (
+    "import sys; from qua2sedimo.study.stages.measure import open_worker; open_worker(sys.argv[1], 0, int(sys.argv[2]))"
+)
 
 
 def measure(study: Study, configurations: int, workers: Workers) -> tuple[dict[int, float], list[float]]:

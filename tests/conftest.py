@@ -16,10 +16,10 @@ from torch import nn
 
 from qua2sedimo.bank import Bank
 from qua2sedimo.denoisers import Graph, trace, weight_modules, weight_of
-from qua2sedimo.evaluation.sampling import sample
 from qua2sedimo.options import SearchSpace
 from qua2sedimo.predictor import Encoding
-from qua2sedimo.settings import StudySettings
+from qua2sedimo.sampling import sample
+from qua2sedimo.study.settings import StudySettings
 from qua2sedimo.zoo.pixels import PixelAutoencoder
 from qua2sedimo.zoo.training.export import scheduler
 

@@ -89,7 +89,7 @@ def study(run, model: Path, tmp_path: Path) -> Path:  # type: ignore[no-untyped-
 
 @pytest.fixture
 def quick_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("qua2sedimo.predictor.FitSettings", "qua2sedimo.stages.fitting.FitSettings"):
+    for place in ("qua2sedimo.predictor.FitSettings", "qua2sedimo.study.stages.fit.FitSettings"):
         monkeypatch.setattr(place, partial(FitSettings, epochs=40, channels=8, hops=1))
 
 

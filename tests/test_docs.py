@@ -189,7 +189,7 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
     """Few epochs for every fit of this file, and a width that does not wrap what is printed."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("COLUMNS", "200")
-        for place in ("qua2sedimo.predictor.FitSettings", "qua2sedimo.stages.fitting.FitSettings"):
+        for place in ("qua2sedimo.predictor.FitSettings", "qua2sedimo.study.stages.fit.FitSettings"):
             patched.setattr(place, partial(FitSettings, epochs=40, channels=8, hops=1))
         few = partial(qua2sedimo.quantize, configurations=20)
         patched.setattr(qua2sedimo, "quantize", few)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from qua2sedimo.commands.metrics import metrics
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.evaluation.metrics import BUILT_IN, METRICS, metric
+from qua2sedimo.metrics.catalogue import BUILT_IN, METRICS, metric
 from qua2sedimo.metrics_view import document, measured, metric_panel, metrics_notes, metrics_table
 
 

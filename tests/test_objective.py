@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from tests.conftest import small_pipeline, small_settings
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.evaluation import Measurement
-from qua2sedimo.evaluation.metrics import Estimate
+from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.objective import Objective
 from qua2sedimo.options import Configuration
 from qua2sedimo.records import Record
-from qua2sedimo.settings import StudySettings
+from qua2sedimo.records.measurement import Measurement
 from qua2sedimo.study import Study
+from qua2sedimo.study.settings import StudySettings
 
 METRIC_VALUES = {"psnr": 23.5, "features": 0.25, "kernel_full": 3.0}
 BITS = 3.5

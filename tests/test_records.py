@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.evaluation import Estimate, Measurement
+from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.options import Configuration, Option
 from qua2sedimo.records import SCHEMA, Failure, Origin, Record, Records, content, export, schema
+from qua2sedimo.records.measurement import Measurement
 
 
 def record(role: str = "sample", number: int = 0, start: int = 0, psnr: float = 20.0) -> Record:

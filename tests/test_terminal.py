@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from qua2sedimo.comparison import Row
-from qua2sedimo.evaluation.estimates import Estimate
+from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.options import Configuration
+from qua2sedimo.study.stages.compare import Row
 from qua2sedimo.terminal import comparison_table
 
 

@@ -14,9 +14,8 @@ from diffusers import DiTPipeline, PixArtAlphaPipeline, StableDiffusionPipeline
 
 from qua2sedimo import Qua2SeDiMoError, zoo
 from qua2sedimo.denoisers import capture_call, denoiser_of, load_pipeline, trace, weight_modules
-from qua2sedimo.evaluation import Generation, Generator
-from qua2sedimo.evaluation.generate import check_inputs
-from qua2sedimo.evaluation.measure import to_uint8
+from qua2sedimo.images.generate import Generation, Generator, check_inputs
+from qua2sedimo.images.pictures import to_uint8
 from qua2sedimo.zoo.captions import ATTRIBUTES, parse, phrases, vocabulary
 from qua2sedimo.zoo.pixels import PixelAutoencoder
 from qua2sedimo.zoo.training import avatars, avatars_unet, flow

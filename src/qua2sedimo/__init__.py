@@ -1,12 +1,12 @@
 """Qua²SeDiMo: which layers of a diffusion denoiser bear low-bit weights, and a packed model that uses it."""
 
 from qua2sedimo.api import quantize
-from qua2sedimo.choices import Choice
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.runtime import dequantize
-from qua2sedimo.settings import StudySettings
 from qua2sedimo.study import Study
+from qua2sedimo.study.choices import Choice
+from qua2sedimo.study.settings import StudySettings
 
 __version__ = "0.1.0"
 

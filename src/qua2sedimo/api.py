@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from qua2sedimo.runtime import quantized_layers, replace_layers
-from qua2sedimo.settings import StudySettings
-from qua2sedimo.stages.progress import Progress, silent
 from qua2sedimo.study import Study
+from qua2sedimo.study.settings import StudySettings
+from qua2sedimo.system.progress import Progress, silent
 
 
 def quantize(

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import read_document, read_json, write_json, write_via
+from qua2sedimo.formats.files import read_document, read_json, write_json, write_via
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.quantizers import METHODS, QuantizedWeight, each, quantization_error
 

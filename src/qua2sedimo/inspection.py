@@ -29,9 +29,8 @@ from qua2sedimo.denoisers import (
 from qua2sedimo.denoisers.drawing import drawing
 from qua2sedimo.denoisers.pipelines import denoisers_of
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.evaluation import Generation, Generator
-from qua2sedimo.evaluation.generate import check_arguments, input_argument
-from qua2sedimo.files import write_text
+from qua2sedimo.formats.files import write_text
+from qua2sedimo.images.generate import Generation, Generator, check_arguments, input_argument
 from qua2sedimo.options import SearchSpace
 
 

@@ -11,8 +11,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from qua2sedimo.evaluation.metrics import METRICS, Metric
-from qua2sedimo.files import read_json
+from qua2sedimo.formats.files import read_json
+from qua2sedimo.metrics.catalogue import METRICS, Metric
 
 _KINDS = {
     "paired": "image by image with full precision",
@@ -41,7 +41,7 @@ def measured(name: str) -> dict[str, Any]:
 
 def _benchmark() -> dict[str, Any]:
     """Shipped model → how its metrics were measured, and what came of it."""
-    content: dict[str, Any] = read_json(files("qua2sedimo.evaluation").joinpath("metrics.json"))  # type: ignore[arg-type]
+    content: dict[str, Any] = read_json(files("qua2sedimo.metrics").joinpath("metrics.json"))  # type: ignore[arg-type]
     models: dict[str, Any] = content["models"]
     return models
 

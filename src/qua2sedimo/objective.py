@@ -20,7 +20,7 @@ from typing import NoReturn
 import numpy as np
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.evaluation.metrics import METRICS, Metric
+from qua2sedimo.metrics.catalogue import METRICS, Metric
 from qua2sedimo.options import Configuration, bit_operations
 from qua2sedimo.records import Record
 

@@ -20,16 +20,17 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from qua2sedimo.choices import Choice
-from qua2sedimo.comparison import Row
 from qua2sedimo.denoisers import WeightLayer
 from qua2sedimo.errors import Stopped
-from qua2sedimo.evaluation.metrics import Estimate, metric
 from qua2sedimo.inspection import Inspection
+from qua2sedimo.metrics.catalogue import metric
+from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.objective import Objective
 from qua2sedimo.sensitivity import Distribution
-from qua2sedimo.stages.progress import Progress as Report
-from qua2sedimo.stages.progress import without_note
+from qua2sedimo.study.choices import Choice
+from qua2sedimo.study.stages.compare import Row
+from qua2sedimo.system.progress import Progress as Report
+from qua2sedimo.system.progress import without_note
 
 console = Console()
 errors = Console(stderr=True)

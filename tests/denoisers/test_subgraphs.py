@@ -27,7 +27,7 @@ from qua2sedimo.denoisers import (
     trace,
 )
 from qua2sedimo.denoisers.subgraphs import Subgraph, subgraphs
-from qua2sedimo.evaluation import Generation, Generator
+from qua2sedimo.images.generate import Generation, Generator
 
 CONFIGS = Path(__file__).parent / "configs"
 FULL = (

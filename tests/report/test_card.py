@@ -17,8 +17,9 @@ from tests.conftest import small_pipeline, small_settings
 
 from qua2sedimo import Study
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.evaluation import Estimate, Generation
-from qua2sedimo.evaluation.exported import FILE, evaluate_export, read_evaluation
+from qua2sedimo.images.generate import Generation
+from qua2sedimo.measuring.exported import FILE, evaluate_export, read_evaluation
+from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.options import Option
 from qua2sedimo.report.assemble_card import card_data
 from qua2sedimo.report.base_model import BaseModel, base_model

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.tensorfiles import read_header
 from qua2sedimo.quantizers import METHODS
 from qua2sedimo.runtime import save_packed
 from qua2sedimo.runtime.backend import Qua2SeDiMoConfig, Qua2SeDiMoQuantizer
 from qua2sedimo.runtime.intact import check_config, config_digest, digest
-from qua2sedimo.tensorfiles import read_header
 
 from .helpers import dit, edit_header, mixed, output
 

@@ -9,11 +9,10 @@ from diffusers import DiffusionPipeline
 from tests.conftest import small_pipeline, small_settings
 
 from qua2sedimo import Study, zoo
-from qua2sedimo.choices import Choice
 from qua2sedimo.denoisers.hub_names import public_name
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.evaluation import Generation
-from qua2sedimo.evaluation.exported import evaluate_export, read_evaluation
+from qua2sedimo.images.generate import Generation
+from qua2sedimo.measuring.exported import evaluate_export, read_evaluation
 from qua2sedimo.options import Option
 from qua2sedimo.quantizers import METHODS
 from qua2sedimo.report.assemble_card import card_data
@@ -22,6 +21,7 @@ from qua2sedimo.report.card import write_card
 from qua2sedimo.runtime import save_packed
 from qua2sedimo.runtime.publish import forget_paths
 from qua2sedimo.runtime.table import layer_modules
+from qua2sedimo.study.choices import Choice
 
 
 def files_telling(folder: Path, *secrets: str) -> list[str]:

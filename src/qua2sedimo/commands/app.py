@@ -11,7 +11,7 @@ import typer
 
 from qua2sedimo import zoo
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.settings import SAMPLERS, StudySettings
+from qua2sedimo.study.settings import SAMPLERS, StudySettings
 
 app = typer.Typer(
     help="Find out which layers of a diffusion denoiser bear low-bit weights, and pack the model accordingly.\n\n"

@@ -12,9 +12,9 @@ from qua2sedimo.commands.app import StudyFolder, app
 from qua2sedimo.errors import Qua2SeDiMoError
 
 if TYPE_CHECKING:
-    from qua2sedimo.choices import Choice
     from qua2sedimo.search import Budget, Constraints
     from qua2sedimo.study import Study
+    from qua2sedimo.study.choices import Choice
 
 ManyBits = Annotated[
     list[float] | None,
@@ -79,8 +79,8 @@ def choose(
 ) -> None:
     """Find the best configurations within each budget, measure them, and keep the best measured one."""
     from qua2sedimo.search import allow, budget_bytes
-    from qua2sedimo.stages.choosing import choice_path, names_of
     from qua2sedimo.study import Study
+    from qua2sedimo.study.stages.choose import choice_path, names_of
     from qua2sedimo.terminal import candidates_table, console, progress
 
     opened = Study(study)
@@ -106,7 +106,7 @@ def choose(
 def print_reasons(study: Study, choice: Choice, limits: Constraints) -> None:
     """Say of every layer what decided its option."""
     from qua2sedimo.commands.search_tables import reasons_table
-    from qua2sedimo.stages.choosing import why
+    from qua2sedimo.study.stages.choose import why
     from qua2sedimo.terminal import console
 
     unit = study.objective.unit if study.objective.in_decibels else ""
@@ -128,7 +128,7 @@ def print_next(study: Path, path: Path) -> None:
 
 
 def _by_objective(study: Study, objective: str) -> None:
-    from qua2sedimo.stages.published import choose_by_objective, objective_path
+    from qua2sedimo.study.stages.tradeoff import choose_by_objective, objective_path
     from qua2sedimo.terminal import candidates_table, console, progress
 
     with progress() as report:
@@ -145,8 +145,8 @@ def diff(
     b: Annotated[Path, typer.Argument(help="Another one.", metavar="B")],
 ) -> None:
     """Compare two choices: size, quality, and every layer whose option differs."""
-    from qua2sedimo.choices import Choice
     from qua2sedimo.commands.search_tables import difference_table
+    from qua2sedimo.study.choices import Choice
     from qua2sedimo.terminal import console
 
     (first, _), (second, _) = Choice.load(a), Choice.load(b)
@@ -165,8 +165,8 @@ def export(
     ] = None,
 ) -> None:
     """Write the choice as a packed pipeline that `DiffusionPipeline.from_pretrained` loads."""
-    from qua2sedimo.stages.frontier import named_choice
     from qua2sedimo.study import Study
+    from qua2sedimo.study.stages.frontier import named_choice
     from qua2sedimo.terminal import console, size
 
     opened = Study(study)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qua2sedimo.files import write_text
-from qua2sedimo.stages.frontier import Point
+from qua2sedimo.formats.files import write_text
+from qua2sedimo.study.stages.frontier import Point
 
 
 def write_figure(points: Sequence[Point], objective: str, path: Path) -> Path:

@@ -51,7 +51,7 @@ def init(
     batch: Batch = None,
 ) -> None:
     """Make a study folder with its study.yaml, to be edited and measured stage by stage."""
-    from qua2sedimo.evaluation.generate import has_safety_checker
+    from qua2sedimo.images.generate import has_safety_checker
     from qua2sedimo.study import Study
     from qua2sedimo.terminal import console
 
@@ -94,9 +94,9 @@ def measure(
     again: Annotated[bool, typer.Option("--again", help="Try also what failed before.")] = False,
 ) -> None:
     """Measure random configurations until there are so many; run again, it goes on."""
-    from qua2sedimo.evaluation.generate import has_safety_checker
-    from qua2sedimo.stages.measuring import Workers
+    from qua2sedimo.images.generate import has_safety_checker
     from qua2sedimo.study import Study
+    from qua2sedimo.study.stages.measure import Workers
     from qua2sedimo.terminal import console, progress
 
     opened = Study(study)

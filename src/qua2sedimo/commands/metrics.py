@@ -18,7 +18,7 @@ def metrics(
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """Explain the metrics: what each compares, its cost, how many images it needs, whether it can be had here."""
-    from qua2sedimo.evaluation.metrics import METRICS, metric
+    from qua2sedimo.metrics.catalogue import METRICS, metric
     from qua2sedimo.metrics_view import document, metric_panel, metrics_notes, metrics_table
     from qua2sedimo.terminal import console
 

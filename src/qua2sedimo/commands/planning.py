@@ -12,7 +12,7 @@ from qua2sedimo.commands.app import StudyFolder, app
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qua2sedimo.stages.planning import Plan
+    from qua2sedimo.study.stages.plan import Plan
 
 
 @app.command()
@@ -22,8 +22,8 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
     """Say how long measuring will take here, and what workers or fewer images would change, from a short trial."""
-    from qua2sedimo.stages import planning
     from qua2sedimo.study import Study
+    from qua2sedimo.study.stages import plan as planning
     from qua2sedimo.terminal import console, progress
 
     opened = Study(study)

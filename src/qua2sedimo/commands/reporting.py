@@ -22,10 +22,10 @@ ChoiceBits = Annotated[
 @app.command()
 def report(study: StudyFolder, bits: Bits = 3.5, images: Annotated[int, typer.Option(min=8)] = 96) -> None:
     """Write report.html: the comparison with uniform quantization, pictures, sensitivity, and the choice."""
-    from qua2sedimo.comparison import compare
     from qua2sedimo.report import write_report
     from qua2sedimo.report.assemble import report_data
     from qua2sedimo.study import Study
+    from qua2sedimo.study.stages.compare import compare
     from qua2sedimo.terminal import comparison_table, console, progress
 
     opened = Study(study)

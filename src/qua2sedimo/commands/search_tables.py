@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from qua2sedimo.choices import Choice, differences
 from qua2sedimo.options import Option
 from qua2sedimo.search import DECIDED, LayerReason
-from qua2sedimo.stages.frontier import Point
-from qua2sedimo.stages.searching import Found
+from qua2sedimo.study.choices import Choice, differences
+from qua2sedimo.study.stages.frontier import Point
+from qua2sedimo.study.stages.search import Found
 
 
 def reasons_table(reasons: Sequence[LayerReason], unit: str = "") -> Table:

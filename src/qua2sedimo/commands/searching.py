@@ -41,8 +41,8 @@ def search(
 ) -> None:
     """Measure layers alone, then candidates in rounds, and keep the best on fresh images; run again, it goes on."""
     from qua2sedimo.commands.search_tables import rounds_table
-    from qua2sedimo.stages.choosing import choice_path
     from qua2sedimo.study import Study
+    from qua2sedimo.study.stages.choose import choice_path
     from qua2sedimo.terminal import candidates_table, console, progress
 
     opened = Study(study)
@@ -69,8 +69,8 @@ def frontier(
     """Measure configurations from 2.2 to 6 bits and say which are on the frontier; export takes any by --point."""
     from qua2sedimo.commands.frontier_figure import write_figure
     from qua2sedimo.commands.search_tables import frontier_table
-    from qua2sedimo.stages.frontier import frontier as measured
     from qua2sedimo.study import Study
+    from qua2sedimo.study.stages.frontier import frontier as measured
     from qua2sedimo.terminal import console, progress
 
     opened = Study(study)

@@ -24,10 +24,9 @@ def generate(
     from PIL import Image
 
     from qua2sedimo.denoisers import load_pipeline
-    from qua2sedimo.evaluation import Generation, Generator
-    from qua2sedimo.evaluation.generate import check_arguments, check_inputs
-    from qua2sedimo.evaluation.measure import to_uint8
-    from qua2sedimo.files import read_json
+    from qua2sedimo.formats.files import read_json
+    from qua2sedimo.images.generate import Generation, Generator, check_arguments, check_inputs
+    from qua2sedimo.images.pictures import to_uint8
     from qua2sedimo.terminal import console, progress
 
     pipeline = load_pipeline(str(folder))
@@ -69,10 +68,10 @@ def evaluate(
 
     The result is kept in OUT/evaluation.json, for the model card.
     """
-    from qua2sedimo.evaluation import Generation
-    from qua2sedimo.evaluation import metrics as known
-    from qua2sedimo.evaluation.exported import evaluate_export
-    from qua2sedimo.files import read_json
+    from qua2sedimo.formats.files import read_json
+    from qua2sedimo.images.generate import Generation
+    from qua2sedimo.measuring.exported import evaluate_export
+    from qua2sedimo.metrics import catalogue as known
     from qua2sedimo.terminal import console, errors, progress
 
     names = list(dict.fromkeys(metric or ["psnr"]))
@@ -130,11 +129,11 @@ def recipe(
     point: Annotated[str | None, typer.Option(help="A point of the frontier by its name.")] = None,
 ) -> None:
     """Write a choice of uniform options as a recipe for another runtime: a width for each layer, no weights."""
-    from qua2sedimo.files import write_text
+    from qua2sedimo.formats.files import write_text
     from qua2sedimo.runtime.recipes import FORMS
     from qua2sedimo.runtime.recipes import recipe as written
-    from qua2sedimo.stages.frontier import named_choice
     from qua2sedimo.study import Study
+    from qua2sedimo.study.stages.frontier import named_choice
     from qua2sedimo.terminal import console
 
     if form not in FORMS:

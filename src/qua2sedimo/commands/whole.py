@@ -24,7 +24,7 @@ from qua2sedimo.commands.app import (
     settings_for,
 )
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.settings import StudySettings
+from qua2sedimo.study.settings import StudySettings
 
 
 @app.command()
@@ -73,11 +73,11 @@ def _everything(
     compared: int = 96,
     act_bits: tuple[int, ...] = (),
 ) -> None:
-    from qua2sedimo.comparison import compare, table_json
-    from qua2sedimo.files import write_text
+    from qua2sedimo.formats.files import write_text
     from qua2sedimo.report import write_report
     from qua2sedimo.report.assemble import report_data
     from qua2sedimo.study import Study
+    from qua2sedimo.study.stages.compare import compare, table_json
     from qua2sedimo.terminal import comparison_table, console, progress, size
 
     study = Study.create(folder, settings)

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import read_json
-from qua2sedimo.quiet import quiet
+from qua2sedimo.formats.files import read_json
+from qua2sedimo.system.quiet import quiet
 
 
 def architecture(config: str | Path | Mapping[str, Any]) -> nn.Module:

@@ -11,7 +11,7 @@ from typing import Any
 
 from qua2sedimo.denoisers.layers import WeightLayer
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import read_document, write_text
+from qua2sedimo.formats.files import read_document, write_text
 
 FORMAT = 2
 _REMEDY = "Delete it; it will be traced again."

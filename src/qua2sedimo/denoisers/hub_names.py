@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from qua2sedimo import zoo
-from qua2sedimo.files import read_json
+from qua2sedimo.formats.files import read_json
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")

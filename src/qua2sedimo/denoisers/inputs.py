@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import read_json
+from qua2sedimo.formats.files import read_json
 
 TEXT_TOKENS = 77
 _REMEDY = "Inspect the pipeline's folder instead, or give the inputs with --inputs FILE.json."

@@ -13,9 +13,9 @@ from torch import nn
 
 from qua2sedimo import zoo
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import read_json
-from qua2sedimo.quiet import quiet
-from qua2sedimo.tensorfiles import WEIGHTS, Checkpoint
+from qua2sedimo.formats.files import read_json
+from qua2sedimo.formats.tensorfiles import WEIGHTS, Checkpoint
+from qua2sedimo.system.quiet import quiet
 
 #: Components that denoise, in the order in which they are looked for.
 DENOISERS = ("transformer", "unet", "transformer_2", "prior", "decoder")

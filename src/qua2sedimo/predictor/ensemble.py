@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import read_document, write_json, write_via
+from qua2sedimo.formats.files import read_document, write_json, write_via
 from qua2sedimo.predictor.damage import Alone
 from qua2sedimo.predictor.encoding import Encoding
 from qua2sedimo.predictor.network import HopNetwork

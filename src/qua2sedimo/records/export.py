@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from qua2sedimo import tabular
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import write_via
+from qua2sedimo.formats import tabular
+from qua2sedimo.formats.files import write_via
 from qua2sedimo.records.store import Failure, Record, Records
 
 Row = dict[str, Any]

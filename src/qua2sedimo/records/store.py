@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.evaluation.measure import Measurement
-from qua2sedimo.evaluation.metrics import Estimate
+from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.options import Configuration
+from qua2sedimo.records.measurement import Measurement
 from qua2sedimo.records.schema import SCHEMA, bring_up_to_date, version_of
 
 T = TypeVar("T")

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.stats import spearmanr
 
-from qua2sedimo.choices import Choice
-from qua2sedimo.comparison import Row
-from qua2sedimo.evaluation.metrics import Estimate, mean_estimate, metric
+from qua2sedimo.metrics.catalogue import metric
+from qua2sedimo.metrics.estimates import Estimate, mean_estimate
 from qua2sedimo.objective import Objective
 from qua2sedimo.predictor import Ensemble
 from qua2sedimo.predictor.additive import additive_out_of_fold, relative_errors
@@ -28,7 +27,9 @@ from qua2sedimo.report.data import (
     TableRow,
 )
 from qua2sedimo.study import Study
-from qua2sedimo.versions import versions
+from qua2sedimo.study.choices import Choice
+from qua2sedimo.study.stages.compare import Row
+from qua2sedimo.system.versions import versions
 
 _REPLICATES = 400
 #: What is shown of the records, and as what; layers measured alone are none of a budget's rivals.

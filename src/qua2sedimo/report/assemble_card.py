@@ -6,17 +6,17 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from qua2sedimo.choices import Choice
-from qua2sedimo.comparison import Row, kept_rows
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.evaluation.exported import read_evaluation
-from qua2sedimo.evaluation.metrics import metric
+from qua2sedimo.measuring.exported import read_evaluation
+from qua2sedimo.metrics.catalogue import metric
 from qua2sedimo.report.assemble import choices_kept, report_data
 from qua2sedimo.report.base_model import base_model, place_of_base
 from qua2sedimo.report.card import OWN, CardData, CardPicture, OperationOptions
 from qua2sedimo.report.data import MetricInfo, MetricValue, TableRow
 from qua2sedimo.report.packed_model import PackedModel, PackedUnit, loading_code, read_packed
 from qua2sedimo.study import Study
+from qua2sedimo.study.choices import Choice
+from qua2sedimo.study.stages.compare import Row, kept_rows
 
 _PICTURES = 4  # inputs that the card shows
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qua2sedimo.choices import Choice
-from qua2sedimo.comparison import kept_rows
 from qua2sedimo.report.assemble import choices_kept, report_data
 from qua2sedimo.report.data import ReportData
 from qua2sedimo.study import Study
+from qua2sedimo.study.choices import Choice
+from qua2sedimo.study.stages.compare import kept_rows
 
 #: The budget that is looked for first, as it is what commands take unless told.
 _USUAL = 3.5

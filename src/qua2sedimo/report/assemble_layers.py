@@ -6,15 +6,15 @@ import math
 
 import numpy as np
 
-from qua2sedimo.choices import Choice
 from qua2sedimo.report.data import GraphNode, LayerChoice, LayerScore
 from qua2sedimo.report.text import number, size_text
 from qua2sedimo.search import DECIDED, LayerReason
 from qua2sedimo.sensitivity import Sensitivity
 from qua2sedimo.sensitivity.effects import Effects
 from qua2sedimo.sensitivity.steps import standard_error
-from qua2sedimo.stages.choosing import why
 from qua2sedimo.study import Study
+from qua2sedimo.study.choices import Choice
+from qua2sedimo.study.stages.choose import why
 
 
 def in_data_order(study: Study) -> list[str]:

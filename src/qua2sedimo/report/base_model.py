@@ -12,7 +12,7 @@ from yaml import YAMLError
 from qua2sedimo import zoo
 from qua2sedimo.denoisers.hub_names import hub_name, is_hub_name, public_name
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.settings import StudySettings
+from qua2sedimo.study.settings import StudySettings
 
 
 @dataclass(frozen=True)

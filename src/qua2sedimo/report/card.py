@@ -14,7 +14,7 @@ from huggingface_hub import ModelCardData
 from PIL import Image
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import write_text, write_via
+from qua2sedimo.formats.files import write_text, write_via
 from qua2sedimo.report.base_model import BaseModel
 from qua2sedimo.report.captions import escaped
 from qua2sedimo.report.data import MetricInfo, TableRow

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import write_text, write_via
+from qua2sedimo.formats.files import write_text, write_via
 from qua2sedimo.report.captions import captions_of
 from qua2sedimo.report.charts import Figure, all_figures
 from qua2sedimo.report.compared import compared_figures

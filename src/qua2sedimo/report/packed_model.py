@@ -15,12 +15,12 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from qua2sedimo.denoisers import weight_of
 from qua2sedimo.denoisers.names import operation_type
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.evaluation.generate import input_argument
-from qua2sedimo.files import read_json
+from qua2sedimo.formats.files import read_json
+from qua2sedimo.images.generate import input_argument
 from qua2sedimo.options import Option
-from qua2sedimo.quiet import quiet
 from qua2sedimo.runtime.backend import Qua2SeDiMoConfig
 from qua2sedimo.runtime.table import layer_modules
+from qua2sedimo.system.quiet import quiet
 
 
 @dataclass(frozen=True)

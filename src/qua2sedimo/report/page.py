@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 import vl_convert
 
-from qua2sedimo.files import write_text
+from qua2sedimo.formats.files import write_text
 from qua2sedimo.report import charts
 from qua2sedimo.report.costs import in_order, layer_costs
 from qua2sedimo.report.data import LayerChoice, MetricInfo, ReportData, TableRow

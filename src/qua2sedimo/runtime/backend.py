@@ -18,9 +18,10 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import nn
 
-from qua2sedimo.checksums import SumCheck
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import read_json
+from qua2sedimo.formats.checksums import SumCheck
+from qua2sedimo.formats.files import read_json
+from qua2sedimo.formats.tensorfiles import StoredTensor, all_tensors, read_layout, shard_files
 from qua2sedimo.runtime.activations import ACTIVATION_BITS, set_activation_bits
 from qua2sedimo.runtime.demands import asked_for
 from qua2sedimo.runtime.hub import model_folder
@@ -28,7 +29,6 @@ from qua2sedimo.runtime.intact import check_config, digest
 from qua2sedimo.runtime.plain import dequantize
 from qua2sedimo.runtime.shards import check_complete, model_tensors
 from qua2sedimo.runtime.table import DAMAGED, LayerTable, install_empty_layers
-from qua2sedimo.tensorfiles import StoredTensor, all_tensors, read_layout, shard_files
 
 FORMAT_VERSION = 4
 _COMPUTE_DTYPES = (None, torch.float16, torch.bfloat16, torch.float32, torch.float64)

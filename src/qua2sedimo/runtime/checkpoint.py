@@ -30,7 +30,8 @@ from torch import nn
 
 from qua2sedimo.denoisers import parse_unit, weight_of
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import read_json, write_json
+from qua2sedimo.formats.files import read_json, write_json
+from qua2sedimo.formats.tensorfiles import all_tensors, read_layout
 from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.runtime.backend import FORMAT_VERSION, Qua2SeDiMoConfig
 from qua2sedimo.runtime.intact import config_digest
@@ -39,7 +40,6 @@ from qua2sedimo.runtime.publish import forget_paths
 from qua2sedimo.runtime.shards import ShardWriter, check_complete, model_tensors
 from qua2sedimo.runtime.table import LayerTable, install_empty_layers, layer_modules
 from qua2sedimo.runtime.units import NO_COPIES, Copies, groups_of
-from qua2sedimo.tensorfiles import all_tensors, read_layout
 
 INFO = "qua2sedimo.json"
 SHARD_BYTES = 2_000_000_000

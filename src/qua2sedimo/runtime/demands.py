@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.tensorfiles import StoredTensor
+from qua2sedimo.formats.tensorfiles import StoredTensor
 
 _MOST_COMPUTED = 1 << 30  # bytes of tables that are computed and not stored
 _MODULES_A_TENSOR = 20

@@ -11,7 +11,7 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.tensorfiles import indexed_files, weight_names
+from qua2sedimo.formats.tensorfiles import indexed_files, weight_names
 
 
 def model_folder(known: Mapping[str, Any]) -> Path | None:

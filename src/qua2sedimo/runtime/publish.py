@@ -8,7 +8,7 @@ from typing import Any
 
 from qua2sedimo.denoisers.hub_names import is_hub_name
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import write_json
+from qua2sedimo.formats.files import write_json
 
 #: Ends of the keys under which diffusers and transformers keep where something was loaded from.
 _PLACES = ("name_or_path", "_file", "_path", "_dir")

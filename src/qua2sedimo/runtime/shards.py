@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from qua2sedimo.checksums import checksum, checksum_metadata
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import write_json
+from qua2sedimo.formats.checksums import checksum, checksum_metadata
+from qua2sedimo.formats.files import write_json
+from qua2sedimo.formats.tensorfiles import DAMAGED_FILE, FLOATS, WEIGHTS, StoredTensor
 from qua2sedimo.runtime.modules import Part
 from qua2sedimo.runtime.table import LayerTable, layer_modules
-from qua2sedimo.tensorfiles import DAMAGED_FILE, FLOATS, WEIGHTS, StoredTensor
 
 _CODE = {torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64: "I64", torch.bool: "BOOL"}
 

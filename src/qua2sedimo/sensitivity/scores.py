@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.files import read_document, write_text
+from qua2sedimo.formats.files import read_document, write_text
 from qua2sedimo.options import Option, SearchSpace
 from qua2sedimo.predictor import Encoding, Ensemble
 from qua2sedimo.predictor.network import norms

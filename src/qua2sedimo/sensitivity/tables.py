@@ -11,11 +11,11 @@ import numpy as np
 
 from qua2sedimo.bank import Bank
 from qua2sedimo.denoisers import WeightLayer
+from qua2sedimo.formats.tabular import write_rows
 from qua2sedimo.options import SearchSpace
 from qua2sedimo.sensitivity.effects import Effects
 from qua2sedimo.sensitivity.scores import Scores
 from qua2sedimo.sensitivity.steps import Rated, Step, standard_error, step
-from qua2sedimo.tabular import write_rows
 
 #: By what rows are grouped.
 GROUPINGS = ("layer", "operation", "block", "block_index", "stage")

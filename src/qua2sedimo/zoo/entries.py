@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quiet import quiet
+from qua2sedimo.system.quiet import quiet
 from qua2sedimo.zoo import pixels  # noqa: F401  diffusers loads a component only from a module already imported
 from qua2sedimo.zoo.judge import score
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from qua2sedimo.quiet import quiet
+from qua2sedimo.system.quiet import quiet
 from qua2sedimo.zoo import ENTRIES, load
 from qua2sedimo.zoo.captions import ATTRIBUTES, phrases
 from qua2sedimo.zoo.judge import Judge, answers, load_judge, score

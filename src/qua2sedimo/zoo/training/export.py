@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from diffusers import DiTPipeline, DPMSolverMultistepScheduler, PixArtAlphaPipeline, StableDiffusionPipeline
 
-from qua2sedimo.files import write_via
-from qua2sedimo.quiet import quiet
+from qua2sedimo.formats.files import write_via
+from qua2sedimo.system.quiet import quiet
 from qua2sedimo.zoo import ENTRIES
 from qua2sedimo.zoo.pixels import PixelAutoencoder
 from qua2sedimo.zoo.training import avatars, avatars_unet, digits

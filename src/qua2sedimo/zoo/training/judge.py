@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from qua2sedimo.files import write_via
+from qua2sedimo.formats.files import write_via
 from qua2sedimo.zoo import ENTRIES
 from qua2sedimo.zoo.captions import ATTRIBUTES
 from qua2sedimo.zoo.judge import Judge, answers, questions

@@ -1,6 +1,0 @@
-"""Jobs done by this process or by Ray actors, tried again when they fail."""
-
-from qua2sedimo.evaluation.workers.cluster import RayWorkers, Shares, shares
-from qua2sedimo.evaluation.workers.jobs import ATTEMPTS, Job, Outcome, Work, run_here
-
-__all__ = ["ATTEMPTS", "Job", "Outcome", "RayWorkers", "Shares", "Work", "run_here", "shares"]

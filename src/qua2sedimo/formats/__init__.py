@@ -1,0 +1,1 @@
+"""Files as they lie on disk: whole or absent, checksummed, strict and versioned."""

@@ -1,0 +1,132 @@
+"""What an export costs against the model it came from; kept beside its files, and only believed of just these files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qua2sedimo import zoo
+from qua2sedimo.denoisers import load_pipeline
+from qua2sedimo.denoisers.hub_names import public_name
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.files import read_document, read_json, write_json
+from qua2sedimo.images.generate import Generation, Generator, check_arguments, check_inputs
+from qua2sedimo.metrics.catalogue import metric
+from qua2sedimo.metrics.estimates import Estimate
+from qua2sedimo.metrics.estimator import Comparison, References
+from qua2sedimo.system.versions import versions
+
+FILE, FORMAT = "evaluation.json", 1
+_REMEDY = "Delete it, or measure again: qua2sedimo evaluate OUT."
+
+
+class Evaluation(BaseModel):
+    """Metrics of an export and of full precision on the same inputs and noise.
+
+    ``export`` names the files that were measured; ``model`` is what they were compared with.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    export: str
+    model: str
+    inputs: list[str | int]
+    arguments: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    metrics: dict[str, Estimate]
+    full: dict[str, Estimate]
+
+    def keep(self, folder: Path) -> None:
+        """Write it to ``folder``, with what is kept there of other metrics measured in the same way."""
+        kept = _kept(folder)
+        if kept is not None and kept._way() == self._way():
+            merged = {"metrics": kept.metrics | self.metrics, "full": kept.full | self.full}
+            return write_json(folder / FILE, self.model_copy(update=merged).model_dump())
+        return write_json(folder / FILE, self.model_dump())
+
+    def _way(self) -> dict[str, Any]:
+        return self.model_dump(exclude={"metrics", "full"})
+
+
+def read_evaluation(folder: Path) -> Evaluation | None:
+    """What is kept of the export ``folder``; None if it was not evaluated.
+
+    Raises :class:`Qua2SeDiMoError` if the file is damaged, or is of other files than those in the folder.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        found = Evaluation.model_validate(read_document(path, FORMAT, _REMEDY))
+    except ValidationError as error:
+        raise Qua2SeDiMoError(f"{path} is damaged: {error.errors()[0]['msg']}", _REMEDY) from error
+    if found.export != export_digest(folder):
+        raise Qua2SeDiMoError(f"{path} was measured on other files than those beside it", _REMEDY)
+    return found
+
+
+def _kept(folder: Path) -> Evaluation | None:
+    """What is kept and can be added to; a damaged file, or one of other files, gives way to a new one."""
+    try:
+        return read_evaluation(folder)
+    except Qua2SeDiMoError:
+        return None
+
+
+def export_digest(folder: Path) -> str:
+    """Sixteen hex digits that name an export: its configuration, and its tensors by their checksums in the headers."""
+    component = folder / (read_json(folder / "qua2sedimo.json").get("component") or "")
+    found = hashlib.sha256((component / "config.json").read_bytes())
+    for path in sorted(component.glob("*.safetensors")):
+        with path.open("rb") as file:
+            found.update(file.read(int.from_bytes(file.read(8), "little")))
+    return found.hexdigest()[:16]
+
+
+def evaluate_export(
+    folder: Path, model: str, generation: Generation, names: Sequence[str], images: int, progress: Any
+) -> Evaluation:
+    """Paint ``images`` pictures with the export in ``folder`` and with ``model``; compare them by metrics ``names``.
+
+    ``progress(done, total, what)`` is called now and then. Raises :class:`Qua2SeDiMoError` if a metric cannot be had.
+    """
+    more = images if any(metric(name).kind == "set" for name in names) else 0
+    full = _painted(model, generation, images + more, partial(_told, progress, "full precision"))
+    own = _painted(str(folder), generation, images, partial(_told, progress, "exported model"))
+    known = model in zoo.ENTRIES
+    references = References(full[:images], full[images:], zoo.reference_images(model) if known else None)
+    inputs = [i for i in map(generation.input, range(images)) if i is not None]
+    compared = Comparison(references, inputs, names, zoo.input_score(model) if known else None)
+    had = {m.name for m in compared.metrics}
+    for name in names:
+        if name not in had:
+            raise Qua2SeDiMoError(f"metric '{name}' needs what '{model}' does not come with", "Choose another metric.")
+    return Evaluation(
+        export=export_digest(folder),
+        model=public_name(model),
+        inputs=list(generation.inputs),
+        arguments=dict(generation.arguments),
+        seed=generation.seed,
+        versions=versions(),
+        metrics=compared(own),
+        full=compared(full[:images]),
+    )
+
+
+def _told(progress: Any, what: str, done: int, total: int) -> None:
+    progress(done, total, what)
+
+
+def _painted(source: str, generation: Generation, images: int, tell: Any) -> np.ndarray:
+    pipeline = load_pipeline(source)
+    check_arguments(pipeline, generation.arguments)
+    check_inputs(pipeline, generation.inputs)
+    return Generator(pipeline, generation)(0, images, lambda done: tell(done, images))

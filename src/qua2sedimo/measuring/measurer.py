@@ -1,0 +1,93 @@
+"""Measure configurations: generate their images, compare them with full precision, report per image and per set."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cached_property
+
+import numpy as np
+
+from qua2sedimo.images.generate import Generator
+from qua2sedimo.images.latents import final_latents
+from qua2sedimo.images.pictures import Pictures
+from qua2sedimo.images.reference import ReferenceStore
+from qua2sedimo.measuring.switch import Switch
+from qua2sedimo.metrics.catalogue import InputScore, metric
+from qua2sedimo.metrics.values import SetReferences, per_image, per_set
+from qua2sedimo.options import Configuration
+from qua2sedimo.records.measurement import Measurement
+
+#: Full-precision images that set metrics compare with while measuring. Their noise is no configuration's.
+REFERENCE_IMAGES = 128
+REFERENCES_FROM = 200_000
+
+
+class Measurer:
+    """Measures configurations of one live denoiser on a fixed range of images.
+
+    Full-precision images, and the features of what set metrics compare with, are made once, when first needed;
+    ``kept`` reads the images where another process made them before, and keeps them for others.
+    ``input_score`` answers the ``accuracy`` metric: it takes images (uint8) and their inputs and gives a value in 0 to
+    1 per image. ``real``: real pictures (uint8), for metrics against them.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        switch: Switch,
+        metrics: Sequence[str],
+        images: range,
+        input_score: InputScore | None = None,
+        real: np.ndarray | None = None,
+        kept: ReferenceStore | None = None,
+    ) -> None:
+        self.generator, self.switch, self.images = generator, switch, images
+        self._kept = kept
+        self._metrics = [metric(name) for name in metrics]
+        self._input_score = input_score
+        self._references = SetReferences(self._other, real)
+
+    @property
+    def reference(self) -> np.ndarray:
+        """The full-precision images."""
+        return self._full.images
+
+    def __call__(self, configuration: Configuration) -> Measurement:
+        full = self._full
+        self._references.prepare(self._metrics)
+        began = time.perf_counter()
+        self.switch.apply(configuration)
+        made = self._generate(self.images, self._latents_wanted)
+        values = per_image(self._metrics, made, full, self.inputs, self._input_score)
+        sets = per_set(self._metrics, made.images, self._references)
+        return Measurement(self.images.start, values, time.perf_counter() - began, sets)
+
+    @property
+    def inputs(self) -> list[str | int]:
+        found = [self.generator.generation.input(i) for i in self.images]
+        return [value for value in found if value is not None]
+
+    @cached_property
+    def _full(self) -> Pictures:
+        return self._full_precision(self.images, self._latents_wanted)
+
+    def _other(self) -> np.ndarray:
+        return self._full_precision(range(REFERENCES_FROM, REFERENCES_FROM + REFERENCE_IMAGES), False).images
+
+    def _full_precision(self, images: range, latents: bool) -> Pictures:
+        def make() -> Pictures:
+            self.switch.restore()
+            return self._generate(images, latents)
+
+        return make() if self._kept is None else self._kept(images, latents, make)
+
+    @property
+    def _latents_wanted(self) -> bool:
+        return any(m.of == "latents" for m in self._metrics)
+
+    def _generate(self, images: range, latents: bool) -> Pictures:
+        with final_latents(self.generator.pipeline) if latents else nullcontext() as seen:
+            made = self.generator(images.start, images.stop)
+        return Pictures(made, seen.array(len(made)) if seen is not None else None)

@@ -1,0 +1,77 @@
+"""Put configurations into a live denoiser, touching only the layers that change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from qua2sedimo.bank import Bank, stored_weight
+from qua2sedimo.denoisers import WeightLayer, unit_weight, weight_modules
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.measuring.originals import Originals, Source
+from qua2sedimo.options import Option
+from qua2sedimo.quantizers import METHODS, each
+
+_UNCERTAIN = "uncertain"
+
+
+class Switch:
+    """Writes dequantized weights into a denoiser's layers, in place, and can put the original ones back.
+
+    ``layers`` tells where the units of the bank's search space lie: whole weights, parts, or several copies.
+    ``source`` reads original weights from files; without it, or where it gives other bits than the denoiser holds, they
+    are copied (:class:`~qua2sedimo.measuring.originals.Originals`).
+    """
+
+    def __init__(
+        self, denoiser: nn.Module, bank: Bank, layers: Mapping[str, WeightLayer], source: Source | None = None
+    ) -> None:
+        modules = weight_modules(denoiser)
+        self._weights = {name: _places(modules, layers[name]) for name in bank.space.layers}
+        self.originals = Originals({name: places[0] for name, places in self._weights.items()}, source)
+        self._bank = bank
+        self._current: dict[str, Option | str | None] = dict.fromkeys(self._weights)
+
+    def apply(self, configuration: Mapping[str, Option]) -> int:
+        """Make the denoiser that of ``configuration``; returns the number of units rewritten.
+
+        Layers that it does not name are in full precision. Raises :class:`Qua2SeDiMoError` if it names one that the
+        denoiser has not; :meth:`restore` undoes what was written when reading an option failed.
+        """
+        unknown = [name for name in configuration if name not in self._weights]
+        if unknown:
+            raise Qua2SeDiMoError(f"configuration names layer '{unknown[0]}', which is not one that is quantized")
+        wanted = {name: configuration.get(name) for name in self._weights}
+        changed = [(name, option) for name, option in wanted.items() if self._current[name] != option]
+        # Until it is known that a unit was written whole it is neither old nor new: restore must not pass it over.
+        self._current |= dict.fromkeys((name for name, _ in changed), _UNCERTAIN)
+        for name, option in each(self._write, changed, torch.get_num_threads()):
+            self._current[name] = option
+        return len(changed)
+
+    def restore(self) -> None:
+        """Back to full precision."""
+        self.apply({})
+
+    def _write(self, change: tuple[str, Option | None]) -> tuple[str, Option | None]:
+        name, option = change
+        first, *copies = self._weights[name]
+        if option is None:
+            first.copy_(self.originals(name))
+        elif option in self._bank.space.options[name]:
+            self._bank.get(name, option).dequantize(first)
+        else:
+            (value,) = METHODS[option.method].quantize(stored_weight(self.originals(name)), [option.bits])
+            value.dequantize(first)
+        for weight in copies:
+            weight.copy_(first)
+        return change
+
+
+def _places(modules: Mapping[str, nn.Module], layer: WeightLayer) -> list[torch.Tensor]:
+    """Where the unit's weight lies: its own module, and copies that are modules of their own."""
+    copies = [replace(layer, module=name) for name in layer.copies if name in modules]
+    return [unit_weight(modules, place) for place in (layer, *copies)]

@@ -1,0 +1,134 @@
+"""A short trial of measuring: where the seconds of a configuration go, beside the bare pipeline."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from qua2sedimo.images.generate import Generator, without_safety_checker
+from qua2sedimo.measuring.measurer import Measurer
+from qua2sedimo.measuring.switch import Switch
+from qua2sedimo.options import Configuration, Option
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Median seconds of one configuration, of its stages, and of the bare pipeline calls for the same images.
+
+    ``overhead``: median over configurations of how much longer each took than the bare calls just before and after it;
+    ``quartiles`` of the same.
+    """
+
+    bare: float
+    total: float
+    switch: float
+    generate: float
+    overhead: float
+    images: int
+    quartiles: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def metrics(self) -> float:
+        """What is left: comparing the images."""
+        return max(0.0, self.total - self.switch - self.generate)
+
+
+Clock = Callable[[], float]
+
+
+class TimedGenerator(Generator):
+    """A generator that adds up its seconds, by ``clock``."""
+
+    seconds = 0.0
+    clock: Clock = staticmethod(time.perf_counter)
+
+    def __call__(self, start: int, stop: int, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
+        began = self.clock()
+        images = super().__call__(start, stop, progress)
+        self.seconds += self.clock() - began
+        return images
+
+
+class TimedSwitch(Switch):
+    """A switch that adds up its seconds, by ``clock``."""
+
+    seconds = 0.0
+    clock: Clock = staticmethod(time.perf_counter)
+
+    def apply(self, configuration: Mapping[str, Option]) -> int:
+        began = self.clock()
+        changed = super().apply(configuration)
+        self.seconds += self.clock() - began
+        return changed
+
+
+def try_out(
+    measurer: Measurer,
+    generator: TimedGenerator,
+    switch: TimedSwitch,
+    configurations: Sequence[Configuration],
+    progress: Callable[[int], object] = lambda done: None,
+    clock: Clock = time.perf_counter,
+) -> Trial:
+    """Measure the configurations, each between bare calls for the same images; the first only warms up.
+
+    A bare call before and one after each, halved, cancel a machine that slows down or warms up meanwhile. ``clock``
+    may be ``time.process_time``: seconds of this process alone, where others work beside it.
+    """
+    generator.clock = switch.clock = clock
+    _ = measurer.reference
+    bares, rows = [bare_seconds(generator, measurer.images, clock)], []
+    for i, configuration in enumerate(configurations):
+        switch.seconds = generator.seconds = 0.0
+        began = clock()
+        measurer(configuration)
+        total = clock() - began
+        bares.append(bare_seconds(generator, measurer.images, clock))
+        rows.append(((bares[-2] + bares[-1]) / 2, total, switch.seconds, generator.seconds))
+        progress(i + 1)
+    counted = rows[1:]
+    medians = [statistics.median(column) for column in zip(*counted)]
+    low, overhead, high = np.quantile([total / bare - 1 for bare, total, _, _ in counted], [0.25, 0.5, 0.75]).tolist()
+    return Trial(medians[0], medians[1], medians[2], medians[3], overhead, len(measurer.images), (low, high))
+
+
+@torch.inference_mode()
+def bare_seconds(generator: Generator, images: range, clock: Clock = time.perf_counter) -> float:
+    """Seconds of calling the pipeline for these images, and nothing else."""
+    batch = generator.generation.batch
+    began = clock()
+    with without_safety_checker(generator.pipeline):
+        for low in range(images.start, images.stop, batch):
+            generator.pipeline(**generator.call_arguments(range(low, min(low + batch, images.stop))))
+    return clock() - began
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held: of the GPU if torch uses one, else resident."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        import psutil  # comes with accelerate
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,241 @@
+"""Ray actors that do jobs: on this machine, or on a cluster that is running already.
+
+Only text travels: a job's, its result's, and the name of the function that makes an actor's work. What is big (model,
+bank, references) each actor opens by itself, once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.measuring.workers.jobs import Job, Outcome, Queue, Reply, Work, attempt, settle
+from qua2sedimo.system.machine import host
+
+_POLL_SECONDS = 0.5
+#: Actors that die before they are ready, one after the other, before it is an error.
+_STARTS = 3
+#: How long there may be no actor at all, neither ready nor at work.
+_PATIENCE_SECONDS = 1800
+#: Only text goes through the object store; this is about the least Ray takes.
+_OBJECT_STORE_BYTES = 80 * 2**20
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What one actor gets of its machine: Ray's CPUs and GPUs (fractions are fine), and torch threads."""
+
+    cpus: float
+    gpus: float
+    threads: int
+
+
+def shares(count: int | None, nodes: Sequence[Mapping[str, float]]) -> tuple[int, Shares]:
+    """(number of actors, the share of each) for the nodes' resources; by default one actor a GPU, else one a node.
+
+    Every actor gets the same, so that they fit whatever node they are put on: actors that share a GPU get 1/k of it.
+    """
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    places = [node for node in nodes if node.get("GPU" if gpus else "CPU", 0) > 0]
+    if not places:
+        raise Qua2SeDiMoError("the Ray cluster has no node with a CPU", "Start its nodes with at least one CPU each.")
+    count = count or gpus or len(places)
+    a_gpu = math.ceil(count / gpus) if gpus else 0
+    a_node = max(math.ceil(count / len(places)), *(a_gpu * int(node.get("GPU", 0)) for node in places))
+    cores = min(node.get("CPU", 0) for node in places) / a_node
+    cpus = float(math.floor(cores)) if cores >= 1 else _floor(cores)
+    return count, Shares(cpus, _floor(1 / a_gpu) if gpus else 0.0, max(1, math.floor(cores)))
+
+
+def _floor(value: float) -> float:
+    """Down to the ten-thousandth, Ray's grain, lest k such shares exceed the whole."""
+    return math.floor(value * 10_000) / 10_000
+
+
+class Actor:
+    """Lives in a worker process: opens its work once, then does jobs."""
+
+    def open(self, factory: str, arguments: str, threads: int) -> dict[str, Any]:
+        """Make the work, by ``factory`` ("module:function") from JSON ``arguments``; who and where this actor is."""
+        torch.set_num_threads(threads)
+        module, name = factory.split(":")
+
+        def make(content: str) -> str:
+            self._work: Work = getattr(import_module(module), name)(*json.loads(content))
+            return ""
+
+        return {**asdict(attempt(make, arguments)), "host": host(), "worker": str(os.getpid())}
+
+    def do(self, content: str) -> dict[str, Any]:
+        return asdict(attempt(self._work, content))
+
+
+@dataclass
+class _Hand:
+    """A worker as the driver sees it."""
+
+    actor: Any
+    host: str = ""
+    worker: str = ""
+    job: Job | None = None
+
+
+@dataclass
+class RayWorkers:
+    """Does jobs on ``count`` actors, of this machine or, if ``address`` is given, of the cluster there.
+
+    ``factory`` ("module:function") and ``arguments`` (plain data) make an actor's work when it starts.
+    ``started(ready, count)`` is called as actors become ready. With ``one_first`` the others are started when the first
+    is ready: it makes something once that they then find.
+    """
+
+    factory: str
+    arguments: Sequence[Any]
+    count: int | None = None
+    address: str | None = None
+    started: Callable[[int, int], object] = lambda ready, count: None
+    one_first: bool = False
+    _starting: dict[Any, _Hand] = field(default_factory=dict, init=False)
+    _busy: dict[Any, _Hand] = field(default_factory=dict, init=False)
+    _idle: list[_Hand] = field(default_factory=list, init=False)
+    _lost_starts: int = field(default=0, init=False)
+    _later: int = field(default=0, init=False)
+    _lost: int = field(default=0, init=False)
+
+    def run(self, jobs: Iterable[Job], stop: Callable[[], bool] = lambda: False) -> Iterator[Outcome]:
+        """Outcomes as they come; after ``stop()`` only of jobs that are being done.
+
+        A job whose actor dies or raises is tried again, by a new actor if need be; at the third time the outcome has
+        its error. Raises :class:`Qua2SeDiMoError` if Ray is missing, cannot be reached, or no actor can be started.
+        """
+        ray = _ray()
+        ours = not ray.is_initialized()
+        if ours:
+            _connect(ray, self.address)
+        try:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            count, share = shares(self.count, nodes)
+            self._later = count - 1 if self.one_first else 0
+            for _ in range(count - self._later):
+                self._start(ray, share)
+            yield from self._drive(ray, share, count, Queue(jobs), stop)
+        except ray.exceptions.RaySystemError as error:
+            raise Qua2SeDiMoError(f"the Ray cluster was lost: {_line(error)}", _GO_ON) from error
+        finally:
+            for hand in (*self._starting.values(), *self._busy.values(), *self._idle):
+                ray.kill(hand.actor)
+            if ours:
+                ray.shutdown()
+
+    def _drive(self, ray: Any, share: Shares, count: int, queue: Queue, stop: Callable[[], bool]) -> Iterator[Outcome]:
+        alive = time.monotonic()
+        while True:
+            stopped = stop()
+            while self._idle and not stopped and (job := queue.take()) is not None:
+                hand = self._idle.pop()
+                hand.job = job
+                self._busy[hand.actor.do.remote(job.content)] = hand
+            if not self._busy and (stopped or not queue.more()):
+                return  # nothing to do is left, or wanted
+            while self._lost and not stopped and queue.more():  # a start costs seconds: not for nothing
+                self._lost -= 1
+                self._start(ray, share)
+            if self._busy or self._idle:
+                alive = time.monotonic()
+            elif time.monotonic() - alive > _PATIENCE_SECONDS:
+                raise Qua2SeDiMoError(f"no Ray worker was ready for {_PATIENCE_SECONDS // 60} minutes", _GO_ON)
+            ready, _ = ray.wait([*self._busy, *self._starting], num_returns=1, timeout=_POLL_SECONDS)
+            for reference in ready:
+                if reference in self._starting:
+                    self._opened(ray, reference, share)
+                    self.started(len(self._busy) + len(self._idle), count)
+                elif (outcome := self._finished(ray, reference, queue)) is not None:
+                    yield outcome
+
+    def _start(self, ray: Any, share: Shares) -> None:
+        options = {"num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": 0, "max_task_retries": 0}
+        actor = ray.remote(Actor).options(**options, scheduling_strategy="SPREAD").remote()
+        opening = actor.open.remote(self.factory, json.dumps(list(self.arguments)), share.threads)
+        self._starting[opening] = _Hand(actor)
+
+    def _opened(self, ray: Any, reference: Any, share: Shares) -> None:
+        """An actor is ready, or has died before it was."""
+        hand = self._starting.pop(reference)
+        try:
+            reply = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            reply = {"error": f"it died: {_line(error)}", "host": ""}
+        where = f"a worker on '{reply['host']}'" if reply["host"] else "a worker"
+        if reply.get("refusal"):
+            message, remedy = reply["refusal"]
+            raise Qua2SeDiMoError(f"{where}: {message}", remedy)
+        if reply.get("error"):
+            self._lost_starts += 1
+            ray.kill(hand.actor)
+            if self._lost_starts >= _STARTS:
+                raise Qua2SeDiMoError(f"{where} cannot start: {reply['error']}", _GO_ON)
+            self._start(ray, share)
+            return
+        self._lost_starts = 0
+        hand.host, hand.worker = reply["host"], reply["worker"]
+        self._idle.append(hand)
+        while self._later:
+            self._later -= 1
+            self._start(ray, share)
+
+    def _finished(self, ray: Any, reference: Any, queue: Queue) -> Outcome | None:
+        """A job has ended, or its actor; a dead actor is replaced if there is more to do."""
+        hand = self._busy.pop(reference)
+        job, hand.job = hand.job, None
+        assert job is not None
+        try:
+            reply = Reply(**ray.get(reference))
+        except ray.exceptions.RayError as error:
+            reply = Reply(error=f"its worker died: {_line(error)}")
+            ray.kill(hand.actor)  # one that only cannot be reached must not come back
+            self._lost += 1
+        else:
+            self._idle.append(hand)
+        return settle(queue, job, reply, hand.host, hand.worker)
+
+
+_GO_ON = "What was measured is kept. When the cluster is well again, run the same command; it goes on."
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use over the network
+    try:
+        return import_module("ray")
+    except ImportError:
+        raise Qua2SeDiMoError(
+            "workers need Ray, which is not installed",
+            "Install it with `pip install 'qua2sedimo[ray]'`, or measure in this process, without --workers and --ray.",
+        ) from None
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    try:
+        if address is None:
+            ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
+        else:
+            ray.init(address, **quiet)
+    except Exception as error:  # Ray raises plain ones, too, when its processes do not start in time
+        raise Qua2SeDiMoError(
+            f"cannot reach a Ray cluster at '{address}': {_line(error)}" if address else f"Ray: {_line(error)}",
+            "Give --ray HOST:PORT as `ray start --head` prints it, or --workers alone to use this machine.",
+        ) from error
+
+
+def _line(error: BaseException) -> str:
+    """What an error says, on one line of readable length."""
+    return " ".join(str(error).split())[:300]

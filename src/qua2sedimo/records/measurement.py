@@ -1,0 +1,45 @@
+"""What was measured of one configuration: plain values, by image and by set of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.metrics.estimates import Estimate, mean_estimate
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What images ``start`` to ``start + n`` of a configuration are worth, and the seconds it took.
+
+    ``values``: per-image values of each paired or input metric; ``sets``: estimates of metrics that only a set of
+    images has.
+    """
+
+    start: int
+    values: dict[str, list[float]]
+    seconds: float
+    sets: dict[str, Estimate] = field(default_factory=dict)
+
+    def value(self, name: str) -> float:
+        """A metric of either kind; raises :class:`Qua2SeDiMoError` if it was not measured."""
+        if name in self.sets:
+            return self.sets[name].value
+        return float(np.mean(self._of_images(name)))
+
+    def estimate(self, name: str) -> Estimate:
+        """A metric of either kind with its interval; raises :class:`Qua2SeDiMoError` if it was not measured."""
+        return self.sets[name] if name in self.sets else mean_estimate(np.array(self._of_images(name)))
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Every metric's value."""
+        return {name: self.value(name) for name in (*self.values, *self.sets)}
+
+    def _of_images(self, name: str) -> list[float]:
+        if name not in self.values:
+            known = ", ".join((*self.values, *self.sets))
+            raise Qua2SeDiMoError(f"metric '{name}' was not measured; measured: {known}", "Add it to 'metrics'.")
+        return self.values[name]

@@ -1,0 +1,104 @@
+"""The stratified sampler: average bits evenly spaced, methods mixed anew, layers drawn together, uniform anchors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.special import ndtr
+
+from qua2sedimo.options import Configuration, Option, SearchSpace
+from qua2sedimo.sampling.tilt import STEEPEST, OptionTable
+
+#: Every so-many-th configuration gives all layers the same option.
+ANCHOR_EVERY = 8
+_GOLDEN = (5**0.5 - 1) / 2
+_CONCENTRATION = 0.5  # of the Dirichlet of methods: below 1, mixtures near one method are as likely as even ones
+_HALVINGS = 40
+
+
+def stratified(
+    space: SearchSpace,
+    seed: int,
+    number: int,
+    bits: tuple[float, float],
+    groups: tuple[Sequence[str], Sequence[str]],
+) -> Configuration:
+    """Configuration ``number``: an anchor, or drawn to an average of evenly spaced bits within ``bits``.
+
+    ``groups`` are block and operation of each layer. Each layer has a normal number z = √a · z(block) + √b ·
+    z(operation) + √c · z(layer), with (a, b, c) ~ Dirichlet(1, 1, 1), so that some configurations go by block, some by
+    operation, and some by neither. Φ(z) is the layer's quantile in p(option) ∝ w(method) · exp(λ · its average bits),
+    w ~ Dirichlet(½) over methods. The average of the options so found rises with λ, which is set to meet the target.
+    """
+    if number % ANCHOR_EVERY == ANCHOR_EVERY - 1:
+        return _anchor(space, seed, number // ANCHOR_EVERY, bits)
+    rng = np.random.default_rng([seed, number])
+    position = (_start(seed) + (number - number // ANCHOR_EVERY) * _GOLDEN) % 1.0
+    target = bits[0] + (bits[1] - bits[0]) * position
+    quantiles = _together(rng, groups)
+    table = OptionTable.of(space)
+    weights = _method_weights(rng, space, table)
+
+    def chosen(slope: float) -> np.ndarray:
+        """Position of each layer's option among its options by size."""
+        cumulated = np.cumsum(table.tilted(weights, slope), axis=1)
+        return np.asarray((cumulated < quantiles[:, None] * cumulated[:, -1:]).sum(axis=1))
+
+    def average(choice: np.ndarray) -> float:
+        return float(np.take_along_axis(table.bits, choice[:, None], axis=1)[:, 0] @ table.share)
+
+    below, above = -STEEPEST, STEEPEST  # a step function: halve the interval until one step is left
+    for _ in range(_HALVINGS):
+        middle = (below + above) / 2
+        below, above = (middle, above) if average(chosen(middle)) < target else (below, middle)
+    best = min(map(chosen, (below, above)), key=lambda choice: abs(average(choice) - target))
+    return space.decode(np.take_along_axis(table.order, best[:, None], axis=1)[:, 0])
+
+
+def anchors(space: SearchSpace, bits: tuple[float, float]) -> list[Configuration]:
+    """Uniform configurations of averages in the range, or nearest it; layers without the option have their nearest."""
+    every = [
+        Configuration((name, nearest(space.options[name], option)) for name in space.layers) for option in space.union
+    ]
+    middle = sum(bits) / 2
+    inside = [c for c in every if bits[0] <= space.average_bits(c) <= bits[1]]
+    return inside or [min(every, key=lambda c: abs(space.average_bits(c) - middle))]
+
+
+def nearest(options: Sequence[Option], wanted: Option) -> Option:
+    """The option of the nearest width, of the same method if there is one."""
+    return min(options, key=lambda o: (abs(o.bits - wanted.bits), o.method != wanted.method, o))
+
+
+def _anchor(space: SearchSpace, seed: int, turn: int, bits: tuple[float, float]) -> Configuration:
+    found = anchors(space, bits)
+    order = np.random.default_rng([seed, 0, 1]).permutation(len(found))
+    return found[int(order[turn % len(found)])]
+
+
+def _start(seed: int) -> float:
+    return float(np.random.default_rng([seed, 0, 2]).uniform())
+
+
+def _together(rng: np.random.Generator, groups: tuple[Sequence[str], Sequence[str]]) -> np.ndarray:
+    """A quantile for each layer, alike within blocks and operations."""
+    layers = len(groups[0])
+    by_block, by_operation, own = np.sqrt(rng.dirichlet(np.ones(3)))
+    z = own * rng.standard_normal(layers)
+    for scale, group in zip((by_block, by_operation), groups):
+        names = sorted(set(group))
+        drawn = dict(zip(names, rng.standard_normal(len(names))))
+        z += scale * np.array([drawn[name] for name in group])
+    return np.asarray(ndtr(z))
+
+
+def _method_weights(rng: np.random.Generator, space: SearchSpace, table: OptionTable) -> np.ndarray:
+    """Weight of each option of the table: its method's, shared among the method's options of that layer."""
+    methods = sorted({option.method for option in space.union})
+    weight = dict(zip(methods, rng.dirichlet(np.full(len(methods), _CONCENTRATION)) + 1e-6))
+    rows = []
+    for options, order in zip(space.options.values(), table.order):
+        of = [option.method for option in options]
+        rows.append(np.array([weight[m] / of.count(m) for m in of])[order])
+    return np.array(rows) * table.real

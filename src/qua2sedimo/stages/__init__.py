@@ -1,1 +1,0 @@
-"""The stages of a study, one module each: functions of a :class:`~qua2sedimo.study.Study`, which calls them."""

@@ -1,0 +1,5 @@
+"""A study folder: what was asked, what was found, and the stages between."""
+
+from qua2sedimo.study.facade import Study
+
+__all__ = ["Study"]

@@ -1,0 +1,151 @@
+"""study.yaml: what was asked, strict and versioned."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.files import write_text
+
+_BATCH_OF_VERSION_1 = 16
+
+SamplerName = Literal["spread", "stratified", "paper", "singles", "list"]
+SAMPLERS: tuple[str, ...] = get_args(SamplerName)
+
+
+class StudySettings(BaseModel):
+    """Everything that decides a study's results. Unknown keys are errors.
+
+    ``model``: zoo name, pipeline folder or hub name; ``inputs``: prompts or class labels; ``arguments``: passed to
+    the pipeline (steps, guidance, size); ``images``: images a measured configuration; ``batch``: images a call of the
+    pipeline, ``auto`` for as many as fit, at most 16; ``options``: ``wide``, ``paper`` or a comma-separated list;
+    ``sampler``: which configurations are measured, between ``bits_range`` average bits, or those of the file
+    ``configurations`` (relative to the study folder); ``objective``: what is learned and maximised, a metric or an
+    expression (:mod:`qua2sedimo.objective`).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[2] = 2
+    model: str
+    component: str | None = None
+    inputs: list[str | int] = Field(default_factory=list)
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    images: int = Field(default=16, ge=2)
+    batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    seed: int = Field(default=0, ge=0)
+    options: str = "wide"
+    keep: list[str] = Field(default_factory=list)
+    sampler: SamplerName = "spread"
+    configurations: str | None = None
+    bits_range: tuple[float, float] = (2.0, 6.0)
+    objective: str = "psnr"
+    metrics: list[str] = Field(default_factory=lambda: ["psnr", "features"])
+    loss: Literal["srcc", "lambdarank", "hybrid", "mse"] = "srcc"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upgraded(cls, content: Any) -> Any:
+        """Version 1 had neither ``configurations`` nor ``batch: auto``; all else means the same."""
+        if isinstance(content, dict) and content.get("version") == 1:
+            return {"batch": _BATCH_OF_VERSION_1, **content, "version": 2}
+        return content
+
+    @field_validator("sampler", "loss", mode="before")
+    @classmethod
+    def _is_known(cls, value: Any, info: ValidationInfo) -> Any:
+        return known_name(value, get_args(cls.model_fields[str(info.field_name)].annotation), str(info.field_name))
+
+    @field_validator("metrics")
+    @classmethod
+    def _are_metrics(cls, value: list[str]) -> list[str]:
+        from qua2sedimo.metrics.catalogue import check_metrics  # heavy to import; few commands need it
+
+        check_metrics(value)
+        return value
+
+    @field_validator("objective")
+    @classmethod
+    def _is_readable(cls, text: str) -> str:
+        from qua2sedimo.objective import Objective  # see above
+
+        Objective.parse(text)
+        return text
+
+    @field_validator("bits_range")
+    @classmethod
+    def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not (0 < value[0] <= value[1] and math.isfinite(value[1])):
+            raise ValueError(f"the lower end comes first and both are bits above 0, got {list(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _has_its_list(self) -> StudySettings:
+        if (self.sampler == "list") != (self.configurations is not None):
+            raise ValueError("'sampler: list' and 'configurations: FILE' belong together")
+        return self
+
+    @property
+    def protocol(self) -> str:
+        """Names what makes measurements comparable: two studies with the same protocol measure alike."""
+        fields = set(type(self).model_fields) - {"version", "options", "batch", "loss"}
+        if self.configurations is None:
+            fields -= {"configurations"}
+        content = json.dumps(self.model_dump(include=fields), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def asks_the_same_as(self, other: StudySettings) -> bool:
+        """Whether both are the same but for the batch, which changes no result."""
+        return self.model_copy(update={"batch": other.batch}) == other
+
+    def save(self, path: Path) -> None:
+        """Write study.yaml, whole or not at all."""
+        content = self.model_dump(mode="json")
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        if yaml.safe_load(text) != content:  # some control characters survive only as escapes
+            text = yaml.safe_dump(content, sort_keys=False)
+        write_text(path, text)
+
+    @classmethod
+    def load(cls, path: Path) -> StudySettings:
+        """Read study.yaml; a missing, damaged or unknown entry is an error that names it."""
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return cls.model_validate(content)
+        except FileNotFoundError:
+            raise Qua2SeDiMoError(
+                f"{path.parent} is no study folder: {path.name} is missing",
+                "Make one with `qua2sedimo init MODEL STUDY`, or run everything with `qua2sedimo run MODEL STUDY`.",
+            ) from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise Qua2SeDiMoError(f"{path} is not valid YAML: {error}", "Repair it or make a new study.") from error
+        except Qua2SeDiMoError as error:
+            raise Qua2SeDiMoError(f"{path}: {error.message}", error.remedy or "Correct this entry.") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            message = first["msg"].removeprefix("Value error, ")
+            if first["type"] == "extra_forbidden":
+                message = _unknown(where, tuple(cls.model_fields), "entry")
+            raise Qua2SeDiMoError(f"{path}: {where}: {message}", "Correct this entry.") from error
+
+
+def known_name(value: Any, known: tuple[str, ...], what: str) -> Any:
+    """The value itself; ValueError with the likely name if it is not among those known."""
+    if value not in known:
+        raise ValueError(_unknown(str(value), known, what))
+    return value
+
+
+def _unknown(name: str, known: tuple[str, ...], what: str) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+    return f"unknown {what} '{name}'; {hint}"

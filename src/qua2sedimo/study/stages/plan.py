@@ -1,0 +1,186 @@
+"""Planning: what measuring N configurations will take on this machine, from a short trial."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from qua2sedimo.bank import Bank
+from qua2sedimo.measuring.measurer import Measurer
+from qua2sedimo.measuring.trial import (
+    TimedGenerator,
+    TimedSwitch,
+    Trial,
+    bare_seconds,
+    peak_bytes,
+    torch_threads,
+    try_out,
+)
+from qua2sedimo.options import Configuration, SearchSpace
+from qua2sedimo.system.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from qua2sedimo.study.facade import Study
+
+WORKERS = (1, 2, 3, 4)
+_TRIED_LAYERS = 3  # quantized for the trial where there is no bank yet
+_BYTES_A_VALUE = 20  # of a per-image value in JSON
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``configurations`` measurements take; ``measured`` of them exist already.
+
+    ``quantize``: seconds until every option of every layer is quantized, 0 if that is done. ``workers``: seconds of
+    what is left to measure with so many workers. Bytes: ``memory`` of one process, ``disk`` of bank and records.
+    """
+
+    model: str
+    configurations: int
+    measured: int
+    images: int
+    batch: int
+    trial: Trial
+    load: float
+    quantize: float
+    workers: dict[int, float]
+    memory: int
+    kept_weights: int
+    disk: int
+    device: str
+    cores: int
+
+    @property
+    def left(self) -> int:
+        return max(0, self.configurations - self.measured)
+
+    def seconds_with(self, images: int) -> float:
+        """Of what is left, one worker, with another number of images a configuration."""
+        share = images / self.images
+        return self.left * (self.trial.switch + share * (self.trial.total - self.trial.switch))
+
+    def document(self) -> dict[str, Any]:
+        """The plan for machines."""
+        content = asdict(self)
+        content["trial"]["metrics"] = self.trial.metrics
+        return {**content, "left": self.left, "images_in_all": self.images * (self.left + 1)}
+
+
+def plan(study: Study, configurations: int, repeats: int = 2, progress: Progress = silent) -> Plan:
+    """Try ``repeats`` configurations beside the bare pipeline, and say what ``configurations`` of them will take.
+
+    Nothing is recorded. Where the bank does not exist yet, a few layers are quantized for the trial, and seconds of
+    quantizing and switching are extrapolated by the number of weights.
+    """
+    began = time.perf_counter()
+    device = str(getattr(study.pipeline, "device", "cpu"))
+    load = time.perf_counter() - began
+    study.sampler.require(configurations)
+    measured = len({r.number for r in study.records.all("sample")})
+    drawn = [study.sampler(number) for number in range(min(repeats + 1, study.sampler.count or repeats + 1))]
+    drawn += [drawn[-1]] * (repeats + 1 - len(drawn))
+    with _bank_for_trial(study) as (bank, share, quantize):
+        generator = TimedGenerator(study.pipeline, study.generator.generation)
+        switch = TimedSwitch(study.denoiser, bank, study.graph.layers, study.original_weights())
+        measurer = study.measurer(0, study.settings.images, generator, switch)
+        tried = [Configuration((n, c[n]) for n in bank.space.layers if n in c) for c in drawn]
+        try:
+            found = try_out(
+                measurer, generator, switch, tried, lambda done: progress(done, len(tried), "trying configurations")
+            )
+        finally:
+            switch.restore()
+    switching = found.switch / share
+    more = (switching - found.switch) / found.bare
+    trial = Trial(
+        found.bare, found.total - found.switch + switching, switching, found.generate,
+        found.overhead + more, found.images, (found.quartiles[0] + more, found.quartiles[1] + more),
+    )  # fmt: skip
+    left = max(0, configurations - measured)
+    return Plan(
+        model=study.settings.model,
+        configurations=configurations,
+        measured=measured,
+        images=study.settings.images,
+        batch=study.batch,
+        trial=trial,
+        load=load,
+        quantize=quantize,
+        workers={n: left * trial.total / gain for n, gain in _gains(study, measurer, generator, device).items()},
+        memory=peak_bytes(),
+        kept_weights=switch.originals.copied_bytes,
+        disk=_disk_bytes(study, configurations),
+        device=device,
+        cores=_cores(),
+    )
+
+
+@contextmanager
+def _bank_for_trial(study: Study) -> Iterator[tuple[Bank, float, float]]:
+    """(bank, share of all weights in it, seconds of quantizing still to come)."""
+    if (study.folder / "bank" / "index.json").exists():
+        yield study.bank, 1.0, 0.0
+        return
+    space = study.space
+    mean = space.weights / len(space.layers)
+    # Of layers of mean size both what a layer and what a weight costs are extrapolated right.
+    typical = sorted(space.layers, key=lambda name: abs(study.graph.layers[name].weights - mean))
+    picked = set(typical[:_TRIED_LAYERS])
+    part = SearchSpace(
+        {name: space.shapes[name] for name in space.layers if name in picked},
+        {name: space.options[name] for name in space.layers if name in picked},
+    )
+    share = part.weights / space.weights
+    with tempfile.TemporaryDirectory(prefix="qua2sedimo-") as folder:
+        began = time.perf_counter()
+        bank = Bank.build(Path(folder), part, "trial", study.weight)
+        yield bank, share, (time.perf_counter() - began) / share
+
+
+def _gains(study: Study, measurer: Measurer, generator: TimedGenerator, device: str) -> dict[int, float]:
+    """How many times as many configurations a second so many workers measure.
+
+    On CPUs they share the cores: a worker with t threads takes a + b/t seconds a batch (Amdahl), a and b from one and
+    from all of torch's threads. More workers than cores, or than GPUs, gain nothing. Contention for memory is not
+    counted: it is at best so fast.
+    """
+    if not device.startswith("cpu"):
+        devices = max(1, torch.cuda.device_count())
+        return {n: float(min(n, devices)) for n in WORKERS}
+    threads = torch.get_num_threads()
+    one_batch = range(measurer.images.start, measurer.images.start + min(study.batch, study.settings.images))
+    every = bare_seconds(generator, one_batch)
+    with torch_threads(1):
+        alone = every if threads == 1 else bare_seconds(generator, one_batch)
+    return {n: gain_of_workers(n, max(_cores(), threads), threads, alone, every) for n in WORKERS}
+
+
+def gain_of_workers(workers: int, cores: int, threads: int, alone: float, every: float) -> float:
+    """Throughput against one worker on ``threads`` threads; ``alone``, ``every``: its seconds on one and on all."""
+    parallel = max(0.0, (alone - every) / (1 - 1 / threads)) if threads > 1 else 0.0
+    busy = min(workers, cores)
+    own = min(threads, max(1, cores // busy))
+    return busy * every / (max(alone, every) - parallel + parallel / own)
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _disk_bytes(study: Study, configurations: int) -> int:
+    """Of the bank, to the byte but for headers, and of the records, about."""
+    bank = sum(int(nbytes.sum()) for nbytes in study.space.option_bytes)
+    names = {layer: str(options[0]) for layer, options in study.space.options.items()}
+    metrics = len({study.settings.objective, *study.settings.metrics})
+    record = len(json.dumps(names)) + metrics * study.settings.images * _BYTES_A_VALUE + 500
+    return bank + configurations * record

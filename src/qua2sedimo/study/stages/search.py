@@ -1,0 +1,303 @@
+"""Searching: an image budget spent in rounds, from layers measured alone to a winner among the best candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.options import Configuration
+from qua2sedimo.search import (
+    Allowed,
+    Budget,
+    Constraints,
+    Evidence,
+    Values,
+    allow,
+    best_configurations,
+    budget_bytes,
+    drawn,
+    most_likely,
+    one_at_a_time,
+    sum_of_errors,
+)
+from qua2sedimo.search.halving import paired_p, schedule, survivors
+from qua2sedimo.study.choices import Candidate, Choice
+from qua2sedimo.study.evidence import (
+    FEW,
+    ROLES,
+    check_objective,
+    evidence,
+    images_spent,
+    measure_all,
+    measure_singles,
+    per_image,
+)
+from qua2sedimo.study.stages.choose import choice_path, kept_choice, names_of
+from qua2sedimo.system.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qua2sedimo.measuring.measurer import Measurer
+    from qua2sedimo.records.measurement import Measurement
+    from qua2sedimo.study.facade import Study
+
+_ROUND, _LEAST_ROUNDS = 8, 2  # candidates a round; rounds before the noise may end them
+_DRAWS = 16  # models drawn to propose, and to judge what could still be gained
+_SPREADS = (1.0, 1.0, 2.0)  # how much wider than the posterior
+#: Candidates take turns on so many sets of images. What an image does with a configuration is mostly its own: measured
+#: on the same few, the winner would be the best for those.
+_IMAGE_SETS = 8
+_FINALISTS, _FINAL_IMAGES = 8, 16
+_LIKE = 20  # candidates that differ in less than one of so many layers are taken for one
+#: Layers are measured alone if that takes no more than this share of the images.
+_ALONE = 0.5
+#: Images that decide are none of those that were learned from.
+FRESH = 10_000
+_DECIBELS = 10 / np.log(10)  # in a neper of squared error
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round, in dB: images spent so far, the quality the model expects of the best measured one, what knowing the
+    true model could still gain, and the standard error with which finals could tell two candidates apart."""
+
+    number: int
+    spent: int
+    best: float
+    expected_gain: float
+    noise: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """The choice of a search, and its rounds."""
+
+    choice: Choice
+    rounds: list[Round]
+
+
+def search(
+    study: Study,
+    budget: Budget,
+    images: int,
+    constraints: Constraints | None = None,
+    progress: Progress = silent,
+) -> Found:
+    """The best measured configuration within the budget for at most ``images`` images, those of records that a search
+    learned from or decided by before counted, whatever its size.
+
+    First every layer is measured alone at its smallest option, unless that would take more than half of the images.
+    Then rounds: the additive model is fitted to all that was measured, proposes its most likely best configuration
+    and those of models drawn from its posterior, and they are measured on few images. Rounds end when knowing the
+    model better would gain less than the images left can tell apart, or at three fifths of the images; later if the
+    rest could not compare all finalists: two are enough then. The best candidates compete on fresh images by
+    successive halving. Every measurement is a record: run again, it goes on.
+    """
+    check_objective(study)
+    allowed = allow(study.space, constraints, names_of(study))
+    nbytes = budget_bytes(study.space, budget, allowed)
+    if images < least_images():
+        raise Qua2SeDiMoError(
+            f"{images} images are too few to search",
+            f"{least_images()} are the least: {_ROUND} candidates on {FEW}, two finalists on {_FINAL_IMAGES}.",
+        )
+    if FEW * len(study.space.layers) <= _ALONE * images:
+        measure_singles(study, FEW, progress)
+    reserved = _for_finals(images)
+    rounds = _rounds(study, nbytes, allowed, images - reserved, images, progress)
+    known = evidence(study)
+    candidates = _candidates(known, nbytes, allowed, study.settings.seed)
+    before = _spent(study) - images_spent(study, "final", candidates)
+    decided = _decide(study, budget, known, candidates, max(reserved, images - before), progress)
+    choice = replace(decided, images=images)
+    choice.save(choice_path(study, budget, constraints), f"search {study.identity} {study.settings.protocol}")
+    return Found(choice, rounds)
+
+
+def measured_choice(study: Study, budget: Budget, configurations: int, progress: Progress = silent) -> Choice:
+    """Everything from an empty folder to the choice: random configurations for the explanation, then a search that
+    spends up to twice as many images, then the predictor, which learns from layers alone too.
+
+    An objective that is not in decibels cannot be searched for: the predictor's candidates are measured instead.
+    """
+    study.build_bank(progress)
+    records = study.measure(configurations, progress)
+    if not study.objective.in_decibels:
+        study.fit(progress=progress)
+        return study.choose(budget, progress=progress)
+    choice = kept_choice(study, budget)
+    if choice is None:
+        each = sum(len(per_image(study, r.measurement)) for r in records)
+        choice = search(study, budget, max(least_images(), (3 + 2 * _searches(study)) * each), progress=progress).choice
+    study.fit(progress=progress)
+    return choice
+
+
+def _spent(study: Study) -> int:
+    """Images of all records but those that no search uses: the frontier's, and candidates of the predictor."""
+    return sum(images_spent(study, role) for role in (*ROLES, "final"))
+
+
+def _for_finals(images: int) -> int:
+    """How many of all images finals may spend: two fifths, if that compares all finalists; else a final of two."""
+    share = 2 * images // 5
+    return min(share, 3 * _FINALISTS * _FINAL_IMAGES) if share >= _FINALISTS * _FINAL_IMAGES else 2 * _FINAL_IMAGES
+
+
+def least_images() -> int:
+    """Images a search takes at least: one round, and a final of two."""
+    return FEW * _ROUND + 2 * _FINAL_IMAGES
+
+
+def _searches(study: Study) -> int:
+    """Other searches the study has seen, whose images are no reason to spend fewer on the next."""
+    owners = [Choice.load(path)[1] for path in (study.folder / "choices").glob("*.json")]
+    return sum(owner.startswith("search ") for owner in owners)
+
+
+def _rounds(
+    study: Study, nbytes: int, allowed: Allowed, until: int, images: int, progress: Progress
+) -> list[Round]:  # fmt: skip
+    """Measure proposals until the expected gain is below the noise or ``until`` of ``images`` are spent; one row a
+    round.
+
+    All a round needs to know is in the records, so a search that was stopped goes on as it would have.
+    """
+    measurers: dict[range, Measurer] = {}
+    rounds: list[Round] = []
+    while True:
+        known = evidence(study)
+        own = [m for m in known.measured if m.kind == 2 and _fits(known, m.configuration, nbytes, allowed)]
+        proposals = _proposals(known, nbytes, allowed, np.random.default_rng([study.settings.seed, len(own)]))
+        tried = {m.configuration for m in known.measured}
+        new = [c for c in proposals if c not in tried][: _ROUND - len(own) % _ROUND]
+        spent = _spent(study)
+        best = float(known.predicted([m.configuration for m in own]).max()) if own else float("nan")
+        gain, noise = expected_gain(known, proposals), _noise(known, images - spent)
+        rounds.append(Round(len(rounds), spent, best, gain, noise))
+        room = (until - spent) // FEW
+        # A model of fewer measurements than layers is sure of itself only because of what it assumed beforehand.
+        enough = len(own) >= _LEAST_ROUNDS * _ROUND and len(known.measured) >= len(study.space.layers)
+        if not new or room < 1 or (enough and gain < noise):
+            return rounds
+        before = sum(m.kind == 2 for m in known.measured)
+        sets = [FEW * (i % _IMAGE_SETS) for i in range(before, before + len(new[:room]))]
+        what = f"round {len(own) // _ROUND + 1}: measuring candidates"
+        measure_all(study, "round", new[:room], [range(s, s + FEW) for s in sets], what, progress, measurers)
+
+
+def _proposals(known: Evidence, nbytes: int, allowed: Allowed, rng: np.random.Generator) -> list[Configuration]:
+    """What the most likely model thinks best, what the simple programs do, and what drawn models do."""
+    programs = [most_likely(known), *_simple(known)]
+    programs += [drawn(known, rng, _SPREADS[i % len(_SPREADS)]) for i in range(_DRAWS)]
+    found = [next(best_configurations(known.space, values, nbytes, 1, allowed)) for values in programs]
+    return list(dict.fromkeys(found))
+
+
+def _simple(known: Evidence) -> list[Values]:
+    """Programs that need no model: the sum of errors, and each layer alone if all were measured so."""
+    alone = {name for m in known.measured if m.kind == 0 for name in m.configuration}
+    return [sum_of_errors(known), *([one_at_a_time(known)] if alone >= set(known.space.layers) else [])]
+
+
+def expected_gain(known: Evidence, proposals: list[Configuration], draws: int = _DRAWS, seed: int = 1) -> float:
+    """What knowing the true model would gain over the most likely one's best, in dB: the mean over drawn models of the
+    best proposal's quality minus the first's. Drawn as widely as proposals are at most, since the model is surer of
+    itself than it should be."""
+    rng = np.random.default_rng(seed)
+    quality = np.stack([known.predicted(proposals, known.model.draw(rng, max(_SPREADS))) for _ in range(draws)])
+    return float((quality.max(axis=1) - quality[:, 0]).mean())
+
+
+def _noise(known: Evidence, left: int) -> float:
+    """Standard error, in dB, of the difference of two candidates that share the images left."""
+    noise = known.model.noise
+    if len(noise) < 3 or left < 2:
+        return 0.0
+    return float(_DECIBELS * noise[2] * np.sqrt(2 * FEW / (left / 2)))
+
+
+def _fits(known: Evidence, configuration: Configuration, nbytes: int, allowed: Allowed) -> bool:
+    return allowed.permits(configuration) and known.space.nbytes(configuration) <= nbytes
+
+
+def _candidates(known: Evidence, nbytes: int, allowed: Allowed, seed: int) -> list[Configuration]:
+    """What competes in the finals: the simple programs' answers, and the best expected of all others that were
+    measured, or that the model or models drawn from it propose.
+
+    The model's expectation and no single measurement orders them: four images say less of a candidate than all the
+    other measurements do.
+    """
+
+    def best(values: Values, count: int = 1) -> list[Configuration]:
+        return list(best_configurations(known.space, values, nbytes, count, allowed))
+
+    rng = np.random.default_rng([seed, len(known.measured)])
+    rivals = [c for values in _simple(known) for c in best(values)]
+    pool = [m.configuration for m in known.measured if m.kind == 2 and _fits(known, m.configuration, nbytes, allowed)]
+    pool += best(most_likely(known), _FINALISTS // 2)
+    pool += [c for _ in range(_FINALISTS) for c in best(drawn(known, rng))]
+    pool = [c for c in dict.fromkeys(pool) if c not in rivals]
+    order = np.argsort(-known.predicted(pool), kind="stable")
+    return _unlike([pool[i] for i in order], _FINALISTS - len(rivals)) + rivals
+
+
+def _unlike(ordered: list[Configuration], count: int) -> list[Configuration]:
+    """The first ``count`` of which no two agree in nearly all layers: measuring both would tell nothing."""
+    found: list[Configuration] = []
+    for one in ordered:
+        least = max(1, len(one) // _LIKE)
+        if all(sum(one[n] != other.get(n) for n in one) >= least for other in found):
+            found.append(one)
+    return found[:count]
+
+
+def _decide(
+    study: Study, budget: Budget, known: Evidence, candidates: list[Configuration], images: int, progress: Progress
+) -> Choice:
+    """Successive halving on fresh images; the winner of the last stage is the choice."""
+    remaining = list(range(len(candidates)))
+    measured: dict[int, list[Measurement]] = {i: [] for i in remaining}
+    measurers: dict[range, Measurer] = {}
+    stages = schedule(len(candidates), _FINAL_IMAGES, images) or [(1, range(_FINAL_IMAGES))]
+    for count, part in stages:
+        remaining = remaining[:count]
+        fresh = range(FRESH + part.start, FRESH + part.stop)
+        rows = measure_all(
+            study, "final", [candidates[i] for i in remaining], fresh,
+            f"finalists on {len(fresh)} fresh images", progress, measurers,
+        )  # fmt: skip
+        for i, row in zip(remaining, rows):
+            measured[i].append(row)
+        values = np.array([_quality(study, measured[i]) for i in remaining])
+        remaining = [remaining[j] for j in survivors(values, len(remaining))]
+    quality = {i: _quality(study, rows) for i, rows in measured.items() if rows}
+    last = max(map(len, quality.values()))
+    finalists = sorted((i for i, v in quality.items() if len(v) == last), key=lambda i: -float(quality[i].mean()))
+    expected, space = known.predicted(candidates), study.space
+    rows_kept = [
+        Candidate("search", candidates[i], space.average_bits(candidates[i]), float(expected[i]), _means(measured[i]))
+        for i in quality
+    ]
+    best = finalists[0]
+    p_value = paired_p(quality[best], quality[finalists[1]]) if len(finalists) > 1 else None
+    chosen = candidates[best]
+    nbytes = space.nbytes(chosen)
+    return Choice(
+        8 * budget.nbytes(space.weights) / space.weights, chosen, space.average_bits(chosen), nbytes, "search",
+        float(expected[best]), _means(measured[best]), rows_kept, p_value,
+    )  # fmt: skip
+
+
+def _quality(study: Study, rows: Sequence[Measurement]) -> np.ndarray:
+    """The objective of each image of several measurements [images]."""
+    return np.concatenate([per_image(study, row) for row in rows])
+
+
+def _means(rows: Sequence[Measurement]) -> dict[str, float]:
+    """Every paired metric's mean over the images of several measurements."""
+    return {name: float(np.concatenate([row.values[name] for row in rows]).mean()) for name in rows[0].values}
