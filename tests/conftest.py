@@ -16,9 +16,11 @@ from torch import nn
 
 from qua2sedimo.bank import Bank
 from qua2sedimo.denoisers import Graph, trace, weight_modules, weight_of
-from qua2sedimo.options import SearchSpace
+from qua2sedimo.options import Configuration, SearchSpace
 from qua2sedimo.predictor import Encoding
 from qua2sedimo.sampling import sample
+from qua2sedimo.study import Study
+from qua2sedimo.study.choices import Candidate, Choice
 from qua2sedimo.study.settings import StudySettings
 from qua2sedimo.zoo.pixels import PixelAutoencoder
 from qua2sedimo.zoo.training.export import scheduler
@@ -123,6 +125,15 @@ def small_settings(**changes: Any) -> StudySettings:
         "metrics": ["psnr"],
     }
     return StudySettings(**{**asked, **changes})
+
+
+def choice_of(study: Study, configuration: Configuration, **more: Any) -> Choice:
+    """A choice of just this configuration, as if it had been measured."""
+    bits = study.workspace.space.average_bits(configuration)
+    best = Candidate(
+        origin="test", configuration=configuration, average_bits=bits, predicted=0.0, measured={"psnr": 0.0}
+    )
+    return Choice.of(best, study.workspace.space, study.workspace.identity, **more)
 
 
 @pytest.fixture(params=sorted(MAKERS))

@@ -15,12 +15,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tests.conftest import small_pipeline
+from tests.conftest import choice_of, small_pipeline
 
-from qua2sedimo import Choice, Study, cli
+from qua2sedimo import Study, cli
 from qua2sedimo.denoisers import Graph
 from qua2sedimo.options import Option
 from qua2sedimo.predictor import FitSettings
+from qua2sedimo.study.stages.export import save_configuration
 
 COMMANDS = (
     "demo", "run", "init", "inspect", "metrics", "plan", "quantize", "measure", "records", "fit", "explain", "choose",
@@ -257,21 +258,21 @@ def test_inspect_lists_every_layer_with_its_sizes_for_people_and_machines(run, m
 def test_quantize_reads_the_files_and_loads_no_model(run, model: Path, study: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     live = Study(study)
     _ = live.graph  # traced once, from a real call
-    monkeypatch.setattr("qua2sedimo.study.load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("qua2sedimo.study.workspace.load_pipeline", lambda *_: pytest.fail("a model was loaded"))
     ended = run("quantize", study)
     assert ended.status == 0, ended.err
     assert "options of" in ended.out and "measure" in ended.out
-    bank = Study(study).build_bank()
+    bank = Study(study).quantize()
     bank.verify()
     layer = bank.space.layers[0]
-    assert torch.equal(Study(study).weight(layer), live.modules[layer].weight.detach().half())
+    assert torch.equal(Study(study).workspace.weight(layer), live.modules[layer].weight.detach().half())
 
 
 def test_quantize_names_a_damaged_shard(run, refused, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     broken = tmp_path / "broken"
     shutil.copytree(model, broken)
     assert run("init", broken, tmp_path / "s", "--prompt", 1, "--arguments", FEW_STEPS).status == 0
-    _ = Study(tmp_path / "s").graph
+    _ = Study(tmp_path / "s").workspace.graph
     (path,) = (broken / "transformer").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
     assert path.name in refused("quantize", tmp_path / "s")
@@ -345,8 +346,8 @@ def test_layers_can_be_kept_in_16_bits_from_the_command_line(run, model: Path, t
     command = ("init", model, tmp_path / "s", "--prompt", 0, "--arguments", '{"guidance_scale": 1.0}')
     assert run(*command, "--keep", "proj_out*", "--keep", "*attn1*").status == 0
     study = Study(tmp_path / "s")
-    assert study.settings.keep == ["proj_out*", "*attn1*"]
-    assert not any("attn1" in name or name.startswith("proj_out") for name in study.space.layers)
+    assert study.workspace.settings.keep == ["proj_out*", "*attn1*"]
+    assert not any("attn1" in name or name.startswith("proj_out") for name in study.workspace.space.layers)
 
 
 def test_the_best_measured_configuration_is_best_in_the_sense_of_the_metric(run, study: Path) -> None:  # type: ignore[no-untyped-def]
@@ -355,7 +356,7 @@ def test_the_best_measured_configuration_is_best_in_the_sense_of_the_metric(run,
     path.write_text(yaml.safe_dump({**content, "objective": "features", "metrics": ["features"]}))
     ended = run("measure", study, "--configurations", 20)
     assert ended.status == 0, ended.err
-    values = [record.value("features") for record in Study(study).records.all("sample")]
+    values = [record.value("features") for record in Study(study).workspace.records.all("sample")]
     assert len(values) == 20
     assert f"best features {min(values):.2f}" in ended.out
 
@@ -400,14 +401,12 @@ def test_a_choice_of_uniform_options_is_written_as_a_recipe_and_another_refused(
 ) -> None:
     opened = Study(study)
     for name, text in (("plain", "uaq-4"), ("mixed", "kmeans_a-4")):
-        configuration = opened.space.uniform(Option.parse(text))
-        size = (opened.space.average_bits(configuration), opened.space.nbytes(configuration))
-        choice = Choice(4.5, configuration, *size, "test", 0.0, {"psnr": 0.0}, [])
-        choice.save(study / "choices" / f"{name}.json", opened.identity)
+        configuration = opened.workspace.space.uniform(Option.parse(text))
+        choice_of(opened, configuration).save(study / "choices" / f"{name}.json")
     written = run("recipe", study, tmp_path / "recipe.json", "--format", "torchao", "--choice", "plain")
     assert written.status == 0 and "quantize_(" in written.out, written.err
     content = json.loads((tmp_path / "recipe.json").read_text())
-    assert content["_data"]["fqn_to_config"].keys() == set(opened.space.layers)
+    assert content["_data"]["fqn_to_config"].keys() == set(opened.workspace.space.layers)
     assert "K-Means" in refused("recipe", study, tmp_path / "mixed.json", "--choice", "mixed")
     assert "conv" in refused("recipe", study, tmp_path / "x.txt", "--format", "gguf", "--choice", "plain")
     assert "unknown recipe format 'onnx'" in refused("recipe", study, tmp_path / "x.txt", "--format", "onnx")
@@ -419,8 +418,8 @@ def test_an_exported_model_is_called_as_it_was_measured(  # type: ignore[no-unty
 ) -> None:
     """The study's pipeline arguments go with the export: naming them again changes nothing."""
     opened, out = Study(study), tmp_path / "packed"
-    configuration = opened.space.uniform(opened.space.union[-1])
-    opened.save_configuration(configuration, out, {"arguments": opened.settings.arguments})
+    configuration = opened.workspace.space.uniform(opened.workspace.space.union[-1])
+    save_configuration(opened.workspace, configuration, out, {"arguments": opened.workspace.settings.arguments})
     for name, more in (("plain", ()), ("named", ("--arguments", FEW_STEPS))):
         assert run("generate", out, "--prompt", 3, "--to", tmp_path / name, *more).status == 0
     assert "does not say which model" in run("evaluate", out, "--images", 2).err

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from diffusers import UNet2DConditionModel
 from tests import documented
-from tests.conftest import randomized, small_pipeline
+from tests.conftest import choice_of, randomized, small_pipeline
 from tests.documented import (
     call,
     check_command,
@@ -30,7 +30,7 @@ from tests.documented import (
 from tests.pages import PAGES, ROOT, Block, Code, blocks, broken_links, inline
 
 import qua2sedimo
-from qua2sedimo import Choice, Study, StudySettings, zoo
+from qua2sedimo import Study, StudySettings, zoo
 from qua2sedimo.options import Option
 from qua2sedimo.predictor import FitSettings
 
@@ -216,7 +216,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -
         must(with_few_steps(words), patch, "the tests' own study")
     plain(Path(places["PLAIN"]))
     first, second = sorted((study / "choices").glob("*.json"))
-    layer = next(iter(Study(study).space.layers))
+    layer = next(iter(Study(study).workspace.space.layers))
     more = {"A": first, "B": second, "LAYER": layer, "PATTERN": "conv_in*", "NAME": "psnr", "N": "20", "JSON": "{}"}
     return {**places, **{name: str(value) for name, value in more.items()}}
 
@@ -237,10 +237,8 @@ def plain(folder: Path) -> None:
     model = str(folder / "model")
     settings = StudySettings(model=model, inputs=[1], arguments={"guidance_scale": 1.0}, keep=["pos_embed*"])
     study = Study.create(folder, settings)
-    configuration = study.space.uniform(Option.parse("uaq-4"))
-    sizes = (study.space.average_bits(configuration), study.space.nbytes(configuration))
-    choice = Choice(3.5, configuration, *sizes, "test", 0.0, {"psnr": 0.0}, [])
-    choice.save(folder / "choices" / "NAME.json", study.identity)
+    configuration = study.workspace.space.uniform(Option.parse("uaq-4"))
+    choice_of(study, configuration).save(folder / "choices" / "NAME.json")
 
 
 def must(words: list[str], patch: pytest.MonkeyPatch, place: str) -> str:

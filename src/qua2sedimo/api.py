@@ -41,11 +41,9 @@ def quantize(
             arguments=dict(arguments or {}),
         )
         study = Study.create(Path(where), settings, pipeline)
-        try:
-            study.check_budget(bits)
-            chosen = study.measured_choice(bits, configurations, progress).configuration
-        finally:
-            study.switch.restore()
-        values = study.bank.values(chosen)
-        replace_layers(study.denoiser, quantized_layers(study.denoiser, values, study.copies))
+        chosen = study.run(bits, configurations, progress).configuration
+        inside = study.workspace
+        inside.switch.restore()
+        values = inside.bank.values(chosen)
+        replace_layers(inside.denoiser, quantized_layers(inside.denoiser, values, inside.copies))
     return pipeline

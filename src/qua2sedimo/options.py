@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.quantizers import METHODS, packed_bytes
@@ -113,6 +115,18 @@ class Configuration(Mapping[str, Option]):
     def from_json(cls, text: str) -> Configuration:
         """The configuration that :meth:`to_json` wrote. Raises :class:`Qua2SeDiMoError` on what is no option."""
         return cls({layer: Option.parse(option) for layer, option in json.loads(text).items()})
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """In a file it is an object, layer → option as text."""
+        texts = core_schema.dict_schema(core_schema.str_schema(), core_schema.str_schema())
+        parsed = core_schema.no_info_after_validator_function(
+            lambda content: cls({layer: Option.parse(option) for layer, option in content.items()}), texts
+        )
+        written = core_schema.plain_serializer_function_ser_schema(
+            lambda own: {layer: str(option) for layer, option in own.items()}
+        )
+        return core_schema.json_or_python_schema(parsed, core_schema.is_instance_schema(cls), serialization=written)
 
 
 @dataclass(frozen=True)

@@ -68,17 +68,17 @@ def test_bit_operations_count_full_precision_where_nothing_is_chosen() -> None:
 def test_an_objective_may_ask_for_few_operations(tmp_path: Path) -> None:
     study = Study.create(tmp_path / "s", small_settings(objective="psnr - 1e-6*bops"), small_pipeline())
     (record,) = study.measure(1)
-    macs = {name: study.graph.layers[name].macs for name in study.space.layers}
+    macs = {name: study.workspace.graph.layers[name].macs for name in study.workspace.space.layers}
     expected = record.value("psnr") - 1e-6 * bit_operations(macs, record.configuration)
-    assert study.objective.value(record) == pytest.approx(expected)
-    images = study.objective.per_image(record)
+    assert study.workspace.objective.value(record) == pytest.approx(expected)
+    images = study.workspace.objective.per_image(record)
     assert images is not None and images.mean() == pytest.approx(expected)
 
 
 def without_counts(study: Study) -> Study:
     """The study as an older version left it."""
     path = study.folder / "graph.json"
-    study.graph.save(path)
+    study.workspace.graph.save(path)
     path.write_text(re.sub(r', "positions": \d+', "", path.read_text()))
     assert "positions" not in path.read_text()
     return Study(study.folder, small_pipeline())

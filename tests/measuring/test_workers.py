@@ -131,8 +131,8 @@ def test_a_cluster_without_a_cpu_is_refused() -> None:
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(Qua2SeDiMoError, match="need Ray") as caught:
-        list(RayWorkers("a:b", [], 2).run(jobs("one")))
+    with pytest.raises(Qua2SeDiMoError, match="need Ray") as caught, RayWorkers("a:b", [], 2) as pool:
+        list(pool.run(jobs("one")))
     assert "qua2sedimo[ray]" in str(caught.value.remedy)
 
 
@@ -140,8 +140,9 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_worker_that_dies_is_replaced_and_its_job_tried_again(tmp_path: Path) -> None:
     sent = jobs("one", "raises always", "kills once", "kills always")
     ready: list[int] = []
-    pool = RayWorkers(f"{__name__}:tricky", [str(tmp_path), True], 1, started=lambda count, of: ready.append(count))
-    outcomes = list(pool.run(sent))
+    workers = RayWorkers(f"{__name__}:tricky", [str(tmp_path), True], 1, started=lambda count, of: ready.append(count))
+    with workers as pool:
+        outcomes = list(pool.run(sent))
     found = brief(outcomes)
     assert found[0] == ("ONE", None, 1) and found[2] == ("KILLS ONCE", None, 2)
     assert found[1] == (None, "MemoryError: no room for raises always", 3)

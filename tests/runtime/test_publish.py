@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from diffusers import DiffusionPipeline
-from tests.conftest import small_pipeline, small_settings
+from tests.conftest import choice_of, small_pipeline, small_settings
 
 from qua2sedimo import Study, zoo
 from qua2sedimo.denoisers.hub_names import public_name
@@ -21,7 +21,6 @@ from qua2sedimo.report.card import write_card
 from qua2sedimo.runtime import save_packed
 from qua2sedimo.runtime.publish import forget_paths
 from qua2sedimo.runtime.table import layer_modules
-from qua2sedimo.study.choices import Choice
 
 
 def files_telling(folder: Path, *secrets: str) -> list[str]:
@@ -125,9 +124,8 @@ def test_an_export_and_its_card_name_the_folder_and_the_study_knows_where_it_is(
     (model / "README.md").write_text("---\nlicense: mit\n---\n")
     loaded = type(pipeline).from_pretrained(model)
     study = Study.create(tmp_path / "secret place" / "study", small_settings(model=str(model)), loaded)
-    configuration = study.space.uniform(Option.parse("kmeans_a-4"))
-    size = (study.space.average_bits(configuration), study.space.nbytes(configuration))
-    choice = Choice(4.0, configuration, *size, "test", 0.0, {"psnr": 0.0}, [])
+    configuration = study.workspace.space.uniform(Option.parse("kmeans_a-4"))
+    choice = choice_of(study, configuration)
     out, inside = tmp_path / "out", study.folder / "packed"
     for place in (out, inside):
         study.export(choice, place)

@@ -21,10 +21,12 @@ from tests.conftest import small_pipeline, small_settings
 from qua2sedimo import Configuration, Qua2SeDiMoError, Study
 from qua2sedimo.commands.measuring import measure
 from qua2sedimo.measuring.measurer import Measurer
-from qua2sedimo.measuring.workers import Job, Outcome, RayWorkers, Work
+from qua2sedimo.measuring.run import Request, Workers, record_of
+from qua2sedimo.measuring.workers import Outcome, RayWorkers, Work
 from qua2sedimo.records import Failure, Record
 from qua2sedimo.records.measurement import Measurement
-from qua2sedimo.study.stages.measure import Workers, measure_numbered, open_worker, record_of
+from qua2sedimo.study.measurements import measure_requests
+from qua2sedimo.study.worker import open_worker
 
 COUNT = 60
 OPTIONS = "uaq-2,uaq-4,kmeans_a-3"
@@ -46,7 +48,7 @@ def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[R
 
 def made(model: Path, folder: Path) -> Study:
     study = Study.create(folder / "study", small_settings(model=str(model), options=OPTIONS))
-    study.build_bank()
+    study.quantize()
     return study
 
 
@@ -95,7 +97,7 @@ def process_for(*arguments: Any, target: Any = measure_in) -> Any:
 
 
 def wait_for(study: Study, count: int, process: Any) -> None:
-    while len(study.records.all()) < count and process.is_alive():
+    while len(study.workspace.records.all()) < count and process.is_alive():
         time.sleep(0.02)
 
 
@@ -110,7 +112,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_records(study: Study, un
         process.kill()
         process.join(60)
         kills += process.exitcode == -signal.SIGKILL
-        found = study.records.all()
+        found = study.workspace.records.all()
         assert len(found) >= seen  # nothing is lost, and what is there is whole and right
         assert essence(found) == essence(undisturbed[: len(found)])
         seen = len(found)
@@ -126,7 +128,7 @@ def test_ctrl_c_keeps_what_is_being_measured_and_a_second_run_goes_on(study: Stu
     os.kill(process.pid, signal.SIGINT)
     process.join(60)
     assert interrupted.is_set() and process.exitcode == 0
-    found = study.records.all()
+    found = study.workspace.records.all()
     assert 3 <= len(found) < COUNT
     assert essence(study.measure(COUNT)) == essence(undisturbed)
 
@@ -141,8 +143,8 @@ def test_the_command_shows_the_best_so_far_and_the_time_left_and_says_how_to_go_
     os.kill(process.pid, signal.SIGINT)
     process.join(60)
     text = said.read_text()
-    done = len(study.records.all())
-    best = max(record.value("psnr") for record in study.records.all())
+    done = len(study.workspace.records.all())
+    best = max(record.value("psnr") for record in study.workspace.records.all())
     assert process.exitcode == 130 and 3 <= done < COUNT
     assert re.search(rf"best psnr {best:.4g} .* {done}/{COUNT} .* left \d+:\d\d:\d\d", text), text
     assert "Nothing measured is lost: run the same command again to go on." in text
@@ -178,12 +180,12 @@ def test_one_that_fails_three_times_is_recorded_and_passed_over(study: Study, un
     found = study.measure(6)
     assert [r.number for r in found] == [0, 1, 2, 4, 5, 6]  # six that are measured, whatever fails
     assert [r.origin.attempts for r in found] == [1, 3, 1, 1, 1, 1]
-    (failure,) = study.records.failed()
+    (failure,) = study.workspace.records.failed()
     assert (failure.number, failure.error) == (3, "MemoryError: error 2")
     assert failure.configuration == undisturbed[3].configuration
     assert [r.number for r in study.measure(6)] == [0, 1, 2, 4, 5, 6]
     again = study.measure(6, again=True)
-    assert essence(again) == essence(undisturbed[:7]) and study.records.failed() == []
+    assert essence(again) == essence(undisturbed[:7]) and study.workspace.records.failed() == []
 
 
 def test_the_command_tells_of_failures_and_tries_them_again_when_asked(study: Study, unlucky, capsys) -> None:
@@ -193,16 +195,17 @@ def test_the_command_tells_of_failures_and_tries_them_again_when_asked(study: St
     assert "1 failed:" in said and "--again tries them again" in said
     measure(study.folder, 4, again=True)
     assert "failed" not in capsys.readouterr().out
-    assert [r.number for r in study.records.all()] == [0, 1, 2, 3] and study.records.failed() == []
+    assert [r.number for r in study.workspace.records.all()] == [0, 1, 2, 3] and study.workspace.records.failed() == []
 
 
 def test_one_that_kills_its_worker_three_times_is_recorded_with_its_error(study: Study) -> None:
-    job = Job(0, study.sampler(0).to_json())
-    failure = record_of(study, "sample", Outcome(job, 3, "there", "7", error="its worker died: killed"), 0)
+    request = Request(0, study.workspace.sampler(0), range(2))
+    outcome = Outcome(request.job(0), 3, "there", "7", error="its worker died: killed")
+    failure = record_of("sample", request, outcome, study.workspace.space)
     assert isinstance(failure, Failure)
-    study.records.add_failure(failure)
-    (kept,) = study.records.failed()
-    assert (kept.number, kept.error, kept.configuration) == (0, "its worker died: killed", study.sampler(0))
+    study.workspace.records.add_failure(failure)
+    (kept,) = study.workspace.records.failed()
+    assert (kept.number, kept.error, kept.configuration) == (0, "its worker died: killed", study.workspace.sampler(0))
     assert (kept.origin.attempts, kept.origin.host, kept.origin.worker) == (3, "there", "7")
     assert [r.number for r in study.measure(2)] == [1, 2]
 
@@ -240,15 +243,15 @@ def test_three_in_a_row_are_no_longer_the_configurations_fault(study: Study, unl
     unlucky |= {i: memory_errors(3) for i in (1, 2, 3)}
     with pytest.raises(Qua2SeDiMoError, match=r"3 configurations in a row could not be measured, the last: .*error 2"):
         study.measure(8)
-    assert [r.number for r in study.records.all()] == [0]
-    assert [f.number for f in study.records.failed()] == [1, 2, 3]
+    assert [r.number for r in study.workspace.records.all()] == [0]
+    assert [f.number for f in study.workspace.records.failed()] == [1, 2, 3]
 
 
 def test_a_problem_with_the_input_is_no_failure_of_a_configuration(study: Study, unlucky) -> None:
     unlucky[1] = [Qua2SeDiMoError("bank/0000.safetensors is damaged")]
     with pytest.raises(Qua2SeDiMoError, match="is damaged"):
         study.measure(4)
-    assert [r.number for r in study.records.all()] == [0] and study.records.failed() == []
+    assert [r.number for r in study.workspace.records.all()] == [0] and study.workspace.records.failed() == []
 
 
 # Roles, progress, origin -------------------------------------------------------------------------------------------
@@ -256,18 +259,18 @@ def test_a_problem_with_the_input_is_no_failure_of_a_configuration(study: Study,
 
 def test_a_configuration_of_one_layer_leaves_the_others_at_full_precision(study: Study) -> None:
     study.measure(2)  # whatever the denoiser was before
-    layer = study.space.layers[0]
-    option = study.space.options[layer][0]
+    layer = study.workspace.space.layers[0]
+    option = study.workspace.space.options[layer][0]
     single = Configuration({layer: option})
     for number in (0, 1):
-        measure_numbered(study, "single", [(number, single)])
-        study.switch.apply(study.space.uniform(option))
-    first, second = study.records.all("single")
+        measure_requests(study.workspace, "single", [Request(number, single, range(2))], [range(2)], "alone")
+        study.workspace.switch.apply(study.workspace.space.uniform(option))
+    first, second = study.workspace.records.all("single")
     assert first.measurement.values == second.measurement.values
-    kept = 16 * (study.space.weights - np.prod(study.space.shapes[layer]))
-    bits = (8 * option.nbytes(study.space.shapes[layer]) + kept) / study.space.weights
-    assert first.average_bits == study.space.average_bits(single) == pytest.approx(bits)
-    assert len(study.records.all("sample")) == 2
+    kept = 16 * (study.workspace.space.weights - np.prod(study.workspace.space.shapes[layer]))
+    bits = (8 * option.nbytes(study.workspace.space.shapes[layer]) + kept) / study.workspace.space.weights
+    assert first.average_bits == study.workspace.space.average_bits(single) == pytest.approx(bits)
+    assert len(study.workspace.records.all("sample")) == 2
 
 
 def test_progress_tells_how_many_and_the_best_so_far(study: Study) -> None:
@@ -282,7 +285,7 @@ def test_progress_tells_how_many_and_the_best_so_far(study: Study) -> None:
 def test_a_record_says_where_it_was_measured_and_with_how_much_memory(study: Study) -> None:
     (record,) = study.measure(1)
     origin = record.origin
-    assert origin.worker == str(os.getpid()) and origin.space == study.identity
+    assert origin.worker == str(os.getpid()) and origin.space == study.workspace.identity
     assert origin.versions["torch"] == torch.__version__.split("+")[0] or origin.versions["torch"] == torch.__version__
     assert origin.peak_memory is not None and 50e6 < origin.peak_memory < 1e12
 
@@ -299,9 +302,9 @@ def test_a_pipeline_in_memory_cannot_be_measured_by_workers(tmp_path: Path) -> N
 ALONE = 10  # configurations that a worker measures before both are ready
 
 
-def patient_worker(folder: str, start: int, stop: int) -> Work:
+def patient_worker(folder: str) -> Work:
     """A worker as ever, but that the first of two does not measure everything before the other is there."""
-    measure_one, done = open_worker(folder, start, stop), [0]
+    measure_one, done = open_worker(folder), [0]
 
     def work(content: str) -> str:
         until = time.monotonic() + 900
@@ -322,7 +325,7 @@ def test_a_node_that_is_killed_midway_changes_no_record(
     def patient(factory: str, *arguments: Any, **more: Any) -> RayWorkers:
         return RayWorkers(f"{__name__}:patient_worker", *arguments, **more)
 
-    monkeypatch.setattr("qua2sedimo.study.stages.measure.RayWorkers", patient)
+    monkeypatch.setattr("qua2sedimo.measuring.run.RayWorkers", patient)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     lost = cluster.add_node(num_cpus=1)
     killed_at: list[int] = []
@@ -340,5 +343,5 @@ def test_a_node_that_is_killed_midway_changes_no_record(
         cluster.shutdown()
     assert killed_at and killed_at[0] < COUNT
     assert essence(found) == essence(undisturbed)
-    assert study.records.failed() == []
+    assert study.workspace.records.failed() == []
     assert os.getpid() not in {int(r.origin.worker) for r in found}

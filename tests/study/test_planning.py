@@ -18,7 +18,7 @@ from qua2sedimo.commands.planning import duration, plan_tables
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.measuring.trial import Trial
 from qua2sedimo.study import Study
-from qua2sedimo.study.stages.plan import Plan, gain_of_workers, plan
+from qua2sedimo.study.stages.plan import Plan, gain_of_workers
 
 PLAN = Plan(
     model="m", configurations=100, measured=20, images=16, batch=8,
@@ -35,31 +35,31 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 
 def test_a_plan_without_a_bank_tries_on_a_few_layers_and_leaves_nothing_behind(study: Study) -> None:
-    before = {name: t.clone() for name, t in study.denoiser.state_dict().items()}
-    made = plan(study, 30)
-    assert not (study.folder / "bank").exists() and not study.records.all()
-    assert all(torch.equal(before[name], t) for name, t in study.denoiser.state_dict().items())
+    before = {name: t.clone() for name, t in study.workspace.denoiser.state_dict().items()}
+    made = study.plan(30)
+    assert not (study.folder / "bank").exists() and not study.workspace.records.all()
+    assert all(torch.equal(before[name], t) for name, t in study.workspace.denoiser.state_dict().items())
     assert made.quantize > 0 and made.left == 30 and made.batch == 2
     assert made.workers[1] == pytest.approx(30 * made.trial.total)
     assert made.trial.total >= made.trial.generate > 0 and made.trial.bare > 0
-    assert made.disk > sum(int(b.sum()) for b in study.space.option_bytes)
-    assert made.kept_weights <= 4 * study.space.weights
+    assert made.disk > sum(int(b.sum()) for b in study.workspace.space.option_bytes)
+    assert made.kept_weights <= 4 * study.workspace.space.weights
     json.dumps(made.document())
 
 
 def test_with_a_bank_and_records_only_the_rest_is_planned(study: Study) -> None:
     study.measure(3)
-    made = plan(study, 5)
+    made = study.plan(5)
     assert made.quantize == 0 and made.measured == 3 and made.left == 2
-    assert plan(study, 2).workers == dict.fromkeys((1, 2, 3, 4), 0.0)
-    assert len(study.records.all()) == 3
+    assert study.plan(2).workers == dict.fromkeys((1, 2, 3, 4), 0.0)
+    assert len(study.workspace.records.all()) == 3
 
 
 def test_more_than_the_sampler_has_is_refused(tmp_path: Path) -> None:
     study = Study.create(tmp_path / "s", small_settings(sampler="singles", options="uaq-4"), small_pipeline())
-    count = len(study.space.layers)
+    count = len(study.workspace.space.layers)
     with pytest.raises(Qua2SeDiMoError, match=f"'singles' has {count} configurations, {count + 1} were asked for"):
-        plan(study, count + 1)
+        study.plan(count + 1)
     with pytest.raises(Qua2SeDiMoError, match="'singles' has"):
         study.measure(count + 1)
 
@@ -83,12 +83,12 @@ def test_a_list_is_measured_in_its_order(tmp_path: Path) -> None:
 
 def test_the_batch_once_found_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = Study.create(tmp_path / "s", small_settings(images=6), small_pipeline())
-    assert study.batch == 6
+    assert study.workspace.batch == 6
     (study.folder / "batch.json").write_text("3")
-    assert Study(study.folder, small_pipeline()).generator.generation.batch == 3
+    assert Study(study.folder, small_pipeline()).workspace.generator.generation.batch == 3
     (study.folder / "batch.json").write_text('"many"')
-    with pytest.raises(Qua2SeDiMoError, match="holds no number of images"):
-        _ = Study(study.folder, small_pipeline()).batch
+    with pytest.raises(Qua2SeDiMoError, match="not a number of images"):
+        _ = Study(study.folder, small_pipeline()).workspace.batch
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_the_command_prints_the_plan_for_people_and_for_machines(study: Study, m
         asked.append((opened.folder, configurations))
         return PLAN
 
-    monkeypatch.setattr("qua2sedimo.study.stages.plan.plan", planned)
+    monkeypatch.setattr("qua2sedimo.study.facade.Study.plan", planned)
     printed = CliRunner().invoke(app, ["plan", str(study.folder), "--configs", "100", "--json"])
     assert json.loads(printed.stdout)["workers"]["2"] == 500.0 and json.loads(printed.stdout)["left"] == 80
     printed = CliRunner().invoke(app, ["plan", str(study.folder), "--configs", "100"])

@@ -14,14 +14,17 @@ from typer.testing import CliRunner
 from qua2sedimo import Qua2SeDiMoError, Study
 from qua2sedimo.cli import app
 from qua2sedimo.commands.frontier_figure import specification, write_figure
+from qua2sedimo.images.ledger import FINALS
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.metrics.distances import psnr
 from qua2sedimo.options import Configuration
 from qua2sedimo.report.assemble import _commands
 from qua2sedimo.search import Budget, Constraints
-from qua2sedimo.study.evidence import FEW, evidence, images_spent, measure_singles
+from qua2sedimo.study.evidence import FEW, evidence, measure_singles
+from qua2sedimo.study.measurements import images_spent
+from qua2sedimo.study.stages.fit import fitted
 from qua2sedimo.study.stages.frontier import Point, frontier, load_frontier, named_choice
-from qua2sedimo.study.stages.search import FRESH, Found, least_images
+from qua2sedimo.study.stages.search import Found, least_images
 
 BITS, IMAGES = 3.6, 260
 OPTIONS = "uaq-2,uaq-4,kmeans_a-2,kmeans_a-3,kmeans_a-6"
@@ -29,7 +32,7 @@ OPTIONS = "uaq-2,uaq-4,kmeans_a-2,kmeans_a-3,kmeans_a-6"
 
 def made(folder: Path) -> Study:
     study = Study.create(folder, small_settings(options=OPTIONS), small_pipeline())
-    study.build_bank()
+    study.quantize()
     return study
 
 
@@ -44,54 +47,56 @@ class Finished:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     study = made(tmp_path_factory.mktemp("search") / "study")
     found = study.search(BITS, IMAGES)
-    return Finished(study, found, frontier(study, (2.5, 3.0, 4.0), images=4))
+    return Finished(study, found, frontier(study.workspace, (2.5, 3.0, 4.0), images=4))
 
 
 def test_a_search_keeps_to_its_size_and_to_its_images(finished: Finished) -> None:
     study, choice = finished.study, finished.found.choice
-    assert choice.average_bits <= BITS and choice.nbytes == study.space.nbytes(choice.configuration)
-    assert images_spent(study) - images_spent(study, "frontier") <= IMAGES
-    roles = {r.role for r in study.records.all()}
+    assert choice.average_bits <= BITS and choice.nbytes == study.workspace.space.nbytes(choice.configuration)
+    assert images_spent(study.workspace) - images_spent(study.workspace, "frontier") <= IMAGES
+    roles = {r.role for r in study.workspace.records.all()}
     assert {"single", "round", "final"} <= roles
 
 
 def test_all_stages_at_once_search_then_fit_and_measure_nothing_again(tmp_path: Path) -> None:
     study = made(tmp_path / "study")
-    choice = study.measured_choice(BITS, 20)
-    spent, each = images_spent(study), 20 * study.settings.images
+    choice = study.run(BITS, 20)
+    spent, each = images_spent(study.workspace), 20 * study.workspace.settings.images
     assert choice.origin == "search" and choice.average_bits <= BITS
     assert each < spent <= max(3 * each, least_images())
-    assert study.ensemble() is not None and study.explain().total()
-    assert study.measured_choice(BITS, 20) == choice and images_spent(study) == spent
-    assert f"qua2sedimo search study --bits {BITS} --images {max(3 * each, least_images())}" in _commands(study, choice)
-    other = study.measured_choice(3.0, 20)  # the images of the first search are no reason to spend none on the second
-    assert other.average_bits <= 3.0 and images_spent(study) > spent
+    assert fitted(study.workspace)[0] is not None and study.explain().total()
+    assert study.run(BITS, 20) == choice and images_spent(study.workspace) == spent
+    assert f"qua2sedimo search study --bits {BITS} --images {max(3 * each, least_images())}" in _commands(
+        study.workspace, choice
+    )
+    other = study.run(3.0, 20)  # the images of the first search are no reason to spend none on the second
+    assert other.average_bits <= 3.0 and images_spent(study.workspace) > spent
 
 
 def test_all_stages_at_once_choose_by_the_predictor_where_no_search_can(tmp_path: Path) -> None:
     settings = small_settings(options=OPTIONS, objective="-latent_mse", metrics=["latent_mse"])
     study = Study.create(tmp_path / "study", settings, small_pipeline())
-    choice = study.measured_choice(BITS, 20)
+    choice = study.run(BITS, 20)
     assert choice.origin != "search" and choice.average_bits <= BITS
-    assert {r.role for r in study.records.all()} == {"sample", "candidate"}
+    assert {r.role for r in study.workspace.records.all()} == {"sample", "candidate"}
 
 
 def test_every_layer_is_measured_alone_the_others_in_16_bits(finished: Finished) -> None:
-    singles = finished.study.records.all("single")
-    assert [set(r.configuration) for r in singles] == [{n} for n in finished.study.space.layers]
-    assert all(10 < r.average_bits < 16 or len(finished.study.space.layers) < 3 for r in singles)
+    singles = finished.study.workspace.records.all("single")
+    assert [set(r.configuration) for r in singles] == [{n} for n in finished.study.workspace.space.layers]
+    assert all(10 < r.average_bits < 16 or len(finished.study.workspace.space.layers) < 3 for r in singles)
     study = finished.study
-    study.switch.restore()
-    study.switch.apply(singles[3].configuration)
-    images = study.generator(0, FEW)
-    study.switch.restore()
-    full = study.generator(0, FEW)
+    study.workspace.switch.restore()
+    study.workspace.switch.apply(singles[3].configuration)
+    images = study.workspace.generator(0, FEW)
+    study.workspace.switch.restore()
+    full = study.workspace.generator(0, FEW)
     assert list(psnr(images, full)) == pytest.approx(singles[3].measurement.values["psnr"], abs=1e-2)
 
 
 def test_who_wins_is_decided_on_images_that_nothing_was_learned_from(finished: Finished) -> None:
-    finals = finished.study.records.all("final")
-    assert all(r.measurement.start >= FRESH for r in finals)
+    finals = finished.study.workspace.records.all("final")
+    assert all(r.measurement.start in FINALS for r in finals)
     values: dict[Configuration, list[float]] = {}
     for r in finals:
         values.setdefault(r.configuration, []).extend(r.measurement.values["psnr"])
@@ -106,8 +111,8 @@ def test_who_wins_is_decided_on_images_that_nothing_was_learned_from(finished: F
 def test_the_command_goes_on_tells_why_and_where_the_choice_is(
     finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qua2sedimo.study.load_pipeline", lambda _: small_pipeline())
-    folder, spent = finished.study.folder, images_spent(finished.study)
+    monkeypatch.setattr("qua2sedimo.study.workspace.load_pipeline", lambda _: small_pipeline())
+    folder, spent = finished.study.folder, images_spent(finished.study.workspace)
     result = CliRunner().invoke(
         app, ["search", str(folder), "--bits", str(BITS), "--images", str(IMAGES), "--why"], env={"COLUMNS": "200"}
     )
@@ -115,27 +120,27 @@ def test_the_command_goes_on_tells_why_and_where_the_choice_is(
     assert "next cheaper" in result.output and "bytes, dB" in result.output
     assert str(folder / "choices" / f"{BITS}.json") in result.output
     assert f"qua2sedimo export {folder} OUT --choice {BITS}" in result.output
-    assert images_spent(finished.study) == spent
+    assert images_spent(finished.study.workspace) == spent
 
 
 def test_rounds_improve_on_what_layers_alone_propose(finished: Finished) -> None:
     first, last = finished.found.rounds[0], finished.found.rounds[-1]
     assert last.spent > first.spent
-    known = evidence(finished.study)
+    known = evidence(finished.study.workspace)
     own = [m.configuration for m in known.measured if m.kind == 2]
     assert last.best == pytest.approx(max(known.predicted(own)))
 
 
 def test_candidates_take_turns_on_sets_of_images_and_no_image_of_the_finals_is_among_them(finished: Finished) -> None:
-    starts = [r.measurement.start for r in finished.study.records.all("round")]
+    starts = [r.measurement.start for r in finished.study.workspace.records.all("round")]
     assert len(starts) >= 16 and set(starts) == set(range(0, 8 * FEW, FEW))
 
 
 def test_with_fewer_images_than_layers_alone_take_rounds_start_from_what_is_believed(tmp_path: Path) -> None:
     study = made(tmp_path / "study")
     found = study.search(BITS, 70)
-    assert study.records.all("single") == [] and found.choice.average_bits <= BITS
-    assert images_spent(study) <= 70
+    assert study.workspace.records.all("single") == [] and found.choice.average_bits <= BITS
+    assert images_spent(study.workspace) <= 70
 
 
 def test_run_again_it_measures_nothing_and_answers_the_same(
@@ -157,19 +162,21 @@ def test_stopped_half_way_it_goes_on_to_the_same_answer(finished: Finished, tmp_
         study.search(BITS, IMAGES, stop)
     again = Study(study.folder, small_pipeline()).search(BITS, IMAGES)
     assert again.choice.average_bits <= BITS
-    assert images_spent(Study(study.folder, small_pipeline())) <= IMAGES
+    assert images_spent(Study(study.folder, small_pipeline()).workspace) <= IMAGES
 
 
 def test_a_search_obeys_constraints_and_kept_layers_count_16_bits(finished: Finished, tmp_path: Path) -> None:
     shutil.copytree(finished.study.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("choices"))
     study = Study(tmp_path / "copy", small_pipeline())
-    last = study.space.layers[-1]
+    last = study.workspace.space.layers[-1]
     found = study.search(4.0, IMAGES + 200, constraints=Constraints(keep=(last,), methods=("kmeans_a",)))
     chosen = found.choice.configuration
     assert last not in chosen and {o.method for o in chosen.values()} == {"kmeans_a"}
-    assert found.choice.nbytes == study.space.nbytes(chosen) <= Budget(4.0).nbytes(study.space.weights)
+    assert (
+        found.choice.nbytes == study.workspace.space.nbytes(chosen) <= Budget(4.0).nbytes(study.workspace.space.weights)
+    )
     packed = study.export(found.choice, tmp_path / "packed")
-    assert packed.quantized_bytes + 2 * study.graph.layers[last].weights == found.choice.nbytes
+    assert packed.quantized_bytes + 2 * study.workspace.graph.layers[last].weights == found.choice.nbytes
 
 
 def test_too_few_images_are_refused_with_the_least(finished: Finished) -> None:
@@ -188,17 +195,19 @@ def test_an_objective_without_decibels_is_refused(tmp_path: Path) -> None:
 def test_an_objective_may_be_shares_of_several_metrics_in_decibels(tmp_path: Path) -> None:
     both = "0.5*psnr + 0.5*features_db"
     study = Study.create(tmp_path / "study", small_settings(options=OPTIONS, objective=both), small_pipeline())
-    study.build_bank()
+    study.quantize()
     choice = study.search(BITS, 70).choice
     assert {"psnr", "features_db"} <= set(choice.measured) and choice.average_bits <= BITS
-    finals = [r for r in study.records.all("final") if r.configuration == choice.configuration]
-    values = [v for r in finals for v in study.objective.of_images(r.measurement.values)]
-    assert study.objective.of(choice.measured, choice.average_bits) == pytest.approx(sum(values) / len(values))
+    finals = [r for r in study.workspace.records.all("final") if r.configuration == choice.configuration]
+    values = [v for r in finals for v in study.workspace.objective.of_images(r.measurement.values)]
+    assert study.workspace.objective.of(choice.measured, choice.average_bits) == pytest.approx(
+        sum(values) / len(values)
+    )
 
 
 def test_layers_alone_are_measured_once(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Measurer, "__call__", lambda *_: pytest.fail("measured before"))
-    assert len(measure_singles(finished.study)) == len(finished.study.space.layers)
+    assert len(measure_singles(finished.study.workspace)) == len(finished.study.workspace.space.layers)
 
 
 # The frontier ------------------------------------------------------------------------------------------------------
@@ -218,7 +227,7 @@ def test_no_point_of_the_frontier_is_beaten_and_every_other_is(finished: Finishe
 
 
 def test_the_frontier_is_read_as_it_was_written(finished: Finished) -> None:
-    assert load_frontier(finished.study) == finished.points
+    assert load_frontier(finished.study.workspace) == finished.points
 
 
 def test_the_figure_shows_every_point_and_the_line_runs_along_the_frontier(finished: Finished, tmp_path: Path) -> None:
@@ -231,15 +240,15 @@ def test_the_figure_shows_every_point_and_the_line_runs_along_the_frontier(finis
 
 def test_any_point_is_exported_by_its_name(finished: Finished, tmp_path: Path) -> None:
     point = finished.points[0]
-    choice = named_choice(finished.study, None, point.name)
+    choice = named_choice(finished.study.workspace, None, point.name)
     assert finished.study.export(choice, tmp_path / "out").quantized_bytes == point.nbytes
 
 
 def test_a_frontier_that_is_absent_damaged_or_lacks_the_point_is_an_error(finished: Finished, tmp_path: Path) -> None:
     with pytest.raises(Qua2SeDiMoError, match="no point 'nope'"):
-        named_choice(finished.study, None, "nope")
+        named_choice(finished.study.workspace, None, "nope")
     with pytest.raises(Qua2SeDiMoError, match="no choice 'nope'"):
-        named_choice(finished.study, "nope", None)
+        named_choice(finished.study.workspace, "nope", None)
     shutil.copytree(finished.study.folder, tmp_path / "copy")
     study = Study(tmp_path / "copy", small_pipeline())
     path = study.folder / "frontier.json"
@@ -247,10 +256,10 @@ def test_a_frontier_that_is_absent_damaged_or_lacks_the_point_is_an_error(finish
     del content["points"][0]["configuration"]
     path.write_text(json.dumps(content))
     with pytest.raises(Qua2SeDiMoError, match="damaged"):
-        load_frontier(study)
+        load_frontier(study.workspace)
     path.unlink()
     with pytest.raises(Qua2SeDiMoError, match="has no frontier"):
-        load_frontier(study)
+        load_frontier(study.workspace)
 
 
 def test_two_choices_are_compared_by_a_command(finished: Finished, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,11 @@ from qua2sedimo.runtime import (
     replace_layers,
     set_activation_bits,
 )
-from qua2sedimo.study.stages.compare import Row, activations_at, compare
+from qua2sedimo.search import Budget, budget_bytes
+from qua2sedimo.study.stages.compare import Row
+from qua2sedimo.study.stages.export import save_configuration
+from qua2sedimo.study.stages.fit import fit, fitted, training_data
+from qua2sedimo.study.worker import activations_at
 
 BITS, COUNT, IMAGES = 4.6, 24, 8
 FIT = FitSettings(epochs=40, channels=8, hops=2)
@@ -73,7 +78,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Counter:
 def through(folder: Path, pipeline: Any = None, **changes: Any) -> Study:
     """A study up to its explanation."""
     study = Study.create(folder, settings(**changes), pipeline or small_pipeline())
-    study.build_bank()
+    study.quantize()
     study.measure(COUNT)
     study.fit(FIT)
     study.explain()
@@ -95,7 +100,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     study = through(folder / "study")
     choice = study.choose(BITS)
     packed = study.export(BITS, folder / "packed")
-    return Finished(study, choice, packed, folder / "packed", compare(study, choice, folder / "packed", IMAGES))
+    return Finished(study, choice, packed, folder / "packed", study.compare(choice, folder / "packed", IMAGES))
 
 
 @pytest.fixture
@@ -116,10 +121,10 @@ def test_every_stage_leaves_its_result_in_the_folder(finished: Finished) -> None
 def test_a_study_opened_again_measures_and_fits_nothing_twice(
     finished: Finished, measured: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for function in ("study.trace", "stages.fitting.fit_ensemble", "study.capture_call"):
+    for function in ("study.workspace.trace", "study.stages.fit.fit_ensemble", "study.workspace.capture_call"):
         monkeypatch.setattr(f"qua2sedimo.{function}", lambda *_, **__: pytest.fail("done before"))
     study = Study(finished.study.folder, small_pipeline())
-    study.build_bank()
+    study.quantize()
     assert len(study.measure(COUNT)) == COUNT
     study.fit(FIT)
     assert study.explain() == finished.study.explain()
@@ -139,16 +144,16 @@ def test_more_configurations_are_added_to_those_there(tmp_path: Path, measured: 
 
 def test_measuring_again_gives_the_same_numbers(tmp_path: Path, finished: Finished) -> None:
     again = Study.create(tmp_path / "study", settings(), small_pipeline()).measure(3)
-    for record, before in zip(again, finished.study.records.all("sample")[:3], strict=True):
+    for record, before in zip(again, finished.study.workspace.records.all("sample")[:3], strict=True):
         assert record.configuration == before.configuration
         assert record.measurement.values["psnr"] == pytest.approx(before.measurement.values["psnr"], rel=1e-4)
 
 
 def test_the_same_candidates_are_not_measured_for_two_budgets(copy: Study, measured: Counter) -> None:
-    before = len(copy.records.all("candidate"))
+    before = len(copy.workspace.records.all("candidate"))
     copy.choose(5.3, candidates=3)
     copy.choose(5.301, candidates=3)
-    candidates = copy.records.all("candidate")
+    candidates = copy.workspace.records.all("candidate")
     assert 3 <= measured.count == len(candidates) - before < 6
     assert len({r.configuration for r in candidates}) == len(candidates)
 
@@ -164,7 +169,7 @@ def test_more_candidates_measure_only_the_new_ones(copy: Study, measured: Counte
 @pytest.mark.parametrize("bits", [3.4, 3.7, 4.2, 5.0, 16.0])
 def test_a_choice_never_exceeds_its_budget(finished: Finished, bits: float) -> None:
     choice = finished.study.choose(bits, candidates=4)
-    space = finished.study.space
+    space = finished.study.workspace.space
     assert choice.average_bits <= bits
     assert choice.average_bits == pytest.approx(8 * choice.nbytes / space.weights)
     assert choice.nbytes == space.nbytes(choice.configuration)
@@ -185,11 +190,11 @@ def test_for_a_metric_to_be_lowered_the_lowest_candidate_is_chosen(tmp_path: Pat
 
 
 def test_an_impossible_budget_is_refused_with_the_reachable_range(finished: Finished) -> None:
-    low, high = (8 * n / finished.study.space.weights for n in finished.study.space.byte_range())
+    low, high = (8 * n / finished.study.workspace.space.weights for n in finished.study.workspace.space.byte_range())
     with pytest.raises(Qua2SeDiMoError, match=r"as small as 1\.5 average bits") as caught:
         finished.study.choose(1.5)
     assert f"{low:.3f} to {high:.3f} bits" in str(caught.value.remedy)
-    finished.study.check_budget(low + 1e-3)
+    budget_bytes(finished.study.workspace.space, Budget(low + 1e-3))
 
 
 def test_the_packed_checkpoint_holds_as_many_bytes_as_were_promised(finished: Finished) -> None:
@@ -220,15 +225,15 @@ def test_exporting_exports_the_choice_that_was_made(copy: Study, tmp_path: Path,
 def test_the_reloaded_checkpoint_paints_what_was_measured(finished: Finished) -> None:
     """The pictures of "ours" come from the packed files, and agree with the weights that were measured."""
     study, (row,) = finished.study, [r for r in finished.rows if r.kind == "ours"]
-    study.switch.apply(finished.choice.configuration)
-    expected = study.generator(100_000, 100_000 + IMAGES)
-    study.switch.restore()
+    study.workspace.switch.apply(finished.choice.configuration)
+    expected = study.workspace.generator(100_000, 100_000 + IMAGES)
+    study.workspace.switch.restore()
     assert row.pictures.shape == (IMAGES, 8, 8, 1)
     assert np.abs(row.pictures.astype(int) - to_uint8(expected).astype(int)).max() <= 1
     loaded = DiffusionPipeline.from_pretrained(finished.out)
     loaded.set_progress_bar_config(disable=True)
     assert any(isinstance(m, QuantizedLayer) for m in loaded.transformer.modules())
-    made = type(study.generator)(loaded, study.generator.generation)(100_000, 100_000 + IMAGES)
+    made = type(study.workspace.generator)(loaded, study.workspace.generator.generation)(100_000, 100_000 + IMAGES)
     np.testing.assert_allclose(made, expected, atol=5e-3)  # biases and norms are stored in 16 bits
 
 
@@ -238,18 +243,20 @@ def test_the_pictures_of_ours_are_painted_by_the_files(finished: Finished, tmp_p
     for left in (tmp_path / "copy" / "comparison").glob("ours*"):
         left.unlink()
     study = Study(tmp_path / "copy", small_pipeline())
-    study.save_configuration(study.space.uniform(study.space.union[-1]), tmp_path / "other", {})
-    study.switch.apply(finished.choice.configuration)
-    (row,) = [r for r in compare(study, finished.choice, tmp_path / "other", IMAGES) if r.kind == "ours"]
-    study.switch.apply(study.space.uniform(study.space.union[-1]))
-    expected = to_uint8(study.generator(100_000, 100_000 + IMAGES)).astype(int)
+    save_configuration(
+        study.workspace, study.workspace.space.uniform(study.workspace.space.union[-1]), tmp_path / "other", {}
+    )
+    study.workspace.switch.apply(finished.choice.configuration)
+    (row,) = [r for r in study.compare(finished.choice, tmp_path / "other", IMAGES) if r.kind == "ours"]
+    study.workspace.switch.apply(study.workspace.space.uniform(study.workspace.space.union[-1]))
+    expected = to_uint8(study.workspace.generator(100_000, 100_000 + IMAGES)).astype(int)
     assert np.abs(row.pictures - expected).max() <= 1
     assert np.abs(row.pictures - finished.rows[-1].pictures.astype(int)).max() > 3
 
 
 def test_a_checkpoint_that_cannot_be_replayed_is_an_error_that_names_it(finished: Finished, tmp_path: Path) -> None:
     with pytest.raises(Qua2SeDiMoError, match="generating in a new process failed"):
-        replay(tmp_path, finished.study.generator.generation, range(2), tmp_path)
+        replay(tmp_path, finished.study.workspace.generator.generation, range(2), tmp_path)
 
 
 def test_the_table_has_full_precision_uniform_rows_and_ours_with_true_sizes(finished: Finished) -> None:
@@ -266,44 +273,46 @@ def test_the_table_has_full_precision_uniform_rows_and_ours_with_true_sizes(fini
 
 def test_rows_with_rounded_activations_tell_what_they_cost(finished: Finished, tmp_path: Path) -> None:
     study, choice = finished.study, finished.choice
-    *rows, a8, a4 = compare(study, choice, finished.out, IMAGES, act_bits=(8, 4))
+    *rows, a8, a4 = study.compare(choice, finished.out, IMAGES, act_bits=(8, 4))
     assert [row.name for row in (a8, a4)] == ["ours, W4.6A8", "ours, W4.6A4"]
     assert a8.kind == a4.kind == "activations" and len(rows) == len(finished.rows)
     assert (a4.average_bits, a4.nbytes) == (choice.average_bits, choice.nbytes)
     a32 = rows[-1].metrics["psnr"].value
     assert a4.metrics["psnr"].value < a8.metrics["psnr"].value < a32 + 0.5
-    page = write_report(report_data(study, choice, [*rows, a8, a4]), tmp_path / "report.html")
+    page = write_report(report_data(study.workspace, choice, [*rows, a8, a4]), tmp_path / "report.html")
     assert "W4.6A8" in page.read_text(encoding="utf-8")
 
 
 def test_activations_are_rounded_where_the_exported_model_rounds_them(finished: Finished) -> None:
     study, configuration = finished.study, finished.choice.configuration
     x, given = torch.randn(2, 1, 8, 8), {"timestep": torch.tensor([3, 30]), "class_labels": torch.tensor([0, 1])}
-    study.switch.apply(configuration)
-    with torch.no_grad(), activations_at(study, configuration, 4):
-        found = study.denoiser(x, **given).sample
-    assert activation_bits(study.denoiser) is None
-    packed = deepcopy(study.denoiser)
-    replace_layers(packed, quantized_layers(packed, dict(study.bank.values(configuration)), study.copies))
+    study.workspace.switch.apply(configuration)
+    with torch.no_grad(), activations_at(study.workspace, configuration, 4):
+        found = study.workspace.denoiser(x, **given).sample
+    assert activation_bits(study.workspace.denoiser) is None
+    packed = deepcopy(study.workspace.denoiser)
+    replace_layers(
+        packed, quantized_layers(packed, dict(study.workspace.bank.values(configuration)), study.workspace.copies)
+    )
     with torch.no_grad():
-        assert not torch.equal(study.denoiser(x, **given).sample, found)
+        assert not torch.equal(study.workspace.denoiser(x, **given).sample, found)
         assert torch.equal(set_activation_bits(packed, 4, integer=False)(x, **given).sample, found)
-    study.switch.restore()
+    study.workspace.switch.restore()
 
 
 def test_compared_rows_are_read_from_the_folder_the_second_time(
     finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qua2sedimo.study.stages.compare.replay", lambda *_: pytest.fail("made before"))
+    monkeypatch.setattr("qua2sedimo.study.worker.replay", lambda *_: pytest.fail("made before"))
     monkeypatch.setattr("qua2sedimo.images.generate.Generator.__call__", lambda *_: pytest.fail("made before"))
-    again = compare(finished.study, finished.choice, finished.out, IMAGES)
+    again = finished.study.compare(finished.choice, finished.out, IMAGES)
     for row, before in zip(again, finished.rows, strict=True):
         assert (row.name, row.metrics) == (before.name, before.metrics)
         assert np.array_equal(row.pictures, before.pictures)
 
 
 def test_rows_know_their_configurations_so_that_an_objective_of_size_has_a_value_for_each(finished: Finished) -> None:
-    space, layers = finished.study.space, finished.study.graph.layers
+    space, layers = finished.study.workspace.space, finished.study.workspace.graph.layers
     macs = {name: layers[name].macs for name in space.layers}
     objective = Objective.parse("psnr - bops/1e9", space.weights, macs)
     for row in finished.rows:
@@ -317,7 +326,7 @@ def test_rows_know_their_configurations_so_that_an_objective_of_size_has_a_value
 
 
 def test_the_report_is_written_and_tells_the_choice(finished: Finished, tmp_path: Path) -> None:
-    data = report_data(finished.study, finished.choice, finished.rows)
+    data = report_data(finished.study.workspace, finished.choice, finished.rows)
     page = write_report(data, tmp_path / "report.html")
     assert page.is_file()
     text = page.read_text(encoding="utf-8")
@@ -333,7 +342,7 @@ def test_measuring_leaves_a_pipeline_that_restore_makes_whole(tmp_path: Path) ->
     before = {name: t.clone() for name, t in pipeline.transformer.state_dict().items()}
     study = Study.create(tmp_path / "study", settings(), pipeline)
     study.measure(2)
-    study.switch.restore()
+    study.workspace.switch.restore()
     assert all(torch.equal(before[name], t) for name, t in pipeline.transformer.state_dict().items())
 
 
@@ -352,22 +361,22 @@ def test_a_folder_of_other_settings_is_refused_and_the_same_settings_open_it(fin
 def test_a_bank_of_other_weights_is_refused(finished: Finished) -> None:
     other = Study(finished.study.folder, small_pipeline(seed=1))
     with pytest.raises(Qua2SeDiMoError, match="built from other weights") as caught:
-        other.build_bank()
+        other.quantize()
     assert "Delete the bank folder" in str(caught.value.remedy)
 
 
 def test_records_and_a_predictor_of_other_weights_are_refused(finished: Finished) -> None:
     other = Study(finished.study.folder, small_pipeline(seed=1))
     with pytest.raises(Qua2SeDiMoError, match="measurements of another space"):
-        _ = other.records
+        _ = other.workspace.records
     with pytest.raises(Qua2SeDiMoError, match="fitted to another space"):
-        other.ensemble()
+        fitted(other.workspace)[0]
 
 
 def test_records_of_another_protocol_are_refused(finished: Finished) -> None:
-    records = finished.study.records
+    records = finished.study.workspace.records
     with pytest.raises(Qua2SeDiMoError, match="measurements of another protocol"):
-        Records(records.path, finished.study.identity, settings(images=3).protocol)
+        Records(records.path, finished.study.workspace.identity, settings(images=3).protocol)
 
 
 @pytest.mark.parametrize("change", [{"objective": "features"}, {"metrics": ["features"]}, {"seed": 3}, {"images": 3}])
@@ -381,8 +390,8 @@ def test_settings_edited_after_measuring_are_refused_or_followed(tmp_path: Path,
     except Qua2SeDiMoError as error:
         assert error.remedy
         return
-    assert len(records[0].measurement.values[study.settings.objective]) == study.settings.images
-    study.training_data(records)
+    assert len(records[0].measurement.values[study.workspace.settings.objective]) == study.workspace.settings.images
+    training_data(study.workspace, records)
 
 
 def test_stages_out_of_order_name_the_stage_before(tmp_path: Path) -> None:
@@ -398,10 +407,10 @@ def test_stages_out_of_order_name_the_stage_before(tmp_path: Path) -> None:
 
 def test_layers_to_keep_are_left_out_and_a_pattern_without_a_layer_is_refused(tmp_path: Path) -> None:
     study = Study.create(tmp_path / "a", settings(keep=["*.attn1.*", "proj_out_?"]), small_pipeline())
-    assert not any(".attn1." in name or name.startswith("proj_out") for name in study.space.layers)
-    assert "transformer_blocks.0.ff.net.2" in study.space.layers
+    assert not any(".attn1." in name or name.startswith("proj_out") for name in study.workspace.space.layers)
+    assert "transformer_blocks.0.ff.net.2" in study.workspace.space.layers
     with pytest.raises(Qua2SeDiMoError, match="no layer matches 'no_such'"):
-        _ = Study.create(tmp_path / "b", settings(keep=["no_such"]), small_pipeline()).space
+        _ = Study.create(tmp_path / "b", settings(keep=["no_such"]), small_pipeline()).workspace.space
 
 
 def test_a_model_that_cannot_be_loaded_leaves_no_folder(tmp_path: Path) -> None:
@@ -425,7 +434,7 @@ def test_options_that_make_no_sense_leave_no_folder(tmp_path: Path, options: str
 
 _MEASURE = """
 import sys
-from tests.test_study import Study, small_pipeline
+from tests.study.test_study import Study, small_pipeline
 Study(sys.argv[1], small_pipeline()).measure(int(sys.argv[2]))
 """
 
@@ -435,9 +444,9 @@ def test_a_study_killed_while_measuring_goes_on_and_ends_with_the_same_numbers(
 ) -> None:
     folder, count = tmp_path / "killed", 60
     study = Study.create(folder, settings(), small_pipeline())
-    study.build_bank()
-    records = study.records
-    root = Path(__file__).parents[1]
+    study.quantize()
+    records = study.workspace.records
+    root = Path(__file__).parents[2]
     process = subprocess.Popen([sys.executable, "-c", _MEASURE, str(folder), str(count)], cwd=root)
     try:
         deadline = time.monotonic() + 120
@@ -461,8 +470,8 @@ def test_a_study_killed_while_measuring_goes_on_and_ends_with_the_same_numbers(
 
 @pytest.fixture
 def quick_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = Study.fit
-    monkeypatch.setattr(Study, "fit", lambda self, settings=None, **more: plain(self, settings or FIT, **more))
+    quick = partial(fit, settings=FIT)
+    monkeypatch.setattr("qua2sedimo.study.stages.search.fit", quick)
 
 
 def in_memory(pipeline: Any, folder: Path | None = None, **changes: Any) -> Any:
@@ -477,14 +486,16 @@ def test_a_pipeline_is_quantized_in_place_within_the_budget(tmp_path: Path, quic
     layers = {n: m for n, m in pipeline.transformer.named_modules() if isinstance(m, QuantizedLayer)}
     study = Study(tmp_path / "study", small_pipeline())
     choice = study.choose(BITS)
-    assert set(layers) == {study.graph.layers[name].module for name in study.space.layers}
+    assert set(layers) == {study.workspace.graph.layers[name].module for name in study.workspace.space.layers}
     assert sum(layer.quantized_weights()[0].nbytes for layer in layers.values()) == choice.nbytes
     assert choice.average_bits <= BITS
-    study.switch.apply(choice.configuration)
+    study.workspace.switch.apply(choice.configuration)
     for name, layer in layers.items():
-        assert torch.equal(layer.weight, study.modules[name].weight), name
+        assert torch.equal(layer.weight, study.workspace.modules[name].weight), name
     call = {"class_labels": [3], "num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "np"}
-    found, expected = (p(**call, generator=torch.Generator().manual_seed(0)).images for p in (pipeline, study.pipeline))
+    found, expected = (
+        p(**call, generator=torch.Generator().manual_seed(0)).images for p in (pipeline, study.workspace.pipeline)
+    )
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

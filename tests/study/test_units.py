@@ -13,6 +13,7 @@ from tests.conftest import randomized, small_pipeline, small_settings
 from qua2sedimo import Qua2SeDiMoError, Study
 from qua2sedimo.predictor import FitSettings
 from qua2sedimo.runtime import QuantizedLayer
+from qua2sedimo.study.stages.export import save_configuration
 
 FIT = FitSettings(epochs=20, channels=8, hops=2)
 OPTIONS = "uaq-2,uaq-3,uaq-4,uaq-6,kmeans_a-4"
@@ -36,34 +37,34 @@ def unet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(unet_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
     settings = small_settings(model=str(unet_folder), inputs=[], arguments=STEPS, options=OPTIONS)
     made = Study.create(tmp_path_factory.mktemp("units") / "study", settings)
-    made.build_bank()
+    made.quantize()
     made.measure(24)
     made.fit(FIT)
     return made
 
 
 def test_layers_behind_skips_are_cut_where_the_skip_begins(study: Study) -> None:
-    parts = {name for name, layer in study.graph.layers.items() if layer.span is not None}
+    parts = {name for name, layer in study.workspace.graph.layers.items() if layer.span is not None}
     assert {"up_blocks.0.resnets.0.conv1[0:16]", "up_blocks.0.resnets.0.conv1[16:32]"} <= parts
     assert {"up_blocks.0.resnets.0.conv_shortcut[0:16]", "up_blocks.0.resnets.0.conv_shortcut[16:32]"} <= parts
     for name in parts:
-        layer = study.graph.layers[name]
-        whole = study.modules[layer.module].weight.detach()
-        assert torch.equal(study.weight(name), whole[:, slice(*layer.span)].half())
+        layer = study.workspace.graph.layers[name]
+        whole = study.workspace.modules[layer.module].weight.detach()
+        assert torch.equal(study.workspace.weight(name), whole[:, slice(*layer.span)].half())
 
 
 def test_a_model_of_parts_is_chosen_packed_and_paints_what_was_measured(study: Study, tmp_path: Path) -> None:
     choice = study.choose(4.6, candidates=2)
     packed = study.export(4.6, tmp_path / "out")
     assert packed.quantized_bytes == choice.nbytes
-    study.switch.apply(choice.configuration)
-    expected = study.generator(0, 4)
-    study.switch.restore()
+    study.workspace.switch.apply(choice.configuration)
+    expected = study.workspace.generator(0, 4)
+    study.workspace.switch.restore()
     loaded = DiffusionPipeline.from_pretrained(tmp_path / "out")
     loaded.set_progress_bar_config(disable=True)
     cut = [m for m in loaded.unet.modules() if isinstance(m, QuantizedLayer) and len(m.parts) > 1]
-    assert len(cut) == len({layer.module for layer in study.graph.layers.values() if layer.span is not None})
-    made = type(study.generator)(loaded, study.generator.generation)(0, 4)
+    assert len(cut) == len({layer.module for layer in study.workspace.graph.layers.values() if layer.span is not None})
+    made = type(study.workspace.generator)(loaded, study.workspace.generator.generation)(0, 4)
     np.testing.assert_allclose(made, expected, atol=1e-2)  # biases and norms are stored in 16 bits
 
 
@@ -72,12 +73,12 @@ def test_layers_are_kept_whole(unet_folder: Path, tmp_path: Path) -> None:
         settings = small_settings(model=str(unet_folder), inputs=[], arguments=STEPS, keep=[pattern])
         return Study.create(tmp_path / pattern.replace("*", "_"), settings)
 
-    space = keeping("up_blocks.0.resnets.0.conv1").space
+    space = keeping("up_blocks.0.resnets.0.conv1").workspace.space
     assert not any(name.startswith("up_blocks.0.resnets.0.conv1") for name in space.layers)
     with pytest.raises(Qua2SeDiMoError, match="no layer matches"):
-        _ = keeping("up_blocks.0.resnets.0.conv1[[]0:16]").space
+        _ = keeping("up_blocks.0.resnets.0.conv1[[]0:16]").workspace.space
     with pytest.raises(Qua2SeDiMoError, match="no layer is left"):
-        _ = keeping("*").space
+        _ = keeping("*").workspace.space
 
 
 def test_equal_layers_of_the_blocks_are_one_unit_stored_once(tmp_path: Path) -> None:
@@ -86,14 +87,14 @@ def test_equal_layers_of_the_blocks_are_one_unit_stored_once(tmp_path: Path) -> 
     second.load_state_dict(first.state_dict())
     study = Study.create(tmp_path / "study", small_settings(options=OPTIONS), pipeline)
     place = "transformer_blocks.{}.norm1.emb.timestep_embedder.linear_{}"
-    assert study.copies == {place.format(0, i): (place.format(1, i),) for i in (1, 2)}
-    assert not any(name.startswith("transformer_blocks.1.norm1.emb") for name in study.space.layers)
-    configuration = study.space.uniform(study.space.union[0])
-    packed = study.save_configuration(configuration, tmp_path / "out", {})
-    assert packed.quantized_bytes == study.space.nbytes(configuration)
+    assert study.workspace.copies == {place.format(0, i): (place.format(1, i),) for i in (1, 2)}
+    assert not any(name.startswith("transformer_blocks.1.norm1.emb") for name in study.workspace.space.layers)
+    configuration = study.workspace.space.uniform(study.workspace.space.union[0])
+    packed = save_configuration(study.workspace, configuration, tmp_path / "out", {})
+    assert packed.quantized_bytes == study.workspace.space.nbytes(configuration)
     loaded = DiffusionPipeline.from_pretrained(tmp_path / "out").transformer
     a, b = (block.norm1.emb.timestep_embedder.linear_1 for block in loaded.transformer_blocks)
     assert a is b
-    study.switch.apply(configuration)
+    study.workspace.switch.apply(configuration)
     assert torch.equal(second.linear_1.weight, first.linear_1.weight)
     assert torch.equal(a.weight, first.linear_1.weight)

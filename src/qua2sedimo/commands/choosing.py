@@ -80,7 +80,6 @@ def choose(
     """Find the best configurations within each budget, measure them, and keep the best measured one."""
     from qua2sedimo.search import allow, budget_bytes
     from qua2sedimo.study import Study
-    from qua2sedimo.study.stages.choose import choice_path, names_of
     from qua2sedimo.terminal import candidates_table, console, progress
 
     opened = Study(study)
@@ -90,17 +89,17 @@ def choose(
         _by_objective(opened, objective)
         return
     budgets, limits = budgets_of(bits, nbytes, ratio), constraints_of(keep, min_bits, methods, methods_at_most)
-    allowed = allow(opened.space, limits, names_of(opened))
+    allowed = allow(opened.workspace.space, limits, opened.workspace.names_of)
     for budget in budgets:  # all are refused before one is measured
-        budget_bytes(opened.space, budget, allowed)
+        budget_bytes(opened.workspace.space, budget, allowed)
     for budget in budgets:
         with progress() as report:
             choice = opened.choose(budget, candidates, report, limits)
-        console.print(candidates_table(choice, opened.objective))
+        console.print(candidates_table(choice, opened.workspace.objective))
         if why:
             print_reasons(opened, choice, limits)
-        print_place(choice, choice_path(opened, budget, limits))
-    print_next(study, choice_path(opened, budgets[-1], limits))
+        print_place(choice, opened.workspace.choice_path(budget, limits))
+    print_next(study, opened.workspace.choice_path(budgets[-1], limits))
 
 
 def print_reasons(study: Study, choice: Choice, limits: Constraints) -> None:
@@ -109,8 +108,8 @@ def print_reasons(study: Study, choice: Choice, limits: Constraints) -> None:
     from qua2sedimo.study.stages.choose import why
     from qua2sedimo.terminal import console
 
-    unit = study.objective.unit if study.objective.in_decibels else ""
-    console.print(reasons_table(why(study, choice, limits), unit))
+    unit = study.workspace.objective.unit if study.workspace.objective.in_decibels else ""
+    console.print(reasons_table(why(study.workspace, choice), unit))
 
 
 def print_place(choice: Choice, path: Path) -> None:
@@ -132,9 +131,9 @@ def _by_objective(study: Study, objective: str) -> None:
     from qua2sedimo.terminal import candidates_table, console, progress
 
     with progress() as report:
-        choice = choose_by_objective(study, objective, report)
-    console.print(candidates_table(choice, study.objective))
-    path = objective_path(study, objective)
+        choice = choose_by_objective(study.workspace, objective, report)
+    console.print(candidates_table(choice, study.workspace.objective))
+    path = objective_path(study.workspace, objective)
     print_place(choice, path)
     print_next(study.folder, path)
 
@@ -149,7 +148,7 @@ def diff(
     from qua2sedimo.study.choices import Choice
     from qua2sedimo.terminal import console
 
-    (first, _), (second, _) = Choice.load(a), Choice.load(b)
+    first, second = Choice.load(a), Choice.load(b)
     console.print(difference_table(first, second, (a.stem, b.stem)))
 
 
@@ -170,8 +169,8 @@ def export(
     from qua2sedimo.terminal import console, size
 
     opened = Study(study)
-    named = named_choice(opened, choice, point)
-    packed = opened.export(named or bits, out, act_bits)
+    named = named_choice(opened.workspace, choice, point)
+    packed = opened.export(named or opened.choose(bits), out, act_bits)
     console.print(
         f"{out}: {packed.weights / 1e6:.2f} M weights in {size(packed.quantized_bytes)}, {packed.average_bits:.4f} bits"
     )

@@ -27,10 +27,10 @@ def fit(
     from qua2sedimo.terminal import console, progress
 
     opened = Study(study)
-    chosen = FitSettings(loss=loss or opened.settings.loss, seed=opened.settings.seed)
+    chosen = FitSettings(loss=loss or opened.workspace.settings.loss, seed=opened.workspace.settings.seed)
     with progress() as report:
-        ensemble = opened.fit(chosen, report)
-    quality = predictor_quality(opened, ensemble)
+        opened.fit(chosen, report)
+    quality = predictor_quality(opened.workspace)
     rows = {"predictor": quality.rank_correlation, **quality.baselines}
     for name, value in rows.items():
         console.print(

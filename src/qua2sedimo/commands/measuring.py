@@ -57,9 +57,11 @@ def init(
 
     settings = settings_for(model, prompt, arguments, options, images, component, seed, keep)
     made = Study.create(study, measured_by(settings, sampler, listed, metric, batch))
-    if has_safety_checker(made.pipeline):
+    if has_safety_checker(made.workspace.pipeline):
         console.print(SAFETY_CHECKER)
-    console.print(f"{study / 'study.yaml'}: {len(made.settings.inputs)} inputs. Next: qua2sedimo measure {study}")
+    console.print(
+        f"{study / 'study.yaml'}: {len(made.workspace.settings.inputs)} inputs. Next: qua2sedimo measure {study}"
+    )
 
 
 @app.command()
@@ -70,11 +72,11 @@ def quantize(study: StudyFolder) -> None:
 
     opened = Study(study)
     with progress() as report:
-        opened.build_bank(report)
+        opened.quantize(report)
     nbytes = sum(path.stat().st_size for path in (study / "bank").glob("*.safetensors"))
-    options = sum(map(len, opened.space.options.values()))
+    options = sum(map(len, opened.workspace.space.options.values()))
     console.print(
-        f"{options} options of {len(opened.space.layers)} layers in {study / 'bank'}: {size(nbytes)}. "
+        f"{options} options of {len(opened.workspace.space.layers)} layers in {study / 'bank'}: {size(nbytes)}. "
         f"Next: qua2sedimo measure {study}"
     )
 
@@ -101,16 +103,16 @@ def measure(
 
     opened = Study(study)
     with progress() as report:
-        opened.build_bank(report)
+        opened.quantize(report)
         records = opened.measure(configurations, report, Workers(workers, ray), again)
-    if workers is None and ray is None and has_safety_checker(opened.pipeline):
+    if workers is None and ray is None and has_safety_checker(opened.workspace.pipeline):
         console.print(SAFETY_CHECKER)
-    failed = opened.records.failed("sample")
+    failed = opened.workspace.records.failed("sample")
     if failed:
         console.print(f"{len(failed)} failed: `qua2sedimo records {study}` has their errors, --again tries them again.")
     if not records:
         raise Qua2SeDiMoError(f"{study}: no configuration could be measured; the first: {failed[0].error}")
-    objective = opened.objective
+    objective = opened.workspace.objective
     best = max(records, key=objective.gain)
     console.print(
         f"{len(records)} configurations in {study / 'records.db'}; best {objective.text} {objective.value(best):.2f} "

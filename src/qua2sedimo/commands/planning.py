@@ -23,15 +23,14 @@ def plan(
 ) -> None:
     """Say how long measuring will take here, and what workers or fewer images would change, from a short trial."""
     from qua2sedimo.study import Study
-    from qua2sedimo.study.stages import plan as planning
     from qua2sedimo.terminal import console, progress
 
     opened = Study(study)
     if as_json:
-        print(json.dumps(planning.plan(opened, configs).document()))
+        print(json.dumps(opened.plan(configs).document()))
         return
     with progress() as report:
-        made = planning.plan(opened, configs, progress=report)
+        made = opened.plan(configs, progress=report)
     for table in plan_tables(made):
         console.print(table)
     console.print(f"Next: qua2sedimo measure {study} --configurations {configs}", soft_wrap=True)

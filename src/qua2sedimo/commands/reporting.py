@@ -25,16 +25,15 @@ def report(study: StudyFolder, bits: Bits = 3.5, images: Annotated[int, typer.Op
     from qua2sedimo.report import write_report
     from qua2sedimo.report.assemble import report_data
     from qua2sedimo.study import Study
-    from qua2sedimo.study.stages.compare import compare
     from qua2sedimo.terminal import comparison_table, console, progress
 
     opened = Study(study)
     packed = study / f"packed-{bits:g}"
     with progress() as show:
         choice = opened.choose(bits, progress=show)
-        opened.export(bits, packed)
-        rows = compare(opened, choice, packed, images, show)
-        page = write_report(report_data(opened, choice, rows), study / "report.html")
+        opened.export(choice, packed)
+        rows = opened.compare(choice, packed, images, show)
+        page = write_report(report_data(opened.workspace, choice, rows), study / "report.html")
     console.print(comparison_table(rows, console.width))
     console.print(f"Report  {page}", soft_wrap=True)
 
@@ -76,7 +75,7 @@ def _kept(study: Path, bits: float | None) -> ReportData:
     from qua2sedimo.study import Study
     from qua2sedimo.terminal import console
 
-    kept = kept_data(Study(study), bits)
+    kept = kept_data(Study(study).workspace, bits)
     for what, command in kept.missing:
         line = f"{study} does not show {what} yet: qua2sedimo {command}"
         console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -42,23 +42,22 @@ def search(
     """Measure layers alone, then candidates in rounds, and keep the best on fresh images; run again, it goes on."""
     from qua2sedimo.commands.search_tables import rounds_table
     from qua2sedimo.study import Study
-    from qua2sedimo.study.stages.choose import choice_path
     from qua2sedimo.terminal import candidates_table, console, progress
 
     opened = Study(study)
-    objective = opened.settings.objective
+    objective = opened.workspace.settings.objective
     limits = constraints_of(keep, min_bits, methods, methods_at_most)
     budgets = budgets_of(bits, nbytes, ratio)
     for budget in budgets:
         with progress() as report:
-            opened.build_bank(report)
+            opened.quantize(report)
             found = opened.search(budget, images, report, limits)
         console.print(rounds_table(found, objective))
-        console.print(candidates_table(found.choice, opened.objective))
+        console.print(candidates_table(found.choice, opened.workspace.objective))
         if why:
             print_reasons(opened, found.choice, limits)
-        print_place(found.choice, choice_path(opened, budget, limits))
-    print_next(study, choice_path(opened, budgets[-1], limits))
+        print_place(found.choice, opened.workspace.choice_path(budget, limits))
+    print_next(study, opened.workspace.choice_path(budgets[-1], limits))
 
 
 @app.command()
@@ -75,10 +74,10 @@ def frontier(
 
     opened = Study(study)
     with progress() as report:
-        opened.build_bank(report)
-        points = measured(opened, images=images, progress=report)
-    console.print(frontier_table(points, opened.settings.objective))
-    figure = write_figure(points, opened.settings.objective, study / "frontier.svg")
+        opened.quantize(report)
+        points = measured(opened.workspace, images=images, progress=report)
+    console.print(frontier_table(points, opened.workspace.settings.objective))
+    figure = write_figure(points, opened.workspace.settings.objective, study / "frontier.svg")
     console.print(f"{study / 'frontier.json'}, {figure}", soft_wrap=True)
     near = min((p for p in points if p.efficient), key=lambda p: abs(p.average_bits - _USUAL))
     console.print(f"Next: qua2sedimo export {study} OUT --point {near.name}", soft_wrap=True)

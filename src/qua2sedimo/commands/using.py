@@ -139,8 +139,8 @@ def recipe(
     if form not in FORMS:
         raise Qua2SeDiMoError(f"unknown recipe format '{form}'", f"Known: {', '.join(FORMS)}.")
     opened = Study(study)
-    chosen = named_choice(opened, choice, point) or opened.choose(bits)
-    made = written(form, chosen.configuration, opened.graph.layers)
+    chosen = named_choice(opened.workspace, choice, point) or opened.choose(bits)
+    made = written(form, chosen.configuration, opened.workspace.graph.layers)
     write_text(out, made.text)
     console.print(
         f"{out}: {made.weights / 1e6:.2f} M weights, {made.average_bits:.2f} bits in {form}'s types; "

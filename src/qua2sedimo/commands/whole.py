@@ -76,23 +76,25 @@ def _everything(
     from qua2sedimo.formats.files import write_text
     from qua2sedimo.report import write_report
     from qua2sedimo.report.assemble import report_data
+    from qua2sedimo.search import Budget, budget_bytes
     from qua2sedimo.study import Study
-    from qua2sedimo.study.stages.compare import compare, table_json
+    from qua2sedimo.study.stages.compare import table_json
     from qua2sedimo.terminal import comparison_table, console, progress, size
 
     study = Study.create(folder, settings)
-    study.check_budget(bits)
-    units = f"{len(study.space.layers)} weight layers"
-    units += " and parts" if any(study.graph.layers[name].span for name in study.space.layers) else ""
+    space, graph = study.workspace.space, study.workspace.graph
+    budget_bytes(space, Budget(bits))
+    units = f"{len(space.layers)} weight layers"
+    units += " and parts" if any(graph.layers[name].span for name in space.layers) else ""
     console.print(
-        f"[bold]{settings.model}[/bold]: {units}, {study.space.weights / 1e6:.2f} M "
-        f"weights, {size(2 * study.space.weights)} in 16 bits → at most {bits:g} average bits"
+        f"[bold]{settings.model}[/bold]: {units}, {study.workspace.space.weights / 1e6:.2f} M "
+        f"weights, {size(2 * study.workspace.space.weights)} in 16 bits → at most {bits:g} average bits"
     )
     with progress() as report:
-        choice = study.measured_choice(bits, configurations, report)
-        packed = study.export(bits, folder / f"packed-{bits:g}")
-        rows = compare(study, choice, folder / f"packed-{bits:g}", compared, report, act_bits)
-        page = write_report(report_data(study, choice, rows), folder / "report.html")
+        choice = study.run(bits, configurations, report)
+        packed = study.export(choice, folder / f"packed-{bits:g}")
+        rows = study.compare(choice, folder / f"packed-{bits:g}", compared, report, act_bits)
+        page = write_report(report_data(study.workspace, choice, rows), folder / "report.html")
     write_text(folder / "table.json", table_json(rows))
     console.print(comparison_table(rows, console.width))
     console.print(

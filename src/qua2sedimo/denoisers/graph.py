@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Literal
 
 from qua2sedimo.denoisers.layers import WeightLayer
-from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import read_document, write_text
-
-FORMAT = 2
-_REMEDY = "Delete it; it will be traced again."
+from qua2sedimo.formats.document import Document
 
 #: What a combine node does with the data that meet in it.
 COMBINES = ("add", "multiply", "modulate", "product", "concat", "combine")
@@ -69,30 +64,31 @@ class Graph:
 
     def save(self, path: Path) -> None:
         """Write the graph as JSON, whole or not at all."""
-        content = {
-            "format": FORMAT,
-            "denoiser": self.denoiser,
-            "nodes": [[n.name, n.kind, list(n.inputs), list(n.sees)] for n in self.nodes],
-            "layers": [vars(layer) for layer in self.layers.values()],
-            "bypassed": list(self.bypassed),
-            "tied_candidates": [list(group) for group in self.tied_candidates],
-        }
-        write_text(path, json.dumps(content))
+        GraphFile(
+            denoiser=self.denoiser,
+            nodes=[(n.name, n.kind, n.inputs, n.sees) for n in self.nodes],
+            layers=list(self.layers.values()),
+            bypassed=self.bypassed,
+            tied_candidates=self.tied_candidates,
+        ).save(path)
 
     @classmethod
     def load(cls, path: Path) -> Graph:
         """Read what :meth:`save` wrote; raises :class:`Qua2SeDiMoError` if that is missing, damaged or foreign."""
-        content = read_document(path, FORMAT, _REMEDY)
-        try:
-            nodes = tuple(Node(n, kind, tuple(inputs), tuple(sees)) for n, kind, inputs, sees in content["nodes"])
-            layers = {x["name"]: _layer(x) for x in content["layers"]}
-            candidates = tuple(tuple(group) for group in content["tied_candidates"])
-            return cls(content["denoiser"], nodes, layers, tuple(content["bypassed"]), candidates)
-        except (KeyError, TypeError, ValueError) as error:
-            raise Qua2SeDiMoError(f"{path} is damaged: {error!r}", _REMEDY) from error
+        content = GraphFile.load(path)
+        nodes = tuple(Node(*node) for node in content.nodes)
+        layers = {layer.name: layer for layer in content.layers}
+        return cls(content.denoiser, nodes, layers, content.bypassed, content.tied_candidates)
 
 
-def _layer(content: dict[str, Any]) -> WeightLayer:
-    span = content["span"]
-    tuples = {"shape": tuple(content["shape"]), "copies": tuple(content["copies"])}
-    return WeightLayer(**{**content, **tuples, "span": None if span is None else (int(span[0]), int(span[1]))})
+class GraphFile(Document):
+    """graph.json: a :class:`Graph`; a node is (name, kind, inputs, sees)."""
+
+    remedy: ClassVar[str] = "Move it away; the denoiser will be traced again."
+
+    format: Literal[2] = 2
+    denoiser: str
+    nodes: list[tuple[str, str, tuple[int, ...], tuple[str, ...]]]
+    layers: list[WeightLayer]
+    bypassed: tuple[str, ...]
+    tied_candidates: tuple[tuple[str, ...], ...]

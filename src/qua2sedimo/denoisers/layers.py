@@ -13,6 +13,7 @@ from torch import nn
 from qua2sedimo.denoisers.blocks import block_of
 from qua2sedimo.denoisers.names import operation_type
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.document import STRICT
 
 WEIGHT_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -39,6 +40,8 @@ class WeightLayer:
     stage: str
     copies: tuple[str, ...] = ()
     positions: int = 0
+
+    __pydantic_config__ = STRICT  # as it stands in graph.json
 
     @property
     def weights(self) -> int:

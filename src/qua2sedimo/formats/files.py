@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 
 from qua2sedimo.errors import Qua2SeDiMoError
 
+_MOVE = "Move it away and run the command again; it will be made anew."
+
 
 def write_via(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file, flush it to disk, and rename it to ``path``."""
@@ -41,16 +43,14 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, remedy: str = _MOVE) -> Any:
     """The file's content; a missing or damaged file is an error that names it and the remedy."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise Qua2SeDiMoError(f"{path} does not exist") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise Qua2SeDiMoError(
-            f"{path} is damaged: {error}", "Delete it and run the command again; it will be made anew."
-        ) from error
+        raise Qua2SeDiMoError(f"{path} is damaged: {error}", remedy or _MOVE) from error
 
 
 def read_document(path: Path, format: int, remedy: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from qua2sedimo.formats.files import read_document, read_json, write_json
 from qua2sedimo.images.generate import Generation, Generator, check_arguments, check_inputs
 from qua2sedimo.metrics.catalogue import metric
 from qua2sedimo.metrics.estimates import Estimate
-from qua2sedimo.metrics.estimator import Comparison, References
+from qua2sedimo.metrics.estimator import MetricEstimator, References
 from qua2sedimo.system.versions import versions
 
 FILE, FORMAT = "evaluation.json", 1
@@ -104,7 +104,7 @@ def evaluate_export(
     known = model in zoo.ENTRIES
     references = References(full[:images], full[images:], zoo.reference_images(model) if known else None)
     inputs = [i for i in map(generation.input, range(images)) if i is not None]
-    compared = Comparison(references, inputs, names, zoo.input_score(model) if known else None)
+    compared = MetricEstimator(references, inputs, names, zoo.input_score(model) if known else None)
     had = {m.name for m in compared.metrics}
     for name in names:
         if name not in had:

@@ -11,6 +11,7 @@ import numpy as np
 
 from qua2sedimo.images.generate import Generator
 from qua2sedimo.images.latents import final_latents
+from qua2sedimo.images.ledger import SET_REFERENCES
 from qua2sedimo.images.pictures import Pictures
 from qua2sedimo.images.reference import ReferenceStore
 from qua2sedimo.measuring.switch import Switch
@@ -19,9 +20,8 @@ from qua2sedimo.metrics.values import SetReferences, per_image, per_set
 from qua2sedimo.options import Configuration
 from qua2sedimo.records.measurement import Measurement
 
-#: Full-precision images that set metrics compare with while measuring. Their noise is no configuration's.
+#: Full-precision images that set metrics compare with while measuring.
 REFERENCE_IMAGES = 128
-REFERENCES_FROM = 200_000
 
 
 class Measurer:
@@ -54,9 +54,14 @@ class Measurer:
         """The full-precision images."""
         return self._full.images
 
-    def __call__(self, configuration: Configuration) -> Measurement:
-        full = self._full
+    def prepare(self) -> None:
+        """Make or read what configurations are compared with: a failure of this is no configuration's fault."""
+        _ = self._full
         self._references.prepare(self._metrics)
+
+    def __call__(self, configuration: Configuration) -> Measurement:
+        self.prepare()
+        full = self._full
         began = time.perf_counter()
         self.switch.apply(configuration)
         made = self._generate(self.images, self._latents_wanted)
@@ -74,7 +79,7 @@ class Measurer:
         return self._full_precision(self.images, self._latents_wanted)
 
     def _other(self) -> np.ndarray:
-        return self._full_precision(range(REFERENCES_FROM, REFERENCES_FROM + REFERENCE_IMAGES), False).images
+        return self._full_precision(SET_REFERENCES.images(REFERENCE_IMAGES), False).images
 
     def _full_precision(self, images: range, latents: bool) -> Pictures:
         def make() -> Pictures:

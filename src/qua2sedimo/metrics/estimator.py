@@ -1,4 +1,4 @@
-"""The final comparison: many images per row, every metric with its interval."""
+"""Every metric that can be had of a set of images, with its interval, against the same references."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class References:
     real: np.ndarray | None
 
 
-class Comparison:
+class MetricEstimator:
     """Estimates of metrics for sets of images against the same references.
 
     Of the given metrics those are computed that can be: rows are images, so latents are not compared, and what has no

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,15 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import read_document, write_json, write_via
+from qua2sedimo.formats.document import Document
+from qua2sedimo.formats.files import write_via
 from qua2sedimo.predictor.damage import Alone
 from qua2sedimo.predictor.encoding import Encoding
 from qua2sedimo.predictor.network import HopNetwork
 from qua2sedimo.predictor.training import Data, FitSettings, predict, train
 
-FORMAT = 3
-_REFIT = "Delete the predictor folder and run `qua2sedimo fit` again."
-_DAMAGES = (OSError, SafetensorError, RuntimeError, KeyError, TypeError, AttributeError, ValueError)
+_REFIT = "Run `qua2sedimo fit` again."
 
 
 @dataclass(frozen=True)
@@ -46,31 +45,67 @@ class Fold:
         data = Data(encoding, choices, np.empty(0), [torch.tensor(r) for r in self.roots])
         return predict(self.network, data, np.arange(len(choices)))[0].numpy() * (self.high - self.low) + self.low
 
-    def save(self, folder: Path, number: int, owner: str) -> dict[str, Any]:
-        """Write foldN.safetensors, then foldN.json, which says that the fold is whole; returns the latter's content."""
+    def save(self, folder: Path, number: int, owner: str) -> None:
+        """Write foldN.safetensors, then foldN.json, which says that the fold is whole."""
         (folder / f"fold{number}.json").unlink(missing_ok=True)
         state = {name: t.contiguous() for name, t in self.network.state_dict().items()}
         write_via(folder / f"fold{number}.safetensors", lambda path: save_file(state, path))
-        about = {k: v for k, v in vars(self).items() if k != "network"} | {"shape": _shape(self.network)}
-        write_json(folder / f"fold{number}.json", {"format": FORMAT, "owner": owner, **about})
-        return about
+        about = {k: v for k, v in vars(self).items() if k != "network"}
+        FoldFile(owner=owner, shape=_shape(self.network), **about).save(folder / f"fold{number}.json")
 
     @classmethod
-    def load(cls, folder: Path, number: int, about: dict[str, Any]) -> Fold:
+    def load(cls, folder: Path, number: int, owner: str) -> Fold:
+        """Read what :meth:`save` wrote; raises :class:`Qua2SeDiMoError` if it is damaged or of another fit."""
+        about = FoldFile.load(folder / f"fold{number}.json")
+        if about.owner != owner:
+            raise Qua2SeDiMoError(f"{folder}: fold {number} was fitted to other records or another space", _REFIT)
         try:
-            content = {k: v for k, v in about.items() if k not in ("format", "owner")}
-            network = HopNetwork(*content.pop("shape"))
+            network = HopNetwork(*about.shape)
             network.load_state_dict(load_file(folder / f"fold{number}.safetensors"))
-            return cls(network=network.eval(), **content)
-        except _DAMAGES as error:
+        except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
             raise Qua2SeDiMoError(f"{folder}: fold {number} cannot be read: {error!r}", _REFIT) from error
+        return cls(network=network.eval(), **about.model_dump(exclude={"format", "owner", "shape"}))
+
+
+class FoldFile(Document):
+    """foldN.json: a :class:`Fold` but for its network, whose ``shape`` are the arguments that make it."""
+
+    remedy: ClassVar[str] = _REFIT
+
+    format: Literal[4] = 4
+    owner: str
+    shape: list[int]
+    low: float
+    high: float
+    hop_weights: list[float]
+    test: list[int]
+    predicted: list[float]
+    roots: list[list[int]]
+
+
+class PredictorFile(Document):
+    """predictor.json: the number of folds, and the numbers of the records they were fitted to."""
+
+    remedy: ClassVar[str] = _REFIT
+
+    format: Literal[4] = 4
+    owner: str
+    records: list[int]
+    alone: list[int]
+    folds: int
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The folds of a study's predictor."""
+    """The folds of a study's predictor; ``records``, ``alone``: numbers of the samples, and of the layers measured
+    alone, that it was fitted to, where that is known.
+
+    Positions in a fold (``test``) are positions in ``records``, whatever was measured since.
+    """
 
     folds: list[Fold]
+    records: tuple[int, ...] = ()
+    alone: tuple[int, ...] = ()
 
     def out_of_fold(self) -> tuple[np.ndarray, np.ndarray]:
         """(positions [records], predictions [records] in the objective's unit), by folds that never saw the record."""
@@ -82,22 +117,21 @@ class Ensemble:
         return np.stack([fold.quality(encoding, choices) for fold in self.folds])
 
     def save(self, folder: Path, owner: str) -> None:
-        """Write two files a fold and predictor.json; ``owner`` names the study's space and records."""
+        """Write two files a fold and predictor.json; ``owner`` names the study's space, records and settings."""
         (folder / "predictor.json").unlink(missing_ok=True)  # an old summary never stands beside new folds
-        summary = [fold.save(folder, i, owner) for i, fold in enumerate(self.folds)]
-        write_json(folder / "predictor.json", {"format": FORMAT, "owner": owner, "folds": summary})
+        for number, fold in enumerate(self.folds):
+            fold.save(folder, number, owner)
+        records, alone = list(self.records), list(self.alone)
+        about = PredictorFile(owner=owner, records=records, alone=alone, folds=len(self.folds))
+        about.save(folder / "predictor.json")
 
     @classmethod
     def load(cls, folder: Path, owner: str) -> Ensemble:
-        """Read the folds; raises :class:`Qua2SeDiMoError` if they are damaged or fitted to other records."""
-        content = read_document(folder / "predictor.json", FORMAT, _REFIT)
-        if content.get("owner") != owner:
+        """Read the folds; raises :class:`Qua2SeDiMoError` if they are damaged or were fitted to something else."""
+        about = PredictorFile.load(folder / "predictor.json")
+        if about.owner != owner:
             raise Qua2SeDiMoError(f"{folder} was fitted to other records or another space", _REFIT)
-        try:
-            entries = list(enumerate(content["folds"]))
-        except _DAMAGES as error:
-            raise Qua2SeDiMoError(f"{folder}: predictor.json is damaged: {error!r}", _REFIT) from error
-        return cls([Fold.load(folder, i, entry) for i, entry in entries])
+        return cls([Fold.load(folder, i, owner) for i in range(about.folds)], tuple(about.records), tuple(about.alone))
 
 
 def fit_ensemble(
@@ -151,9 +185,8 @@ def _kept(kept: tuple[Path, str] | None, number: int) -> Fold | None:
     if kept is None or not (kept[0] / f"fold{number}.json").exists():
         return None
     try:
-        about = read_document(kept[0] / f"fold{number}.json", FORMAT, _REFIT)
-        return Fold.load(kept[0], number, about) if about.get("owner") == kept[1] else None
-    except Qua2SeDiMoError:  # damaged: it is fitted anew
+        return Fold.load(kept[0], number, kept[1])
+    except Qua2SeDiMoError:  # damaged, or of other records or settings: it is fitted anew
         return None
 
 

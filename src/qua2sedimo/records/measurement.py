@@ -23,6 +23,11 @@ class Measurement:
     seconds: float
     sets: dict[str, Estimate] = field(default_factory=dict)
 
+    @property
+    def images(self) -> int:
+        """How many images were measured."""
+        return max([*map(len, self.values.values()), *(e.images for e in self.sets.values())], default=0)
+
     def value(self, name: str) -> float:
         """A metric of either kind; raises :class:`Qua2SeDiMoError` if it was not measured."""
         if name in self.sets:

@@ -11,7 +11,6 @@ from scipy.stats import spearmanr
 from qua2sedimo.metrics.catalogue import metric
 from qua2sedimo.metrics.estimates import Estimate, mean_estimate
 from qua2sedimo.objective import Objective
-from qua2sedimo.predictor import Ensemble
 from qua2sedimo.predictor.additive import additive_out_of_fold, relative_errors
 from qua2sedimo.predictor.baselines import ridge_out_of_fold
 from qua2sedimo.records import Record
@@ -26,9 +25,11 @@ from qua2sedimo.report.data import (
     ReportData,
     TableRow,
 )
-from qua2sedimo.study import Study
 from qua2sedimo.study.choices import Choice
 from qua2sedimo.study.stages.compare import Row
+from qua2sedimo.study.stages.explain import sensitivity
+from qua2sedimo.study.stages.fit import fitted, fitted_records, training_data
+from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.versions import versions
 
 _REPLICATES = 400
@@ -42,12 +43,12 @@ _ROLES: dict[str, PointKind] = {
 }
 
 
-def report_data(study: Study, choice: Choice | None, rows: list[Row], fitted: bool = True) -> ReportData:
+def report_data(study: Workspace, choice: Choice | None, rows: list[Row], explained: bool = True) -> ReportData:
     """Everything the report shows of one choice of a study.
 
-    Without a choice, or of a study that is not ``fitted``, or without rows: what there is without them.
+    Without a choice, or of a study that is not ``explained``, or without rows: what there is without them.
     """
-    found = study.sensitivity() if fitted else None
+    found = sensitivity(study) if explained else None
     space = study.space
     return ReportData(
         title=f"{study.settings.model} at {choice.average_bits:.2f} bits" if choice else study.settings.model,
@@ -67,8 +68,8 @@ def report_data(study: Study, choice: Choice | None, rows: list[Row], fitted: bo
         points=_points(study, choice, rows),
         scores=layer_scores(study, found) if found else [],
         choices=layer_choices(study, choice, found) if choice else [],
-        predictor=predictor_quality(study, study.ensemble()) if fitted else None,
-        provenance=_provenance(study, choice, fitted),
+        predictor=predictor_quality(study) if explained else None,
+        provenance=_provenance(study, choice, explained),
         findings=found.findings if found else [],
         nodes=graph_nodes(study),
         cost_unit=cost_unit(found) if found else "",
@@ -77,12 +78,12 @@ def report_data(study: Study, choice: Choice | None, rows: list[Row], fitted: bo
     )
 
 
-def predictor_quality(study: Study, ensemble: Ensemble) -> PredictorQuality:
+def predictor_quality(study: Workspace) -> PredictorQuality:
     """Rank correlations on records that neither trained nor selected the fold that predicts them."""
-    records = study.records.all("sample")
+    ensemble, records = fitted(study)[0], fitted_records(study)
     positions, predicted = ensemble.out_of_fold()
     records = [records[i] for i in positions]
-    choices, objective = study.training_data(records)
+    choices, objective = training_data(study, records)
     place = {int(p): i for i, p in enumerate(positions)}
     folds = [[place[i] for i in fold.test] for fold in ensemble.folds]
     errors = relative_errors(study.space, study.bank, choices)
@@ -128,7 +129,7 @@ def _values(metrics: Mapping[str, Estimate]) -> dict[str, MetricValue]:
     return {name: MetricValue(e.value, e.low, e.high, e.images) for name, e in metrics.items()}
 
 
-def _metric_infos(study: Study, rows: list[Row]) -> list[MetricInfo]:
+def _metric_infos(study: Workspace, rows: list[Row]) -> list[MetricInfo]:
     """Of what the rows were measured by; without rows, of what the objective is made of."""
     names = list(rows[0].metrics) if rows else study.objective.metrics
     return [MetricInfo(m.name, m.title, m.unit, m.higher_is_better, m.explanation) for m in map(metric, names)]
@@ -145,16 +146,16 @@ def _shown(rows: list[Row]) -> list[Row]:
     return full + ours + best
 
 
-def _captions(study: Study, rows: list[Row]) -> list[str | int]:
+def _captions(study: Workspace, rows: list[Row]) -> list[str | int]:
     generation = study.generator.generation
     found = [generation.input(100_000 + i) for i in range(len(rows[0].pictures))]
     return [f"image {i + 1}" if value is None else value for i, value in enumerate(found)]
 
 
-def _points(study: Study, choice: Choice | None, rows: list[Row]) -> list[MeasuredPoint]:
+def _points(study: Workspace, choice: Choice | None, rows: list[Row]) -> list[MeasuredPoint]:
     """Everything measured but layers alone; what was chosen for other budgets is named."""
     objective = study.objective
-    chosen = {made.configuration.digest: made for made in choices_kept(study)}
+    chosen = {made.configuration.digest: made for made in study.choices()}
     points, seen = [], {choice.configuration.digest} if choice else set()
     for role, kind in _ROLES.items():
         for record in study.records.all(role):
@@ -169,12 +170,6 @@ def _points(study: Study, choice: Choice | None, rows: list[Row]) -> list[Measur
             e = _row_estimate(objective, row)
             points.append(MeasuredPoint(row.average_bits, e.value, e.low, e.high, row.kind, row.name))  # type: ignore[arg-type]
     return points
-
-
-def choices_kept(study: Study) -> list[Choice]:
-    """The choices in the study's folder that belong to it."""
-    loaded = [Choice.load(path) for path in sorted((study.folder / "choices").glob("*.json"))]
-    return [made for made, owner in loaded if study.identity in owner]
 
 
 def _estimate(objective: Objective, record: Record) -> Estimate:
@@ -196,7 +191,7 @@ def _row_estimate(objective: Objective, row: Row) -> Estimate:
     return Estimate(value, value, value, 0)
 
 
-def _commands(study: Study, choice: Choice) -> list[str]:
+def _commands(study: Workspace, choice: Choice) -> list[str]:
     """What repeats the study in a folder that holds its study.yaml."""
     folder, bits = study.folder.name, f"--bits {choice.bits_asked:g}"
     measured = len(study.records.all("sample"))
@@ -209,7 +204,7 @@ def _commands(study: Study, choice: Choice) -> list[str]:
     return [f"qua2sedimo {step}" for step in steps]
 
 
-def _provenance(study: Study, choice: Choice | None, fitted: bool) -> dict[str, str]:
+def _provenance(study: Workspace, choice: Choice | None, explained: bool) -> dict[str, str]:
     samples, space = study.records.all("sample"), study.space
     seconds = sum(r.measurement.seconds for r in samples)
     return {
@@ -218,7 +213,7 @@ def _provenance(study: Study, choice: Choice | None, fitted: bool) -> dict[str, 
         "seed": str(study.settings.seed),
         "arguments": ", ".join(f"{k}={v}" for k, v in study.settings.arguments.items()),
         "measured": f"{len(samples)} random configurations × {study.settings.images} images in {seconds:.0f} s",
-        **({"predictor": f"{len(study.ensemble().folds)} folds, loss {study.settings.loss}"} if fitted else {}),
+        **({"predictor": f"{len(fitted(study)[0].folds)} folds, loss {study.settings.loss}"} if explained else {}),
         **({"chosen by": _chosen_by(choice)} if choice else {}),
         **versions(),
     }

@@ -9,14 +9,14 @@ from pathlib import Path
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.measuring.exported import read_evaluation
 from qua2sedimo.metrics.catalogue import metric
-from qua2sedimo.report.assemble import choices_kept, report_data
+from qua2sedimo.report.assemble import report_data
 from qua2sedimo.report.base_model import base_model, place_of_base
 from qua2sedimo.report.card import OWN, CardData, CardPicture, OperationOptions
 from qua2sedimo.report.data import MetricInfo, MetricValue, TableRow
 from qua2sedimo.report.packed_model import PackedModel, PackedUnit, loading_code, read_packed
-from qua2sedimo.study import Study
 from qua2sedimo.study.choices import Choice
 from qua2sedimo.study.stages.compare import Row, kept_rows
+from qua2sedimo.study.workspace import Workspace
 
 _PICTURES = 4  # inputs that the card shows
 
@@ -95,8 +95,8 @@ def _with_study(data: CardData, model: PackedModel, told: Path | None) -> CardDa
     folder = told or model.folder.resolve().parent
     if told is None and not (folder / "study.yaml").is_file():
         return data
-    study = Study(folder)
-    choice = next((made for made in choices_kept(study) if _holds(study, model, made)), None)
+    study = Workspace(folder)
+    choice = next((made for made in study.choices() if _holds(study, model, made)), None)
     if choice is None:
         if told is not None:
             raise Qua2SeDiMoError(
@@ -105,7 +105,7 @@ def _with_study(data: CardData, model: PackedModel, told: Path | None) -> CardDa
         return data
     rows = [row for row in kept_rows(study, choice) if row.kind != "activations" or _is_own(row, model)]
     ours = next((row for row in rows if _is_own(row, model)), None)
-    told_by = report_data(study, choice, rows if ours else [], fitted=False)
+    told_by = report_data(study, choice, rows if ours else [], explained=False)
     return replace(
         data,
         rows=sorted(told_by.table, key=lambda row: ("full", "ours", "activations", "uniform").index(row.kind)),
@@ -127,7 +127,7 @@ def _chosen_by(provenance: dict[str, str]) -> dict[str, str]:
     return {name: text for name, text in provenance.items() if name == "chosen by"}
 
 
-def _holds(study: Study, model: PackedModel, choice: Choice) -> bool:
+def _holds(study: Workspace, model: PackedModel, choice: Choice) -> bool:
     """Whether the export has just the options of ``choice``; copies are stored under one of their names."""
     packed = {(unit.module, unit.span): unit.option for unit in model.units}
     if len(packed) != len(choice.configuration):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qua2sedimo.report.assemble import choices_kept, report_data
+from qua2sedimo.report.assemble import report_data
 from qua2sedimo.report.data import ReportData
-from qua2sedimo.study import Study
 from qua2sedimo.study.choices import Choice
 from qua2sedimo.study.stages.compare import kept_rows
-
-#: The budget that is looked for first, as it is what commands take unless told.
-_USUAL = 3.5
+from qua2sedimo.study.stages.fit import kept_owner
+from qua2sedimo.study.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -23,12 +21,12 @@ class Kept:
     missing: list[tuple[str, str]]
 
 
-def kept_data(study: Study, bits: float | None = None) -> Kept:
+def kept_data(study: Workspace, bits: float | None = None) -> Kept:
     """Data of what is there; ``bits`` says which choice is meant, otherwise that for 3.5 bits, or the only one."""
-    choice = chosen(study, bits)
+    choice = study.choice_for(bits)
     rows = kept_rows(study, choice)
     measured = bool(study.records.all("sample"))
-    fitted = measured and (study.folder / "predictor" / "predictor.json").exists()
+    fitted = measured and kept_owner(study) is not None
     asked = f" --bits {bits:g}" if bits is not None else ""
     missing = []
     if not measured:
@@ -43,12 +41,3 @@ def kept_data(study: Study, bits: float | None = None) -> Kept:
         budget = f" --bits {choice.bits_asked:g}"
         missing.append(("the pictures of what was chosen", f"report {study.folder}{budget}"))
     return Kept(report_data(study, choice, rows, fitted), choice, missing)
-
-
-def chosen(study: Study, bits: float | None = None) -> Choice | None:
-    """The kept choice for ``bits``; unless told that for 3.5 bits, or the only one there is."""
-    found = choices_kept(study)
-    wanted = [made for made in found if made.bits_asked == (_USUAL if bits is None else bits)]
-    if wanted:
-        return wanted[0]
-    return found[0] if bits is None and len(found) == 1 else None

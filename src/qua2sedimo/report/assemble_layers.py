@@ -12,17 +12,17 @@ from qua2sedimo.search import DECIDED, LayerReason
 from qua2sedimo.sensitivity import Sensitivity
 from qua2sedimo.sensitivity.effects import Effects
 from qua2sedimo.sensitivity.steps import standard_error
-from qua2sedimo.study import Study
 from qua2sedimo.study.choices import Choice
 from qua2sedimo.study.stages.choose import why
+from qua2sedimo.study.workspace import Workspace
 
 
-def in_data_order(study: Study) -> list[str]:
+def in_data_order(study: Workspace) -> list[str]:
     """The quantized units in the order in which data reach them."""
     return sorted(study.space.layers, key=study.graph.index.__getitem__)
 
 
-def layer_scores(study: Study, found: Sensitivity) -> list[LayerScore]:
+def layer_scores(study: Workspace, found: Sensitivity) -> list[LayerScore]:
     """Every option of every layer. Where no fold has an effect on the objective, the scores' folds stand for it."""
     rows = {(row.layer, row.option): row for row in found.rows}
     scores = []
@@ -45,7 +45,7 @@ def cost_unit(found: Sensitivity) -> str:
     return (found.unit if known else "score") or "of the objective"
 
 
-def layer_choices(study: Study, choice: Choice, found: Sensitivity | None) -> list[LayerChoice]:
+def layer_choices(study: Workspace, choice: Choice, found: Sensitivity | None) -> list[LayerChoice]:
     """The chosen options, with what decided each; without sensitivities neither scores nor reasons."""
     because = {reason.layer: reason for reason in why(study, choice)} if found else {}
     chosen = []
@@ -104,7 +104,7 @@ def _amount(folds: np.ndarray, unit: str) -> str:
     return f"{number(mean, digits)}{within} {unit}"
 
 
-def graph_nodes(study: Study) -> list[GraphNode]:
+def graph_nodes(study: Workspace) -> list[GraphNode]:
     """The graph; a place where data meet belongs to the block of its latest input."""
     nodes: list[GraphNode] = []
     for node in study.graph.nodes:

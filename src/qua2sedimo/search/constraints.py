@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import math
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -42,6 +43,11 @@ class Constraints:
         parts += [f"methods {','.join(self.methods)}"] if self.methods else []
         parts += [f"methods-at-most {self.methods_at_most}"] if self.methods_at_most is not None else []
         return "; ".join(parts)
+
+    @property
+    def suffix(self) -> str:
+        """Tells files of these constraints from those without; empty if there are none."""
+        return f"-{zlib.crc32(self.name.encode()):08x}" if self.name else ""
 
     @staticmethod
     def parse_min_bits(text: str) -> tuple[str, int]:

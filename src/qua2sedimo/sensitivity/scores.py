@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import read_document, write_text
+from qua2sedimo.formats.document import Document
 from qua2sedimo.options import Option, SearchSpace
 from qua2sedimo.predictor import Encoding, Ensemble
 from qua2sedimo.predictor.network import norms
-
-FORMAT = 1
-_REMEDY = "Run `qua2sedimo explain` again."
 
 
 @dataclass(frozen=True)
@@ -62,23 +59,30 @@ class Scores:
     def save(self, path: Path, owner: str) -> None:
         """Write the scores of every fold as JSON; ``owner`` names the fit they belong to."""
         content = {layer: {str(o): list(s.folds) for o, s in options.items()} for layer, options in self.layers.items()}
-        write_text(path, json.dumps({"format": FORMAT, "owner": owner, "scores": content}))
+        ScoresFile(owner=owner, scores=content).save(path)
 
     @classmethod
     def load(cls, path: Path, owner: str) -> Scores:
         """Read what :meth:`save` wrote; raises :class:`Qua2SeDiMoError` if damaged or of another fit."""
-        content = read_document(path, FORMAT, _REMEDY)
-        if content.get("owner") != owner:
-            raise Qua2SeDiMoError(f"{path} belongs to another fit", _REMEDY)
-        try:
-            return cls(
-                {
-                    layer: {Option.parse(o): _summary(np.array(folds, dtype=float)) for o, folds in options.items()}
-                    for layer, options in content["scores"].items()
-                }
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise Qua2SeDiMoError(f"{path} is damaged: {error!r}", _REMEDY) from error
+        content = ScoresFile.load(path)
+        if content.owner != owner:
+            raise Qua2SeDiMoError(f"{path} belongs to another fit", ScoresFile.remedy)
+        return cls(
+            {
+                layer: {Option.parse(o): _summary(np.array(folds)) for o, folds in options.items()}
+                for layer, options in content.scores.items()
+            }
+        )
+
+
+class ScoresFile(Document):
+    """sensitivity.json: layer → option → score of each fold."""
+
+    remedy: ClassVar[str] = "Run `qua2sedimo explain` again."
+
+    format: Literal[1] = 1
+    owner: str
+    scores: dict[str, dict[str, list[float]]]
 
 
 @torch.no_grad()

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import re
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import read_document, write_json
-from qua2sedimo.options import Configuration, Option
+from qua2sedimo.formats.document import STRICT, Document
+from qua2sedimo.options import Configuration, Option, SearchSpace
+from qua2sedimo.search import Budget, Constraints
 
-FORMAT = 1
-_REMEDY = "Delete it and run `qua2sedimo choose` again."
+#: How the file of a choice is named: the budget's amount and unit, and a checksum of its constraints.
+_NAME = re.compile(r"(?P<amount>[\d.e+-]+?)(-(?P<unit>bytes|ratio))?(?P<constrained>-[0-9a-f]{8})?")
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A configuration that was measured for a budget: who proposed it, and its objective predicted and measured."""
+class Candidate(BaseModel):
+    """A configuration that was measured for a budget: who proposed it, and its objective predicted and measured.
+
+    ``predicted`` is NaN where the proposer predicts nothing.
+    """
+
+    model_config = ConfigDict(**STRICT, frozen=True)
 
     origin: str
     configuration: Configuration
@@ -26,15 +34,27 @@ class Candidate:
     measured: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Choice:
+#: What a choice repeats of its best candidate.
+_SHARED = {"average_bits", "origin", "predicted", "measured"}
+
+
+class Choice(Document):
     """The best measured configuration under a budget, and the candidates it was chosen from.
 
-    ``p_value`` is that of the best against the second best measured, paired on the images both were measured on; None
-    if there is no second, or the objective has no value of a single image. ``images`` is how many a search was given.
+    ``owner`` names what the choice rests on: a fit, or a search. ``budget_bytes`` is the budget in packed bytes,
+    exactly as it was held. ``objective``: what ``predicted`` is a value of, where that is not the study's objective.
+    ``p_value``: the best against the second best, paired on the images both were measured on; None if there is no
+    second, or the objective has no value for a single image. ``images``: how many a search was given. ``judged_on``:
+    first image and number of images that all candidates were compared on, None after a search.
     """
 
-    bits_asked: float
+    remedy: ClassVar[str] = "Move it out of choices/ and choose or search again."
+
+    format: Literal[2] = 2
+    owner: str
+    budget: Budget
+    budget_bytes: int
+    constraints: Constraints = Constraints()
     configuration: Configuration
     average_bits: float
     nbytes: int
@@ -42,37 +62,73 @@ class Choice:
     predicted: float
     measured: dict[str, float]
     candidates: list[Candidate]
+    objective: str | None = None
     p_value: float | None = None
     images: int | None = None
-
-    def save(self, path: Path, owner: str) -> None:
-        """Write the choice; ``owner`` names the fit it rests on."""
-        rows = [{**vars(c), "configuration": _plain(c.configuration)} for c in self.candidates]
-        content = {**vars(self), "configuration": _plain(self.configuration), "candidates": rows}
-        write_json(path, {"format": FORMAT, "owner": owner, **content})
+    judged_on: tuple[int, int] | None = None
 
     @classmethod
-    def load(cls, path: Path) -> tuple[Choice, str]:
-        """(choice, owner) of a file; a damaged one is an error that names it."""
-        content = read_document(path, FORMAT, _REMEDY)
+    def of(
+        cls, best: Candidate, space: SearchSpace, owner: str, budget: Budget | None = None, **more: Any
+    ) -> Choice:  # fmt: skip
+        """The choice of ``best`` for a budget; without one its own size is the budget. ``more``: other fields."""
+        nbytes = space.nbytes(best.configuration)
+        budget = budget or Budget(float(nbytes), "bytes")
+        more = {"candidates": [best], **best.model_dump(include=_SHARED), **more}
+        return cls(
+            owner=owner, budget=budget, budget_bytes=budget.nbytes(space.weights), configuration=best.configuration,
+            nbytes=nbytes, **more,
+        )  # fmt: skip
+
+    @property
+    def bits_asked(self) -> float:
+        """The budget in average bits."""
+        if self.budget.unit == "bits":
+            return self.budget.amount
+        return self.average_bits * self.budget_bytes / self.nbytes
+
+    @property
+    def name(self) -> str:
+        """The name of the file, without its ending."""
+        if self.objective is not None:
+            return objective_name(self.objective)
+        return choice_name(self.budget, self.constraints)
+
+    @classmethod
+    def upgraded(cls, content: dict[str, Any], path: Path) -> dict[str, Any]:
+        """Format 1 had neither the exact budget, which the file's name tells, nor constraints, which nothing tells."""
+        if content.get("format") != 1:
+            return content
         try:
-            content.pop("format")
-            owner = str(content.pop("owner"))
-            rows = [Candidate(**{**c, "configuration": _parsed(c["configuration"])}) for c in content["candidates"]]
-            configuration = _parsed(content["configuration"])
-            return cls(**{**content, "configuration": configuration, "candidates": rows}), owner
-        except (KeyError, TypeError, AttributeError) as error:
-            raise Qua2SeDiMoError(f"{path} is damaged: {error!r}", _REMEDY) from error
+            content = dict(content)
+            asked, of_objective = content.pop("bits_asked"), path.stem.startswith("objective-")
+            named = None if of_objective else _NAME.fullmatch(path.stem)
+            if named and named["constrained"]:
+                raise Qua2SeDiMoError(f"{path} is of format 1, which does not tell its constraints", cls.remedy)
+            budget = {"amount": float(named["amount"]), "unit": named["unit"] or "bits"} if named else {"amount": asked}
+            weights = round(8 * content["nbytes"] / content["average_bits"])
+            if of_objective:
+                content["objective"] = content["owner"].split(" ", 3)[3]
+            return {
+                **content,
+                "format": 2,
+                "budget": budget,
+                "budget_bytes": Budget(**budget).nbytes(weights),
+            }
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise Qua2SeDiMoError(f"{path} is damaged: {error!r}", cls.remedy) from error
+
+
+def choice_name(budget: Budget, constraints: Constraints | None = None) -> str:
+    """How the choice for a budget is named in files; constraints add a checksum of theirs."""
+    return budget.name + (constraints.suffix if constraints else "")
+
+
+def objective_name(text: str) -> str:
+    """How the choice for an objective is named in files."""
+    return f"objective-{zlib.crc32(''.join(text.split()).encode()):08x}"
 
 
 def differences(a: Mapping[str, Option], b: Mapping[str, Option]) -> list[tuple[str, Option | None, Option | None]]:
     """(layer, its option in a, in b) where they differ; None where a layer stays in 16 bits."""
     return [(layer, a.get(layer), b.get(layer)) for layer in dict.fromkeys([*a, *b]) if a.get(layer) != b.get(layer)]
-
-
-def _plain(configuration: Configuration) -> dict[str, str]:
-    return {layer: str(option) for layer, option in configuration.items()}
-
-
-def _parsed(content: dict[str, str]) -> Configuration:
-    return Configuration.from_json(json.dumps(content))

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import write_text
+from qua2sedimo.images.ledger import LEARNING
 
 _BATCH_OF_VERSION_1 = 16
 
@@ -39,7 +40,7 @@ class StudySettings(BaseModel):
     component: str | None = None
     inputs: list[str | int] = Field(default_factory=list)
     arguments: dict[str, Any] = Field(default_factory=dict)
-    images: int = Field(default=16, ge=2)
+    images: int = Field(default=16, ge=2, le=LEARNING.size)
     batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     seed: int = Field(default=0, ge=0)
     options: str = "wide"

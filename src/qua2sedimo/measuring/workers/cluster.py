@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import Any
@@ -93,6 +93,8 @@ class _Hand:
 class RayWorkers:
     """Does jobs on ``count`` actors, of this machine or, if ``address`` is given, of the cluster there.
 
+    A context manager: within it, :meth:`run` may be called several times, and actors that are ready are used again.
+
     ``factory`` ("module:function") and ``arguments`` (plain data) make an actor's work when it starts.
     ``started(ready, count)`` is called as actors become ready. With ``one_first`` the others are started when the first
     is ready: it makes something once that they then find.
@@ -110,31 +112,46 @@ class RayWorkers:
     _lost_starts: int = field(default=0, init=False)
     _later: int = field(default=0, init=False)
     _lost: int = field(default=0, init=False)
+    _opened_here: bool = field(default=False, init=False)
 
-    def run(self, jobs: Iterable[Job], stop: Callable[[], bool] = lambda: False) -> Iterator[Outcome]:
+    def __enter__(self) -> RayWorkers:
+        """Connect; actors are started by the first :meth:`run`, and live until the end of the ``with``."""
+        ray = _ray()
+        self._opened_here = not ray.is_initialized()
+        if self._opened_here:
+            _connect(ray, self.address)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        ray = _ray()
+        for hand in (*self._starting.values(), *self._busy.values(), *self._idle):
+            ray.kill(hand.actor)
+        self._starting, self._busy, self._idle = {}, {}, []
+        if self._opened_here:
+            ray.shutdown()
+
+    def run(self, jobs: Iterable[Job], stop: Callable[[], bool] = lambda: False) -> Generator[Outcome, None, None]:
         """Outcomes as they come; after ``stop()`` only of jobs that are being done.
 
         A job whose actor dies or raises is tried again, by a new actor if need be; at the third time the outcome has
         its error. Raises :class:`Qua2SeDiMoError` if Ray is missing, cannot be reached, or no actor can be started.
         """
         ray = _ray()
-        ours = not ray.is_initialized()
-        if ours:
-            _connect(ray, self.address)
         try:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             count, share = shares(self.count, nodes)
-            self._later = count - 1 if self.one_first else 0
-            for _ in range(count - self._later):
-                self._start(ray, share)
+            if not (self._starting or self._idle):
+                self._later, self._lost = count - 1 if self.one_first else 0, 0
+                for _ in range(count - self._later):
+                    self._start(ray, share)
             yield from self._drive(ray, share, count, Queue(jobs), stop)
         except ray.exceptions.RaySystemError as error:
             raise Qua2SeDiMoError(f"the Ray cluster was lost: {_line(error)}", _GO_ON) from error
-        finally:
-            for hand in (*self._starting.values(), *self._busy.values(), *self._idle):
+        finally:  # what is still being done is of no use to anybody
+            for hand in self._busy.values():
                 ray.kill(hand.actor)
-            if ours:
-                ray.shutdown()
+                self._lost += 1
+            self._busy = {}
 
     def _drive(self, ray: Any, share: Shares, count: int, queue: Queue, stop: Callable[[], bool]) -> Iterator[Outcome]:
         alive = time.monotonic()

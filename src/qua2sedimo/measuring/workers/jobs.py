@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 
 from qua2sedimo.errors import Qua2SeDiMoError
@@ -89,7 +89,9 @@ class Queue:
         return Outcome(job, self._tried[job.key], host, worker, error=error)
 
 
-def run_here(work: Work, jobs: Iterable[Job], stop: Callable[[], bool] = lambda: False) -> Iterator[Outcome]:
+def run_here(
+    work: Work, jobs: Iterable[Job], stop: Callable[[], bool] = lambda: False
+) -> Generator[Outcome, None, None]:
     """Do the jobs in this process, in order, until there are no more or ``stop()``.
 
     A job that raises is tried again; at its third failure the outcome has its error. Raises

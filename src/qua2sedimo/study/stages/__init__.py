@@ -1,1 +1,5 @@
 """The stages of a study, one module each: functions of a workspace."""
+
+from qua2sedimo.study.stages import choose, compare, explain, export, fit, frontier, measure, plan, search, tradeoff
+
+__all__ = ["choose", "compare", "explain", "export", "fit", "frontier", "measure", "plan", "search", "tradeoff"]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
-from dataclasses import replace
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.images.ledger import CANDIDATES
+from qua2sedimo.measuring.run import Workers
 from qua2sedimo.options import Configuration
-from qua2sedimo.predictor import fit_additive, relative_errors
+from qua2sedimo.predictor import Ensemble, fit_additive, relative_errors
 from qua2sedimo.search import (
     Allowed,
     Budget,
@@ -31,106 +31,117 @@ from qua2sedimo.search import (
 )
 from qua2sedimo.search.halving import paired_p
 from qua2sedimo.study.choices import Candidate, Choice
-from qua2sedimo.study.evidence import evidence, measure_all, per_image
-from qua2sedimo.study.stages.fit import block_scores_of, explain, fitted, samples, training_data
+from qua2sedimo.study.evidence import evidence
+from qua2sedimo.study.measurements import kept_measurement, measure_all, per_image
+from qua2sedimo.study.stages.explain import block_scores_of, explain
+from qua2sedimo.study.stages.fit import fitted, kept_owner, samples, training_data
+from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
-
-if TYPE_CHECKING:
-    from qua2sedimo.study.facade import Study
 
 _EARLIER = ", earlier fit"
 
 
 def choose(
-    study: Study,
-    budget: Budget,
+    study: Workspace,
+    budget: float | Budget,
     candidates: int | None = None,
-    constraints: Constraints | None = None,
     progress: Progress = silent,
+    constraints: Constraints | None = None,
+    workers: Workers = Workers(),
 ) -> Choice:
-    """The best measured configuration within the budget; see :meth:`Study.choose`."""
-    allowed = allow(study.space, constraints, names_of(study))
+    """The best measured configuration within the budget (a number: average bits), overhead counted.
+
+    Integer programs over the predictor's scores (of all folds, and of each alone), over additive sensitivities and over
+    the training-free sum of relative errors propose ``candidates`` (default: 8); each is measured on the same images,
+    from which nothing was learned, and the best measured one is kept. A choice made before for this fit, or found by a
+    search, is returned as it is, unless another number of candidates is asked for.
+    """
+    budget = budget if isinstance(budget, Budget) else Budget(budget)
+    limits = constraints or Constraints()
+    allowed = allow(study.space, limits, study.names_of)
     nbytes = budget_bytes(study.space, budget, allowed)
-    found = kept_choice(study, budget, constraints)
+    found = kept_choice(study, budget, limits)
     if found and candidates in (None, len(found.candidates)):
         return found
     ensemble, owner = fitted(study)
+    fresh = CANDIDATES.images(2 * study.settings.images)
     proposals = propose_candidates(study, nbytes, candidates or 8, allowed)
-    whole = [c for c, _ in proposals if len(c) == len(study.space.layers)]
-    predicted = np.full(len(proposals), np.nan)
-    if len(whole) == len(proposals):
-        encoded = np.stack([study.space.encode(c) for c in whole])
-        predicted = study.objective.sign * ensemble.predict(study.encoding, encoded).mean(axis=0)
-    fresh = range(study.settings.images, 3 * study.settings.images)
+    predicted = _predicted(study, ensemble, [c for c, _ in proposals])
     what = f"measuring candidates for {budget}"
-    measured = measure_all(study, "candidate", [c for c, _ in proposals], fresh, what, progress)
+    measured = measure_all(study, "candidate", [c for c, _ in proposals], fresh, what, progress, workers)
     rows = [
-        Candidate(origin, configuration, study.space.average_bits(configuration), float(p), m.means)
-        for (configuration, origin), p, m in zip(proposals, predicted, measured)
+        Candidate(
+            origin=origin, configuration=c, average_bits=study.space.average_bits(c), predicted=p, measured=m.means
+        )
+        for (c, origin), p, m in zip(proposals, predicted, measured)
+        if m is not None
     ]
-    rows += _of_earlier_fits(study, choice_path(study, budget, constraints), {row.configuration for row in rows})
+    rows += _of_earlier_fits(study, study.choice_path(budget, limits), fresh, {row.configuration for row in rows})
+    if not rows:
+        raise Qua2SeDiMoError(f"no candidate for {budget} could be measured", "`qua2sedimo records` has the errors.")
     objective = study.objective
     rows.sort(key=lambda row: -objective.sign * objective.of(row.measured, row.average_bits, row.configuration))
-    best = rows[0]
-    choice = Choice(
-        8 * budget.nbytes(study.space.weights) / study.space.weights if budget.unit != "bits" else budget.amount,
-        best.configuration, best.average_bits, study.space.nbytes(best.configuration), best.origin,
-        best.predicted, best.measured, rows, _paired_p(study, rows, fresh),
+    choice = Choice.of(
+        rows[0], study.space, owner, budget, constraints=limits, candidates=rows,
+        p_value=_paired_p(study, rows, fresh), judged_on=(fresh.start, len(fresh)),
     )  # fmt: skip
-    choice.save(choice_path(study, budget, constraints), owner)
+    choice.save(study.choice_path(budget, limits))
     return choice
 
 
-def _paired_p(study: Study, rows: list[Candidate], images: range) -> float | None:
+def _predicted(study: Workspace, ensemble: Ensemble, configurations: Sequence[Configuration]) -> list[float]:
+    """The objective the predictor expects of each; NaN where layers stay in 16 bits, which it knows nothing of."""
+    whole = [i for i, c in enumerate(configurations) if len(c) == len(study.space.layers)]
+    expected = [math.nan] * len(configurations)
+    if whole:
+        encoded = np.stack([study.space.encode(configurations[i]) for i in whole])
+        for i, value in zip(whole, study.objective.sign * ensemble.predict(study.encoding, encoded).mean(axis=0)):
+            expected[i] = float(value)
+    return expected
+
+
+def _paired_p(study: Workspace, rows: list[Candidate], images: range) -> float | None:
     """The first row's p-value against the second, of a paired test on the images that judged both."""
     if len(rows) < 2 or not study.objective.in_decibels:
         return None
-    of = {
-        r.configuration: per_image(study, r.measurement)
-        for r in study.records.all("candidate")
-        if r.measurement.start == images.start
-    }
-    best, second = (np.array(of[row.configuration]) for row in rows[:2])
-    return paired_p(best, second)
+    best, second = (kept_measurement(study, "candidate", row.configuration, images) for row in rows[:2])
+    if best is None or second is None:
+        return None
+    return paired_p(per_image(study, best), per_image(study, second))
 
 
-def _of_earlier_fits(study: Study, path: Path, known: set[Configuration]) -> list[Candidate]:
+def _of_earlier_fits(study: Workspace, path: Path, images: range, known: set[Configuration]) -> list[Candidate]:
     """Other candidates that an earlier fit, of another loss or of fewer records, had measured for just this: the same
-    fresh images judged them, so they compete without a new one."""
+    images judged them, so they compete without a new one."""
     if not path.exists():
         return []
-    made, owner = Choice.load(path)
-    if not owner.startswith(f"{study.identity} {study.settings.protocol}"):
-        return []  # of other weights, or measured by a search on other images
+    made = Choice.load(path)
+    of_this = made.owner.startswith(f"{study.identity} {study.settings.protocol}")
+    if not of_this or made.judged_on != (images.start, len(images)):
+        return []  # of other weights, or measured on other images
     others = [c for c in made.candidates if c.configuration not in known]
-    return [replace(c, origin=f"{c.origin.removesuffix(_EARLIER)}{_EARLIER}") for c in others]
+    return [c.model_copy(update={"origin": f"{c.origin.removesuffix(_EARLIER)}{_EARLIER}"}) for c in others]
 
 
-def kept_choice(study: Study, budget: Budget, constraints: Constraints | None = None) -> Choice | None:
+def kept_choice(study: Workspace, budget: Budget, constraints: Constraints | None = None) -> Choice | None:
     """The choice made before for just this, if it rests on the present fit or came from a search of this study."""
-    path = choice_path(study, budget, constraints)
+    path = study.choice_path(budget, constraints)
     if not path.exists():
         return None
-    made, owner = Choice.load(path)
-    if owner == f"search {study.identity} {study.settings.protocol}":
+    made = Choice.load(path)
+    if made.owner == search_owner(study):
         return made
-    return made if owner == fitted(study)[1] else None
+    judged = made.judged_on is not None and made.judged_on[0] in CANDIDATES
+    return made if judged and made.owner == kept_owner(study) else None
 
 
-def choice_path(study: Study, budget: Budget, constraints: Constraints | None = None) -> Path:
-    """Where the choice for a budget is kept; one under constraints has a name of its own."""
-    limits = constraints.name if constraints else ""
-    suffix = f"-{zlib.crc32(limits.encode()):08x}" if limits else ""
-    return study.folder / "choices" / f"{budget.name}{suffix}.json"
-
-
-def names_of(study: Study) -> Callable[[str], list[str]]:
-    """All names by which patterns may mean a layer: its module and the module's copies."""
-    return lambda layer: [study.graph.layers[layer].module, *study.graph.layers[layer].copies]
+def search_owner(study: Workspace) -> str:
+    """What the choice of a search says it rests on."""
+    return f"search {study.identity} {study.settings.protocol}"
 
 
 def propose_candidates(
-    study: Study, nbytes: int, count: int, allowed: Allowed | None = None
+    study: Workspace, nbytes: int, count: int, allowed: Allowed | None = None
 ) -> list[tuple[Configuration, str]]:
     """Distinct candidates within the budget, each with the name of the program that proposed it."""
     scores = explain(study)
@@ -149,7 +160,7 @@ def propose_candidates(
     return propose(study.space, nbytes, programs, count, allowed, _of_blocks(study, nbytes) if free else ())
 
 
-def _of_blocks(study: Study, nbytes: int) -> list[tuple[Configuration, str]]:
+def _of_blocks(study: Workspace, nbytes: int) -> list[tuple[Configuration, str]]:
     """What the predictor's scores of whole blocks add up to best: one setting a block, by integer program.
 
     Scores of different blocks come from different hops and need not add up. So it is proposed only where the predictor
@@ -170,23 +181,23 @@ def _of_blocks(study: Study, nbytes: int) -> list[tuple[Configuration, str]]:
     return [(c, "predictor, blocks") for c, e in zip(found, expected[len(rivals) :]) if e >= expected[0]]
 
 
-def _error_sum(study: Study) -> Values:
+def _error_sum(study: Workspace) -> Values:
     """Minus the relative error, whatever the objective: it needs no measurement."""
     return {n: {o: -e.relative_mse for o, e in options.items()} for n, options in study.bank.errors.items()}
 
 
-def why(study: Study, choice: Choice, constraints: Constraints | None = None) -> list[LayerReason]:
-    """Per layer of a choice: its option, what the next cheaper one would have cost, and what decided.
+def why(study: Workspace, choice: Choice) -> list[LayerReason]:
+    """For each layer of a choice: its option, what the next cheaper one would have cost, and what decided.
 
     Costs and gains are decibels of the pictures where the objective is in decibels, else scores.
     """
-    allowed, scores = allow(study.space, constraints, names_of(study)), scores_for(study)
+    allowed, scores = allow(study.space, choice.constraints, study.names_of), scores_for(study)
     tied = {n: study.graph.layers[n].copies for n in study.space.layers}
     found = reasons(study.space, scores, choice.configuration, allowed, tied)
     return in_decibels(found, scores, choice.configuration) if study.objective.in_decibels else found
 
 
-def scores_for(study: Study) -> Values:
+def scores_for(study: Workspace) -> Values:
     """The scores that explain a choice: damage by the additive model of all measurements, or the predictor's."""
     if study.objective.in_decibels:
         return most_likely(evidence(study))

@@ -3,41 +3,47 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from qua2sedimo import zoo
-from qua2sedimo.formats.files import read_json, write_json, write_via
+from qua2sedimo.formats.document import Document
+from qua2sedimo.formats.files import write_via
+from qua2sedimo.images.ledger import COMPARISON
 from qua2sedimo.images.pictures import to_uint8
-from qua2sedimo.measuring.replay import replay
+from qua2sedimo.measuring.run import Crew, Workers
 from qua2sedimo.metrics.catalogue import BUILT_IN
 from qua2sedimo.metrics.estimates import Estimate
-from qua2sedimo.metrics.estimator import Comparison, References
+from qua2sedimo.metrics.estimator import MetricEstimator, References
 from qua2sedimo.options import Configuration, Option
-from qua2sedimo.runtime import set_activation_bits
 from qua2sedimo.study.choices import Choice
-from qua2sedimo.study.facade import Study
+from qua2sedimo.study.worker import crew
+from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
 #: What a user would do without this tool: one option for every layer.
 UNIFORM = tuple(Option(method, bits) for bits in (4, 3) for method in ("uaq", "kmeans_a", "kmeans_c"))
 _SHOWN = 12
-#: Images of the comparison are none of those that chose the configuration.
-_FIRST = 100_000
+_ACTIVATIONS = (8, 6, 4)
+_WHAT = "comparing with uniform quantization"
+
+Kind = Literal["full", "uniform", "ours", "activations"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; ``pictures`` are its first images, uint8 [n, height, width, channels]."""
+    """One line of the table; ``pictures`` are its first images, uint8 [n, height, width, channels].
+
+    ``kind`` is "activations" for ours with its activations rounded too.
+    """
 
     name: str
-    kind: str  # "full", "uniform", "ours", or "activations": ours with its activations rounded too
+    kind: Kind
     configuration: Configuration
     average_bits: float
     nbytes: int
@@ -45,144 +51,167 @@ class Row:
     pictures: np.ndarray
 
 
+class KeptRow(Document):
+    """What comparison/NAME.json holds of a row; its first pictures lie beside it in NAME.safetensors."""
+
+    remedy: ClassVar[str] = "Move it away; the row is measured again by `qua2sedimo report`."
+
+    format: Literal[2] = 2
+    identity: str
+    protocol: str
+    images: int
+    digest: str | None
+    metrics: dict[str, Estimate]
+
+    @classmethod
+    def upgraded(cls, content: dict[str, Any], path: Path) -> dict[str, Any]:
+        """Before there was a format number, the first four were a list."""
+        if "key" not in content or "format" in content:
+            return content
+        identity, protocol, images, *digest = content["key"]
+        own = digest[0] if digest else None
+        names = {"identity": identity, "protocol": protocol, "images": images, "digest": own}
+        return {"format": 2, **names, "metrics": content["metrics"]}
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A row to be measured: ``paint`` is how a worker paints it, None for full precision."""
+
+    name: str
+    kind: Kind
+    configuration: Configuration
+    paint: dict[str, Any] | None = field(default=None, compare=False)
+
+    @property
+    def stem(self) -> str:
+        return self.name.replace(" ", "-").replace(",", "")
+
+
 def compare(
-    study: Study,
+    study: Workspace,
     choice: Choice,
-    packed: Path,
+    packed: str | Path,
     images: int = 96,
     progress: Progress = silent,
     act_bits: tuple[int, ...] = (),
+    workers: Workers = Workers(),
 ) -> list[Row]:
     """Measure every row on ``images`` images; rows measured before are read from the study folder.
 
     The pictures of "ours" come from the packed checkpoint in the folder ``packed``, loaded by a new process.
     ``act_bits`` are widths of activations that ours is measured with besides.
     """
-    return _Comparing(study, choice, packed, images, progress, act_bits).rows()
+    comparison = _Comparison(study, choice, images)
+    lines = _lines(study, choice, packed, act_bits)
+    lacking = [line for line in lines if comparison.kept(line) is None]
+    if lacking:
+        with crew(study, workers, progress) as at_work:
+            comparison.measure(lacking, at_work, progress, len(lines))
+    return [comparison.row(line) for line in lines]
 
 
-@contextmanager
-def activations_at(study: Study, configuration: Configuration, bits: int) -> Iterator[None]:
-    """Within, the study's denoiser rounds what the layers of ``configuration`` and attention read to ``bits``.
-
-    Computes what the exported model does with such activations. Raises :class:`Qua2SeDiMoError` if it cannot.
-    """
-    units = (study.graph.layers[unit] for unit in configuration)
-    layers = dict.fromkeys(name for unit in units for name in (unit.module, *unit.copies))
-    set_activation_bits(study.denoiser, bits, layers)
-    try:
-        yield
-    finally:
-        set_activation_bits(study.denoiser, None)
-
-
-class _Comparing:
-    def __init__(
-        self, study: Study, choice: Choice, packed: Path, images: int, progress: Progress, act_bits: tuple[int, ...]
-    ) -> None:
-        self.study, self.choice, self.packed = study, choice, packed
-        self.images = range(_FIRST, _FIRST + images)
-        self.folder = study.folder / "comparison"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._act_bits = act_bits
-        self._progress, self._done, self._total = progress, 0, len(UNIFORM) + 2 + len(act_bits)
-        self._comparison: Comparison | None = None
-
-    def rows(self) -> list[Row]:
-        space, study = self.study.space, self.study
-        made = [self._row("full precision", "full", Configuration({}), self._full)]
-        for option in UNIFORM:
-            configuration = space.uniform(option)
-
-            def generate(configuration=configuration) -> np.ndarray:  # type: ignore[no-untyped-def]
-                study.switch.apply(configuration)
-                return study.generator(self.images.start, self.images.stop)
-
-            made.append(self._row(f"uniform {option}", "uniform", configuration, generate))
-        asked, own = f"{self.choice.bits_asked:g}", self.choice.configuration
-        made.append(self._row(f"ours, {asked} bits", "ours", own, self._ours))
-        made += [
-            self._row(f"ours, W{asked}A{bits}", "activations", own, partial(self._rounding, bits))
-            for bits in self._act_bits
-        ]
-        return made
-
-    def _row(self, name: str, kind: str, configuration: Configuration, generate: Callable[[], np.ndarray]) -> Row:
-        path = self.folder / f"{_stem(name)}.json"
-        pictures = path.with_suffix(".safetensors")
-        key = [self.study.identity, self.study.settings.protocol, len(self.images)]
-        key += [self.choice.configuration.digest] if kind in ("ours", "activations") else []
-        if not (path.exists() and pictures.exists() and read_json(path)["key"] == key):
-            images = generate()
-            metrics = {m: asdict(e) for m, e in self.comparison(images).items()}
-            shown = np.ascontiguousarray(to_uint8(images[:_SHOWN]))
-            write_via(pictures, lambda temporary: save_file({"pictures": shown}, temporary))
-            write_json(path, {"key": key, "metrics": metrics})
-        self._done += 1
-        self._progress(self._done, self._total, "comparing with uniform quantization")
-        return _read_row(self.study, name, kind, configuration, path)
-
-    @property
-    def comparison(self) -> Comparison:
-        """Made when the first row has to be measured: its references cost images too."""
-        if self._comparison is None:
-            study = self.study
-            paired = study.full_precision(self.images)
-            other = study.full_precision(range(self.images.stop, self.images.stop + len(self.images)))
-            real = zoo.reference_images(study.settings.model) if study.settings.model in zoo.ENTRIES else None
-            inputs = [i for i in map(study.generator.generation.input, self.images) if i is not None]
-            names = [*BUILT_IN, *study.objective.metrics, *study.settings.metrics]
-            self._comparison = Comparison(References(paired, other, real), inputs, names, study.input_score)
-        return self._comparison
-
-    def _rounding(self, bits: int) -> np.ndarray:
-        study, configuration = self.study, self.choice.configuration
-        study.switch.apply(configuration)
-        with activations_at(study, configuration, bits):
-            return study.generator(self.images.start, self.images.stop)
-
-    def _full(self) -> np.ndarray:
-        return self.comparison.references.paired
-
-    def _ours(self) -> np.ndarray:
-        return replay(self.packed, self.study.generator.generation, self.images, self.folder)
-
-
-def kept_rows(study: Study, choice: Choice | None) -> list[Row]:
+def kept_rows(study: Workspace, choice: Choice | None) -> list[Row]:
     """The rows in the study's folder that were measured on equally many images, those of ours for ``choice`` only.
 
     Nothing is measured; none of them if full precision is not among them.
     """
-    space, folder = study.space, study.folder / "comparison"
-    named = [("full precision", "full", Configuration({}))]
-    named += [(f"uniform {option}", "uniform", space.uniform(option)) for option in UNIFORM]
-    if choice is not None:
-        asked = f"{choice.bits_asked:g}"
-        named.append((f"ours, {asked} bits", "ours", choice.configuration))
-        named += [(f"ours, W{asked}A{bits}", "activations", choice.configuration) for bits in (8, 6, 4)]
-    rows, images = [], None
-    for name, kind, configuration in named:
-        path = folder / f"{_stem(name)}.json"
-        pictures = path.with_suffix(".safetensors")
-        if not (path.exists() and pictures.exists()):
-            continue
-        key = read_json(path)["key"]
-        own = [choice.configuration.digest] if choice and kind in ("ours", "activations") else []
-        if key[:2] + key[3:] == [study.identity, study.settings.protocol, *own] and images in (None, key[2]):
-            images = key[2]
-            rows.append(_read_row(study, name, kind, configuration, path))
-    return rows if rows and rows[0].kind == "full" else []
+    lines = _lines(study, choice, "", _ACTIVATIONS)
+    paths = [_path(study, line) for line in lines]
+    counts = [KeptRow.load(path).images for path in paths if path.exists()]
+    for images in dict.fromkeys(counts):
+        comparison = _Comparison(study, choice, images)
+        found = [line for line in lines if comparison.kept(line) is not None]
+        if found and found[0].kind == "full":
+            return [comparison.row(line) for line in found]
+    return []
 
 
-def _stem(name: str) -> str:
-    return name.replace(" ", "-").replace(",", "")
+def _lines(study: Workspace, choice: Choice | None, packed: str | Path, act_bits: Sequence[int]) -> list[_Line]:
+    lines = [_Line("full precision", "full", Configuration({}))]
+    for option in UNIFORM:
+        configuration = study.space.uniform(option)
+        lines.append(_Line(f"uniform {option}", "uniform", configuration, {"configuration": configuration.to_json()}))
+    if choice is None:
+        return lines
+    asked, own = f"{choice.bits_asked:.4g}", choice.configuration
+    lines.append(_Line(f"ours, {asked} bits", "ours", own, {"packed": str(Path(packed).resolve())}))
+    for bits in act_bits:
+        how = {"configuration": own.to_json(), "act_bits": bits}
+        lines.append(_Line(f"ours, W{asked}A{bits}", "activations", own, how))
+    return lines
 
 
-def _read_row(study: Study, name: str, kind: str, configuration: Configuration, path: Path) -> Row:
-    estimates = {m: Estimate(**e) for m, e in read_json(path)["metrics"].items()}
-    bits, nbytes = study.space.average_bits(configuration), study.space.nbytes(configuration)
-    pictures = load_file(path.with_suffix(".safetensors"))["pictures"]
-    return Row(name, kind, configuration, bits, nbytes, estimates, pictures)
+def _path(study: Workspace, line: _Line) -> Path:
+    return study.folder / "comparison" / f"{line.stem}.json"
+
+
+class _Comparison:
+    """Rows of a study on so many images: those kept, and how the others are measured."""
+
+    def __init__(self, study: Workspace, choice: Choice | None, images: int) -> None:
+        self.study, self.choice = study, choice
+        both = COMPARISON.images(2 * images)
+        self.images, self.other = both[:images], both[images:]
+
+    def kept(self, line: _Line) -> KeptRow | None:
+        """What was measured of the row before; None if nothing, or of another choice, protocol or number of images."""
+        path = _path(self.study, line)
+        if not (path.exists() and path.with_suffix(".safetensors").exists()):
+            return None
+        found = KeptRow.load(path)
+        return found if found.model_copy(update={"metrics": {}}) == self._file(line, {}) else None
+
+    def row(self, line: _Line) -> Row:
+        kept, space = self.kept(line), self.study.space
+        assert kept is not None
+        pictures = load_file(_path(self.study, line).with_suffix(".safetensors"))["pictures"]
+        bits, nbytes = space.average_bits(line.configuration), space.nbytes(line.configuration)
+        return Row(line.name, line.kind, line.configuration, bits, nbytes, kept.metrics, pictures)
+
+    def measure(self, lines: Sequence[_Line], crew: Crew, progress: Progress, total: int) -> None:
+        """Paint the pictures of these rows, compare them with full precision, and keep what comes of it."""
+        ranges = [r for r in (self.images, self.other) if self.study.references.find(r) is None]
+        jobs: list[dict[str, Any]] = [{"do": "reference", "start": r.start, "stop": r.stop} for r in ranges]
+        crew.do_all(jobs, "painting full-precision images", progress)
+        done = total - len(lines)
+        for line in lines:
+            if line.paint is None:
+                self._keep(line, self._estimator.references.paired)
+                done += 1
+                progress(done, total, _WHAT)
+        painted = [line for line in lines if line.paint is not None]
+        files = [_path(self.study, line).with_suffix(".images.safetensors") for line in painted]
+        place = {"do": "paint", "start": self.images.start, "stop": self.images.stop}
+        jobs = [{**place, "to": str(to.resolve()), **(line.paint or {})} for line, to in zip(painted, files)]
+        try:
+            for i, _ in crew.each(jobs, _WHAT):
+                self._keep(painted[i], load_file(files[i])["images"])
+                done += 1
+                progress(done, total, _WHAT)
+        finally:
+            for file in files:
+                file.unlink(missing_ok=True)
+
+    def _keep(self, line: _Line, images: np.ndarray) -> None:
+        path = _path(self.study, line)
+        shown = np.ascontiguousarray(to_uint8(images[:_SHOWN]))
+        write_via(path.with_suffix(".safetensors"), lambda temporary: save_file({"pictures": shown}, temporary))
+        self._file(line, self._estimator(images)).save(path)
+
+    def _file(self, line: _Line, metrics: dict[str, Estimate]) -> KeptRow:
+        identity, protocol = self.study.identity, self.study.settings.protocol
+        digest = line.configuration.digest if line.kind in ("ours", "activations") else None
+        return KeptRow(identity=identity, protocol=protocol, images=len(self.images), digest=digest, metrics=metrics)
+
+    @cached_property
+    def _estimator(self) -> MetricEstimator:
+        study = self.study
+        paired, other = study.full_precision(self.images), study.full_precision(self.other)
+        inputs = [i for i in map(study.generation.input, self.images) if i is not None]
+        names = [*BUILT_IN, *study.objective.metrics, *study.settings.metrics]
+        references = References(paired, other, study.real_pictures)
+        return MetricEstimator(references, inputs, names, study.input_score)
 
 
 def table_json(rows: list[Row]) -> str:

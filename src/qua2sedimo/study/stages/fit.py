@@ -1,4 +1,4 @@
-"""Fitting and explaining: from a study's records to the predictor and its scores."""
+"""Fitting: from a study's records to its predictor, and which records that was."""
 
 from __future__ import annotations
 
@@ -7,41 +7,26 @@ import math
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from qua2sedimo.denoisers.subgraphs import roots, subgraphs
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import read_json
 from qua2sedimo.predictor import Alone, Ensemble, FitSettings, fit_ensemble
-from qua2sedimo.predictor.ensemble import FORMAT
+from qua2sedimo.predictor.ensemble import PredictorFile
 from qua2sedimo.records import Record
-from qua2sedimo.sensitivity import (
-    BlockScores,
-    Scores,
-    Sensitivity,
-    block_scores,
-    op_scores,
-    option_effects,
-    write_tables,
-)
+from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
-if TYPE_CHECKING:
-    from qua2sedimo.study.facade import Study
 
-
-def fit(study: Study, settings: FitSettings | None = None, progress: Progress = silent) -> Ensemble:
+def fit(study: Workspace, settings: FitSettings | None = None, progress: Progress = silent) -> Ensemble:
     """Fit the predictor to the sampled records, or load it if it was fitted to just these."""
     settings = settings or FitSettings(loss=study.settings.loss, seed=study.settings.seed)
-    records = samples(study)
-    alone = layers_alone(study)
+    records, alone = samples(study), layers_alone(study)
     owner = _owner(study, [*records, *alone]) + json.dumps(asdict(settings), sort_keys=True)
     folder = study.folder / "predictor"
-    summary = folder / "predictor.json"
-    if summary.exists() and (found := read_json(summary)).get("owner") == owner and found.get("format") == FORMAT:
+    if kept_owner(study) == owner:
         return Ensemble.load(folder, owner)
     choices, objective = training_data(study, records)
     total = settings.folds * settings.epochs
@@ -55,11 +40,22 @@ def fit(study: Study, settings: FitSettings | None = None, progress: Progress = 
         (folder, owner),
         as_alone(study, alone),
     )
+    numbers = (tuple(record.number for record in of) for of in (records, alone))
+    ensemble = Ensemble(ensemble.folds, *numbers)
     ensemble.save(folder, owner)
     return ensemble
 
 
-def hop_roots(study: Study, hops: int) -> list[torch.Tensor]:
+def kept_owner(study: Workspace) -> str | None:
+    """What the predictor in the folder was fitted to; None if there is none that can be read."""
+    path = study.folder / "predictor" / "predictor.json"
+    try:
+        return PredictorFile.load(path).owner if path.exists() else None
+    except Qua2SeDiMoError:  # of an earlier format, or damaged
+        return None
+
+
+def hop_roots(study: Workspace, hops: int) -> list[torch.Tensor]:
     """Nodes ranked at each hop: every layer at hop 0, behind it the roots of blocks, all nodes if there are none."""
     blocks = roots(subgraphs(study.graph, hops), hops) if hops else [[]]
     everywhere = torch.arange(study.encoding.nodes)
@@ -67,23 +63,23 @@ def hop_roots(study: Study, hops: int) -> list[torch.Tensor]:
     return [study.encoding.layer_nodes, *found]
 
 
-def training_data(study: Study, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+def training_data(study: Workspace, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
     """(option indices [records, layers], objective [records], higher is better)."""
     choices = np.stack([study.space.encode(r.configuration) for r in records])
     return choices, np.array([study.objective.gain(r) for r in records])
 
 
-def layers_alone(study: Study) -> list[Record]:
+def layers_alone(study: Workspace) -> list[Record]:
     """Records of one layer alone that tell its damage: none where the objective is not one metric in decibels.
 
     Size is no part of such an objective, and an option without any error has no logarithm.
     """
     if not study.objective.in_decibels:
         return []
-    return [r for r in study.records.all("single") if math.isfinite(study.objective.gain(r))]
+    return [r for r in study.learning_records("single") if math.isfinite(study.objective.gain(r))]
 
 
-def as_alone(study: Study, records: Sequence[Record]) -> Alone | None:
+def as_alone(study: Workspace, records: Sequence[Record]) -> Alone | None:
     """Records of one layer alone as the predictor reads them; None without any."""
     if not records:
         return None
@@ -96,45 +92,43 @@ def as_alone(study: Study, records: Sequence[Record]) -> Alone | None:
     )
 
 
-def fitted(study: Study) -> tuple[Ensemble, str]:
-    """(the predictor, the name of the fit); raises if there is none for this study."""
+def fitted(study: Workspace) -> tuple[Ensemble, str]:
+    """(the predictor, the name of the fit); raises if there is none for this study's space and weights."""
     path = study.folder / "predictor" / "predictor.json"
     if not path.exists():
         raise Qua2SeDiMoError(f"{study.folder} has no predictor", f"Run `qua2sedimo fit {study.folder}` first.")
-    owner = str(read_json(path).get("owner"))
+    owner = PredictorFile.load(path).owner
     if not owner.startswith(study.identity):
         raise Qua2SeDiMoError(f"{path} was fitted to another space", f"Run `qua2sedimo fit {study.folder}` again.")
     return Ensemble.load(path.parent, owner), owner
 
 
-def explain(study: Study) -> Scores:
-    """Score every option of every layer, and leave the scores in sensitivity.json."""
-    ensemble, owner = fitted(study)
-    scores = op_scores(study.space, study.encoding, ensemble)
-    scores.save(study.folder / "sensitivity.json", owner)
-    return scores
+def fitted_records(study: Workspace) -> list[Record]:
+    """The samples that the predictor was fitted to, in the order of its positions, whatever was measured since.
 
-
-def block_scores_of(study: Study) -> BlockScores:
-    """Score every setting of every block."""
-    return block_scores(study.graph, study.space, study.encoding, fitted(study)[0])
-
-
-def sensitivity(study: Study, ending: str = "csv") -> Sensitivity:
-    """Scores, and what each option is expected to cost the objective.
-
-    The tables are left in sensitivity.csv and sensitivity-groups.csv, or with the ending "parquet".
+    Raises :class:`Qua2SeDiMoError` if records.db does not hold just these any more.
     """
-    ensemble, scores = fitted(study)[0], explain(study)
-    effects = option_effects(study.space, study.encoding, ensemble, *training_data(study, samples(study)))
-    found = Sensitivity(study.graph.layers, study.space, study.bank, scores, effects, study.objective.unit)
-    write_tables(found.rows, found.steps, study.folder, ending)
-    return found
+    ensemble, owner = fitted(study)
+    known = {(r.role, r.number): r for r in (*samples(study), *layers_alone(study))}
+    found = [known.get(("sample", number)) for number in ensemble.records]
+    alone = [known.get(("single", number)) for number in ensemble.alone]
+    there = [r for r in found if r is not None]
+    if None in found or None in alone or not owner.startswith(_owner(study, [r for r in (*found, *alone) if r])):
+        raise Qua2SeDiMoError(
+            f"the predictor in {study.folder} was fitted to records that records.db does not hold any more",
+            f"Run `qua2sedimo fit {study.folder}` again.",
+        )
+    return there
 
 
-def samples(study: Study) -> list[Record]:
+def samples_since(study: Workspace, ensemble: Ensemble) -> int:
+    """How many samples were measured after the predictor was fitted."""
+    return len({record.number for record in samples(study)} - set(ensemble.records))
+
+
+def samples(study: Workspace) -> list[Record]:
     """The measured random configurations; raises if there are none."""
-    records = study.records.all("sample")
+    records = study.learning_records("sample")
     if not records:
         raise Qua2SeDiMoError(
             f"{study.folder} has no measured configurations",
@@ -143,6 +137,6 @@ def samples(study: Study) -> list[Record]:
     return records
 
 
-def _owner(study: Study, records: Iterable[Record]) -> str:
+def _owner(study: Workspace, records: Iterable[Record]) -> str:
     measured = zlib.crc32(" ".join(f"{r.number}:{r.configuration.digest}" for r in records).encode())
     return f"{study.identity} {study.settings.protocol} {measured:08x} "

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from qua2sedimo.bank import Bank
+from qua2sedimo.images.ledger import LEARNING
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.measuring.trial import (
     TimedGenerator,
@@ -26,10 +27,8 @@ from qua2sedimo.measuring.trial import (
     try_out,
 )
 from qua2sedimo.options import Configuration, SearchSpace
+from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
-
-if TYPE_CHECKING:
-    from qua2sedimo.study.facade import Study
 
 WORKERS = (1, 2, 3, 4)
 _TRIED_LAYERS = 3  # quantized for the trial where there is no bank yet
@@ -75,7 +74,7 @@ class Plan:
         return {**content, "left": self.left, "images_in_all": self.images * (self.left + 1)}
 
 
-def plan(study: Study, configurations: int, repeats: int = 2, progress: Progress = silent) -> Plan:
+def plan(study: Workspace, configurations: int, repeats: int = 2, progress: Progress = silent) -> Plan:
     """Try ``repeats`` configurations beside the bare pipeline, and say what ``configurations`` of them will take.
 
     Nothing is recorded. Where the bank does not exist yet, a few layers are quantized for the trial, and seconds of
@@ -91,7 +90,7 @@ def plan(study: Study, configurations: int, repeats: int = 2, progress: Progress
     with _bank_for_trial(study) as (bank, share, quantize):
         generator = TimedGenerator(study.pipeline, study.generator.generation)
         switch = TimedSwitch(study.denoiser, bank, study.graph.layers, study.original_weights())
-        measurer = study.measurer(0, study.settings.images, generator, switch)
+        measurer = study.measurer(LEARNING.images(study.settings.images), generator, switch)
         tried = [Configuration((n, c[n]) for n in bank.space.layers if n in c) for c in drawn]
         try:
             found = try_out(
@@ -125,7 +124,7 @@ def plan(study: Study, configurations: int, repeats: int = 2, progress: Progress
 
 
 @contextmanager
-def _bank_for_trial(study: Study) -> Iterator[tuple[Bank, float, float]]:
+def _bank_for_trial(study: Workspace) -> Iterator[tuple[Bank, float, float]]:
     """(bank, share of all weights in it, seconds of quantizing still to come)."""
     if (study.folder / "bank" / "index.json").exists():
         yield study.bank, 1.0, 0.0
@@ -146,7 +145,7 @@ def _bank_for_trial(study: Study) -> Iterator[tuple[Bank, float, float]]:
         yield bank, share, (time.perf_counter() - began) / share
 
 
-def _gains(study: Study, measurer: Measurer, generator: TimedGenerator, device: str) -> dict[int, float]:
+def _gains(study: Workspace, measurer: Measurer, generator: TimedGenerator, device: str) -> dict[int, float]:
     """How many times as many configurations a second so many workers measure.
 
     On CPUs they share the cores: a worker with t threads takes a + b/t seconds a batch (Amdahl), a and b from one and
@@ -177,7 +176,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _disk_bytes(study: Study, configurations: int) -> int:
+def _disk_bytes(study: Workspace, configurations: int) -> int:
     """Of the bank, to the byte but for headers, and of the records, about."""
     bank = sum(int(nbytes.sum()) for nbytes in study.space.option_bytes)
     names = {layer: str(options[0]) for layer, options in study.space.options.items()}

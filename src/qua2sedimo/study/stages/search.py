@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.images.ledger import FINALS, LEARNING
+from qua2sedimo.measuring.run import Workers
 from qua2sedimo.options import Configuration
+from qua2sedimo.records.measurement import Measurement
 from qua2sedimo.search import (
     Allowed,
     Budget,
@@ -25,25 +29,14 @@ from qua2sedimo.search import (
 )
 from qua2sedimo.search.halving import paired_p, schedule, survivors
 from qua2sedimo.study.choices import Candidate, Choice
-from qua2sedimo.study.evidence import (
-    FEW,
-    ROLES,
-    check_objective,
-    evidence,
-    images_spent,
-    measure_all,
-    measure_singles,
-    per_image,
-)
-from qua2sedimo.study.stages.choose import choice_path, kept_choice, names_of
+from qua2sedimo.study.evidence import FEW, ROLES, check_objective, evidence, measure_singles
+from qua2sedimo.study.measurements import images_spent, measure_all, per_image
+from qua2sedimo.study.stages.choose import choose, kept_choice, search_owner
+from qua2sedimo.study.stages.fit import fit
+from qua2sedimo.study.stages.measure import measure
+from qua2sedimo.study.worker import crew
+from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from qua2sedimo.measuring.measurer import Measurer
-    from qua2sedimo.records.measurement import Measurement
-    from qua2sedimo.study.facade import Study
 
 _ROUND, _LEAST_ROUNDS = 8, 2  # candidates a round; rounds before the noise may end them
 _DRAWS = 16  # models drawn to propose, and to judge what could still be gained
@@ -55,8 +48,6 @@ _FINALISTS, _FINAL_IMAGES = 8, 16
 _LIKE = 20  # candidates that differ in less than one of so many layers are taken for one
 #: Layers are measured alone if that takes no more than this share of the images.
 _ALONE = 0.5
-#: Images that decide are none of those that were learned from.
-FRESH = 10_000
 _DECIBELS = 10 / np.log(10)  # in a neper of squared error
 
 
@@ -81,63 +72,118 @@ class Found:
 
 
 def search(
-    study: Study,
-    budget: Budget,
+    study: Workspace,
+    budget: float | Budget,
     images: int,
-    constraints: Constraints | None = None,
     progress: Progress = silent,
+    constraints: Constraints | None = None,
+    workers: Workers = Workers(),
 ) -> Found:
-    """The best measured configuration within the budget for at most ``images`` images, those of records that a search
-    learned from or decided by before counted, whatever its size.
+    """The best measured configuration within the budget (a number: average bits), for at most ``images`` images, those
+    of records that a search learned from or decided by before counted, whatever its size.
 
     First every layer is measured alone at its smallest option, unless that would take more than half of the images.
-    Then rounds: the additive model is fitted to all that was measured, proposes its most likely best configuration
-    and those of models drawn from its posterior, and they are measured on few images. Rounds end when knowing the
-    model better would gain less than the images left can tell apart, or at three fifths of the images; later if the
-    rest could not compare all finalists: two are enough then. The best candidates compete on fresh images by
+    Then rounds: the damage model is fitted to all that was measured, proposes its most likely best configuration and
+    those of models drawn from its posterior, and they are measured on few images. Rounds end when knowing the model
+    better would gain less than the images left can tell apart, or at three fifths of the images; later if the rest
+    could not compare all finalists: two are enough then. The best candidates compete on images of their own by
     successive halving. Every measurement is a record: run again, it goes on.
+
+    Raises :class:`Qua2SeDiMoError` if it cannot be done with so many images; then none was spent.
+    """
+    budget = budget if isinstance(budget, Budget) else Budget(budget)
+    limits = constraints or Constraints()
+    nbytes, allowed = check_search(study, budget, images, limits)
+    found = kept_choice(study, budget, limits)
+    if found is not None and found.origin == "search" and found.images == images:
+        return Found(found, [])
+    reserved = _for_finals(images)
+    _refuse_overspending(study, nbytes, allowed, images, reserved)
+    with crew(study, workers, progress):
+        if _singles_are_due(study, images, images - reserved):
+            measure_singles(study, FEW, progress, workers)
+        rounds = _rounds(study, nbytes, allowed, images - reserved, images, progress)
+        known = evidence(study)
+        candidates = _candidates(known, nbytes, allowed, study.settings.seed)
+        before = _spent(study) - images_spent(study, "final", candidates)
+        best, decided = _decide(study, known, candidates, images - before, progress)
+    choice = Choice.of(best, study.space, search_owner(study), budget, constraints=limits, images=images, **decided)
+    choice.save(study.choice_path(budget, limits))
+    return Found(choice, rounds)
+
+
+def check_search(
+    study: Workspace, budget: Budget, images: int, constraints: Constraints | None = None
+) -> tuple[int, Allowed]:
+    """(the budget in packed bytes, what is allowed); raises :class:`Qua2SeDiMoError` if it cannot be searched for.
+
+    Needs no bank and no model: all that can be refused is refused before work begins.
     """
     check_objective(study)
-    allowed = allow(study.space, constraints, names_of(study))
+    allowed = allow(study.space, constraints, study.names_of)
     nbytes = budget_bytes(study.space, budget, allowed)
     if images < least_images():
         raise Qua2SeDiMoError(
             f"{images} images are too few to search",
             f"{least_images()} are the least: {_ROUND} candidates on {FEW}, two finalists on {_FINAL_IMAGES}.",
         )
-    if FEW * len(study.space.layers) <= _ALONE * images:
-        measure_singles(study, FEW, progress)
-    reserved = _for_finals(images)
-    rounds = _rounds(study, nbytes, allowed, images - reserved, images, progress)
+    LEARNING.images(_IMAGE_SETS * FEW)
+    return nbytes, allowed
+
+
+def _singles_are_due(study: Workspace, images: int, until: int) -> bool:
+    """Whether layers are measured alone: for at most half of all images, and within what rounds may spend."""
+    every = FEW * len(study.space.layers)
+    lacking = every - images_spent(study, "single")
+    return every <= _ALONE * images and lacking > 0 and _spent(study) + lacking <= until
+
+
+def _refuse_overspending(study: Workspace, nbytes: int, allowed: Allowed, images: int, reserved: int) -> None:
+    """Raise unless the images left are enough for another round, or for what finals of the present candidates lack."""
+    spent = _spent(study)
+    if (images - reserved - spent) // FEW >= 1:
+        return
     known = evidence(study)
-    candidates = _candidates(known, nbytes, allowed, study.settings.seed)
-    before = _spent(study) - images_spent(study, "final", candidates)
-    decided = _decide(study, budget, known, candidates, max(reserved, images - before), progress)
-    choice = replace(decided, images=images)
-    choice.save(choice_path(study, budget, constraints), f"search {study.identity} {study.settings.protocol}")
-    return Found(choice, rounds)
+    before = spent - images_spent(study, "final", _candidates(known, nbytes, allowed, study.settings.seed))
+    least = before + 2 * _FINAL_IMAGES
+    if images < least:
+        raise Qua2SeDiMoError(
+            f"{images} images are fewer than this search needs: {spent} are spent, and a final of two takes "
+            f"{2 * _FINAL_IMAGES}",
+            f"None was spent. Ask for --images {least} at least.",
+        )
 
 
-def measured_choice(study: Study, budget: Budget, configurations: int, progress: Progress = silent) -> Choice:
+def run(
+    study: Workspace,
+    budget: float | Budget,
+    configurations: int = 100,
+    progress: Progress = silent,
+    workers: Workers = Workers(),
+) -> Choice:
     """Everything from an empty folder to the choice: random configurations for the explanation, then a search that
     spends up to twice as many images, then the predictor, which learns from layers alone too.
 
     An objective that is not in decibels cannot be searched for: the predictor's candidates are measured instead.
     """
+    budget = budget if isinstance(budget, Budget) else Budget(budget)
+    budget_bytes(study.space, budget)
     study.build_bank(progress)
-    records = study.measure(configurations, progress)
-    if not study.objective.in_decibels:
-        study.fit(progress=progress)
-        return study.choose(budget, progress=progress)
-    choice = kept_choice(study, budget)
-    if choice is None:
-        each = sum(len(per_image(study, r.measurement)) for r in records)
-        choice = search(study, budget, max(least_images(), (3 + 2 * _searches(study)) * each), progress=progress).choice
-    study.fit(progress=progress)
+    with crew(study, workers, progress):
+        records = measure(study, configurations, progress)
+        if not study.objective.in_decibels:
+            fit(study, progress=progress)
+            return choose(study, budget, progress=progress)
+        choice = kept_choice(study, budget)
+        if choice is None:
+            each = sum(r.measurement.images for r in records)
+            images = max(least_images() + _spent(study), (3 + 2 * _searches(study)) * each)
+            choice = search(study, budget, images, progress).choice
+    fit(study, progress=progress)
     return choice
 
 
-def _spent(study: Study) -> int:
+def _spent(study: Workspace) -> int:
     """Images of all records but those that no search uses: the frontier's, and candidates of the predictor."""
     return sum(images_spent(study, role) for role in (*ROLES, "final"))
 
@@ -153,21 +199,19 @@ def least_images() -> int:
     return FEW * _ROUND + 2 * _FINAL_IMAGES
 
 
-def _searches(study: Study) -> int:
+def _searches(study: Workspace) -> int:
     """Other searches the study has seen, whose images are no reason to spend fewer on the next."""
-    owners = [Choice.load(path)[1] for path in (study.folder / "choices").glob("*.json")]
-    return sum(owner.startswith("search ") for owner in owners)
+    return sum(choice.origin == "search" for choice in study.choices())
 
 
 def _rounds(
-    study: Study, nbytes: int, allowed: Allowed, until: int, images: int, progress: Progress
+    study: Workspace, nbytes: int, allowed: Allowed, until: int, images: int, progress: Progress
 ) -> list[Round]:  # fmt: skip
     """Measure proposals until the expected gain is below the noise or ``until`` of ``images`` are spent; one row a
     round.
 
     All a round needs to know is in the records, so a search that was stopped goes on as it would have.
     """
-    measurers: dict[range, Measurer] = {}
     rounds: list[Round] = []
     while True:
         known = evidence(study)
@@ -187,7 +231,7 @@ def _rounds(
         before = sum(m.kind == 2 for m in known.measured)
         sets = [FEW * (i % _IMAGE_SETS) for i in range(before, before + len(new[:room]))]
         what = f"round {len(own) // _ROUND + 1}: measuring candidates"
-        measure_all(study, "round", new[:room], [range(s, s + FEW) for s in sets], what, progress, measurers)
+        measure_all(study, "round", new[:room], [LEARNING.images(FEW, skip) for skip in sets], what, progress)
 
 
 def _proposals(known: Evidence, nbytes: int, allowed: Allowed, rng: np.random.Generator) -> list[Configuration]:
@@ -257,43 +301,45 @@ def _unlike(ordered: list[Configuration], count: int) -> list[Configuration]:
 
 
 def _decide(
-    study: Study, budget: Budget, known: Evidence, candidates: list[Configuration], images: int, progress: Progress
-) -> Choice:
-    """Successive halving on fresh images; the winner of the last stage is the choice."""
+    study: Workspace, known: Evidence, candidates: list[Configuration], images: int, progress: Progress
+) -> tuple[Candidate, dict[str, Any]]:
+    """Successive halving on images of their own: (the winner of the last stage, what its choice says besides)."""
     remaining = list(range(len(candidates)))
     measured: dict[int, list[Measurement]] = {i: [] for i in remaining}
-    measurers: dict[range, Measurer] = {}
-    stages = schedule(len(candidates), _FINAL_IMAGES, images) or [(1, range(_FINAL_IMAGES))]
-    for count, part in stages:
+    for count, part in schedule(len(candidates), _FINAL_IMAGES, images):
         remaining = remaining[:count]
-        fresh = range(FRESH + part.start, FRESH + part.stop)
-        rows = measure_all(
-            study, "final", [candidates[i] for i in remaining], fresh,
-            f"finalists on {len(fresh)} fresh images", progress, measurers,
-        )  # fmt: skip
+        fresh = FINALS.images(len(part), skip=part.start)
+        what = f"finalists on {len(fresh)} fresh images"
+        rows = measure_all(study, "final", [candidates[i] for i in remaining], fresh, what, progress)
         for i, row in zip(remaining, rows):
-            measured[i].append(row)
+            if row is not None:
+                measured[i].append(row)
+        remaining = [i for i, row in zip(remaining, rows) if row is not None]
+        if not remaining:
+            break
         values = np.array([_quality(study, measured[i]) for i in remaining])
         remaining = [remaining[j] for j in survivors(values, len(remaining))]
     quality = {i: _quality(study, rows) for i, rows in measured.items() if rows}
+    if not quality:
+        raise Qua2SeDiMoError("no finalist could be measured", "`qua2sedimo records` has the errors.")
     last = max(map(len, quality.values()))
     finalists = sorted((i for i, v in quality.items() if len(v) == last), key=lambda i: -float(quality[i].mean()))
     expected, space = known.predicted(candidates), study.space
-    rows_kept = [
-        Candidate("search", candidates[i], space.average_bits(candidates[i]), float(expected[i]), _means(measured[i]))
+    rows_kept = {
+        i: Candidate(
+            origin="search",
+            configuration=candidates[i],
+            average_bits=space.average_bits(candidates[i]),
+            predicted=float(expected[i]),
+            measured=_means(measured[i]),
+        )
         for i in quality
-    ]
-    best = finalists[0]
-    p_value = paired_p(quality[best], quality[finalists[1]]) if len(finalists) > 1 else None
-    chosen = candidates[best]
-    nbytes = space.nbytes(chosen)
-    return Choice(
-        8 * budget.nbytes(space.weights) / space.weights, chosen, space.average_bits(chosen), nbytes, "search",
-        float(expected[best]), _means(measured[best]), rows_kept, p_value,
-    )  # fmt: skip
+    }
+    p_value = paired_p(quality[finalists[0]], quality[finalists[1]]) if len(finalists) > 1 else None
+    return rows_kept[finalists[0]], {"candidates": list(rows_kept.values()), "p_value": p_value}
 
 
-def _quality(study: Study, rows: Sequence[Measurement]) -> np.ndarray:
+def _quality(study: Workspace, rows: Sequence[Measurement]) -> np.ndarray:
     """The objective of each image of several measurements [images]."""
     return np.concatenate([per_image(study, row) for row in rows])
 

@@ -5,35 +5,36 @@ There is no budget in it: the size is what comes out. Section 3.3 of the paper; 
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.objective import Objective
+from qua2sedimo.images.ledger import CANDIDATES
+from qua2sedimo.measuring.run import Workers
 from qua2sedimo.options import Configuration
 from qua2sedimo.predictor import Ensemble, FitSettings, fit_ensemble
 from qua2sedimo.sensitivity import block_scores, op_scores
-from qua2sedimo.study.choices import Candidate, Choice
-from qua2sedimo.study.evidence import measure_all
+from qua2sedimo.study.choices import Candidate, Choice, objective_name
+from qua2sedimo.study.measurements import measure_all
 from qua2sedimo.study.stages.fit import hop_roots, samples, training_data
+from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
-if TYPE_CHECKING:
-    from qua2sedimo.study.facade import Study
 
-
-def choose_by_objective(study: Study, text: str, progress: Progress = silent) -> Choice:
+def choose_by_objective(
+    study: Workspace, text: str, progress: Progress = silent, workers: Workers = Workers()
+) -> Choice:  # fmt: skip
     """Fit a predictor to the objective ``text``, e.g. ``psnr - 3*bits``, over the measured random configurations; take
     each block's best setting, and each layer's best option; measure both on fresh images and keep the better one.
 
-    Raises :class:`Qua2SeDiMoError` if the expression cannot be parsed or names a metric that was not measured.
+    What the choice predicts is a value of ``text``. Raises :class:`Qua2SeDiMoError` if the expression cannot be parsed
+    or names a metric that was not measured.
     """
-    objective = Objective.parse(text, study.space.weights, study.objective.macs)
+    objective = study.parsed(text)
     records = samples(study)
     values = np.array([objective.gain(r) for r in records])
+    fresh = CANDIDATES.images(2 * study.settings.images)
     settings = FitSettings(loss=study.settings.loss, seed=study.settings.seed)
     total = settings.folds * settings.epochs
     ensemble = fit_ensemble(
@@ -42,29 +43,33 @@ def choose_by_objective(study: Study, text: str, progress: Progress = silent) ->
         hop_roots(study, settings.hops),
     )  # fmt: skip
     proposed = _proposed(study, ensemble)
-    fresh = range(study.settings.images, 3 * study.settings.images)
-    measured = measure_all(study, "candidate", list(proposed), fresh, f"measuring the best of {text}", progress)
+    what = f"measuring the best of {text}"
+    measured = measure_all(study, "candidate", list(proposed), fresh, what, progress, workers)
     whole = np.stack([study.space.encode(c) for c in proposed])
     predicted = objective.sign * ensemble.predict(study.encoding, whole).mean(axis=0)
     rows = [
-        Candidate(origin, c, study.space.average_bits(c), float(p), m.means)
-        for (c, origin), p, m in zip(proposed.items(), predicted, measured)
-    ]
+        Candidate(
+            origin=origin, configuration=c, average_bits=study.space.average_bits(c), predicted=float(p),
+            measured=m.means,
+        )
+        for (c, origin), p, m in zip(proposed.items(), predicted, measured) if m is not None
+    ]  # fmt: skip
+    if not rows:
+        raise Qua2SeDiMoError(f"no candidate for {text} could be measured", "`qua2sedimo records` has the errors.")
     best = max(rows, key=lambda row: objective.sign * objective.of(row.measured, row.average_bits, row.configuration))
-    choice = Choice(
-        best.average_bits, best.configuration, best.average_bits, study.space.nbytes(best.configuration), best.origin,
-        best.predicted, best.measured, rows,
-    )  # fmt: skip
-    choice.save(objective_path(study, text), f"objective {study.identity} {study.settings.protocol} {text}")
+    owner = f"objective {study.identity} {study.settings.protocol}"
+    judged = fresh.start, len(fresh)
+    choice = Choice.of(best, study.space, owner, candidates=rows, objective=text, judged_on=judged)
+    choice.save(objective_path(study, text))
     return choice
 
 
-def objective_path(study: Study, text: str) -> Path:
+def objective_path(study: Workspace, text: str) -> Path:
     """Where the choice for an objective is kept."""
-    return study.folder / "choices" / f"objective-{zlib.crc32(''.join(text.split()).encode()):08x}.json"
+    return study.folder / "choices" / f"{objective_name(text)}.json"
 
 
-def _proposed(study: Study, ensemble: Ensemble) -> dict[Configuration, str]:
+def _proposed(study: Workspace, ensemble: Ensemble) -> dict[Configuration, str]:
     """Each block's best setting, unless some hop ranks nothing; each layer's best option."""
     total = op_scores(study.space, study.encoding, ensemble).total()
     layers = {n: max(options, key=options.__getitem__) for n, options in total.items()}

@@ -1,0 +1,63 @@
+"""JSON files of a study as strict, versioned models: what is read is what was written, or an error names the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.files import read_json, write_text
+
+D = TypeVar("D", bound="Document")
+
+#: For plain dataclasses that are fields of a document: as strict as the document itself.
+STRICT = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
+
+
+class Document(BaseModel):
+    """A JSON file with a version. A subclass declares ``format: Literal[N] = N``, its fields, and its ``remedy``.
+
+    Unknown entries, entries of another type, and files of another format are errors. A new format comes with a step
+    in :meth:`upgraded` that reads the one before, or the old file is refused with the remedy.
+    """
+
+    model_config = ConfigDict(**STRICT, frozen=True)
+
+    #: What to do about a file that cannot be read: the command that makes it anew.
+    remedy: ClassVar[str] = ""
+
+    format: int
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        write_text(path, self.model_dump_json(indent=1))
+
+    @classmethod
+    def load(cls: type[D], path: Path) -> D:
+        """Read what :meth:`save` wrote, or an earlier format that can be upgraded.
+
+        Raises :class:`Qua2SeDiMoError` naming the file, the entry and the remedy.
+        """
+        content = read_json(path, cls.remedy)
+        wanted = cls.model_fields["format"].default
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        if isinstance(content, dict) and found != wanted:
+            content = cls.upgraded(content, path)
+        if not isinstance(content, dict) or content.get("format") != wanted:
+            raise Qua2SeDiMoError(f"{path}: format {found} is not {wanted}", cls.remedy)
+        try:
+            return cls.model_validate_json(json.dumps(content))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise Qua2SeDiMoError(f"{path} is damaged: {where}: {first['msg']}", cls.remedy) from error
+        except Qua2SeDiMoError as error:
+            raise Qua2SeDiMoError(f"{path} is damaged: {error.message}", cls.remedy) from error
+
+    @classmethod
+    def upgraded(cls, content: dict[str, Any], path: Path) -> dict[str, Any]:
+        """The content of an earlier format in the present one; as it is where there is no such step."""
+        return content

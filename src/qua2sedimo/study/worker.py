@@ -1,0 +1,122 @@
+"""What a worker does for a study, this process or another: measure a configuration, or paint pictures into a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.files import write_via
+from qua2sedimo.measuring.measurer import Measurer
+from qua2sedimo.measuring.replay import replay
+from qua2sedimo.measuring.run import Crew, Workers
+from qua2sedimo.measuring.workers import Work
+from qua2sedimo.options import Configuration
+from qua2sedimo.runtime import set_activation_bits
+from qua2sedimo.study.workspace import Workspace
+from qua2sedimo.system.machine import peak_memory
+from qua2sedimo.system.progress import Progress, silent
+from qua2sedimo.system.versions import versions
+
+_MEASURERS = 16  # ranges of images whose full-precision pictures stay in memory
+
+
+@contextmanager
+def crew(study: Workspace, workers: Workers = Workers(), progress: Progress = silent) -> Iterator[Crew]:
+    """Who does jobs meanwhile: this process, or Ray workers that open the study by its folder.
+
+    A crew that is at work already is used again, so that a stage of stages starts its workers once.
+    """
+    if study.crew is not None:
+        yield study.crew
+        return
+    if not workers.here and study.pipeline_given:
+        raise Qua2SeDiMoError(
+            "workers load the pipeline by its name, and this study was given one in memory",
+            "Save the pipeline to a folder and make a study of that, or measure without workers.",
+        )
+    if not workers.here:
+        study.bank  # noqa: B018 - graph and bank must be there before a worker opens them
+    opener, folder = f"{__name__}:{open_worker.__name__}", str(study.folder.resolve())
+    with Crew(workers, lambda: work_of(study), opener, [folder], progress, not study.batch_is_known) as study.crew:
+        try:
+            yield study.crew
+        finally:
+            study.crew = None
+            if workers.here and "switch" in vars(study):
+                study.switch.restore()
+
+
+def open_worker(folder: str) -> Work:
+    """The work of a worker that knows a study by its folder: its pipeline, bank and full-precision images, once."""
+    study = Workspace(folder)
+    if not (study.folder / "bank" / "index.json").exists():
+        raise Qua2SeDiMoError(
+            f"{study.folder} has no bank here", "The study folder must be on storage that all machines share."
+        )
+    return work_of(study)
+
+
+def work_of(study: Workspace) -> Work:
+    """A job as JSON → its result as JSON; ``do`` is ``measure``, ``reference`` or ``paint``."""
+
+    @lru_cache(_MEASURERS)
+    def measurer(start: int, stop: int) -> Measurer:
+        return study.measurer(range(start, stop))
+
+    def measure(start: int, stop: int, configuration: str) -> dict[str, Any]:
+        measurement = measurer(start, stop)(Configuration.from_json(configuration))
+        return {**asdict(measurement), "peak_memory": peak_memory(), "versions": versions()}
+
+    def reference(start: int, stop: int) -> None:
+        measurer(start, stop).prepare()
+
+    def paint(start: int, stop: int, to: str, **how: Any) -> None:
+        images = np.ascontiguousarray(_painted(study, range(start, stop), **how))
+        write_via(Path(to), lambda temporary: save_file({"images": images}, temporary))
+
+    known: dict[str, Callable[..., Any]] = {"measure": measure, "reference": reference, "paint": paint}
+
+    def work(content: str) -> str:
+        job = json.loads(content)
+        return json.dumps(known[job.pop("do")](**job))
+
+    return work
+
+
+def _painted(
+    study: Workspace, images: range, configuration: str | None = None, act_bits: int | None = None,
+    packed: str | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Images of a configuration, with activations rounded if asked; or of the packed folder, by a new process."""
+    if packed is not None:
+        return replay(Path(packed), study.generator.generation, images, study.folder / "comparison")
+    applied = Configuration.from_json(configuration or "{}")
+    study.switch.apply(applied)
+    if act_bits is None:
+        return study.generator(images.start, images.stop)
+    with activations_at(study, applied, act_bits):
+        return study.generator(images.start, images.stop)
+
+
+@contextmanager
+def activations_at(study: Workspace, configuration: Configuration, bits: int) -> Iterator[None]:
+    """Within, the study's denoiser rounds what the layers of ``configuration`` and attention read to ``bits``.
+
+    Computes what the exported model does with such activations. Raises :class:`Qua2SeDiMoError` if it cannot.
+    """
+    units = (study.graph.layers[unit] for unit in configuration)
+    layers = dict.fromkeys(name for unit in units for name in (unit.module, *unit.copies))
+    set_activation_bits(study.denoiser, bits, layers)
+    try:
+        yield
+    finally:
+        set_activation_bits(study.denoiser, None)

@@ -1,0 +1,316 @@
+"""What a stage may touch: a study's folder, its model, and what earlier stages left; opened when first asked for."""
+
+from __future__ import annotations
+
+import fnmatch
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qua2sedimo import zoo
+from qua2sedimo.bank import Bank, stored_weight
+from qua2sedimo.denoisers import (
+    Graph,
+    WeightLayer,
+    capture_call,
+    denoiser_checkpoint,
+    denoiser_of,
+    load_pipeline,
+    trace,
+    unit_weight,
+    weight_modules,
+)
+from qua2sedimo.denoisers.layers import refuse_without_weights
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.files import read_json, write_json
+from qua2sedimo.formats.tensorfiles import Checkpoint
+from qua2sedimo.images.batches import fitting_batch
+from qua2sedimo.images.generate import BATCH, Generation, Generator, check_inputs
+from qua2sedimo.images.ledger import LEARNING, USE_OF_ROLE
+from qua2sedimo.images.pictures import Pictures
+from qua2sedimo.images.reference import ReferenceStore
+from qua2sedimo.measuring.measurer import Measurer
+from qua2sedimo.measuring.originals import Source, checkpoint_source, files_of
+from qua2sedimo.measuring.run import Crew
+from qua2sedimo.measuring.switch import Switch
+from qua2sedimo.objective import Objective
+from qua2sedimo.options import SearchSpace
+from qua2sedimo.predictor import Encoding
+from qua2sedimo.records import Record, Records
+from qua2sedimo.sampling import Sampler, read_list
+from qua2sedimo.search import Budget, Constraints
+from qua2sedimo.study.choices import Choice, choice_name
+from qua2sedimo.study.settings import StudySettings
+from qua2sedimo.system.progress import Progress, silent
+
+_USUAL_BITS = 3.5  # the budget of commands by default
+_MOST_WORKERS = 8  # layers quantized side by side: each needs some 30 bytes a weight
+
+
+class Workspace:
+    """A study as its stages see it. Every stage is a function of a workspace.
+
+    ``pipeline``: used instead of loading the model that study.yaml names.
+    """
+
+    def __init__(self, folder: str | Path, pipeline: Any = None) -> None:
+        """Open a study folder; raises :class:`Qua2SeDiMoError` if there is no study, or a damaged study.yaml."""
+        self.folder = Path(folder)
+        self.settings = StudySettings.load(self.folder / "study.yaml")
+        self._given = pipeline
+        #: Who does jobs at present; see :func:`qua2sedimo.study.worker.crew`.
+        self.crew: Crew | None = None
+
+    # The model -------------------------------------------------------------------------------------------------
+
+    @property
+    def pipeline_given(self) -> bool:
+        """Whether the pipeline was given in memory, so that no other process can load it."""
+        return self._given is not None
+
+    @cached_property
+    def pipeline(self) -> Any:
+        pipeline = self._given if self._given is not None else load_pipeline(self.settings.model)
+        check_inputs(pipeline, self.settings.inputs)
+        return pipeline
+
+    @cached_property
+    def component(self) -> str:
+        return denoiser_of(self.pipeline, self.settings.component)[0]
+
+    @cached_property
+    def denoiser(self) -> torch.nn.Module:
+        return denoiser_of(self.pipeline, self.settings.component)[1]
+
+    @cached_property
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """The denoiser's weight layers by name."""
+        return weight_modules(self.denoiser)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph, from graph.json or traced from one real call of the denoiser."""
+        path = self.folder / "graph.json"
+        if path.exists():
+            return Graph.load(path)
+        refuse_without_weights(self.denoiser)
+        call = capture_call(self.pipeline, self.denoiser, Generator(self.pipeline, self.generation).call_arguments([0]))
+        graph = trace(self.denoiser, call.args, call.kwargs, parts=True, ties=True)
+        graph.save(path)
+        return graph
+
+    @cached_property
+    def copies(self) -> dict[str, tuple[str, ...]]:
+        """Module name → other modules with the same weights, which get the same option."""
+        layers = (self.graph.layers[name] for name in self.space.layers)
+        return {layer.module: layer.copies for layer in layers if layer.copies}
+
+    def names_of(self, layer: str) -> list[str]:
+        """All names by which a pattern may mean a layer: its module and the module's copies."""
+        return [self.graph.layers[layer].module, *self.graph.layers[layer].copies]
+
+    def weight(self, layer: str) -> torch.Tensor:
+        """The 16-bit weight of a layer or part that is quantized.
+
+        Read from the checkpoint's files if the model is a folder, so that no model has to be loaded for it, else from
+        the denoiser.
+        """
+        unit = self.graph.layers[layer]
+        name = f"{unit.module}.weight"
+        if self._checkpoint is not None and name in self._checkpoint:
+            whole = stored_weight(self._checkpoint(name).float())  # as a pipeline in fp32 holds it
+            return whole if unit.span is None else whole[:, unit.span[0] : unit.span[1]].contiguous()
+        return stored_weight(unit_weight(self.modules, unit))
+
+    def original_weights(self) -> Source | None:
+        """Reads original weights from the files the denoiser came from, if there are any."""
+        return checkpoint_source(self._checkpoint or files_of(self.denoiser), self.graph.layers)
+
+    @cached_property
+    def _checkpoint(self) -> Checkpoint | None:
+        return None if self._given is not None else denoiser_checkpoint(self.settings.model, self.settings.component)
+
+    # What can be chosen ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """Layers that can be measured, without those kept in 16 bits, and their options."""
+        layers = self.graph.layers
+        idle = [p for p in self.settings.keep if not any(_matches(layer, p) for layer in layers.values())]
+        if idle:
+            raise Qua2SeDiMoError(f"keep: no layer matches '{idle[0]}'", "See `qua2sedimo inspect MODEL`.")
+        shapes = {
+            name: layer.shape
+            for name, layer in layers.items()
+            if not any(_matches(layer, pattern) for pattern in self.settings.keep)
+        }
+        if not shapes:
+            raise Qua2SeDiMoError("keep: no layer is left to quantize", "Keep fewer layers.")
+        return SearchSpace.of(shapes, self.settings.options)
+
+    @cached_property
+    def identity(self) -> str:
+        """Names the search space and the very weights: what belongs to other ones is refused, not mixed."""
+        checksum = 0
+        for layer in self.space.layers:
+            weight = self.weight(layer).cpu().contiguous()
+            checksum = zlib.crc32(weight.view(torch.int16).numpy().tobytes(), checksum)
+        return f"{self.space.hash}-{checksum:08x}"
+
+    @cached_property
+    def objective(self) -> Objective:
+        """What is maximised."""
+        return self.parsed(self.settings.objective)
+
+    def parsed(self, objective: str) -> Objective:
+        """Any objective, with the sizes and operations of this study's layers."""
+        macs = {name: self.graph.layers[name].macs for name in self.space.layers}
+        return Objective.parse(objective, self.space.weights, macs)
+
+    def build_bank(self, progress: Progress = silent) -> Bank:
+        """Quantize every option of every layer, or open the bank if that was done."""
+        index = self.folder / "bank" / "index.json"
+        if index.exists():
+            return Bank(index.parent, self.space, self.identity)
+        total = len(self.space.layers)
+        workers = min(_MOST_WORKERS, torch.get_num_threads())
+        return Bank.build(
+            index.parent,
+            self.space,
+            self.identity,
+            self.weight,
+            lambda done: progress(done, total, "quantizing layers"),
+            workers,
+        )
+
+    @cached_property
+    def bank(self) -> Bank:
+        return self.build_bank()
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        return Encoding(self.graph, self.space, self.bank)
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """The sequence of configurations to measure."""
+        s = self.settings
+        listed = read_list(self.folder / s.configurations, self.space) if s.configurations is not None else []
+        return Sampler(s.sampler, self.space, s.seed, s.bits_range, self.graph.layers, listed)
+
+    # Images ----------------------------------------------------------------------------------------------------
+
+    @property
+    def generation(self) -> Generation:
+        """What is painted; how many at once is decided by :attr:`batch`."""
+        return Generation(self.settings.inputs, self.settings.arguments, self.settings.seed)
+
+    @property
+    def batch_is_known(self) -> bool:
+        """Whether :attr:`batch` can be read without trying."""
+        return self.settings.batch != "auto" or (self.folder / "batch.json").exists()
+
+    @cached_property
+    def batch(self) -> int:
+        """Images a call of the pipeline: as asked, or as many as fit, found once and kept in batch.json.
+
+        It is the same for all measurements, since the last bits of an image depend on it.
+        """
+        if self.settings.batch != "auto":
+            return self.settings.batch
+        path = self.folder / "batch.json"
+        if not path.exists():
+            write_json(path, fitting_batch(self.pipeline, self.generation, min(BATCH, self.settings.images)))
+        found = read_json(path)
+        if not isinstance(found, int) or found < 1:
+            raise Qua2SeDiMoError(
+                f"{path} holds {found!r}, not a number of images", "Move it away; it will be found anew."
+            )
+        return found
+
+    @cached_property
+    def generator(self) -> Generator:
+        return Generator(self.pipeline, replace(self.generation, batch=self.batch))
+
+    @property
+    def references(self) -> ReferenceStore:
+        """Full-precision images of the study, on disk: those of these weights, this protocol and this batch."""
+        key = f"{self.identity}-{self.settings.protocol}-{self.batch}"
+        return ReferenceStore(self.folder / "reference", key)
+
+    def full_precision(self, images: range) -> np.ndarray:
+        """Full-precision images, read if they were made before."""
+
+        def make() -> Pictures:
+            self.switch.restore()
+            return Pictures(self.generator(images.start, images.stop))
+
+        return self.references(images, False, make).images
+
+    @property
+    def input_score(self) -> Callable[[np.ndarray, Sequence[str | int]], np.ndarray] | None:
+        """Answers the ``accuracy`` metric, for zoo models only."""
+        return zoo.input_score(self.settings.model) if self.settings.model in zoo.ENTRIES else None
+
+    @property
+    def real_pictures(self) -> np.ndarray | None:
+        """What metrics against real pictures compare with (uint8), for zoo models only."""
+        return zoo.reference_images(self.settings.model) if self.settings.model in zoo.ENTRIES else None
+
+    # Measuring -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def records(self) -> Records:
+        return Records(self.folder / "records.db", self.identity, self.settings.protocol)
+
+    def learning_records(self, role: str) -> list[Record]:
+        """Records of a role that models may be fitted to: those on images that never judge."""
+        if not USE_OF_ROLE[role].learns:
+            raise ValueError(f"records of role '{role}' judge: nothing may be learned from them")
+        return [r for r in self.records.all(role) if r.measurement.start in LEARNING]
+
+    @cached_property
+    def switch(self) -> Switch:
+        return Switch(self.denoiser, self.bank, self.graph.layers, self.original_weights())
+
+    def measurer(
+        self, images: range, generator: Generator | None = None, switch: Switch | None = None
+    ) -> Measurer:  # fmt: skip
+        """Measures configurations on these images; a trial brings a generator and a switch of its own."""
+        metrics = list(dict.fromkeys([*self.objective.metrics, *self.settings.metrics]))
+        generator, switch = generator or self.generator, switch or self.switch
+        return Measurer(generator, switch, metrics, images, self.input_score, self.real_pictures, self.references)
+
+    # Choices ---------------------------------------------------------------------------------------------------
+
+    def choice_path(self, budget: Budget, constraints: Constraints | None = None) -> Path:
+        """Where the choice for a budget is kept; one under constraints has a name of its own."""
+        return self.folder / "choices" / f"{choice_name(budget, constraints)}.json"
+
+    def choices(self) -> list[Choice]:
+        """The choices kept in the folder that belong to this space and these weights."""
+        kept = [Choice.load(path) for path in sorted((self.folder / "choices").glob("*.json"))]
+        return [choice for choice in kept if self.identity in choice.owner]
+
+    def choice_for(self, bits: float | None = None) -> Choice | None:
+        """The kept choice of just this budget and without constraints; None if there is none.
+
+        Without ``bits`` that for 3.5 bits, or else the only choice there is.
+        """
+        kept = self.choices()
+        nbytes = Budget(_USUAL_BITS if bits is None else bits).nbytes(self.space.weights)
+        for choice in kept:
+            if choice.budget_bytes == nbytes and choice.objective is None and not choice.constraints.name:
+                return choice
+        return kept[0] if bits is None and len(kept) == 1 else None
+
+
+def _matches(layer: WeightLayer, pattern: str) -> bool:
+    """Whether a layer of this unit, or a copy, is meant by the pattern; layers are kept whole."""
+    return any(fnmatch.fnmatchcase(name, pattern) for name in (layer.module, *layer.copies))
