@@ -16,7 +16,7 @@ from qua2sedimo import Study
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.images.generate import Generation, Generator
 from qua2sedimo.images.latents import final_latents
-from qua2sedimo.measuring.measurer import REFERENCES_FROM, Measurer
+from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.measuring.switch import Switch
 from qua2sedimo.metrics.catalogue import BUILT_IN
 from qua2sedimo.metrics.distances import frechet_distance, mean_squared_error, psnr
@@ -88,7 +88,7 @@ def test_values_are_those_of_the_metrics_on_the_images(measured: Any, task: Task
     measurer.switch.apply(task.space.uniform(Option.parse("kmeans_a-4")))
     images = measurer.generator(3, 9)
     measurer.switch.restore()
-    full, other = measurer.generator(3, 9), measurer.generator(REFERENCES_FROM, REFERENCES_FROM + 6)
+    full, other = measurer.generator(3, 9), measurer.generator(SET_REFERENCES.first, SET_REFERENCES.first + 6)
     np.testing.assert_allclose(good.values["psnr"], psnr(images, full))
     own = pooled_features(images)
     assert good.sets["frechet_full"] == set_estimate(frechet_distance, own, pooled_features(other))
@@ -99,7 +99,7 @@ def test_values_are_those_of_the_metrics_on_the_images(measured: Any, task: Task
 def test_references_are_made_once_and_from_noise_of_their_own(measured: Any) -> None:
     measurer, *_ = measured
     asked = measurer.generator.asked
-    assert asked.count((REFERENCES_FROM, REFERENCES_FROM + 6)) == 1
+    assert asked.count((SET_REFERENCES.first, SET_REFERENCES.first + 6)) == 1
     assert asked.count((3, 9)) == 3 and len(asked) == 4  # full precision and two configurations
 
 

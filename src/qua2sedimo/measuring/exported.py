@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from qua2sedimo import zoo
 from qua2sedimo.denoisers import load_pipeline
 from qua2sedimo.denoisers.hub_names import public_name
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import read_document, read_json, write_json
+from qua2sedimo.formats.document import Document
+from qua2sedimo.formats.files import read_json
 from qua2sedimo.images.generate import Generation, Generator, check_arguments, check_inputs
+from qua2sedimo.images.ledger import EVALUATION
 from qua2sedimo.metrics.catalogue import metric
 from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.metrics.estimator import MetricEstimator, References
+from qua2sedimo.system.progress import Progress
 from qua2sedimo.system.versions import versions
 
-FILE, FORMAT = "evaluation.json", 1
-_REMEDY = "Delete it, or measure again: qua2sedimo evaluate OUT."
+FILE = "evaluation.json"
 
 
-class Evaluation(BaseModel):
+class Evaluation(Document):
     """Metrics of an export and of full precision on the same inputs and noise.
 
     ``export`` names the files that were measured; ``model`` is what they were compared with.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    remedy: ClassVar[str] = "Measure again: qua2sedimo evaluate OUT."
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     export: str
     model: str
     inputs: list[str | int]
@@ -46,11 +47,14 @@ class Evaluation(BaseModel):
 
     def keep(self, folder: Path) -> None:
         """Write it to ``folder``, with what is kept there of other metrics measured in the same way."""
-        kept = _kept(folder)
+        try:
+            kept = read_evaluation(folder)
+        except Qua2SeDiMoError:  # damaged, or of other files: it gives way
+            kept = None
         if kept is not None and kept._way() == self._way():
             merged = {"metrics": kept.metrics | self.metrics, "full": kept.full | self.full}
-            return write_json(folder / FILE, self.model_copy(update=merged).model_dump())
-        return write_json(folder / FILE, self.model_dump())
+            return self.model_copy(update=merged).save(folder / FILE)
+        return self.save(folder / FILE)
 
     def _way(self) -> dict[str, Any]:
         return self.model_dump(exclude={"metrics", "full"})
@@ -64,21 +68,10 @@ def read_evaluation(folder: Path) -> Evaluation | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    try:
-        found = Evaluation.model_validate(read_document(path, FORMAT, _REMEDY))
-    except ValidationError as error:
-        raise Qua2SeDiMoError(f"{path} is damaged: {error.errors()[0]['msg']}", _REMEDY) from error
+    found = Evaluation.load(path)
     if found.export != export_digest(folder):
-        raise Qua2SeDiMoError(f"{path} was measured on other files than those beside it", _REMEDY)
+        raise Qua2SeDiMoError(f"{path} was measured on other files than those beside it", Evaluation.remedy)
     return found
-
-
-def _kept(folder: Path) -> Evaluation | None:
-    """What is kept and can be added to; a damaged file, or one of other files, gives way to a new one."""
-    try:
-        return read_evaluation(folder)
-    except Qua2SeDiMoError:
-        return None
 
 
 def export_digest(folder: Path) -> str:
@@ -92,18 +85,21 @@ def export_digest(folder: Path) -> str:
 
 
 def evaluate_export(
-    folder: Path, model: str, generation: Generation, names: Sequence[str], images: int, progress: Any
+    folder: Path, model: str, generation: Generation, names: Sequence[str], images: int, progress: Progress
 ) -> Evaluation:
     """Paint ``images`` pictures with the export in ``folder`` and with ``model``; compare them by metrics ``names``.
+
+    They are images that no study learns from or chooses by, whatever its seed.
 
     ``progress(done, total, what)`` is called now and then. Raises :class:`Qua2SeDiMoError` if a metric cannot be had.
     """
     more = images if any(metric(name).kind == "set" for name in names) else 0
-    full = _painted(model, generation, images + more, partial(_told, progress, "full precision"))
-    own = _painted(str(folder), generation, images, partial(_told, progress, "exported model"))
+    judged = EVALUATION.images(images + more)
+    full = _painted(model, generation, judged, partial(_report, progress, "full precision"))
+    own = _painted(str(folder), generation, judged[:images], partial(_report, progress, "exported model"))
     known = model in zoo.ENTRIES
     references = References(full[:images], full[images:], zoo.reference_images(model) if known else None)
-    inputs = [i for i in map(generation.input, range(images)) if i is not None]
+    inputs = [i for i in map(generation.input, judged[:images]) if i is not None]
     compared = MetricEstimator(references, inputs, names, zoo.input_score(model) if known else None)
     had = {m.name for m in compared.metrics}
     for name in names:
@@ -121,12 +117,12 @@ def evaluate_export(
     )
 
 
-def _told(progress: Any, what: str, done: int, total: int) -> None:
+def _report(progress: Progress, what: str, done: int, total: int) -> None:
     progress(done, total, what)
 
 
-def _painted(source: str, generation: Generation, images: int, tell: Any) -> np.ndarray:
+def _painted(source: str, generation: Generation, images: range, report: Callable[[int, int], object]) -> np.ndarray:
     pipeline = load_pipeline(source)
     check_arguments(pipeline, generation.arguments)
     check_inputs(pipeline, generation.inputs)
-    return Generator(pipeline, generation)(0, images, lambda done: tell(done, images))
+    return Generator(pipeline, generation)(images.start, images.stop, lambda done: report(done, len(images)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from qua2sedimo.images.generate import Generator, without_safety_checker
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.measuring.switch import Switch
 from qua2sedimo.options import Configuration, Option
+from qua2sedimo.system.machine import peak_memory
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,4 @@ def peak_bytes() -> int:
     """The most memory this process has held: of the GPU if torch uses one, else resident."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
-    if sys.platform == "win32":
-        import psutil  # comes with accelerate
-
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return peak_memory()
