@@ -16,6 +16,7 @@ from qua2sedimo import Study
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.images.generate import Generation, Generator
 from qua2sedimo.images.latents import final_latents
+from qua2sedimo.images.ledger import SET_REFERENCES
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.measuring.switch import Switch
 from qua2sedimo.metrics.catalogue import BUILT_IN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
 from pathlib import Path
@@ -36,7 +37,7 @@ def numbers(ranges: list[range]) -> set[int]:
 
 def test_uses_do_not_overlap_and_every_role_has_one() -> None:
     blocks = sorted((use.first, use.first + use.size) for use in USES)
-    assert all(stop <= start for (_, stop), (start, _) in zip(blocks, blocks[1:]))
+    assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(blocks))
     assert {role for role, use in USE_OF_ROLE.items() if use.learns} == {"sample", "single", "round"}
 
 

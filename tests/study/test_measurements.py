@@ -106,7 +106,7 @@ def test_a_search_stopped_in_its_finals_may_still_be_finished(study: Study, monk
     assert images_spent(study.workspace) <= 120 and found.choice.images == 120
 
 
-# Choices are found again by what was asked ---------------------------------------------------------------------------
+# Choices are found again by what was asked -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [3.3, 3.1, 10 / 3, 3.2999999])
@@ -153,7 +153,7 @@ def first_format(choice: Choice, study: Study) -> dict[str, Any]:
     return {**content, "format": 1, "bits_asked": 8 * choice.budget_bytes / study.workspace.space.weights}
 
 
-# A predictor is paired with the records it was fitted to ---------------------------------------------------------------
+# A predictor is paired with the records it was fitted to -----------------------------------------------------------
 
 
 def test_a_record_that_comes_back_changes_nothing_of_what_a_fit_says_of_itself(
@@ -168,7 +168,6 @@ def test_a_record_that_comes_back_changes_nothing_of_what_a_fit_says_of_itself(
     before, costs = predictor_quality(study.workspace), sensitivity(study.workspace).effects
     study.measure(40, again=True)
     assert gone.configuration in [r.configuration for r in records.all("sample")]
-    ensemble = study.fit.__wrapped__  # noqa: F841 - the stage itself: nothing is fitted anew below
     again = predictor_quality(study.workspace)
     assert again.measured == before.measured and again.rank_correlation == before.rank_correlation
     assert sensitivity(study.workspace).effects == costs
