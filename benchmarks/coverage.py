@@ -29,10 +29,11 @@ from tests.denoisers.coverage.registry import EXCLUDED, FAMILIES, exported  # no
 
 _HEAD = """# Coverage
 
-Transformer and U-Net classes of diffusers {version}, each built from a small configuration with random weights, traced,
-every layer and part quantized and packed, loaded with `from_pretrained`, and compared: *same output* means bit for bit
-that of the model with the same quantized weights written into its layers. *Units* are layers or parts with an option of
-their own; *bypassed* layers are never called as modules in this call, or do not reach its output, and are left alone.
+Transformer and U-Net classes of diffusers {version}. Each is built from a small configuration with random weights and
+traced; every layer and part is quantized and packed; the checkpoint is loaded with `from_pretrained`, and its output is
+compared. *Same output* means bit-identical to the model with the same quantized weights written into its layers.
+*Units* are layers or parts with their own option; *bypassed* layers are never called as modules in this call, or do not
+reach its output, and are not quantized.
 
 Made by `python benchmarks/coverage.py --docs`. The configurations are in `tests/denoisers/coverage/`.
 """

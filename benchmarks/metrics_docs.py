@@ -23,13 +23,13 @@ KEPT = ROOT / "src/qua2sedimo/metrics/metrics.json"
 FIGURE = FIGURES / "metrics-images.svg"
 
 PREAMBLE = """\
-{configurations} random configurations of each model. For each number of images {draws} subsets are drawn, the same
-images of every configuration, and the configurations ranked by them. *Enough* is from where on the mean rank
-correlation with the ranks by all images there are stays at {threshold:g} or above. *Cost* is the metric's time over
-that of making the images. Set metrics compare with {few} full-precision images, as while measuring, or {real} real
-ones.{uneven}
+{configurations} random configurations of each model. For each number of images, {draws} random subsets are drawn, with
+the same images for every configuration, and the configurations are ranked by each subset. *Enough* is the number of
+images from which on the mean rank correlation with the ranking by all images stays at {threshold:g} or above. *Cost* is
+the time for the metric relative to the time for generating the images. Set metrics compare with {few} full-precision
+images, as while measuring, or {real} real ones.{uneven}
 """
-UNEVEN = " The models differ in how many images there are: with fewer, subsets have more of them in common with all."
+UNEVEN = " The models differ in their number of images: with fewer, a subset shares more of them with the whole."
 ABOUT = (
     "{most:,} images of each configuration, {bits[0]:.2f} to {bits[1]:.2f} average bits, {steps} sampling steps, "
     "guidance {guidance:g}. Over all images, set metrics compare with {references[1]} full-precision ones. A row has "
@@ -73,7 +73,7 @@ def measured_text(content: dict[str, Any]) -> str:
     for name, model in models.items():
         lines += [f"### {name}", "", ABOUT.format(**model), "", *rows(model), ""]
     times = ", ".join(f"{ratio:.1f} ({size})" for size, ratio in content["frechet_ratios"].items())
-    lines.append(f"torchmetrics' Fréchet distance takes so many times the time of ours, features given: {times}.")
+    lines.append(f"Time of torchmetrics' Fréchet distance relative to ours, without the features: {times}.")
     return "\n".join(lines)
 
 

@@ -31,6 +31,7 @@ ORDER = (
         ),
     ),
     ("Understand", ("docs/gallery", "docs/sensitivity", "docs/method", "docs/architecture", "docs/zoo")),
+    ("Project", ("CHANGELOG", "CONTRIBUTING")),
 )
 
 
@@ -62,13 +63,13 @@ def toctrees(pages: list[str]) -> str:
 def stage(folder: Path) -> None:
     """Lay out what Sphinx reads: README as the front page, docs beside it, a page for each public module."""
     shutil.copytree(ROOT / "docs", folder / "docs", ignore=shutil.ignore_patterns("site", "api"))
-    for name in ("README.md", "LICENSE", "NOTICE"):
+    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copy(Path(__file__).with_name("conf.py"), folder / "conf.py")
     (folder / "docs" / "api").mkdir()
     for module in public_modules():
         (folder / "docs" / "api" / f"{module.__name__}.rst").write_text(api_page(module), encoding="utf-8")
-    pages = sorted(f"docs/{page.stem}" for page in (folder / "docs").glob("*.md"))
+    pages = ["CHANGELOG", "CONTRIBUTING", *sorted(f"docs/{page.stem}" for page in (folder / "docs").glob("*.md"))]
     with (folder / "README.md").open("a", encoding="utf-8") as front:
         front.write(toctrees(pages))
 

@@ -300,7 +300,7 @@ def test_a_packed_model_multiplies_integers_where_it_can() -> None:
     kmeans = {name: METHODS["kmeans_a"].quantize(m.weight.detach(), [5])[0] for name, m in modules.items()}
     other = dit()
     replace_layers(other, quantized_layers(other, kmeans))
-    with pytest.raises(Qua2SeDiMoError, match="no layer can multiply integers"):
+    with pytest.raises(Qua2SeDiMoError, match="no layer can compute in integers"):
         set_activation_bits(other, 8, integer=True)
 
 

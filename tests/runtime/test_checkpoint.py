@@ -182,7 +182,7 @@ def test_parts_that_do_not_make_up_a_layer_are_refused(tmp_path) -> None:
     model = unet()
     values = split(model)
     del values[next(name for name in values if "[0:5]" in name)]
-    with pytest.raises(Qua2SeDiMoError, match="do not make up layer"):
+    with pytest.raises(Qua2SeDiMoError, match="do not cover layer"):
         save_packed(model, None, values, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -221,5 +221,5 @@ def test_layers_that_are_no_copies_are_refused_as_such(tmp_path) -> None:
     model, values, copies = copied()
     with torch.no_grad():
         model.transformer_blocks[1].norm1.emb.timestep_embedder.linear_1.bias.add_(1)
-    with pytest.raises(Qua2SeDiMoError, match="no copies"):
+    with pytest.raises(Qua2SeDiMoError, match="given as copies, but differ"):
         save_packed(model, None, values, tmp_path / "out", copies=copies)

@@ -109,7 +109,7 @@ def test_refuses_a_subclass_with_its_own_forward_pass() -> None:
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             return 2 * super().forward(input)
 
-    with pytest.raises(Qua2SeDiMoError, match="Doubled computes otherwise"):
+    with pytest.raises(Qua2SeDiMoError, match="Doubled overrides the forward pass of"):
         empty_quantized_module(Doubled(4, 4), [Part(None, Storage(Option("uaq", 4), torch.float32))])
 
 

@@ -117,9 +117,9 @@ def test_copies_get_what_the_layer_gets_and_take_room() -> None:
     [
         ("torchao", Option("kmeans_c", 4), wide(512), "K-Means"),
         ("gguf", Option("kmeans_a", 4), wide(512), "K-Means"),
-        ("gguf", Option("uaq", 7), wide(512), "no GGUF type of 7 bits"),
-        ("gguf", Option("uaq", 3), wide(1152), "1152 numbers are no whole blocks of 256"),
-        ("gguf", Option("uaq", 4), wide(40), "40 numbers are no whole blocks of 32"),
+        ("gguf", Option("uaq", 7), wide(512), "GGUF has no type of 7 bits"),
+        ("gguf", Option("uaq", 3), wide(1152), "1152 weights are not a multiple of the block size 256"),
+        ("gguf", Option("uaq", 4), wide(40), "40 weights are not a multiple of the block size 32"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused_with_the_reason(form, option, layer, reason) -> None:
@@ -132,7 +132,7 @@ def test_convolutions_and_parts_are_refused_where_there_is_no_type_for_them() ->
     conv = WeightLayer("a", "a", None, (8, 32, 3, 3), "Conv2d", "Res In", "a", 0, "mid")
     part = WeightLayer("a[0:32]", "a", (0, 32), (8, 32), "Linear", "FF 1", "a", 0, "mid")
     for form, layer, reason in (
-        ("gguf", conv, "as long as its kernel"),
+        ("gguf", conv, "the length of its kernel"),
         ("torchao", WeightLayer("a", "a", None, (8, 4, 3), "Conv1d", "Res In", "a", 0, "mid"), "Conv2d layers only"),
         ("torchao", part, "several parts of a layer"),
         ("gguf", part, "several parts of a layer"),

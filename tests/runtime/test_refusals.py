@@ -78,7 +78,7 @@ def test_packed_models_and_shared_weights_are_refused(tmp_path) -> None:
     model = dit()
     values = dict(mixed(model))
     save_packed(model, None, values, tmp_path / "out")
-    with pytest.raises(Qua2SeDiMoError, match="quantized already"):
+    with pytest.raises(Qua2SeDiMoError, match="already quantized"):
         save_packed(type(model).from_pretrained(tmp_path / "out"), None, {}, tmp_path / "again")
     first, second = (block.attn1.to_q for block in model.transformer_blocks)
     second.weight = first.weight

@@ -1,4 +1,4 @@
-"""What is quantized: a denoiser's weight layers, their names, and how data flows between them."""
+"""A denoiser's weight layers, their operation types, and the graph of the data flow between them."""
 
 from qua2sedimo.denoisers.architecture import architecture, load_denoiser
 from qua2sedimo.denoisers.graph import Graph, Node

@@ -1,7 +1,7 @@
-"""Run a forward whose weights are absent: they become fake tensors, which know their shape and type only.
+"""Run a forward pass without weight values: parameters become fake tensors, which have only a shape and a dtype.
 
-Everything else is computed really until it meets one. So positions made with numpy, ``.item()`` of a timestep and
-branches on small inputs work as they are; nothing the size of a weight is ever held.
+Operations that do not depend on a parameter are computed with real values, so position tables made with numpy,
+``timestep.item()`` and branches on inputs work. No tensor of a weight's size is ever allocated.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch.utils._pytree import tree_map
 
 
 def has_absent_weights(denoiser: nn.Module) -> bool:
-    """Whether some parameter is on the meta device."""
+    """Whether any parameter is on the meta device."""
     return any(parameter.is_meta for parameter in denoiser.parameters())
 
 
 def without_values(
     denoiser: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> tuple[dict[str, torch.Tensor], tuple[Any, ...], dict[str, Any]]:
-    """(fake parameters and absent buffers by name, args, kwargs); shared tensors stay shared.
+    """(fake parameters and meta buffers by name, args, kwargs) for :func:`call_without_values`.
 
-    What is on the meta device becomes a fake tensor on the CPU; arguments that are elsewhere stay as they are.
+    Meta tensors become fake tensors on the CPU; other arguments are unchanged; shared tensors stay shared.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     made: dict[int, torch.Tensor] = {}
@@ -51,5 +51,5 @@ def without_values(
 def call_without_values(
     denoiser: nn.Module, tensors: dict[str, torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """The denoiser's output with ``tensors`` in the place of its own; hooks run as usual."""
+    """The output of the denoiser with ``tensors`` in place of its parameters and buffers; hooks run as usual."""
     return functional_call(denoiser, tensors, args, kwargs, tie_weights=False)

@@ -1,4 +1,4 @@
-"""A denoiser from its configuration alone: shapes without values, on the meta device."""
+"""Build a denoiser from its config.json alone: parameters on the meta device, with shapes but no values."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from qua2sedimo.system.quiet import quiet
 
 
 def architecture(config: str | Path | Mapping[str, Any]) -> nn.Module:
-    """The denoiser of a ``config.json`` (its path or content); parameters are on the meta device, buffers are real.
+    """The denoiser described by a ``config.json`` (path or content): parameters on the meta device, real buffers.
 
-    Raises :class:`Qua2SeDiMoError` if the file is damaged, or names no diffusers model that can be built from it.
+    Raises :class:`Qua2SeDiMoError` if the file is damaged or does not describe a diffusers model that can be built.
     """
     from accelerate import init_empty_weights
 
@@ -28,14 +28,14 @@ def architecture(config: str | Path | Mapping[str, Any]) -> nn.Module:
             model = kind.from_config(content)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise Qua2SeDiMoError(
-            f"{where}: {kind.__name__} cannot be built from it: {error}", "Compare it with the published config.json."
+            f"{where}: cannot build {kind.__name__} from it: {error}", "Compare it with the published config.json."
         ) from error
     assert isinstance(model, nn.Module)
     return model.eval()
 
 
 def load_denoiser(folder: Path) -> nn.Module:
-    """The denoiser of a folder that ``save_pretrained`` wrote; without weight files there, its architecture only.
+    """The denoiser in a folder written by ``save_pretrained``; on the meta device if the folder has no weight files.
 
     Raises :class:`Qua2SeDiMoError` if it cannot be loaded.
     """
@@ -59,8 +59,8 @@ def _class_of(content: Any, where: str) -> Any:
     name = content.get("_class_name") if isinstance(content, dict) else None
     if not isinstance(name, str):
         raise Qua2SeDiMoError(
-            f"{where} is no diffusers model configuration: '_class_name' is missing",
-            "Give the config.json that ModelMixin.save_pretrained wrote, e.g. unet/config.json of a pipeline.",
+            f"{where} is not a diffusers model configuration: '_class_name' is missing",
+            "Pass the config.json that ModelMixin.save_pretrained wrote, for example unet/config.json of a pipeline.",
         )
     kind = getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, nn.Module) and hasattr(kind, "from_config")):
@@ -69,5 +69,5 @@ def _class_of(content: Any, where: str) -> Any:
             "Update diffusers, or check '_class_name'.",
         )
     if content.get("quantization_config"):
-        raise Qua2SeDiMoError(f"{where}: {name} is already quantized", "Give the unquantized model's config.json.")
+        raise Qua2SeDiMoError(f"{where}: {name} is already quantized", "Pass the unquantized model's config.json.")
     return kind

@@ -1,4 +1,4 @@
-"""Block and stage of a layer: the repeated module it belongs to."""
+"""The block and stage of a layer: which repeated module contains it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Place:
-    """Where a layer stands: ``block`` is a readable name, ``index`` its position among its like, if any."""
+    """Position of a layer: ``block`` is a readable name, ``index`` the block's number, None outside numbered blocks."""
 
     block: str
     index: int | None
@@ -18,13 +18,12 @@ class Place:
 
 
 def block_of(name: str, denoiser: nn.Module | None = None) -> Place:
-    """The repeated block a layer belongs to.
+    """The repeated block that contains a layer.
 
-    Of a U-Net the ResNet, attention or sampler in its stage: ``down_blocks.1.attentions.0.to_q`` is in *down 1
-    attention 0*.
-    Elsewhere the outermost numbered module on the path that diffusers itself names as a block (``_repeated_blocks``,
-    ``_no_split_modules``), or that lies in a list named for blocks or layers, or that holds several layers:
-    ``transformer_blocks.3.attn1.to_q`` is in *block 3*. A layer outside every list is in *input* or *output*.
+    In a U-Net it is the ResNet, attention or sampler within a stage: ``down_blocks.1.attentions.0.to_q`` is in *down 1
+    attention 0*. In other models it is the outermost numbered module on the path that diffusers declares as a block
+    (``_repeated_blocks``, ``_no_split_modules``), whose list is named blocks or layers, or that has several layers:
+    ``transformer_blocks.3.attn1.to_q`` is in *block 3*. A layer outside all blocks is in *input* or *output*.
     """
     match = re.match(r"(down|up)_blocks\.(\d+)|(mid)_block", name)
     if match:

@@ -1,6 +1,6 @@
-"""The graph as one SVG: a box a block in the order of the data, arcs for what skips blocks, layers on a click.
+"""The graph as an SVG: one box per block in data-flow order, arcs for skip connections, a block's layers on click.
 
-No script: a box links to its panel, which CSS shows while it is the target. So it works in any browser, from a file.
+There is no script: a box links to its panel, which CSS shows while it is the link's target. This works in any browser.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ text{font:12px system-ui,sans-serif;fill:#1f2933} .head{font-size:15px;font-weig
 
 
 def block_edges(graph: Graph) -> dict[tuple[str, str], int]:
-    """Edges between different blocks with their number; a combine node belongs to the block of its latest input."""
+    """Number of edges between each pair of blocks; a combine node belongs to the block of its latest input."""
     block: list[str] = []
     edges: Counter[tuple[str, str]] = Counter()
     for node in graph.nodes:
@@ -36,7 +36,7 @@ def block_edges(graph: Graph) -> dict[tuple[str, str], int]:
 
 
 def drawing(graph: Graph) -> str:
-    """A complete SVG document."""
+    """The SVG document."""
     blocks: dict[str, list[WeightLayer]] = {}
     for node in graph.nodes:
         if node.kind == "layer":

@@ -1,4 +1,4 @@
-"""The graph of a denoiser: weight layers and the places where their data meet."""
+"""The graph of a denoiser: its weight layers and the operations that combine their outputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from qua2sedimo.denoisers.layers import WeightLayer
 from qua2sedimo.formats.document import Document
 
-#: What a combine node does with the data that meet in it.
+#: Kinds of combine nodes.
 COMBINES = ("add", "multiply", "modulate", "product", "concat", "combine")
 
 
@@ -19,8 +19,8 @@ COMBINES = ("add", "multiply", "modulate", "product", "concat", "combine")
 class Node:
     """A weight layer or part (``kind == "layer"``) or a combine node; ``inputs`` are indices of earlier nodes.
 
-    ``sees`` names the denoiser's inputs that the node's value depends on: ``hidden_states``, ``timestep``, or for
-    nested ones ``added_cond_kwargs.time_ids``.
+    ``sees`` names the denoiser's inputs that the node depends on: ``hidden_states``, ``timestep``,
+    ``added_cond_kwargs.time_ids``.
     """
 
     name: str
@@ -31,12 +31,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes in topological order, the weight layers among them, and the layers found outside the data flow.
+    """Nodes in topological order, the weight layers among them, and the layers that are not quantized.
 
-    ``layers`` go by unit name: a module's, or ``MODULE[a:b]`` for a part. ``bypassed`` modules are never called (a
-    fused call reads their weights), or do not reach the output; they cannot be measured by quantizing the module and
-    are left alone. ``tied_candidates`` are, where weights were absent, groups of modules that may hold equal weights:
-    their values will tell (:mod:`qua2sedimo.denoisers.ties`).
+    ``layers`` are keyed by unit name: the module's name, or ``MODULE[a:b]`` for a part. ``bypassed`` modules are never
+    called as modules (a fused operation reads their weights) or do not reach the output; they are not quantized.
+    ``tied_candidates`` are groups of modules that may have equal weights; they are listed only if the weights were not
+    available for comparison (:mod:`qua2sedimo.denoisers.ties`).
     """
 
     denoiser: str
@@ -55,7 +55,7 @@ class Graph:
         return [(source, i) for i, node in enumerate(self.nodes) for source in node.inputs]
 
     def reaching(self, targets: Sequence[int], hops: int) -> set[int]:
-        """Nodes from which some target is at most ``hops`` edges away, the targets included."""
+        """Ancestors of ``targets`` at most ``hops`` edges away, and the targets themselves."""
         found, frontier = set(targets), set(targets)
         for _ in range(hops):
             frontier = {source for i in frontier for source in self.nodes[i].inputs} - found
@@ -84,7 +84,7 @@ class Graph:
 class GraphFile(Document):
     """graph.json: a :class:`Graph`; a node is (name, kind, inputs, sees)."""
 
-    remedy: ClassVar[str] = "Move it away; the denoiser will be traced again."
+    remedy: ClassVar[str] = "Move it away: the next command traces the denoiser again."
 
     format: Literal[2] = 2
     denoiser: str

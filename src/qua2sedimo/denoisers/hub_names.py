@@ -1,4 +1,4 @@
-"""What a model is called in files that are published: its name on the hub or of its folder, never where it lay."""
+"""Names of models for published files: the hub name or the folder's name, never a local path."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")
 
 
 def is_hub_name(text: object) -> bool:
-    """Whether it has the form OWNER/NAME and is not a folder here."""
+    """Whether the text has the form OWNER/NAME and is not a local path."""
     return isinstance(text, str) and _HUB_NAME.fullmatch(text) is not None and not Path(text).exists()
 
 
 def hub_name(folder: Path) -> str | None:
-    """Where a folder came from, if it says so: a snapshot of the hub's cache, or an older diffusers' model_index."""
+    """The hub name of a local folder, from its path in the hub's cache or ``_name_or_path`` in model_index.json."""
     cached = _CACHED.search(f"{folder.resolve().as_posix()}/")
     if cached:
         return f"{cached[1]}/{cached[2]}"
@@ -28,7 +28,7 @@ def hub_name(folder: Path) -> str | None:
 
 
 def public_name(model: str) -> str:
-    """The name of a zoo model or one on the hub as it is, of a folder that on the hub if it states one, or its own."""
+    """A zoo or hub name unchanged; for a folder, its hub name if known, else the folder's own name."""
     folder = Path(model).expanduser()
     if model in zoo.ENTRIES or is_hub_name(model):
         return model

@@ -1,7 +1,7 @@
-"""Inputs of one forward, from the signature of a denoiser's ``forward`` and the keys of its configuration.
+"""Example inputs of a forward pass, built from the signature of ``forward`` and the denoiser's configuration.
 
-diffusers names its arguments and configuration keys by role, so one rule a role serves every class that uses the
-name. An argument that must be given and that no rule knows is an error that says how to give it.
+diffusers names arguments and configuration keys by role, so one rule per role serves every class that uses the
+name. A required argument without a rule is an error.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import read_json
 
 TEXT_TOKENS = 77
-_REMEDY = "Inspect the pipeline's folder instead, or give the inputs with --inputs FILE.json."
+_REMEDY = "Inspect the pipeline's folder instead, or pass the inputs with --inputs FILE.json."
 
-#: Width of the text (or image) tokens: the first of these keys that is set is where they enter.
+#: Configuration keys for the width of the text (or image) tokens; the first that is set is the width at the input.
 _TEXT_WIDTHS = (
     "caption_channels", "encoder_hid_dim", "joint_attention_dim", "text_embed_dim", "text_dim", "cap_feat_dim",
     "caption_feat_dim", "text_in_dim", "in_text_dim", "context_in_dim",
@@ -29,7 +29,7 @@ _TEXT_WIDTHS = (
 
 
 class _Asked:
-    """What rules ask about: the configuration's keys, and the denoiser's structure where it decides."""
+    """What the rules read: the batch size, the configuration, and the denoiser itself."""
 
     def __init__(self, denoiser: nn.Module, batch: int) -> None:
         self.denoiser, self.batch = denoiser, batch
@@ -37,7 +37,7 @@ class _Asked:
         self._config: Mapping[str, Any] = getattr(denoiser, "config", {})
 
     def get(self, *keys: str) -> Any:
-        """The first of these keys that is set; of a list per stage, its first entry."""
+        """The value of the first of these keys that is set; the first entry of a list with one value per stage."""
         value = next((self._config[key] for key in keys if self._config.get(key) is not None), None)
         return value[0] if isinstance(value, (list, tuple)) and value else value
 
@@ -45,7 +45,7 @@ class _Asked:
         value = self.get(*keys)
         if not isinstance(value, int):
             raise Qua2SeDiMoError(
-                f"{type(self.denoiser).__name__}: '{argument}' cannot be built, the configuration sets none of: "
+                f"{type(self.denoiser).__name__}: '{argument}' cannot be built: the configuration sets none of "
                 f"{', '.join(keys)}",
                 _REMEDY,
             )
@@ -53,7 +53,7 @@ class _Asked:
 
     @property
     def sample(self) -> tuple[int, int]:
-        """Height and width of the latent; 32 patches a side where the configuration leaves them open."""
+        """Height and width of the latent; 32 patches per side if the configuration does not set them."""
         size = self._config.get("sample_size")
         if isinstance(size, (list, tuple)):
             return int(size[-2]), int(size[-1])
@@ -65,7 +65,7 @@ class _Asked:
 
     @property
     def packed(self) -> bool:
-        """Whether the latent comes as tokens whose places are given beside it."""
+        """Whether the latent is a sequence of tokens with their positions in a separate argument."""
         return "img_ids" in self.parameters
 
 
@@ -99,7 +99,7 @@ def _classes(asked: _Asked, name: str) -> torch.Tensor | None:
 
 
 def _added(asked: _Asked, name: str) -> dict[str, torch.Tensor | None] | None:
-    """Micro-conditions: PixArt's resolution and aspect ratio, or what a U-Net's ``addition_embed_type`` asks for."""
+    """Micro-conditions: PixArt's resolution and aspect ratio, or those of a U-Net's ``addition_embed_type``."""
     kind = asked.get("addition_embed_type")
     if kind == "text_time":
         width = asked.must(name, "addition_time_embed_dim")
@@ -162,14 +162,14 @@ _RULES: dict[str, Callable[[_Asked, str], Any]] = {
     "micro_conds": lambda asked, name: torch.ones(asked.batch, 5),
 }
 
-#: Given only if the forward insists: without it, fewer inputs of doubtful shape.
+#: Passed only if required: optional, and its shape differs between classes.
 _ONLY_IF_REQUIRED = {"encoder_attention_mask"}
 
 
 def built_inputs(denoiser: nn.Module, batch: int = 2) -> dict[str, Any]:
-    """Keyword arguments of one forward of ``batch`` samples at the size the configuration names.
+    """Keyword arguments of a forward pass of ``batch`` samples at the size set in the configuration.
 
-    Raises :class:`Qua2SeDiMoError` naming an argument that must be given and that no rule knows.
+    Raises :class:`Qua2SeDiMoError` that names a required argument which has no rule.
     """
     asked = _Asked(denoiser, batch)
     inputs: dict[str, Any] = {}
@@ -183,20 +183,22 @@ def built_inputs(denoiser: nn.Module, batch: int = 2) -> dict[str, Any]:
                 inputs[name] = value
         elif required:
             raise Qua2SeDiMoError(
-                f"{type(denoiser).__name__}.forward needs '{name}', which cannot be built from a configuration", _REMEDY
+                f"{type(denoiser).__name__}.forward needs '{name}', which cannot be built from the configuration",
+                _REMEDY,
             )
     return inputs
 
 
 def read_inputs(path: Path) -> dict[str, Any]:
-    """Keyword arguments of a forward from JSON: ``{"shape": [2, 4, 8, 8]}`` is a random tensor of that shape.
+    """Keyword arguments of a forward pass from a JSON file.
 
-    Its ``dtype`` is ``float32`` unless told; numbers in a list are a tensor of them, other values stay as they are.
-    Raises :class:`Qua2SeDiMoError` on what is no JSON object or no tensor.
+    ``{"shape": [2, 4, 8, 8], "dtype": "float16"}`` is a random tensor (``dtype`` defaults to ``float32``), a list of
+    numbers is a tensor with these values, and other values are passed unchanged. Raises :class:`Qua2SeDiMoError` if
+    the file is not a JSON object, or an entry is not a valid tensor.
     """
     content = read_json(path)
     if not isinstance(content, dict):
-        raise Qua2SeDiMoError(f"{path} is no JSON object of the forward's arguments", _EXAMPLE)
+        raise Qua2SeDiMoError(f"{path} is not a JSON object with the arguments of the forward pass", _EXAMPLE)
     return {name: _given(value, f"{path}: {name}") for name, value in content.items()}
 
 
@@ -207,7 +209,7 @@ def _given(value: Any, where: str) -> Any:
     if isinstance(value, dict) and "shape" in value:
         dtype = getattr(torch, str(value.get("dtype", "float32")), None)
         if not isinstance(dtype, torch.dtype) or set(value) - {"shape", "dtype"}:
-            raise Qua2SeDiMoError(f"{where}: no tensor of shape and dtype: {value}", _EXAMPLE)
+            raise Qua2SeDiMoError(f"{where}: not a tensor with a shape and a dtype: {value}", _EXAMPLE)
         shape = tuple(value["shape"])
         return torch.randn(shape, dtype=dtype) if dtype.is_floating_point else torch.ones(shape, dtype=dtype)
     if isinstance(value, dict):
@@ -216,5 +218,5 @@ def _given(value: Any, where: str) -> Any:
         try:
             return torch.tensor(value)
         except (TypeError, ValueError) as error:
-            raise Qua2SeDiMoError(f"{where}: no list of numbers: {error}", _EXAMPLE) from error
+            raise Qua2SeDiMoError(f"{where}: not a list of numbers: {error}", _EXAMPLE) from error
     return value

@@ -1,4 +1,4 @@
-"""The weight layers of a denoiser: Linear and Conv1d/2d/3d modules, each weight tensor once."""
+"""The weight layers of a denoiser: Linear and Conv1d/2d/3d modules, each weight tensor counted once."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ WEIGHT_MODULES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class WeightLayer:
-    """A weight layer, or a part of one, that gets an option of its own.
+    """A unit of quantization: a whole weight layer, or the part of one that reads one operand of a concatenation.
 
-    ``module`` is the module's name; ``span`` the input channels of a part (dimension 1 of the weight), None for a whole
-    layer; ``name`` is the module's name, for a part ``MODULE[a:b]``. ``shape`` is the unit's own weight shape, output
-    channels first. ``copies`` are further modules with the same weight and bias: one choice holds for all.
-    ``positions`` counts the outputs of the traced forward, tokens or pixels, over all samples, calls and copies; 0 if
-    they were not counted.
+    ``name`` is the module's name, or ``MODULE[a:b]`` for a part. ``span`` is the part's range of input channels
+    (dimension 1 of the weight), None for a whole layer. ``shape`` is the unit's own weight shape, output channels
+    first. ``copies`` are other modules with the same weight and bias, which share the unit's option. ``positions`` is
+    the number of tokens or pixels computed in the traced forward, over all samples, calls and copies; 0 if unknown.
     """
 
     name: str
@@ -49,30 +48,30 @@ class WeightLayer:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulate operations of the traced forward: every weight once a position."""
+        """Multiply-accumulate operations of the traced forward: number of weights times number of positions."""
         return self.weights * self.positions
 
     def part(self, start: int, stop: int) -> WeightLayer:
-        """The part of this whole layer that reads input channels ``start`` to ``stop``."""
+        """The part of this whole layer for input channels ``start`` to ``stop``."""
         shape = (self.shape[0], stop - start, *self.shape[2:])
         return replace(self, name=f"{self.module}[{start}:{stop}]", span=(start, stop), shape=shape)
 
 
 def parse_unit(name: str) -> tuple[str, tuple[int, int] | None]:
-    """Module name and span of a unit: ``"a.conv[0:320]"`` → ``("a.conv", (0, 320))``, ``"a.q"`` → ``("a.q", None)``."""
+    """(module, span) of a unit: ``"a.conv[0:320]"`` → ``("a.conv", (0, 320))``, ``"a.q"`` → ``("a.q", None)``."""
     found = re.fullmatch(r"(.*)\[(\d+):(\d+)\]", name)
     return (found[1], (int(found[2]), int(found[3]))) if found else (name, None)
 
 
 def weight_modules(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """Weight modules by name; a weight tensor shared by several modules belongs to the first only."""
+    """Weight modules by name; of modules that share one weight tensor, only the first."""
     return {names[0]: denoiser.get_submodule(names[0]) for names in shared_modules(denoiser)}
 
 
 def shared_modules(denoiser: nn.Module) -> list[tuple[str, ...]]:
-    """Names of the weight modules in order, those that share one weight tensor together.
+    """Names of the weight modules in order, grouped by the weight tensor they share.
 
-    Raises :class:`Qua2SeDiMoError` if there is none.
+    Raises :class:`Qua2SeDiMoError` if the denoiser has none.
     """
     found: dict[int, list[str]] = {}
     for name, module in denoiser.named_modules():
@@ -84,22 +83,22 @@ def shared_modules(denoiser: nn.Module) -> list[tuple[str, ...]]:
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:
-    """The module's weight [out, in, …] as a plain tensor."""
+    """The module's weight [out, in, …], detached."""
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     return weight.detach()
 
 
 def unit_weight(modules: Mapping[str, nn.Module], layer: WeightLayer) -> torch.Tensor:
-    """The weight of a layer or part, of shape ``layer.shape``: a view of the module's weight."""
+    """The weight of a layer or part, as a view of shape ``layer.shape`` of the module's weight."""
     weight = weight_of(modules[layer.module])
     return weight if layer.span is None else weight[:, layer.span[0] : layer.span[1]]
 
 
 def weight_layers(denoiser: nn.Module) -> dict[str, WeightLayer]:
-    """Every weight layer by name, whole, with its operation type, block and stage.
+    """All weight layers by name, uncut, with operation type, block and stage.
 
-    Modules that share one weight tensor are one layer with copies.
+    Modules that share one weight tensor are one layer with ``copies``.
     """
     refuse_unsuitable(denoiser)
     layers = {}
@@ -122,7 +121,7 @@ def weight_layers(denoiser: nn.Module) -> dict[str, WeightLayer]:
 
 
 def refuse_unsuitable(denoiser: nn.Module) -> None:
-    """Raise on denoisers whose layers are not plain weights: quantized already, or wrapped by adapters."""
+    """Raise :class:`Qua2SeDiMoError` if the denoiser is already quantized or has layers wrapped by adapters."""
     if getattr(denoiser, "hf_quantizer", None) is not None or getattr(denoiser, "is_quantized", False):
         raise Qua2SeDiMoError(
             f"{type(denoiser).__name__} is already quantized", "Load the unquantized checkpoint instead."
@@ -130,7 +129,7 @@ def refuse_unsuitable(denoiser: nn.Module) -> None:
     computed = [name for name, m in weight_modules(denoiser).items() if not isinstance(m.weight, nn.Parameter)]
     if computed:
         raise Qua2SeDiMoError(
-            f"{type(denoiser).__name__} is already quantized: '{computed[0]}' has no weight of its own",
+            f"{type(denoiser).__name__} is already quantized: the weight of '{computed[0]}' is not a parameter",
             "Start from the unquantized pipeline, or call qua2sedimo.dequantize(denoiser).",
         )
     wrapped = [name for name, m in denoiser.named_modules() if hasattr(m, "base_layer")]
@@ -142,11 +141,11 @@ def refuse_unsuitable(denoiser: nn.Module) -> None:
 
 
 def refuse_without_weights(denoiser: nn.Module) -> None:
-    """Raise if a weight layer has a shape but no values (meta device): nothing could be quantized."""
+    """Raise :class:`Qua2SeDiMoError` if a weight is on the meta device, where there are no values to quantize."""
     absent = [name for name, module in weight_modules(denoiser).items() if weight_of(module).is_meta]
     if absent:
         raise Qua2SeDiMoError(
             f"{type(denoiser).__name__} has no weights: '{absent[0]}' is on the meta device",
             "Load the checkpoint (from_pretrained, or a pipeline folder with its weights). "
-            "`qua2sedimo inspect` works without.",
+            "`qua2sedimo inspect` needs no weights.",
         )

@@ -1,10 +1,11 @@
-"""Operation type of a layer, from diffusers' standard names, the module around it, and its shape.
+"""The operation type of a layer, from diffusers' naming conventions, the enclosing module, and the weight's shape.
 
-The types: SA-Q, SA-K, SA-V, SA-Out (self-attention; both streams of a joint attention), CA-… (cross-attention), QKV and
-KV for fused ones, FF 1 and FF 2 (feed-forward, up and down), AdaLN (any modulation), t-Embed, c-Embed (text, class and
-other conditions), Patchify, Conv In, Conv Out, Out, Res In, Res Out, Res Skip, Resample, Proj In, Proj Out (of an
-attention block), Skip (a projection of a skip connection), Gate (of an attention), Depthwise (one channel at a time).
-A layer that no rule knows is named by its place: Conv or Linear inside a block, c-Embed before the blocks.
+The types: SA-Q, SA-K, SA-V, SA-Out (self-attention, including both streams of joint attention), CA-… (cross-attention),
+…-QKV and …-KV (fused projections), FF 1 and FF 2 (feed-forward, up and down), AdaLN (any modulation), t-Embed
+(timestep), c-Embed (text, class and other conditions), Patchify, Conv In, Conv Out, Out, Res In, Res Out, Res
+Skip, Resample, Proj In, Proj Out (of an attention block), Skip (projection of a skip connection), Gate (of
+attention), Depthwise (depthwise convolution). A layer that matches no rule is Conv or Linear inside a block, c-Embed
+before the blocks.
 """
 
 from __future__ import annotations
@@ -13,26 +14,26 @@ import re
 
 from torch import nn
 
-#: All types that a layer can have.
+#: All operation types.
 OPERATIONS = frozenset({
     *(f"{attention}-{role}" for attention in ("SA", "CA") for role in ("Q", "K", "V", "Out", "QKV", "KV")),
     "FF 1", "FF 2", "AdaLN", "t-Embed", "c-Embed", "Patchify", "Conv In", "Conv Out", "Out", "Res In", "Res Out",
     "Res Skip", "Resample", "Proj In", "Proj Out", "Skip", "Gate", "Depthwise", "Conv", "Linear",
 })  # fmt: skip
 
-#: Names of projections as words of the last name, streams and adapters left off: ``add_q_proj``, ``to_q_t``.
+#: Role of a projection by the last component of its name, without prefixes and suffixes (``add_q_proj`` → ``q``).
 _PROJECTIONS = {
     "qkv": "QKV", "qkv_mlp": "QKV", "kv": "KV", "q": "Q", "k": "K", "v": "V", "query": "Q", "key": "K", "value": "V",
     "wq": "Q", "wk": "K", "wv": "V", "wo": "Out", "out": "Out", "o": "Out", "c": "Out", "": "Out", "add_out": "Out",
 }  # fmt: skip
 _CERTAIN = re.compile(r"^to_(q|k|v|qkv|kv|query|key|value|out|add_out)(_|$)|^add_[qkv]_proj$")
-_CONTAINER = re.compile(r"(attn|attentions?|mha|pooler)\d*$")  # what ambiguous names, such as ``out_proj``, are read by
+_CONTAINER = re.compile(r"(attn|attentions?|mha|pooler)\d*$")  # disambiguates names such as ``out_proj``
 _FEED_FORWARD = re.compile(
     r"(^|\.)(\w*_)?(ff|ffn|mlp|feed_forward|transition\w*|DenseReluDense|experts)(_\w+)?(\.|$)"
     r"|\.(gate_proj|up_proj|down_proj|gate_up_proj|w[123])$"
 )
 
-#: Patterns on the lower-case dotted name, first match wins. Written for roles, not for particular models.
+#: Patterns on the lower-case dotted name; the first match wins. They describe roles, not particular models.
 _OPERATIONS: tuple[tuple[str, str], ...] = (
     (r"(skip_linear|skip_proj\w*)$", "Skip"),
     (r"(conv_shortcut|shortcut_\w+|residual_conv|nin_shortcut)$", "Res Skip"),
@@ -64,7 +65,7 @@ _OPERATIONS: tuple[tuple[str, str], ...] = (
 
 
 def operation_type(name: str, denoiser: nn.Module) -> str:
-    """One of :data:`OPERATIONS`: SA-Q, CA-K, FF 1, AdaLN, t-Embed, …; never an error."""
+    """The layer's type, one of :data:`OPERATIONS`; never raises."""
     module = _module(denoiser, name)
     if getattr(module, "groups", 1) > 1 and module.groups == module.in_channels:  # type: ignore[union-attr, operator]
         return "Depthwise"
@@ -99,7 +100,7 @@ def _attention_projection(name: str, denoiser: nn.Module) -> str | None:
 
 
 def _feed_forward(name: str, denoiser: nn.Module) -> str:
-    """The layer that leads back to fewer features is the second; where widths tell nothing, the last one is."""
+    """FF 2 is the layer that reduces the width; of two square layers, the one with an output-like name."""
     weight = getattr(_module(denoiser, name), "weight", None)
     if weight is not None and weight.ndim > 1 and weight.shape[0] != weight.shape[1]:
         return "FF 1" if weight.shape[0] > weight.shape[1] else "FF 2"
@@ -113,7 +114,7 @@ def _by_place(name: str, module: nn.Module | None) -> str:
 
 
 def _without_numbers(name: str) -> tuple[str, str, str]:
-    """Path and last name, places in a Sequential left off: ``attn.to_out.0`` → ``attn``, ``to_out``."""
+    """Path and last name, without the index in a Sequential: ``attn.to_out.0`` → ``attn``, ``to_out``."""
     head, dot, last = name.rpartition(".")
     return head.rpartition(".") if last.isdigit() else (head, dot, last)
 

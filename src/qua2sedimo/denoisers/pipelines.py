@@ -1,4 +1,4 @@
-"""Pipelines: load one by name or folder, find its denoiser, capture what the pipeline calls it with."""
+"""Load a pipeline, find its denoiser, and capture the arguments the pipeline calls it with."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from qua2sedimo.formats.files import read_json
 from qua2sedimo.formats.tensorfiles import WEIGHTS, Checkpoint
 from qua2sedimo.system.quiet import quiet
 
-#: Components that denoise, in the order in which they are looked for.
+#: Names of denoisers among a pipeline's components, in the order of preference.
 DENOISERS = ("transformer", "unet", "transformer_2", "prior", "decoder")
 
 
 def load_pipeline(model: str, dtype: torch.dtype = torch.float32, device: str | None = None) -> Any:
-    """A diffusers pipeline from a zoo name, a local pipeline folder, or a hub name.
+    """Load a diffusers pipeline by zoo name, local folder, or hub name.
 
-    Raises :class:`Qua2SeDiMoError` if it is none of these.
+    Raises :class:`Qua2SeDiMoError` if it is none of these or cannot be loaded.
     """
     from diffusers import DiffusionPipeline
 
@@ -35,11 +35,11 @@ def load_pipeline(model: str, dtype: torch.dtype = torch.float32, device: str | 
         if folder.exists():
             _check_pipeline_folder(folder)
         elif model.count("/") > 1 or model.startswith((".", "/", "~")):
-            raise Qua2SeDiMoError(f"{model}: no such folder")
+            raise Qua2SeDiMoError(f"{model}: no such folder", "Check the path.")
         elif "/" not in model:
             raise Qua2SeDiMoError(
                 f"unknown model '{model}'",
-                f"Give a zoo name ({', '.join(zoo.ENTRIES)}), a pipeline folder, or a hub name OWNER/NAME.",
+                f"Pass a zoo name ({', '.join(zoo.ENTRIES)}), a pipeline folder, or a hub name OWNER/NAME.",
             )
         try:
             with quiet():
@@ -49,7 +49,7 @@ def load_pipeline(model: str, dtype: torch.dtype = torch.float32, device: str | 
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
             raise Qua2SeDiMoError(
                 f"cannot load pipeline '{model}': {_first_line(error)}",
-                "Check the name and the network, or download the pipeline and give its folder.",
+                "Check the name and the network, or download the pipeline and pass its folder.",
             ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device or default_device())
@@ -69,12 +69,10 @@ def default_device() -> str:
 def _check_pipeline_folder(folder: Path) -> None:
     index = folder / "model_index.json"
     if not index.is_file():
-        hint = (
-            "It holds config.json only: a denoiser without its pipeline." if (folder / "config.json").is_file() else ""
-        )
+        bare = ", it has a denoiser without its pipeline" if (folder / "config.json").is_file() else ""
         raise Qua2SeDiMoError(
-            f"{folder} is no diffusers pipeline: model_index.json is missing. {hint}".rstrip(),
-            "Give the folder that DiffusionPipeline.save_pretrained wrote.",
+            f"{folder} is not a diffusers pipeline: model_index.json is missing{bare}",
+            "Pass the folder that DiffusionPipeline.save_pretrained wrote.",
         )
     try:
         json.loads(index.read_text())
@@ -83,14 +81,14 @@ def _check_pipeline_folder(folder: Path) -> None:
 
 
 def denoisers_of(pipeline: Any) -> list[str]:
-    """Names of the pipeline's components that denoise, the one taken unless told first."""
+    """Names of the pipeline's denoisers; the first is the default."""
     return [name for name in DENOISERS if isinstance(getattr(pipeline, name, None), nn.Module)]
 
 
 def denoiser_of(pipeline: Any, component: str | None = None) -> tuple[str, nn.Module]:
-    """(component name, module) of the denoiser; ``component`` chooses among several.
+    """(component name, module) of the denoiser; ``component`` selects one of several.
 
-    Raises :class:`Qua2SeDiMoError`, with the modules there are, if there is none of that name.
+    Raises :class:`Qua2SeDiMoError` that lists the pipeline's modules if there is no such denoiser.
     """
     names = [component] if component else denoisers_of(pipeline)
     module = getattr(pipeline, names[0], None) if names else None
@@ -98,13 +96,13 @@ def denoiser_of(pipeline: Any, component: str | None = None) -> tuple[str, nn.Mo
         have = [n for n, value in pipeline.components.items() if isinstance(value, nn.Module)]
         raise Qua2SeDiMoError(
             f"{type(pipeline).__name__} has no denoiser '{component or ' / '.join(DENOISERS)}'; its modules: {have}",
-            "Name the one to quantize with --component.",
+            "Select the one to quantize with --component.",
         )
     return names[0], module
 
 
 def denoiser_checkpoint(model: str, component: str | None = None) -> Checkpoint | None:
-    """The files of the denoiser of a zoo model or a local pipeline folder; None if they lie elsewhere, or otherwise.
+    """The safetensors checkpoint of the denoiser of a zoo model or local pipeline folder, None if there is none.
 
     Raises :class:`Qua2SeDiMoError` if a shard is missing or damaged.
     """
@@ -120,20 +118,20 @@ def denoiser_checkpoint(model: str, component: str | None = None) -> Checkpoint 
 
 @dataclass(frozen=True)
 class Call:
-    """Arguments of one call of the denoiser."""
+    """Arguments of one call to the denoiser."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
 
 class _Captured(Exception):
-    """Ends the pipeline's run as soon as the denoiser has been called."""
+    """Stops the pipeline at the first call to the denoiser."""
 
 
 def capture_call(pipeline: Any, denoiser: nn.Module, arguments: Mapping[str, Any]) -> Call:
-    """The first call the pipeline makes of its denoiser when called with ``arguments``.
+    """The pipeline's first call to its denoiser when run with ``arguments``.
 
-    Raises :class:`Qua2SeDiMoError` if the pipeline fails before that, or never calls it.
+    Raises :class:`Qua2SeDiMoError` if the pipeline fails before that, or never calls the denoiser.
     """
     captured: list[Call] = []
 
@@ -153,4 +151,7 @@ def capture_call(pipeline: Any, denoiser: nn.Module, arguments: Mapping[str, Any
         ) from error
     finally:
         hook.remove()
-    raise Qua2SeDiMoError(f"{type(pipeline).__name__} never called {type(denoiser).__name__}", "Choose --component.")
+    raise Qua2SeDiMoError(
+        f"{type(pipeline).__name__} never called {type(denoiser).__name__}",
+        "Select another denoiser with --component.",
+    )

@@ -1,4 +1,4 @@
-"""From the tracer's draft to the graph's nodes: parts cut, modulations merged, dead ends and inputs dropped."""
+"""Reduce the tracer's draft to graph nodes: split parts, merge modulations, drop dead ends and input nodes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from graphlib import TopologicalSorter
 from qua2sedimo.denoisers.graph import Node
 from qua2sedimo.denoisers.tracer import Draft, ancestors
 
-#: Input channels of a layer's parts.
+#: Ranges of input channels of each split layer's parts.
 Spans = dict[str, list[tuple[int, int]]]
 
 
 def reduced(nodes: list[Draft], ends: Iterable[int], parts: bool) -> tuple[list[Node], Spans]:
-    """The nodes that reach ``ends`` in topological order, and the spans of the layers that were cut."""
+    """The nodes that ``ends`` depend on, in topological order, and the spans of the layers that were split."""
     spans: Spans = {}
     if parts:
         nodes, spans, ends = _cut(nodes, ends)
@@ -22,10 +22,10 @@ def reduced(nodes: list[Draft], ends: Iterable[int], parts: bool) -> tuple[list[
 
 
 def _cut(nodes: list[Draft], ends: Iterable[int]) -> tuple[list[Draft], Spans, set[int]]:
-    """Replace each layer that reads a concatenation of its channels by its parts and a node that adds them up."""
+    """Replace each layer whose input channels are a concatenation by one part per operand and a node that adds them."""
     found = [_pieces(node) if node.kind == "layer" else [] for node in nodes]
     position, total = {}, 0
-    for i, pieces in enumerate(found):  # of the node that others read
+    for i, pieces in enumerate(found):  # position of the node that others read: the last of each group
         total += 1 + len(pieces)
         position[i] = total - 1
     result: list[Draft] = []
@@ -46,10 +46,10 @@ def _cut(nodes: list[Draft], ends: Iterable[int]) -> tuple[list[Draft], Spans, s
 
 
 def _pieces(node: Draft) -> list[tuple[set[int], int]]:
-    """(sources, channels) of each part of a layer; empty if it is not to be cut.
+    """(sources, channels) of each part of a layer; empty if the layer is not split.
 
-    Calls of one layer must agree on the boundaries. Neighbours of the same sources are one part; constants carry no
-    data and belong to their neighbour.
+    All calls of the layer must agree on the boundaries. Adjacent pieces with equal sources are one part; a constant
+    piece is merged into its neighbour.
     """
     calls = [pieces for pieces in node.cuts if pieces is not None]
     if not calls or len(calls) < len(node.cuts) or len({tuple(p.size for p in pieces) for pieces in calls}) > 1:
@@ -66,7 +66,7 @@ def _pieces(node: Draft) -> list[tuple[set[int], int]]:
 
 
 def _kept(nodes: list[Draft], keep: Iterable[int], moved: Mapping[int, Sequence[int]] | None = None) -> list[Draft]:
-    """The nodes of ``keep`` with renumbered inputs; a dropped node in ``moved`` is replaced by others there."""
+    """The nodes in ``keep`` with renumbered inputs; a dropped node is replaced by its nodes in ``moved``."""
     order = sorted(keep)
     position = {old: new for new, old in enumerate(order)}
     result = []
@@ -79,11 +79,11 @@ def _kept(nodes: list[Draft], keep: Iterable[int], moved: Mapping[int, Sequence[
 
 
 def _reaching(nodes: list[Draft], ends: Iterable[int]) -> list[Draft]:
-    """What the output depends on, in topological order (a layer called twice may read nodes made after it)."""
+    """What ``ends`` depend on, in topological order: a layer called twice may read nodes created after it."""
     alive = ancestors(nodes, ends)
     order = list(TopologicalSorter({i: nodes[i].inputs for i in sorted(alive)}).static_order())
     if all(source < i for i in alive for source in nodes[i].inputs):
-        order = sorted(alive)  # the order of execution reads best
+        order = sorted(alive)  # then keep the order of execution
     position = {old: new for new, old in enumerate(order)}
     return [
         Draft(nodes[i].name, nodes[i].kind, tuple(sorted(position[s] for s in nodes[i].inputs)), nodes[i].sees)
@@ -92,7 +92,7 @@ def _reaching(nodes: list[Draft], ends: Iterable[int]) -> list[Draft]:
 
 
 def _merged_modulations(nodes: list[Draft]) -> list[Draft]:
-    """x·(1 + scale) + shift with scale and shift of one source is one node, *modulate*, not two."""
+    """Merge the two nodes of x·(1 + scale) + shift into one *modulate* node if scale and shift have one source."""
     readers: dict[int, int] = {}
     for node in nodes:
         for source in node.inputs:
@@ -109,7 +109,7 @@ def _merged_modulations(nodes: list[Draft]) -> list[Draft]:
 
 
 def _without_inputs(nodes: list[Draft]) -> list[Node]:
-    """Drop the input nodes, noting on every other node which inputs it sees, and combines left with one source."""
+    """Drop input nodes, recording on every node which inputs it depends on, and combine nodes left with one source."""
     sees: list[set[str]] = []
     moved: dict[int, Sequence[int]] = {}
     for i, node in enumerate(nodes):

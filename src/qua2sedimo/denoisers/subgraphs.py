@@ -1,7 +1,7 @@
-"""The blocks that are scored as one: groups of weight layers with the node that sees them all.
+"""Blocks that are scored together: groups of weight layers, each with a root node that depends on all of them.
 
-A graph network's embedding of a node after k hops depends on the node's ancestors at most k edges away, and on nothing
-else. So a group of layers is scored at its *root*: the node with the smallest k whose k-hop ancestors hold the group.
+In a graph network, the embedding of a node after k hops depends only on ancestors at most k edges away. A group of
+layers is therefore scored at its *root*: the node with the smallest k whose k-hop ancestors include the whole group.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from qua2sedimo.denoisers.graph import Graph
 from qua2sedimo.denoisers.layers import WeightLayer
 
-#: Operations that hold a block together: what else lies in their module and has no block of its own belongs to them.
+#: Operations that define a ResNet block; other layers in the same module join the block.
 _FAMILIES = {"Res In": "ResNet", "Res Out": "ResNet", "Res Skip": "ResNet"}
 _ALONE = {
     "Patchify": "patch embedding", "Conv In": "input", "Conv Out": "output", "Out": "output", "AdaLN": "modulation",
@@ -25,10 +25,10 @@ _Group = tuple[str, str]  # kind, module
 
 @dataclass(frozen=True)
 class Subgraph:
-    """Layers that are scored together: at node ``root`` of the graph after ``hops`` hops.
+    """Layers that are scored together, at node ``root`` of the graph after ``hops`` hops.
 
-    ``name`` is the module that holds them, with a word more where a module holds several; ``layers`` are unit names in
-    the order of the data.
+    ``name`` is the module that contains them, with a suffix if one module contains several blocks; ``layers`` are unit
+    names in data-flow order.
     """
 
     name: str
@@ -39,13 +39,12 @@ class Subgraph:
 
 
 def subgraphs(graph: Graph, max_hops: int = 4) -> list[Subgraph]:
-    """Every weight layer in exactly one block, in the order of the data.
+    """Partition the weight layers into blocks, in data-flow order.
 
-    Blocks are found from operation types, the modules that hold the layers, and the edges: an embedder with the one
-    modulation projection beside it; self-attention's q, k, v, out (one block a stream where streams attend jointly);
-    cross-attention's q, k and its v, out; a feed-forward; a ResNet block with its time projection, shortcut and skip
-    parts; everything else alone, parts of one layer together. A group with no node that sees it all within ``max_hops``
-    is divided.
+    Blocks follow from operation types, enclosing modules and edges: a timestep embedder with the only modulation
+    projection next to it; q, k, v, out of self-attention (one block per stream of joint attention); q, k and v, out of
+    cross-attention; a feed-forward; a ResNet block with its time projection, shortcut and skip parts; every other layer
+    alone, with all its parts. A group is divided if no node within ``max_hops`` depends on all of it.
     """
     found: list[Subgraph] = []
     readers = _readers(graph)
@@ -58,13 +57,13 @@ def subgraphs(graph: Graph, max_hops: int = 4) -> list[Subgraph]:
 
 
 def roots(blocks: Iterable[Subgraph], hops: int) -> list[list[int]]:
-    """Nodes at which blocks are scored after 0, 1, …, ``hops`` hops, each once, in order."""
+    """For each number of hops from 0 to ``hops``, the sorted root nodes of the blocks scored after that many hops."""
     blocks = list(blocks)
     return [sorted({block.root for block in blocks if block.hops == k}) for k in range(hops + 1)]
 
 
 def _groups(graph: Graph) -> dict[_Group, list[str]]:
-    """Layers by kind and module; keys are distinct in their module text, so that it can name them."""
+    """Layers grouped by (kind, module name); no two keys have the same module name."""
     layers = list(graph.layers.values())
     keys: dict[str, _Group] = {}
     for layer in layers:
@@ -87,7 +86,7 @@ def _groups(graph: Graph) -> dict[_Group, list[str]]:
 
 
 def _family(layer: WeightLayer, layers: Sequence[WeightLayer]) -> _Group | None:
-    """The block that a layer's operation puts it in, None if it is to be decided by where it lies."""
+    """The block that follows from a layer's operation type, None if the enclosing module decides."""
     operation, home = layer.operation, _parent(layer.module)
     attention, _, role = operation.partition("-")
     if attention == "SA":
@@ -109,12 +108,12 @@ def _kind(operation: str) -> str:
 
 
 def _parent(module: str) -> str:
-    """The module that holds a layer, places in a Sequential left off: ``a.to_out.0`` → ``a``; itself at the top."""
+    """The module that contains a layer, ignoring Sequential indices: ``a.to_out.0`` → ``a``; itself if top-level."""
     return re.sub(r"(\.\d+)*$", "", module).rpartition(".")[0] or module
 
 
 def _feed_forward_module(layer: WeightLayer, layers: Sequence[WeightLayer]) -> str:
-    """The smallest module with both halves of a feed-forward; the layer itself if there is none in its block."""
+    """The smallest module with both layers of a feed-forward; the layer itself if its block has no such module."""
     halves = [x for x in layers if x.operation in ("FF 1", "FF 2")]
     path = layer.module
     while "." in path:
@@ -128,9 +127,9 @@ def _feed_forward_module(layer: WeightLayer, layers: Sequence[WeightLayer]) -> s
 
 
 def _join_modulations(layers: Iterable[WeightLayer], keys: dict[str, _Group]) -> None:
-    """An embedder of the timestep and the only modulation projection of its place are one block.
+    """Merge a timestep embedder and the only modulation projection in its block into one group.
 
-    An embedder shared by copies has no one place.
+    Embedders with copies belong to several blocks and are not merged.
     """
     places: dict[str, list[WeightLayer]] = {}
     for layer in layers:
@@ -145,7 +144,7 @@ def _join_modulations(layers: Iterable[WeightLayer], keys: dict[str, _Group]) ->
 
 
 def _streams(graph: Graph, keys: dict[str, _Group]) -> dict[str, _Group]:
-    """Where an attention has several queries, layers go to the query that reads what they read or that they follow."""
+    """Assign the layers of joint attention to streams: projections by their input, output layers by their query."""
     found: dict[str, _Group] = {}
     for key in {key for key in keys.values() if key[0] == "self-attention"}:
         members = [name for name, k in keys.items() if k == key]
@@ -166,7 +165,7 @@ def _streams(graph: Graph, keys: dict[str, _Group]) -> dict[str, _Group]:
 
 
 def _named(groups: dict[_Group, list[str]]) -> dict[_Group, list[str]]:
-    """The same groups with their kind added to the module where the module alone would not be unique."""
+    """The same groups, with the kind appended to module names that would not be unique."""
     modules = [module for _, module in groups]
     result = {}
     for (kind, module), layers in groups.items():
@@ -176,7 +175,7 @@ def _named(groups: dict[_Group, list[str]]) -> dict[_Group, list[str]]:
 
 
 def _common(modules: Sequence[str]) -> str:
-    """The longest dotted path that all lie in."""
+    """The longest common module path."""
     parts = [m.split(".") for m in modules]
     shared = []
     for names in zip(*parts):
@@ -189,7 +188,7 @@ def _common(modules: Sequence[str]) -> str:
 def _pieces(
     graph: Graph, readers: Sequence[Sequence[int]], layers: Sequence[str], max_hops: int
 ) -> Iterator[tuple[tuple[str, ...], int, int]]:
-    """Pieces with root and hops: the group if some node sees it all, else what one node sees most of, and so on."""
+    """(layers, root, hops) of each piece: greedily, the node that depends on most of the remaining layers."""
     left = list(layers)
     while left:
         distance: dict[int, dict[str, int]] = {}
@@ -211,7 +210,7 @@ def _readers(graph: Graph) -> list[list[int]]:
 
 
 def _following(readers: Sequence[Sequence[int]], start: int, hops: int) -> dict[int, int]:
-    """Nodes at most ``hops`` edges behind ``start``, with their distance."""
+    """Descendants of ``start`` at most ``hops`` edges away, with their distances."""
     found, frontier = {start: 0}, [start]
     for distance in range(1, hops + 1):
         frontier = list(dict.fromkeys(v for u in frontier for v in readers[u] if v not in found))

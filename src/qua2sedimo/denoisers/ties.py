@@ -1,8 +1,8 @@
-"""Layers that hold the same weights and read the same data: one choice for all of them.
+"""Tied layers: layers with equal weights and equal inputs, which are quantized as one unit.
 
-DiT embeds the timestep in every block with its own copy of one MLP: 28 times the same weights. With the weights at
-hand they are compared; with an architecture only, where values are absent, layers that stand at one place in every
-block and embed nothing but one number a sample (the timestep, say) are named as candidates.
+Every block of DiT embeds the timestep with its own copy of the same MLP: 28 copies of the same weights. If weights are
+available they are compared. If only the architecture is known, layers at the same position in every block that depend
+on nothing but one number per sample (such as the timestep) are listed as candidates.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _GEOMETRY = ("stride", "padding", "dilation", "groups", "padding_mode")
 
 
 def tied(graph: Graph, modules: Mapping[str, nn.Module]) -> Graph:
-    """The graph with whole layers of equal weight, bias, and sources joined into one, the others as its copies."""
+    """Merge whole layers with equal weight, bias and inputs; the merged layers become ``copies`` of the first."""
     same, copies, positions = list(range(len(graph.nodes))), dict[str, list[str]](), dict[str, int]()
     rivals: dict[object, list[int]] = {}
     for i, node in enumerate(graph.nodes):
@@ -59,7 +59,7 @@ def tied(graph: Graph, modules: Mapping[str, nn.Module]) -> Graph:
 
 
 def tied_candidates(graph: Graph, denoiser: nn.Module, numbers: Set[str]) -> tuple[tuple[str, ...], ...]:
-    """Groups of modules that may hold equal weights; ``numbers`` are the inputs given as one number a sample."""
+    """Groups of modules that may have equal weights; ``numbers`` are the inputs with one number per sample."""
     same = list(range(len(graph.nodes)))
     groups: dict[object, list[int]] = {}
     members: set[int] = set()
@@ -86,7 +86,7 @@ def _inputs(node: Node, same: Sequence[int]) -> tuple[int, ...]:
 
 
 def _repeats(denoiser: nn.Module, layer: WeightLayer) -> int:
-    """How many blocks the first numbered list on the layer's path has."""
+    """The length of the first module list on the layer's path."""
     path = re.split(r"\.\d+\.", layer.module, maxsplit=1)[0]
     return len(list(denoiser.get_submodule(path).children()))
 

@@ -1,8 +1,8 @@
-"""From one forward pass to the graph: follow which values every operation reads.
+"""Trace one forward pass into a graph of weight layers and the operations that combine their outputs.
 
-A dispatch mode sees each tensor operation of a real forward (on real, meta or fake tensors alike) and carries for
-every tensor the node it comes from. Calls of weight layers become layer nodes; an operation that reads values
-from two or more nodes becomes a combine node; everything else passes its source on. No per-model code.
+A dispatch mode intercepts every tensor operation and records for each tensor the graph node that it comes from. A call
+of a weight layer becomes a layer node; an operation on tensors from two or more nodes becomes a combine node; any
+other operation keeps the node of its input. This works for real, meta and fake tensors and needs no per-model code.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ def trace(
 ) -> Graph:
     """Run ``denoiser(*args, **kwargs)`` once and return its graph.
 
-    With ``parts``, a layer that reads a concatenation along its input channels is cut where they were joined. With
-    ``ties``, layers of equal weights and sources become one. Weights on the meta device, or all without ``compute``,
-    are replaced by fake tensors: the forward then takes seconds at any size, and layers that may be tied are named.
+    ``parts``: split a layer whose input channels are a concatenation into one part per operand. ``ties``: merge layers
+    with equal weights and equal inputs. With ``compute=False``, or if weights are on the meta device, parameters are
+    replaced by fake tensors: tracing then takes seconds for a model of any size. If weights are on the meta device, the
+    graph lists layers that may be tied instead of merging them.
 
-    Raises :class:`Qua2SeDiMoError` if the forward fails on these inputs.
+    Raises :class:`Qua2SeDiMoError` if the forward pass fails on these inputs.
     """
     layers = weight_layers(denoiser)
     absent = has_absent_weights(denoiser)
@@ -52,7 +53,7 @@ def trace(
     numbers = set()
     for name, tensor in _named_tensors(_bound(denoiser, args, kwargs)):
         tracer.mark_input(name, tensor)
-        if tensor.numel() == (tensor.shape[0] if tensor.ndim else 1):  # one number a sample
+        if tensor.numel() == (tensor.shape[0] if tensor.ndim else 1):  # one number per sample
             numbers.add(name)
     hooks = [
         hook
@@ -63,13 +64,13 @@ def trace(
     training = denoiser.training
     denoiser.eval()
     try:
-        # Eagerly, for flex_attention compiles itself, which no dispatch mode could look into.
+        # Eagerly: flex_attention compiles itself, and a dispatch mode cannot see into compiled code.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), tracer:
             output = call_without_values(denoiser, tensors, args, kwargs) if tensors else denoiser(*args, **kwargs)
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError) as error:
         raise Qua2SeDiMoError(
             f"{type(denoiser).__name__}: the forward pass failed while tracing: {error}",
-            "Check its inputs: a pipeline's by --arguments, a bare denoiser's by `inspect --inputs FILE.json`.",
+            "Check its inputs: --arguments for a pipeline, `inspect --inputs FILE.json` for a bare denoiser.",
         ) from error
     finally:
         denoiser.train(training)
@@ -88,11 +89,11 @@ def trace(
 
 
 def _bound(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The forward's arguments by name."""
+    """The arguments of the forward pass by name."""
     try:
         return dict(inspect.signature(denoiser.forward).bind(*args, **kwargs).arguments)
     except TypeError as error:
-        raise Qua2SeDiMoError(f"{type(denoiser).__name__} cannot be called so: {error}") from error
+        raise Qua2SeDiMoError(f"{type(denoiser).__name__} does not take these arguments: {error}") from error
 
 
 def _units(layer: WeightLayer, spans: Spans) -> list[WeightLayer]:
@@ -100,7 +101,7 @@ def _units(layer: WeightLayer, spans: Spans) -> list[WeightLayer]:
 
 
 def _named_tensors(arguments: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor among the arguments with its name: ``timestep``, ``added_cond_kwargs.time_ids``, ``residuals.3``."""
+    """All tensors among the arguments with names: ``timestep``, ``added_cond_kwargs.time_ids``, ``residuals.3``."""
     for path, value in tree_flatten_with_path(dict(arguments))[0]:
         if isinstance(value, torch.Tensor):
             yield ".".join(part.strip("'\"") for part in keystr(path).strip("[]").split("][")), value

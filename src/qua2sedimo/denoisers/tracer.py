@@ -1,4 +1,4 @@
-"""The dispatch mode that follows values: it sees every tensor operation of a forward and drafts the graph."""
+"""The dispatch mode that records every tensor operation of a forward pass as a draft of the graph."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from qua2sedimo.denoisers import flow
-from qua2sedimo.denoisers.flow import Piece, Value
+from qua2sedimo.denoisers import layouts
+from qua2sedimo.denoisers.layouts import Piece, Value
 
 _KINDS = {
     "add": "add", "sub": "add", "rsub": "add", "addcmul": "add", "lerp": "add",
@@ -26,9 +26,9 @@ _KINDS = {
 
 @dataclass
 class Draft:
-    """A node while it is being built; ``inputs`` refer to positions in the current list.
+    """A node under construction; ``inputs`` are indices into the current list of drafts.
 
-    ``cuts`` holds, for each call of a layer, the pieces of the concatenated channels it read, or None.
+    ``cuts`` has one entry per call of a layer: the pieces of its concatenated input channels, or None.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Draft:
 
 
 class Tracer(TorchDispatchMode):
-    """While active, follows every value from the inputs given to :meth:`mark_input`; ``nodes`` is what it found.
+    """While active, records in ``nodes`` how tensors depend on the inputs registered with :meth:`mark_input`.
 
-    ``positions``: how many outputs, tokens or pixels, each layer computed in all its calls.
+    ``positions`` is the number of tokens or pixels that each layer computed, over all its calls.
     """
 
-    supports_higher_order_operators = True  # flex_attention is one: run it, and see it as any other operation
+    supports_higher_order_operators = True  # flex_attention is one; trace it as a single operation
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,13 +65,13 @@ class Tracer(TorchDispatchMode):
         return sorted(source for source in found if source is not None)
 
     def hook(self, name: str, module: nn.Module) -> Iterable[torch.utils.hooks.RemovableHandle]:
-        """Make every call of ``module`` a call of the layer ``name``."""
+        """Record every call of ``module`` as a call of the layer ``name``."""
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
             if self._inside == 0:
                 inputs = self.sources_of((args, kwargs))
                 pieces = self._channels((*args, *kwargs.values()), module)
-                if name in self._calls:  # called again: the same weights read more data
+                if name in self._calls:  # called again: the same weights on other inputs
                     self._read_again(self._calls[name], inputs, pieces)
                 else:
                     self._calls[name] = self._new(name, "layer", inputs)
@@ -93,7 +93,7 @@ class Tracer(TorchDispatchMode):
         yield module.register_forward_hook(leave, with_kwargs=True)
 
     def _channels(self, arguments: Sequence[Any], module: nn.Module) -> tuple[Piece, ...] | None:
-        """The pieces of the module's input channels, if it reads a concatenation along them."""
+        """The pieces of the module's input channels if they are a concatenation, else None."""
         tensors = _tensors(arguments)
         layout = self.value(tensors[0]).layout if len(tensors) == 1 else None
         if layout is None or getattr(module, "groups", 1) != 1:
@@ -104,7 +104,7 @@ class Tracer(TorchDispatchMode):
         return layout.pieces if layout.axis == axis and sum(layout.sizes) == weight.shape[1] else None
 
     def _read_again(self, node: int, inputs: Iterable[int], pieces: tuple[Piece, ...] | None) -> None:
-        """Add inputs to a layer that is called more than once, unless they already depend on it."""
+        """Add inputs to a layer that is called again, except those that depend on the layer itself."""
         own = {i for i in inputs if i == node or node in ancestors(self.nodes, [i])}
         self.nodes[node].inputs = tuple(sorted({*self.nodes[node].inputs, *inputs} - own))
         if pieces is not None:
@@ -123,47 +123,47 @@ class Tracer(TorchDispatchMode):
         values = self._follow(func, name, args, kwargs, outputs)
         for tensor, value in zip(outputs, values):
             base = tensor._base
-            if base is not None and _writes(func):  # a write through a view changes the viewed tensor too
+            if base is not None and _writes(func):  # an in-place write through a view also changes its base
                 self._values[base] = Value(self._join("combine", [self.value(base).source, value.source]))
             self._values[tensor] = value
         return result
 
     def _follow(self, func: Any, name: str, args: Any, kwargs: Any, outputs: list[torch.Tensor]) -> list[Value]:
-        """What is known of each output of an operation."""
+        """The value (source node and layout) of each output of an operation."""
         kind = _KINDS.get(name, "combine")
         if ("scaled_dot_product" in name or name == "flex_attention") and len(args) >= 3:
             keys = self.sources_of((args[1], args[3:], kwargs))
-            first = flow.attended(args[0], self.value(args[0]), keys, self.sources_of(args[2]), self._join)
+            first = layouts.attended(args[0], self.value(args[0]), keys, self.sources_of(args[2]), self._join)
             return [first, *[Value(first.source)] * (len(outputs) - 1)]
         tensors = _tensors((args, kwargs))
         values = [self.value(t) for t in tensors]
         if name in ("cat", "stack"):
             dim = (kwargs or {}).get("dim", args[1] if len(args) > 1 else 0)
-            follow = flow.concatenated if name == "cat" else flow.stacked
+            follow = layouts.concatenated if name == "cat" else layouts.stacked
             return [follow(args[0], [self.value(t) for t in args[0]], dim, self._join)]
         if not any(v.layout for v in values) or not outputs:
             return [Value(self._join(kind, [v.source for v in values]))] * len(outputs)
-        if flow.keeps_positions(func, name):
-            mixes = flow.normalizes(name, args)
-            first = flow.pointwise(kind, tensors, values, outputs[0], mixes, self._join)
+        if layouts.keeps_positions(func, name):
+            mixes = layouts.normalizes(name, args)
+            first = layouts.pointwise(kind, tensors, values, outputs[0], mixes, self._join)
             return [first, *[Value(first.source)] * (len(outputs) - 1)]
         if len(tensors) == 1 and tensors[0] is args[0] and (layout := values[0].layout) is not None:
-            cut = flow.slices(name, args, layout.axis)
+            cut = layouts.slices(name, args, layout.axis)
             if cut is not None:
-                return [self._dropped(name, flow.sliced(values[0], *span, self._join)) for span in cut]
-            return [flow.carried(name, args, values[0], out, self._join) for out in outputs]
+                return [self._dropped(name, layouts.sliced(values[0], *span, self._join)) for span in cut]
+            return [layouts.carried(name, args, values[0], out, self._join) for out in outputs]
         return [Value(self._join(kind, [v.source for v in values]))] * len(outputs)
 
     @staticmethod
     def _dropped(name: str, value: Value) -> Value:
-        return Value(value.source) if name in ("select", "unbind") else value  # the axis itself is gone
+        return Value(value.source) if name in ("select", "unbind") else value  # these operations remove the axis
 
     def _new(self, name: str, kind: str, inputs: Iterable[int]) -> int:
         self.nodes.append(Draft(name, kind, tuple(sorted(set(inputs)))))
         return len(self.nodes) - 1
 
     def _join(self, kind: str, sources: Iterable[int | None]) -> int | None:
-        """A combine node of these sources; of one source, it is that one; of none, None."""
+        """A combine node of these sources; the source itself if there is only one; None if there is none."""
         distinct = sorted({source for source in sources if source is not None})
         if len(distinct) <= 1:
             return distinct[0] if distinct else None
@@ -171,7 +171,7 @@ class Tracer(TorchDispatchMode):
 
 
 def _writes(func: Any) -> bool:
-    """Whether the operation changes its arguments; higher-order ones have no schema, and do not."""
+    """Whether the operation writes to its arguments; higher-order operations have no schema and never do."""
     return bool(getattr(getattr(func, "_schema", None), "is_mutable", False))
 
 
@@ -180,7 +180,7 @@ def _tensors(value: Any) -> list[torch.Tensor]:
 
 
 def _with_known_indices(name: str, args: Any) -> Any:
-    """Boolean masks whose values are known, as positions: a fake tensor can be indexed by those only."""
+    """Convert real boolean masks to integer indices: a fake tensor cannot be indexed with a mask."""
     if name not in ("index", "index_put") or not isinstance(args[0], FakeTensor):
         return args
     known: list[torch.Tensor | None] = []
@@ -191,7 +191,7 @@ def _with_known_indices(name: str, args: Any) -> Any:
 
 
 def ancestors(nodes: Sequence[Draft], ends: Iterable[int]) -> set[int]:
-    """The nodes from which some end can be reached, the ends included."""
+    """All nodes that ``ends`` depend on, and the ends themselves."""
     found, stack = set(ends), list(ends)
     while stack:
         for source in nodes[stack.pop()].inputs:

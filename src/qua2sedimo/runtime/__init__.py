@@ -1,4 +1,4 @@
-"""Layers that compute from packed weights, packed checkpoints, and the diffusers backend that loads them."""
+"""Quantized layers that compute from packed weights, packed checkpoints, and the diffusers backend to load them."""
 
 from qua2sedimo.runtime.activations import activation_bits, set_activation_bits
 from qua2sedimo.runtime.backend import Qua2SeDiMoConfig, Qua2SeDiMoQuantizer, register

@@ -1,9 +1,9 @@
-"""Activation quantization: what weight layers and attention read is rounded to a grid of its own, row by row.
+"""Dynamic activation quantization: the inputs of weight layers and of attention are rounded to a grid per row.
 
-Online and without calibration: the grid of a row comes from the row. The inputs of Linear layers have a grid for each
-token, those of convolutions one for each sample; queries, keys and values one for each token and head; softmax's
-probabilities one for each query, always of 8 bits. What is computed is the layer of the rounded input, in the model's
-own type, on any device; :mod:`qua2sedimo.runtime.integer` computes it in integers.
+There is no calibration: each row's grid follows from its own minimum and maximum. Linear inputs have one grid per
+token, convolution inputs one per sample, queries, keys and values one per token and head, softmax probabilities one per
+query, always with 8 bits. Quantization is simulated in the model's dtype on any device;
+:mod:`qua2sedimo.runtime.integer` computes with integers.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from qua2sedimo.runtime.integer import MOST_CODEBOOK_BITS, codebook_bits, multip
 from qua2sedimo.runtime.modules import QuantizedLayer, QuantizedLinear
 from qua2sedimo.runtime.table import layer_modules
 
-#: Widths that activations can have.
+#: Supported bit widths of activations.
 ACTIVATION_BITS = (4, 5, 6, 7, 8)
-#: Width of softmax's probabilities, whatever that of the rest is.
+#: Bit width of softmax probabilities, independent of the other activations.
 PROBABILITY_BITS = 8
-_MOST_SCORES = 1 << 19  # attention scores at a time: 2 MB, which pass through the cache some ten times
-#: Processors of diffusers that multiply queries by keys themselves, where nothing can be put in between.
-_OPEN = ("AttnProcessor", "AttnAddedKVProcessor", "SlicedAttnProcessor", "SlicedAttnAddedKVProcessor")
+_MOST_SCORES = 1 << 19  # attention scores per chunk: 2 MB, to stay in the processor's cache over some ten passes
+#: diffusers attention processors that do not call scaled_dot_product_attention and so cannot be intercepted.
+_UNSUPPORTED = ("AttnProcessor", "AttnAddedKVProcessor", "SlicedAttnProcessor", "SlicedAttnAddedKVProcessor")
 
 
 def grid(x: torch.Tensor, bits: int, axes: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The (least value, step) of each row, in fp32 or wider; a row is what varies along ``axes``, which are kept.
+    """(minimum, step) of each row in fp32 or fp64; a row extends along ``axes``, which are kept with size 1.
 
-    The least and the greatest value are on the grid: l = min x, Δ = (max x − l)/(2^b − 1); of a constant row Δ is 1.
+    l = min x, Δ = (max x − l)/(2^b − 1), so minimum and maximum are on the grid; Δ = 1 for a constant row.
     """
     wide = x if x.dtype == torch.float64 else x.float()
     least = wide.amin(axes, keepdim=True)
@@ -43,9 +43,9 @@ def grid(x: torch.Tensor, bits: int, axes: tuple[int, ...]) -> tuple[torch.Tenso
 
 
 def rounded(x: torch.Tensor, bits: int, axes: tuple[int, ...] = (-1,)) -> torch.Tensor:
-    """x̂ = l + Δ·round((x − l)/Δ) with a grid (l, Δ) for each row, of the type of ``x``; constant rows are exact.
+    """x̂ = l + Δ·round((x − l)/Δ) with one grid (l, Δ) per row, in the dtype of ``x``; constant rows are exact.
 
-    Gradients pass as if nothing was rounded.
+    Gradients pass straight through.
     """
     if not x.numel():
         return x
@@ -67,9 +67,9 @@ def attention(
     *,
     bits: int,
 ) -> torch.Tensor:
-    """:func:`torch.nn.functional.scaled_dot_product_attention` of rounded queries, keys, values and probabilities.
+    """:func:`torch.nn.functional.scaled_dot_product_attention` with rounded queries, keys, values and probabilities.
 
-    Computed for some heads and queries at a time, so that memory does not grow with the square of the tokens.
+    Computed in chunks of heads and queries, so that memory does not grow with the square of the number of tokens.
     """
     query, key, value = (rounded(x, bits) for x in (query, key, value))
     if enable_gqa:
@@ -89,14 +89,14 @@ def attention(
             scores = torch.bmm(query[of, part], key[of].transpose(1, 2)).float().mul_(scale)
             if mask is not None:
                 scores = _masked(scores, mask[of if mask.shape[0] > 1 else slice(None)], part)
-            chances = _rounded_chances(torch.softmax(scores, dim=-1), mask is not None).to(value.dtype)
-            parts.append(torch.bmm(functional.dropout(chances, dropout_p), value[of]))
+            probabilities = _rounded_probabilities(torch.softmax(scores, dim=-1), mask is not None).to(value.dtype)
+            parts.append(torch.bmm(functional.dropout(probabilities, dropout_p), value[of]))
         outputs.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
     return torch.cat(outputs).view(*heads, queries, value.shape[-1])
 
 
 def _flat_mask(mask: torch.Tensor, heads: Sequence[int]) -> torch.Tensor:
-    """A mask as [heads, queries or 1, keys], or [1, …] if it is the same for all heads."""
+    """A mask as [heads, queries or 1, keys], with 1 for heads if it is the same for all."""
     if mask.numel() == math.prod(mask.shape[-2:]):
         return mask.reshape(1, *mask.shape[-2:])
     return mask.expand(*heads, *mask.shape[-2:]).reshape(-1, *mask.shape[-2:])
@@ -107,18 +107,18 @@ def _masked(scores: torch.Tensor, mask: torch.Tensor, part: slice) -> torch.Tens
     return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
 
 
-def _rounded_chances(chances: torch.Tensor, masked: bool) -> torch.Tensor:
-    """Softmax's probabilities rounded; in place where no gradient needs them."""
+def _rounded_probabilities(probabilities: torch.Tensor, masked: bool) -> torch.Tensor:
+    """Round softmax probabilities; in place if no gradient is needed."""
     if masked:
-        chances = torch.nan_to_num(chances)  # of queries that may look at nothing
-    if chances.requires_grad or not chances.numel():
-        return rounded(chances, PROBABILITY_BITS)
-    least, step = grid(chances, PROBABILITY_BITS, (-1,))
-    return chances.sub_(least).div_(step).round_().mul_(step).add_(least)
+        probabilities = torch.nan_to_num(probabilities)  # queries whose keys are all masked
+    if probabilities.requires_grad or not probabilities.numel():
+        return rounded(probabilities, PROBABILITY_BITS)
+    least, step = grid(probabilities, PROBABILITY_BITS, (-1,))
+    return probabilities.sub_(least).div_(step).round_().mul_(step).add_(least)
 
 
 class _Intercept(TorchFunctionMode):
-    """Puts :func:`attention` in the place of PyTorch's."""
+    """Replaces PyTorch's attention with :func:`attention`."""
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class _Intercept(TorchFunctionMode):
 
 
 class _Input:
-    """A hook that rounds the input of a layer."""
+    """A forward pre-hook that rounds the input of a layer."""
 
     def __init__(self, bits: int) -> None:
         self.bits = bits
@@ -143,9 +143,9 @@ class _Input:
 
 
 class _Attention:
-    """Hooks around the forward of a denoiser, within which its attention is :func:`attention`.
+    """Hooks that activate :class:`_Intercept` during the forward pass of a denoiser.
 
-    They are around its blocks too: with gradient checkpointing a block runs again by itself, for its gradients.
+    They are on its blocks too, because gradient checkpointing runs a block again on its own in the backward pass.
     """
 
     def __init__(self, bits: int) -> None:
@@ -160,11 +160,11 @@ class _Attention:
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self.depth == 1:
             self.mode.__exit__(None, None, None)
-        self.depth = max(0, self.depth - 1)  # called after an error too, even one in a hook before ours
+        self.depth = max(0, self.depth - 1)  # also called after an error, even in an earlier hook
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules that are repeated, each made of others: gradient checkpointing runs some of them again."""
+    """Entries of module lists that have submodules: gradient checkpointing may run them again."""
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
     found = {id(block): block for blocks in lists for block in blocks if next(block.children(), None) is not None}
     yield from found.values()
@@ -173,27 +173,27 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
 def set_activation_bits(
     model: nn.Module, bits: int | None, layers: Iterable[str] | None = None, integer: bool | None = None
 ) -> nn.Module:
-    """Quantize the activations of ``model`` to ``bits``, or no longer (None); returns ``model``, changed.
+    """Quantize the activations of ``model`` to ``bits``, or stop doing so (None); modifies and returns ``model``.
 
-    ``layers`` are the names of the layers whose inputs are rounded: if not given, the packed layers, or in a model that
-    has none all Linear and Conv layers. Attention is rounded always. ``integer`` tells whether packed Linear layers
-    multiply integers, where this processor does so exactly: if not given, UAQ layers do; True adds K-Means layers of up
-    to 4 bits, whose levels are rounded to 8 bits (7 without VNNI) for it.
+    ``layers`` names the layers whose inputs are rounded; default: all packed layers, or all Linear and Conv layers if
+    none is packed. Attention is always rounded. ``integer`` controls integer arithmetic in packed Linear layers: by
+    default UAQ layers use it if this processor is exact; True adds K-Means layers of up to 4 bits, with levels rounded
+    to 8 bits (7 without VNNI); False simulates all layers.
 
-    Raises :class:`Qua2SeDiMoError` on a width that activations cannot have, an unknown layer, a processor that
-    computes attention by itself, or ``integer`` where it is not possible.
+    Raises :class:`Qua2SeDiMoError` on an unsupported bit width, an unknown layer, an attention processor that cannot be
+    intercepted, or ``integer=True`` if no layer can use integers.
     """
     if bits is not None and (isinstance(bits, bool) or bits not in ACTIVATION_BITS):
-        raise Qua2SeDiMoError(f"activations can have 4 to 8 bits, got {bits!r}", "Choose 8 or 6.")
+        raise Qua2SeDiMoError(f"activations must have 4 to 8 bits, got {bits!r}", "Choose 8 or 6.")
     modules = layer_modules(model)
     chosen = _chosen(modules, layers)
     if bits is not None:
-        _refuse_open_attention(model)
+        _refuse_unsupported_attention(model)
     if integer and not any(_can_be_integer(module, True) for module in chosen):
         raise Qua2SeDiMoError(
-            "no layer can multiply integers here: packed Linear layers on a CPU can, of method uaq at widths whose "
-            f"products this processor adds up exactly, and of K-Means up to {MOST_CODEBOOK_BITS} bits",
-            "Leave `integer` out: the layers compute with rounded inputs.",
+            "no layer can compute in integers here; only packed Linear layers on a CPU can: uaq at bit widths whose "
+            f"products are exact on this processor, and K-Means up to {MOST_CODEBOOK_BITS} bits",
+            "Omit `integer`: activation quantization is then simulated.",
         )
     _remove(model)
     config = getattr(getattr(model, "config", None), "quantization_config", None)
@@ -214,7 +214,7 @@ def set_activation_bits(
 
 
 def activation_bits(model: nn.Module) -> int | None:
-    """The width that :func:`set_activation_bits` gave the model's activations."""
+    """The bit width set by :func:`set_activation_bits`, None if activations are not quantized."""
     found = [hooks.mode.bits for hooks in _own(model._forward_pre_hooks, _Attention)]
     return found[0] if found else None
 
@@ -232,7 +232,7 @@ def _chosen(modules: Mapping[str, nn.Module], names: Iterable[str] | None) -> li
 
 
 def _can_be_integer(module: nn.Module, rounding: bool) -> TypeGuard[QuantizedLinear]:
-    """Whether a layer's products can be computed in integers; ``rounding``: also after rounding its codebook."""
+    """Whether a layer can compute in integers; with ``rounding``, also by rounding its K-Means codebook."""
     if not isinstance(module, QuantizedLinear) or len(module.parts) > 1:
         return False
     option, codes = module.parts[0].storage.option, getattr(module, f"{module.parts[0].prefix}codes")
@@ -243,18 +243,18 @@ def _can_be_integer(module: nn.Module, rounding: bool) -> TypeGuard[QuantizedLin
     return rounding and option.bits <= MOST_CODEBOOK_BITS and codebook_bits() is not None
 
 
-def _refuse_open_attention(model: nn.Module) -> None:
+def _refuse_unsupported_attention(model: nn.Module) -> None:
     for name, module in model.named_modules():
         processor = type(getattr(module, "processor", None)).__name__
-        if processor in _OPEN:
+        if processor in _UNSUPPORTED:
             raise Qua2SeDiMoError(
-                f"'{name}' computes attention with {processor}, whose products cannot be quantized",
+                f"'{name}' computes attention with {processor}, whose inputs cannot be quantized",
                 "Use diffusers' default processors: model.set_default_attn_processor().",
             )
 
 
 def _own(hooks: Mapping[int, Any], kind: type[Any]) -> Iterator[Any]:
-    """Those of a module's hooks that are of this kind, or methods of one."""
+    """The hooks that are instances of ``kind``, or whose bound methods they are."""
     for hook in hooks.values():
         owner = getattr(hook, "__self__", hook)
         if isinstance(owner, kind):

@@ -1,4 +1,4 @@
-"""The diffusers quantizer: after :func:`register`, ``from_pretrained`` loads packed checkpoints."""
+"""The diffusers quantizer backend: after :func:`register`, ``from_pretrained`` loads packed checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from qua2sedimo.formats.checksums import SumCheck
 from qua2sedimo.formats.files import read_json
 from qua2sedimo.formats.tensorfiles import StoredTensor, all_tensors, read_layout, shard_files
 from qua2sedimo.runtime.activations import ACTIVATION_BITS, set_activation_bits
-from qua2sedimo.runtime.demands import asked_for
+from qua2sedimo.runtime.demands import meta_model
 from qua2sedimo.runtime.hub import model_folder
 from qua2sedimo.runtime.intact import check_config, digest
 from qua2sedimo.runtime.plain import dequantize
@@ -35,18 +35,18 @@ _COMPUTE_DTYPES = (None, torch.float16, torch.bfloat16, torch.float32, torch.flo
 
 
 class QuantMethod(str, Enum):
-    """The name diffusers finds in ``quantization_config``; it wants a string that has a ``value``."""
+    """The name in ``quantization_config``; diffusers expects a string enum."""
 
     QUA2SEDIMO = "qua2sedimo"
 
 
 @dataclass(kw_only=True)
 class Qua2SeDiMoConfig(QuantizationConfigMixin):
-    """``quantization_config`` of a packed checkpoint: the format's version, the :class:`LayerTable`, the digest of the
-    config that the model is made from, and the width of activations (None: they stay as they are).
+    """``quantization_config`` of a packed checkpoint.
 
-    Raises :class:`Qua2SeDiMoError` on an unknown version and on entries that make no sense, before anything
-    is allocated.
+    It has the format version, the :class:`LayerTable`, the digest of the model's config, and the bit width of
+    activations (None: not quantized). Raises :class:`Qua2SeDiMoError` on an unknown version or invalid entries, before
+    anything is allocated.
     """
 
     format_version: int
@@ -73,7 +73,7 @@ class Qua2SeDiMoConfig(QuantizationConfigMixin):
 
     @classmethod
     def of(cls, table: LayerTable, config: str, act_bits: int | None = None) -> Qua2SeDiMoConfig:
-        """The entry for a table of layers; ``config`` is the digest of the arguments the model is made with."""
+        """The ``quantization_config`` for a layer table; ``config`` is the digest of the model's config."""
         options = [str(storage) for storage in table.storages]
         return cls(
             format_version=FORMAT_VERSION,
@@ -88,36 +88,37 @@ class Qua2SeDiMoConfig(QuantizationConfigMixin):
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """As in diffusers, but strict: an unknown or missing key, or entries without their digest, are an error."""
+        """As in diffusers, but strict: unknown or missing keys and a wrong digest are errors."""
         known = {field.name for field in fields(cls)}
         version = config_dict.get("format_version")
         wrong = sorted((known | {"digest"}).symmetric_difference(config_dict))
-        if version == FORMAT_VERSION and wrong:  # another version's keys are its own matter
+        if version == FORMAT_VERSION and wrong:  # another version may have other keys; it is refused below
             raise Qua2SeDiMoError(f"quantization_config: missing or unknown key '{wrong[0]}'", DAMAGED)
         entries = {name: config_dict.get(name) for name in known}
         config = cls(**entries)  # type: ignore[arg-type]
         if config.to_dict()["digest"] != config_dict["digest"]:
-            raise Qua2SeDiMoError("quantization_config is not what was exported: an entry was altered", DAMAGED)
+            raise Qua2SeDiMoError("quantization_config is not what was exported: an entry was changed", DAMAGED)
         return (config, kwargs) if return_unused_kwargs else config
 
     def to_dict(self) -> dict[str, Any]:
-        """What config.json holds, with the digest of it all."""
+        """The entries for config.json, with their digest."""
         entries = {field.name: getattr(self, field.name) for field in fields(self)}
         entries["quant_method"] = self.quant_method.value
         return {**entries, "digest": digest(entries)}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What diffusers prints of it: all entries, none has a default that goes without saying."""
+        """What diffusers prints: all entries, since none has an implied default."""
         return self.to_dict()
 
     def table(self) -> LayerTable:
-        """Which layer has which option; raises :class:`Qua2SeDiMoError` where the entries do not agree."""
+        """The option of each layer; raises :class:`Qua2SeDiMoError` if the entries are inconsistent."""
         return LayerTable.parse(self.options, self.layers, self.names, self.cuts, self.ties)
 
 
 class Qua2SeDiMoQuantizer(DiffusersQuantizer):
-    """Puts empty quantized layers into the model that diffusers made on the meta device, lets diffusers load
-    their tensors, and makes sure before and after that every tensor is there.
+    """Replaces layers of the meta-device model with empty quantized layers, into which diffusers loads the tensors.
+
+    Checks before and after loading that the tensors are complete.
     """
 
     use_keep_in_fp32_modules = True  # as in the unquantized model
@@ -135,29 +136,31 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         self._places: dict[str, dict[str, torch.Tensor | None]] = {}
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        """Called before a model is made, and when its parts have their devices.
+        """Called by diffusers before it builds the model, and again when the device map is known.
 
-        Raises :class:`Qua2SeDiMoError` on too narrow a type, a damaged file, and parts that go to disk: diffusers would
-        write packed tensors there, which are buffers, and not read them again.
+        Raises :class:`Qua2SeDiMoError` if the dtype has fewer than 16 bits, a file is damaged, or the device map
+        offloads to disk: diffusers would write packed tensors, which are buffers, to disk and not read them again.
         """
         dtype = kwargs.get("torch_dtype")
         if dtype not in _COMPUTE_DTYPES:
-            raise Qua2SeDiMoError(f"packed layers cannot compute in {dtype}", "Choose a 16-bit or wider float type.")
+            raise Qua2SeDiMoError(
+                f"packed layers cannot compute in {dtype}", "Choose a float dtype of 16 bits or more."
+            )
         places = kwargs.get("device_map")
         if isinstance(places, Mapping) and "disk" in map(str, places.values()):
             raise Qua2SeDiMoError(
-                "packed layers cannot be offloaded to disk while they are loaded, and there is no memory left for some",
+                "packed layers cannot be offloaded to disk while loading, and they do not all fit into memory",
                 "Load without device_map, then offload: model.enable_group_offload(…, offload_to_disk_path=FOLDER).",
             )
         if self._stored is None:
-            with uncollected():
+            with without_garbage_collection():
                 self._check_early(sys._getframe(1).f_locals)
 
     def _check_early(self, known: Mapping[str, Any]) -> None:
-        """Refuse an altered config and absent or damaged files before diffusers makes a model from them.
+        """Refuse a changed config and missing or damaged files before diffusers builds a model from them.
 
-        diffusers has read config.json by now, and shows a quantizer neither it nor the folder: the local variables of
-        `from_pretrained` do. Where they have other names all this is found later, when the model was made.
+        diffusers passes neither config nor folder to a quantizer, so they are read from the local variables of
+        ``from_pretrained``. If a diffusers version names them differently, the checks run later, on the built model.
         """
         config, cls = known.get("config"), known.get("cls")
         shown = (cls, config) if isinstance(config, Mapping) and isinstance(cls, type) else None
@@ -166,19 +169,19 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         folder = model_folder(known)
         if folder is not None and folder.is_dir():
             stored = self._open(shard_files(folder, known.get("variant")))
-            model = asked_for(*shown, stored) if shown is not None else None
+            model = meta_model(*shown, stored) if shown is not None else None
             if model is not None:
                 check_complete(model, self.quantization_config.table(), stored, _ignored(model, stored))
 
     def _open(self, files: list[Path]) -> dict[str, StoredTensor]:
-        """What the files' headers say; begins to compare their tensors with the checksums."""
+        """Read the files' headers and start comparing their tensors with the checksums in the background."""
         if files != self._files:
             layouts = [read_layout(file) for file in files]
             self._stored, self._files, self._sums = all_tensors(layouts), files, SumCheck(layouts)
         return self._stored or {}
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[Any]) -> list[str]:
-        """Called with the files before any tensor of an indexed checkpoint is read: look at their headers."""
+        """Called by diffusers with the files of an indexed checkpoint before it reads a tensor: read their headers."""
         self._open([Path(file) for file in checkpoint_files])
         return loaded_keys
 
@@ -186,11 +189,13 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         self, model: nn.Module, keep_in_fp32_modules: Iterable[str] = (), **kwargs: Any
     ) -> nn.Module:
         if self._stored is None:
-            raise Qua2SeDiMoError("this diffusers version does not show a quantizer its files", "Update diffusers.")
+            raise Qua2SeDiMoError(
+                "this diffusers version does not pass checkpoint files to quantizers", "Update diffusers."
+            )
         written = read_json(self._files[0].parent / "config.json")
         check_config(type(model), written, self.quantization_config.config)
         table = self.quantization_config.table()
-        with uncollected():
+        with without_garbage_collection():
             check_complete(model, table, self._stored, _ignored(model, self._stored))
             layers = install_empty_layers(model, table, keep_in_fp32_modules)
             self._places = {f"{n}.{b}": layer._buffers for n, layer in layers.items() for b in layer.packed_names()}
@@ -198,13 +203,13 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         return model
 
     def check_if_quantized_param(self, model: nn.Module, param_value: Any, param_name: str, *_: Any, **__: Any) -> bool:
-        """Whether it is a packed tensor, for diffusers to let :meth:`create_quantized_param` put it in its place."""
+        """Whether the parameter is a packed tensor, which diffusers then passes to :meth:`create_quantized_param`."""
         return param_name in self._places
 
     def create_quantized_param(
         self, model: nn.Module, param_value: torch.Tensor, param_name: str, target_device: Any, *_: Any, **__: Any
     ) -> None:
-        """Put a packed tensor in its place, of any shape; never cast, so this is faster than what diffusers does."""
+        """Store a packed tensor in its layer without a cast or a shape check, faster than diffusers' own path."""
         self._places[param_name][param_name.rpartition(".")[2]] = param_value.to(target_device)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
@@ -222,7 +227,7 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         return model
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
-        """Other names of shared modules are not missing: tensors are stored once, under the first name."""
+        """Drop alternative names of shared modules: their tensors are stored once, under the first name."""
         needed = {name for name, _ in model_tensors(model)} if missing_keys else set()
         return [name for name in missing_keys if name in needed]
 
@@ -245,14 +250,14 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
 
 
 def _ignored(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Those of the names that the model's class lets a checkpoint hold in excess."""
+    """Names that the model's class allows in a checkpoint although the model does not have them."""
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
     return [name for name in names if any(re.search(pattern, name) for pattern in patterns)]
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Keep Python from looking for garbage: of thousands of objects made within, all stay, and each look costs time."""
+def without_garbage_collection() -> Iterator[None]:
+    """Pause Python's garbage collector: none of the thousands of objects created within is garbage."""
     before = gc.isenabled()
     gc.disable()
     try:
@@ -263,7 +268,7 @@ def uncollected() -> Iterator[None]:
 
 
 def register() -> None:
-    """Make the format known to diffusers, which has no public way: an entry in each of its two tables."""
+    """Register the format with diffusers; there is no public function for it, so add an entry to its two tables."""
     name = QuantMethod.QUA2SEDIMO.value
     auto.AUTO_QUANTIZER_MAPPING[name] = Qua2SeDiMoQuantizer
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[name] = Qua2SeDiMoConfig

@@ -1,12 +1,12 @@
-"""Packed checkpoints: a diffusers folder whose denoiser is stored quantized, complete in itself.
+"""Packed checkpoints: self-contained diffusers folders in which the denoiser is stored quantized.
 
-    OUT/qua2sedimo.json      format version, sizes, versions, and the caller's provenance
-    OUT/model_index.json     and the folders of all other components, as the pipeline saves them
+    OUT/qua2sedimo.json      format version, sizes, library versions, and provenance from the caller
+    OUT/model_index.json     and the folders of all other components, as saved by the pipeline
     OUT/transformer/         config.json with quantization_config; *.safetensors shards and their index
 
 A layer ``a.b`` is stored as ``a.b.codes`` (uint8) and its 16-bit parameters ``a.b.scale`` and ``a.b.zero``,
-or ``a.b.codebook`` (int16: bit patterns of fp16, or bf16 for bf16 weights). A denoiser exported alone has the
-files of ``transformer/`` in OUT itself.
+or ``a.b.codebook`` (bit patterns of fp16, or of bf16 for bf16 weights, stored as int16). A denoiser exported without
+a pipeline has the files of ``transformer/`` directly in OUT.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Values = Mapping[str, QuantizedWeight] | Iterable[tuple[str, QuantizedWeight]]
 
 @dataclass(frozen=True)
 class PackedSize:
-    """Bytes of the quantized layers on disk, the weights they hold, and all tensor bytes of the denoiser."""
+    """Bytes of the quantized layers on disk, their number of weights, and the bytes of all tensors of the denoiser."""
 
     quantized_bytes: int
     weights: int
@@ -70,16 +70,16 @@ def save_packed(
     copies: Copies = NO_COPIES,
     act_bits: int | None = None,
 ) -> PackedSize:
-    """Write ``model``, a pipeline or a denoiser, to the folder ``out``, with the layers in ``values`` packed.
+    """Write a pipeline or denoiser to the folder ``out``, with the layers in ``values`` packed.
 
-    ``component`` names the denoiser in a pipeline (None: ``transformer`` or ``unet``); ``values`` (unit name →
-    quantized weight) is read once, in order, and may be a generator; ``copies`` of a module (name → names) are stored
-    once, with it; ``act_bits`` is the width of activations in the loaded model (None: as they are); ``extra`` is kept
-    in ``qua2sedimo.json``. All other float tensors of the denoiser are stored in 16
-    bits. An earlier export at ``out`` is replaced.
+    ``component`` names the pipeline's denoiser (None: ``transformer`` or ``unet``). ``values`` maps unit names to
+    quantized weights; it is read once, in order, and may be a generator of pairs. ``copies`` (module name → names) are
+    stored once. ``act_bits`` is the bit width of activations in the loaded model (None: not quantized). ``extra`` is
+    stored in ``qua2sedimo.json``. Other float tensors of the denoiser are stored in 16 bits. An earlier export in
+    ``out`` is replaced.
 
-    Raises :class:`Qua2SeDiMoError` if ``out`` holds something else, a value does not fit its layer, or what
-    was written would not load; ``out`` is then as it was.
+    Raises :class:`Qua2SeDiMoError` and leaves ``out`` unchanged if it has other content, a weight does not fit its
+    layer, or the written files could not be loaded.
     """
     out = Path(out).resolve()
     _refuse_foreign(out)
@@ -115,7 +115,7 @@ def _write_denoiser(denoiser: Any, values: Values, copies: Copies, act_bits: int
     for unit, value in values.items() if isinstance(values, Mapping) else values:
         name, part, tensors = _stored(unit, value, modules, groups)
         if part in stored.setdefault(name, []) or any(part.span == other.span for other in stored[name]):
-            raise Qua2SeDiMoError(f"layer '{unit}' was given two quantized weights")
+            raise Qua2SeDiMoError(f"layer '{unit}' has two quantized weights")
         stored[name].append(part)
         nbytes += value.nbytes
         weights += math.prod(value.shape)
@@ -133,7 +133,7 @@ def _write_denoiser(denoiser: Any, values: Values, copies: Copies, act_bits: int
     files = writer.close()
     table = LayerTable.of(modules, stored, same)
     config = json.loads(denoiser.to_json_string())
-    config.pop("_name_or_path", None)  # where the original lay is nobody's business
+    config.pop("_name_or_path", None)  # a local path; exports are published
     quantization = Qua2SeDiMoConfig.of(table, config_digest(type(denoiser), config), act_bits)
     write_json(folder / "config.json", {**config, "quantization_config": quantization.to_dict()})
     return _verified(type(denoiser), config, table, files, PackedSize(nbytes, weights, 0))
@@ -142,7 +142,7 @@ def _write_denoiser(denoiser: Any, values: Values, copies: Copies, act_bits: int
 def _verified(
     cls: type[Any], config: dict[str, Any], table: LayerTable, files: list[Path], promised: PackedSize
 ) -> PackedSize:
-    """Check the files as the loader will, against a model made from the config alone, and their bytes."""
+    """Check files and sizes as the loader will, against a model built from the config alone."""
     headers = all_tensors(map(read_layout, files))
     with init_empty_weights():
         model = cls.from_config(config)
@@ -157,7 +157,7 @@ def _verified(
 def _stored(
     unit: str, value: QuantizedWeight, modules: Mapping[str, nn.Module], groups: Mapping[str, tuple[str, ...]]
 ) -> tuple[str, Part, dict[str, torch.Tensor]]:
-    """The module that a unit is stored under, the part it is, and its tensors by buffer name."""
+    """(name of the module that stores the unit, its part, its tensors by buffer name)."""
     module, span = parse_unit(unit)
     if module not in modules:
         raise Qua2SeDiMoError(f"the denoiser has no Linear or Conv layer '{module}'")
@@ -171,11 +171,11 @@ def _stored(
 
 
 def _refuse_unfinished(modules: Mapping[str, nn.Module], stored: dict[str, list[Part]]) -> None:
-    """Bring the parts of each layer in order; raise if they do not make up the layer."""
+    """Sort the parts of each layer; raise :class:`Qua2SeDiMoError` if they do not cover the layer."""
     for name, parts in stored.items():
         parts.sort(key=lambda part: part.span or (0, 0))
         if not covers(parts, tuple(weight_of(modules[name]).shape)):
-            raise Qua2SeDiMoError(f"parts {[part.span for part in parts]} do not make up layer '{name}'")
+            raise Qua2SeDiMoError(f"parts {[part.span for part in parts]} do not cover layer '{name}'")
 
 
 def _in_16_bits(name: str, tensor: torch.Tensor, half: torch.dtype) -> torch.Tensor:
@@ -195,17 +195,17 @@ def _refuse_unsuitable(denoiser: Any) -> None:
     if not isinstance(denoiser, nn.Module) or not isinstance(denoiser, ConfigMixin):
         raise Qua2SeDiMoError(f"expected a diffusers denoiser, got {name}")
     if getattr(denoiser, "hf_quantizer", None) or any(isinstance(m, QuantizedLayer) for m in denoiser.modules()):
-        raise Qua2SeDiMoError(f"{name} is quantized already", "Export from the unquantized checkpoint.")
+        raise Qua2SeDiMoError(f"{name} is already quantized", "Export from the unquantized checkpoint.")
 
 
 def _refuse_shared_weights(modules: Mapping[str, nn.Module], groups: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise if a weight that is stored is also that of a module outside its group, which would lose it."""
+    """Raise :class:`Qua2SeDiMoError` if a stored weight is shared with a module outside its group of copies."""
     owners = {id(modules[name].weight): name for name in groups}
     for name, module in modules.items():
         owner = owners.get(id(module.weight), name)
         if name not in groups.get(owner, (name,)):
             raise Qua2SeDiMoError(
-                f"layers '{owner}' and '{name}' share a weight, and are not given as copies",
+                f"layers '{owner}' and '{name}' share a weight but are not listed as copies",
                 "Leave these two layers unquantized.",
             )
 
@@ -221,7 +221,7 @@ def _component(pipeline: DiffusionPipeline, component: str | None) -> str:
 
 
 def _save_others(pipeline: DiffusionPipeline, component: str, denoiser: nn.Module, folder: Path) -> None:
-    """Let the pipeline save itself, with a stand-in for the denoiser that does not save anything."""
+    """Save all other components with the pipeline's own method; a stand-in for the denoiser saves nothing."""
     stand_in = copy.copy(denoiser)
     object.__setattr__(stand_in, "save_pretrained", lambda *_, **__: None)
     light = copy.copy(pipeline)
@@ -229,7 +229,7 @@ def _save_others(pipeline: DiffusionPipeline, component: str, denoiser: nn.Modul
     light.save_pretrained(folder, safe_serialization=True)
     for name, part in pipeline.components.items():
         if part is not None and name != component and not (folder / name).is_dir():
-            raise Qua2SeDiMoError(f"component '{name}' of {type(pipeline).__name__} cannot be saved by diffusers")
+            raise Qua2SeDiMoError(f"diffusers cannot save component '{name}' of {type(pipeline).__name__}")
     forget_paths(folder)
 
 
@@ -246,7 +246,7 @@ def _refuse_foreign(out: Path) -> None:
 
 @contextmanager
 def _written_beside(out: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of ``out`` if the body succeeds, and is removed if it fails."""
+    """A temporary folder that replaces ``out`` if the body succeeds and is removed if it fails."""
     temporary, old = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     try:
         for leftover in (temporary, old):

@@ -1,8 +1,8 @@
-"""What a config.json asks for, found out before diffusers makes the model: it is made on the meta device first.
+"""Check the sizes in a config.json before diffusers builds the model, by building it on the meta device first.
 
-There a weight takes no memory, however large. A config that was altered together with its digest is so refused by the
-shapes in the files' headers, and before a table of positions for 10^7 × 10^7 pixels is computed, or 10^9 blocks are
-made.
+Meta tensors take no memory. A config that was changed together with its digest is refused because its shapes do not
+match the headers of the weight files, before a position table for 10^7 × 10^7 pixels is computed or 10^9 blocks are
+created.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.tensorfiles import StoredTensor
 
-_MOST_COMPUTED = 1 << 30  # bytes of tables that are computed and not stored
+_MOST_COMPUTED = 1 << 30  # bytes of computed tables, which are not in the checkpoint
 _MODULES_A_TENSOR = 20
 _FEW_MODULES = 1000
-_REMEDY = "The config.json is damaged or was made up: download the checkpoint again."
+_REMEDY = "The config.json is damaged or forged: download the checkpoint again."
 
 
-def asked_for(cls: type[Any], config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> nn.Module | None:
-    """The model of this config on the meta device; None if its class cannot be made there, which says nothing.
+def meta_model(cls: type[Any], config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> nn.Module | None:
+    """The model of this config on the meta device, or None if its class cannot be built there.
 
-    Raises :class:`Qua2SeDiMoError` if it has far more modules than the checkpoint has tensors, or computes tables
-    beside which the checkpoint is small, or if its sizes cannot be counted.
+    Raises :class:`Qua2SeDiMoError` if the model has far more modules than the checkpoint has tensors, computes tables
+    far larger than the checkpoint, or has sizes that overflow.
     """
     given = {name: entry for name, entry in config.items() if name != "quantization_config"}
     most = _MODULES_A_TENSOR * len(stored) + _FEW_MODULES
@@ -40,18 +40,18 @@ def asked_for(cls: type[Any], config: Mapping[str, Any], stored: Mapping[str, St
             model: nn.Module = cls.from_config(given)
     except Qua2SeDiMoError:
         raise
-    except Exception as error:  # the class's own, which diffusers will meet too, or that of an operation without values
+    except Exception as error:  # diffusers reports it itself, or it is an operation that meta tensors do not support
         if isinstance(error, OverflowError | MemoryError) or "overflow" in str(error).lower():
             raise Qua2SeDiMoError(
-                f"config.json asks for sizes that cannot be: {str(error).splitlines()[0]}", _REMEDY
+                f"config.json asks for impossible sizes: {str(error).splitlines()[0]}", _REMEDY
             ) from error
         return None
     tables = sum(buffer.nbytes for name, buffer in model.named_buffers() if name not in stored)
     limit = _MOST_COMPUTED + sum(tensor.nbytes for tensor in stored.values())
     if tables > limit:
         raise Qua2SeDiMoError(
-            f"config.json asks for tables of {tables:.3g} bytes, beside {sum(t.nbytes for t in stored.values()):.3g} "
-            "bytes of the checkpoint",
+            f"config.json asks for tables of {tables:.3g} bytes; the whole checkpoint has "
+            f"{sum(t.nbytes for t in stored.values()):.3g}",
             _REMEDY,
         )
     return model
@@ -59,7 +59,7 @@ def asked_for(cls: type[Any], config: Mapping[str, Any], stored: Mapping[str, St
 
 @contextmanager
 def _at_most(modules: int) -> Iterator[None]:
-    """Raise :class:`Qua2SeDiMoError` when this thread puts more modules into each other than this."""
+    """Raise :class:`Qua2SeDiMoError` when this thread registers more submodules than this."""
     thread, made = threading.get_ident(), 0
 
     def count(module: nn.Module, name: str, child: nn.Module | None) -> None:
@@ -81,7 +81,7 @@ def _at_most(modules: int) -> Iterator[None]:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """What diffusers has to say of a config, it says when the model is made in earnest."""
+    """Silence diffusers' warnings about the config; it repeats them when it builds the real model."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

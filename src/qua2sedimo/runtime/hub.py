@@ -1,4 +1,4 @@
-"""Where the weights are of a model that `from_pretrained` was given as a folder or by its name on the hub."""
+"""Locate the weight files of a model that `from_pretrained` was given as a folder or a hub name."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from qua2sedimo.formats.tensorfiles import indexed_files, weight_names
 
 
 def model_folder(known: Mapping[str, Any]) -> Path | None:
-    """The folder with the weights of the model that diffusers is asked for, of which ``known`` are the arguments.
+    """The folder with the weight files of the model that diffusers is loading; ``known`` are its arguments.
 
-    Those of a name on the hub are downloaded unless they are in its cache: diffusers would do so next, and finds them
-    there. None if they cannot be had, which diffusers meets too, and tells; or if they are to be downloaded anew.
+    For a hub name, files that are not cached are downloaded; diffusers then finds them in the cache. Returns None if
+    that fails, in which case diffusers reports the error itself, and with ``force_download``.
     """
     name, within = str(known.get("pretrained_model_name_or_path")), known.get("subfolder") or ""
     if Path(name).is_dir():

@@ -1,7 +1,7 @@
-"""Whether config.json is still the one that was exported: a digest of what the model is made from, and of our entries.
+"""Digests that detect changes to an exported config.json: of the model's arguments and of ``quantization_config``.
 
-A digit that flips in ``sample_size`` or ``norm_eps`` gives tensors of the same shapes and other pictures. It is a check
-for damage, not a signature.
+A changed digit in ``sample_size`` or ``norm_eps`` would keep all tensor shapes but change the pictures. The digests
+detect damage; they are not a signature.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from qua2sedimo.errors import Qua2SeDiMoError
 
 
 def config_digest(cls: type[Any], config: Mapping[str, Any]) -> str:
-    """Names the arguments that a model of this class is made with from its config.
+    """Digest of the constructor arguments in a model's config.
 
-    Those that are the class's defaults do not count: a later diffusers version may add some, and writes them when it
-    saves the model again.
+    Arguments equal to the class's default are left out, because a later diffusers version may add arguments and
+    writes their defaults when it saves the model again.
     """
     known = inspect.signature(cls.__init__).parameters
     given = {name: _plain(value) for name, value in config.items() if name in known}
@@ -29,17 +29,17 @@ def config_digest(cls: type[Any], config: Mapping[str, Any]) -> str:
 
 
 def check_config(cls: type[Any], config: Mapping[str, Any], wanted: str) -> None:
-    """Raise :class:`Qua2SeDiMoError` if the digest of a model's config is not the one that was exported."""
+    """Raise :class:`Qua2SeDiMoError` if the digest of a model's config differs from the exported one."""
     if config_digest(cls, config) != wanted:
         raise Qua2SeDiMoError(
-            f"config.json does not make the {cls.__name__} that was exported: an entry was altered, or an absent one "
-            f"has another default in diffusers {diffusers.__version__}",
-            "Load it with the diffusers version that its config.json names, or download it or export it again.",
+            f"config.json does not describe the {cls.__name__} that was exported: an entry was changed, or a missing "
+            f"entry has another default in diffusers {diffusers.__version__}",
+            "Load it with the diffusers version named in config.json, or download or export the model again.",
         )
 
 
 def digest(content: Mapping[str, Any]) -> str:
-    """Sixteen hex digits that name a JSON object."""
+    """A digest of a JSON object, 16 hexadecimal digits."""
     return hashlib.sha256(_plain(dict(content)).encode()).hexdigest()[:16]
 
 

@@ -1,14 +1,14 @@
-"""Linear layers in integers: 8-bit codes of the input times 8-bit numbers of the weight, summed exactly in 32 bits.
+"""Linear layers in integer arithmetic: int8 input codes times int8 weight codes, accumulated exactly in int32.
 
-With x̂ = m + Δ·p (codes p of a token, −128 to 127, its grid's middle m) and ŵ = s·t + o (numbers t of the same range, a
-scale s and an offset o a channel)::
+With x̂ = m + Δ·p (int8 codes p, midpoint m and step Δ per token) and ŵ = s·t + o (int8 codes t, scale s and offset o per
+output channel)::
 
     Σ x̂·ŵ = Δ·s·Σ p·t + (Σ x̂)·o + m·s·Σ t
 
-The first term is a product of 8-bit matrices, for which oneDNN has kernels; the others are products of a number of the
-token and one of the channel. What is before and after the product passes over memory once:
-:mod:`qua2sedimo.runtime.integer_rows`. UAQ levels are of this form: ŵ = s·(q − z) with t = q − h, h =
-2^(b−1), and o = s·(h − z). K-Means levels are not, and are rounded to an even grid between the least and the greatest.
+The first term is an int8 matrix product, for which oneDNN has kernels; the other terms are rank-one. The steps before
+and after the product each pass over memory once (:mod:`qua2sedimo.runtime.integer_rows`). UAQ levels have this form:
+ŵ = s·(q − z), t = q − h, h = 2^(b−1), o = s·(h − z). K-Means levels do not; they are rounded to a uniform grid between
+the smallest and the largest level.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import torch
 from qua2sedimo.quantizers import METHODS, QuantizedWeight, decode
 from qua2sedimo.runtime.integer_rows import parts, rounded_rows, scaled_rows
 
-#: Up to this width rounding K-Means levels to 7 bits adds less than 2 % to the squared error (3 bits: 0.3 %).
+#: Up to this bit width, rounding K-Means levels to 7 bits adds less than 2 % to the squared error (3 bits: 0.3 %).
 MOST_CODEBOOK_BITS = 4
-#: Of the products that are tried: longer than any step in which a kernel sums in 16 bits.
+#: Shape of the test product: longer than any run of terms that a kernel accumulates in 16 bits.
 _ROWS, _LENGTH = 16, 1152
 
 
 @cache
 def multiplies_exactly(bits: int) -> bool:
-    """Whether integer products with weights of ``bits`` are right on this machine, the greatest ones too.
+    """Whether int8 products with weight codes of ``bits`` are exact on this machine, tested at the extreme values.
 
-    Processors without VNNI add pairs of products in 16 bits, which overflows from 8-bit weights on.
+    Processors without VNNI add pairs of products in 16 bits, which overflows for 8-bit weights.
     """
     half, chance = 2 ** (bits - 1), torch.Generator().manual_seed(0)
     codes, weights = (
@@ -47,14 +47,14 @@ def multiplies_exactly(bits: int) -> bool:
 
 
 def codebook_bits() -> int | None:
-    """Width that K-Means levels are rounded to here: the widest whose products are exact, 8 or 7; None if neither."""
+    """Bit width for rounded K-Means levels: the larger of 8 and 7 with exact products here; None if neither."""
     return next((bits for bits in (8, 7) if multiplies_exactly(bits)), None)
 
 
 def integer_levels(value: QuantizedWeight) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(t: int8 [N or 1, 2^b], s: fp32 [N], o: fp32 [N]): code q of channel c stands for s[c]·t[c, q] + o[c].
+    """(t: int8 [N or 1, 2^b], s: fp32 [N], o: fp32 [N]): the level of code q in channel c is s[c]·t[c, q] + o[c].
 
-    Exact for UAQ, for K-Means rounded to :func:`codebook_bits`.
+    Exact for UAQ; K-Means levels are rounded to :func:`codebook_bits`.
     """
     half = 2 ** (value.bits - 1)
     if value.method == "uaq":
@@ -82,10 +82,11 @@ def integer_linear(
     bits: int,
     act_bits: int,
 ) -> torch.Tensor:
-    """The Linear layer of a weight [N, K], packed in ``codes`` of ``bits``, on ``x`` [..., K] rounded to ``act_bits``.
+    """A Linear layer with a packed weight [N, K] on ``x`` [..., K] quantized to ``act_bits``; returns [..., N].
 
-    ``table``, ``scale`` and ``offset`` are the weight's :func:`integer_levels`; the result [..., N] has the type of
-    ``x``. Only for a CPU that :func:`multiplies_exactly`.
+    ``codes`` are the weight's packed codes of ``bits`` each; ``table``, ``scale`` and ``offset`` are its
+    :func:`integer_levels`. The result has the dtype of ``x``. Requires a CPU for which
+    :func:`multiplies_exactly` is true.
     """
     n, k = scale.shape[0], x.shape[-1]
     rows = x.reshape(-1, k)
@@ -123,7 +124,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of the input, which pass its rounding unchanged, and of the bias; weights that are packed have none."""
+    """Straight-through gradients of the input, and gradients of the bias; packed weights have none."""
     codes, table, scale, offset = ctx.saved_tensors
     of_input = of_bias = None
     if ctx.needs_input_grad[0]:

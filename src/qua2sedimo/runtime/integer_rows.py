@@ -1,7 +1,7 @@
-"""What an integer product of activations needs before and after it, compiled by numba.
+"""Compiled (numba) steps before and after an integer matrix product: quantize the input rows, scale the result.
 
-Both work on parts that stay in the processor's cache, and in memory that the system's allocator hands out again: fresh
-memory is cleared page by page, which would cost as much as the product.
+Both process chunks that fit the processor's cache and memory that the allocator can reuse: clearing new pages would
+take as long as the product itself.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ import torch
 
 from qua2sedimo.quantizers.threads import spread
 
-#: Numbers at a time: 4 MB in fp32.
+#: Elements per chunk: 4 MB in fp32.
 MOST = 1 << 20
-#: Added and taken away again it rounds what is much smaller to whole numbers, halves to even ones.
+#: Adding and subtracting this constant rounds a much smaller number to an integer, halves to even.
 _EVEN = np.float32(3 << 22)
 
 
 def parts(count: int, width: int) -> Iterator[slice]:
-    """Consecutive parts of ``count`` rows or columns of ``width`` numbers, each of at most :data:`MOST` numbers."""
+    """Slices of consecutive rows (or columns) of ``width`` elements, with at most :data:`MOST` elements each."""
     few = max(1, MOST // max(1, width))
     return (slice(first, first + few) for first in range(0, count, few))
 
 
 def rounded_rows(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes of the rows of ``x`` (floating [M, K]) on a grid of ``bits`` of their own, both ends on it.
+    """Quantize each row of ``x`` (floating point, [M, K]) to ``bits`` on a grid from its minimum to its maximum.
 
-    Returns int8 codes p [M, K], and for each row the middle m, the step Δ and the sum of its codes, fp32 [M]:
-    x̂ = m + Δ·p. The middle of a row that is not finite is not finite.
+    Returns int8 codes p [M, K] and, per row, the grid's midpoint m, the step Δ and the sum of the codes, fp32 [M]:
+    x̂ = m + Δ·p. The midpoint of a row with non-finite values is not finite.
     """
     codes = torch.empty(x.shape, dtype=torch.int8)
     least, step, total = (torch.empty(len(x)) for _ in range(3))
@@ -49,8 +49,8 @@ def rounded_rows(x: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor
 def scaled_rows(product: torch.Tensor, of_rows: torch.Tensor, of_columns: torch.Tensor) -> torch.Tensor:
     """y[r, c] = a·A·product[r, c] + b·B + d·D + E, fp32 [M, N].
 
-    ``product`` int32 [M, N]; ``of_rows`` fp32 [M, 3] holds a, b, d of a row, ``of_columns`` fp32 [4, N] A, B, D, E of a
-    column.
+    ``product`` is int32 [M, N]; ``of_rows`` fp32 [M, 3] has a, b, d of each row, ``of_columns`` fp32 [4, N] has A, B,
+    D, E of each column.
     """
     out = torch.empty(product.shape)
     given = [t.numpy() for t in (product, of_rows, of_columns, out)]

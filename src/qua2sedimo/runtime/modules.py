@@ -1,8 +1,8 @@
-"""Linear and convolution layers that hold a quantized weight and dequantize it each time it is used.
+"""Linear and convolution layers that store a packed quantized weight and dequantize it at every use.
 
-The 16-bit float parameters of a method are kept as int16 *bit patterns*, in memory and on disk. A cast of
-the model (``.half()``, ``.to(torch.float32)``, ``torch_dtype=`` of ``from_pretrained``, layerwise casting)
-changes every float tensor it meets; a scale rounded that way would give another weight than the measured one.
+A method's 16-bit float parameters are stored as int16 *bit patterns*, in memory and on disk, because a cast of the
+model (``.half()``, ``.to(torch.float32)``, ``torch_dtype=`` of ``from_pretrained``, layerwise casting) changes every
+float tensor, and a rounded scale would give another weight than the one that was measured.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torc
 
 @dataclass(frozen=True)
 class Storage:
-    """How one weight is stored: its option and the dtype of its dequantized values; ``"uaq-4/float16"``."""
+    """How a weight is stored: its option and the dtype of its dequantized values, such as ``"uaq-4/float16"``."""
 
     option: Option
     dtype: torch.dtype
@@ -43,12 +43,12 @@ class Storage:
 
     @classmethod
     def of(cls, value: QuantizedWeight) -> Storage:
-        """How this weight is stored."""
+        """The storage of a quantized weight."""
         return cls(Option(value.method, value.bits), value.dtype)
 
     @classmethod
     def parse(cls, text: object) -> Storage:
-        """``"uaq-4/float16"`` as a storage; raises :class:`Qua2SeDiMoError` on any other form."""
+        """Parse text such as ``"uaq-4/float16"``; raises :class:`Qua2SeDiMoError` on any other form."""
         option, _, dtype = text.partition("/") if isinstance(text, str) else ("", "", "")
         if dtype not in _DTYPES:
             raise Qua2SeDiMoError(f"quantization_config: {text!r} is not of the form METHOD-BITS/DTYPE", DAMAGED)
@@ -57,22 +57,22 @@ class Storage:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a layer's weight: input channels ``span`` (None: all of it), and how it is stored."""
+    """A part of a layer's weight: its range of input channels ``span`` (None: all), and how it is stored."""
 
     span: tuple[int, int] | None
     storage: Storage
 
     @property
     def prefix(self) -> str:
-        """What the names of the part's buffers begin with."""
+        """Prefix of the names of the part's buffers."""
         return "" if self.span is None else f"part{self.span[0]}_"
 
     def shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
-        """The part's shape, for the shape of the whole weight."""
+        """The part's shape, given the shape of the whole weight."""
         return whole if self.span is None else (whole[0], self.span[1] - self.span[0], *whole[2:])
 
     def of(self, weight: torch.Tensor) -> torch.Tensor:
-        """The part of a whole weight [out, in, …], its span of input channels, as a view."""
+        """This part of a whole weight [out, in, …], as a view."""
         return weight if self.span is None else weight[:, self.span[0] : self.span[1]]
 
     def layout(self, whole: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -82,11 +82,11 @@ class Part:
 
 
 class QuantizedLayer(nn.Module):
-    """What the quantized layers share: packed codes and 16-bit parameters as buffers, ``weight`` computed.
+    """Base of the quantized layers: packed codes and 16-bit parameters are buffers, ``weight`` is computed.
 
     ``codes`` is uint8 [⌈N·bits/8⌉]; the other buffers are the method's parameters (``scale`` and ``zero``, or
-    ``codebook``) as int16 bit patterns. A weight that reads a concatenation has several ``parts``, each with buffers of
-    its own (``part320_codes`` …). ``bias`` is an ordinary parameter.
+    ``codebook``) as int16 bit patterns. A layer whose input is a concatenation has several ``parts``, each with its own
+    buffers (``part320_codes`` …). ``bias`` is an ordinary parameter.
     """
 
     parts: tuple[Part, ...]
@@ -95,11 +95,11 @@ class QuantizedLayer(nn.Module):
     _compute: torch.Tensor
 
     def quantized_weights(self) -> list[QuantizedWeight]:
-        """The stored weight as values, one a part: views of the buffers, nothing copied."""
+        """The stored weight, one value per part, as views of the buffers."""
         return [self._value(part) for part in self.parts]
 
     def _value(self, part: Part) -> QuantizedWeight:
-        option, dtype = part.storage.option, part.storage.dtype  # of the value; the compute dtype follows the model
+        option, dtype = part.storage.option, part.storage.dtype  # the stored dtype; the compute dtype follows the model
         parameters = {
             name: getattr(self, part.prefix + name).view(kind)
             for name, kind in METHODS[option.method].parameter_dtypes(stored_dtype(dtype)).items()
@@ -108,21 +108,21 @@ class QuantizedLayer(nn.Module):
         return QuantizedWeight(option.method, option.bits, part.shape(self.shape), dtype, codes, parameters)
 
     def packed_names(self) -> tuple[str, ...]:
-        """Names of the buffers that hold the weight."""
+        """Names of the buffers with the packed weight."""
         return tuple(name for part in self.parts for name in part.layout(self.shape))
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype ``weight`` is given in: the bias's, or without one the last the layer was cast to."""
+        """The dtype of ``weight``: that of the bias or, without a bias, the one the layer was last cast to."""
         return self._compute.dtype if self.bias is None else self.bias.dtype
 
     def compute_in(self, dtype: torch.dtype) -> None:
-        """Cast only the empty tensor that stands for the compute dtype; the bias is loaded in its own."""
+        """Set the compute dtype of a layer without loaded tensors; the bias is loaded in its own dtype."""
         self._compute = self._compute.to(dtype)
 
     @property
     def weight(self) -> torch.Tensor:
-        """The dequantized weight in the compute dtype, computed at each access; writing to it is lost."""
+        """The dequantized weight in the compute dtype, computed at every access; writes to it have no effect."""
         if torch.compiler.is_compiling():
             parts = [self._value(part).decode(self.compute_dtype) for part in self.parts]
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -133,21 +133,21 @@ class QuantizedLayer(nn.Module):
         return whole
 
     def extra_repr(self) -> str:
-        """What the layer prints of itself: its geometry and the options of its parts."""
+        """The layer's geometry and the options of its parts, for printing."""
         return f"{super().extra_repr()}, {' + '.join(str(part.storage.option) for part in self.parts)}"
 
 
 class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc,override]
     """A :class:`torch.nn.Linear` whose weight is stored quantized.
 
-    ``integer_bits`` is the width of its input's codes where it multiplies integers
-    (:func:`~qua2sedimo.runtime.set_activation_bits` sets it).
+    ``integer_bits`` is the bit width of input codes for integer arithmetic, None to compute in floating point; it is
+    set by :func:`~qua2sedimo.runtime.set_activation_bits`.
     """
 
     integer_bits: int | None = None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """[…, in] → […, out]; in integers where :func:`set_activation_bits` asked for it."""
+        """[…, in] → […, out]; in integer arithmetic if ``integer_bits`` is set."""
         if self.integer_bits is None:
             return nn.Linear.forward(self, input)
         value = self._value(self.parts[0])
@@ -175,10 +175,10 @@ _QUANTIZED: dict[type[nn.Module], type[QuantizedLayer]] = {
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
-    """Linear, Conv1d, Conv2d or Conv3d: whose computation ``module`` performs.
+    """The plain class (Linear, Conv1d, Conv2d or Conv3d) whose computation ``module`` performs.
 
-    Raises :class:`Qua2SeDiMoError` if it is none of them, or a subclass with a forward pass of its own, which
-    a replacement would silently drop.
+    Raises :class:`Qua2SeDiMoError` if it is none of them, or a subclass that overrides the forward pass, which a
+    replacement would drop silently.
     """
     for plain, quantized in _QUANTIZED.items():
         if isinstance(module, quantized):
@@ -188,7 +188,7 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
             if not own:
                 return plain
             raise Qua2SeDiMoError(
-                f"a {type(module).__name__} computes otherwise than the {plain.__name__} it derives from",
+                f"{type(module).__name__} overrides the forward pass of {plain.__name__}",
                 "Leave this layer unquantized.",
             )
     raise Qua2SeDiMoError(f"expected a Linear or Conv1d/2d/3d layer, got {type(module).__name__}")
@@ -197,10 +197,10 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
 def quantized_module(
     module: nn.Module, value: QuantizedWeight | Sequence[tuple[tuple[int, int] | None, QuantizedWeight]]
 ) -> QuantizedLayer:
-    """The layer that computes what ``module`` does, with ``value`` for its weight, or (span, value) for each part.
+    """A quantized layer in place of ``module``, with ``value`` as its weight, or one (span, value) per part.
 
-    It shares the bias with ``module``, lives on its device, and computes in its dtype. Raises
-    :class:`Qua2SeDiMoError` if the parts do not make up the weight, or a value's tensors are not its method's.
+    It shares the bias of ``module``, and has its device and dtype. Raises :class:`Qua2SeDiMoError` if the parts do not
+    cover the weight or a value's tensors do not match its method.
     """
     values = [(None, value)] if isinstance(value, QuantizedWeight) else value
     quantized = empty_quantized_module(module, [Part(span, Storage.of(value)) for span, value in values])
@@ -214,7 +214,7 @@ def quantized_module(
 def checked_tensors(module: nn.Module, part: Part, value: QuantizedWeight) -> dict[str, torch.Tensor]:
     """The tensors to store for ``value``, a part of the module's weight, by buffer name.
 
-    Raises :class:`Qua2SeDiMoError` if its shape is not the part's, or its tensors are not its method's.
+    Raises :class:`Qua2SeDiMoError` if its shape is not that of the part or its tensors do not match its method.
     """
     whole = tuple(_weight(module).shape)
     shape = part.shape(whole)
@@ -233,22 +233,22 @@ def checked_tensors(module: nn.Module, part: Part, value: QuantizedWeight) -> di
 
 
 def empty_quantized_module(module: nn.Module, parts: Sequence[Part]) -> QuantizedLayer:
-    """A quantized layer in place of ``module`` whose packed buffers are on the meta device, to be loaded.
+    """A quantized layer in place of ``module`` with packed buffers on the meta device, to be loaded later.
 
-    All shapes follow from ``parts``. No weight is allocated. Raises :class:`Qua2SeDiMoError` unless the parts, in
-    order, cover the weight's input channels.
+    Shapes follow from ``parts``; no weight is allocated. Raises :class:`Qua2SeDiMoError` if the parts, in order, do not
+    cover the weight's input channels.
     """
     plain = plain_class(module)
     weight = _weight(module)
     shape = tuple(weight.shape)
     if not covers(parts, shape):
-        raise Qua2SeDiMoError(f"parts {[part.span for part in parts]} do not make up a weight {list(shape)}")
+        raise Qua2SeDiMoError(f"parts {[part.span for part in parts]} do not cover a weight of shape {list(shape)}")
     quantized = bare(_QUANTIZED[plain], module)
     quantized.parts, quantized.shape = tuple(parts), shape
     for part in parts:
         for name, (stored, size) in part.layout(shape).items():
             quantized.register_buffer(name, torch.empty(size, dtype=stored, device="meta"))
-    # An empty tensor follows every cast of the model as a bias would. Never on meta: nothing would load it.
+    # An empty tensor follows casts of the model as a bias would. It is never on meta, because it is never loaded.
     device = "cpu" if weight.device.type == "meta" else weight.device
     marker = torch.empty(0, dtype=weight.dtype, device=device)
     quantized.register_buffer("_compute", marker, persistent=False)
@@ -256,7 +256,7 @@ def empty_quantized_module(module: nn.Module, parts: Sequence[Part]) -> Quantize
 
 
 def covers(parts: Sequence[Part], shape: tuple[int, ...]) -> bool:
-    """Whether the parts, in order and without gap, are all of a weight of this shape."""
+    """Whether the parts, in order and without gaps, cover a weight of this shape."""
     if len(parts) == 1 and parts[0].span is None:
         return True
     at = 0
@@ -281,7 +281,7 @@ def packed_tensors(value: QuantizedWeight) -> dict[str, torch.Tensor]:
 
 
 def bare(cls: type[Any], module: nn.Module) -> Any:
-    """A ``cls`` with the hyperparameters, the bias and the mode of ``module`` and nothing else allocated."""
+    """A ``cls`` with the hyperparameters, bias and training mode of ``module``, without a weight."""
     bare: Any = object.__new__(cls)
     nn.Module.__init__(bare)
     own = _LINEAR if isinstance(module, nn.Linear) else _CONV

@@ -1,4 +1,4 @@
-"""The plain model back."""
+"""Convert a packed model back into a plain one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from qua2sedimo.runtime.replace import replace_layers
 
 
 def dequantize(model: nn.Module) -> nn.Module:
-    """Put plain Linear and Conv layers with the dequantized weights back; returns ``model``, changed.
+    """Replace quantized layers with plain ones of the dequantized weights; modifies and returns ``model``.
 
-    A model loaded from a packed checkpoint is an ordinary diffusers model afterwards, its activations as they were.
+    A model loaded from a packed checkpoint is then an ordinary diffusers model without activation quantization.
     """
     set_activation_bits(model, None)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLayer)}

@@ -1,4 +1,4 @@
-"""An export can be published: its files tell nothing of where on this machine their models lay."""
+"""Remove local paths from the configuration files of an export, so that it can be published."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from qua2sedimo.denoisers.hub_names import is_hub_name
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import write_json
 
-#: Ends of the keys under which diffusers and transformers keep where something was loaded from.
-_PLACES = ("name_or_path", "_file", "_path", "_dir")
+#: Suffixes of configuration keys in which diffusers and transformers record where something was loaded from.
+_PATH_KEYS = ("name_or_path", "_file", "_path", "_dir")
 
 
 def forget_paths(folder: Path) -> None:
-    """Take local paths out of the configs in ``folder`` (of its pipeline, models, tokenizers); hub names stay.
+    """Remove local paths from all configuration files of the pipeline in ``folder``; hub names are kept.
 
-    A tokenizer's vocabulary is none: what is written there is text that it knows. Raises :class:`Qua2SeDiMoError` on a
-    config that is no JSON.
+    Tokenizer vocabularies are not changed, their entries are text. Raises :class:`Qua2SeDiMoError` if a configuration
+    file is not valid JSON.
     """
     for file in [*folder.rglob("*config.json"), *folder.glob("model_index.json")]:
         try:
@@ -35,12 +35,12 @@ def _without_paths(entry: Any) -> Any:
         return [_without_paths(one) for one in entry]
     if not isinstance(entry, dict):
         return entry
-    return {key: _without_paths(value) for key, value in entry.items() if not _is_place(key, value)}
+    return {key: _without_paths(value) for key, value in entry.items() if not _is_local_path(key, value)}
 
 
-def _is_place(key: str, value: Any) -> bool:
-    """Whether an entry says where a file or folder lies, or lay, on a machine."""
-    if not isinstance(value, str) or not key.endswith(_PLACES) or is_hub_name(value):
+def _is_local_path(key: str, value: Any) -> bool:
+    """Whether a configuration entry is a local path."""
+    if not isinstance(value, str) or not key.endswith(_PATH_KEYS) or is_hub_name(value):
         return False
     path = Path(value).expanduser()
     return key.endswith("name_or_path") or path.is_absolute() or path.exists() or bool(PureWindowsPath(value).drive)

@@ -1,7 +1,7 @@
-"""A choice written down for other runtimes: torchao's configuration by layer name, GGUF tensor types by pattern.
+"""Export a choice to other runtimes: a torchao configuration by layer name, or GGUF tensor types by pattern.
 
-Only methods and widths are handed over. The other program quantizes the plain checkpoint itself, with groups and
-rounding of its own, so what it makes is neither as large nor quite as good as what was measured here.
+A recipe has only methods and bit widths. The other program quantizes the plain checkpoint with its own groups and
+rounding, so size and quality differ from what was measured here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True)
 class Recipe:
-    """``text`` is what the other program reads; ``nbytes`` what the ``weights`` of its layers take there."""
+    """``text`` is the recipe; ``nbytes`` is the size of its layers, with ``weights`` weights, in the target format."""
 
     text: str
     nbytes: int
@@ -34,10 +34,10 @@ class Recipe:
 
 
 class _Form(Protocol):
-    """What a format can hold of a choice, at what size, and how it is told so."""
+    """A target format: which layers it supports, their sizes, and the recipe's text."""
 
     def reason(self, shape: tuple[int, ...], bits: int) -> str | None:
-        """Why a whole UAQ layer of this shape cannot be held, None if it can."""
+        """Why the format does not support a whole UAQ layer of this shape; None if it does."""
 
     def nbytes(self, shape: tuple[int, ...], bits: int) -> int: ...
 
@@ -48,8 +48,8 @@ class _Form(Protocol):
 class _TorchAO:
     """torchao's ``FqnToConfig`` as the JSON that ``torchao.core.config.config_from_dict`` reads.
 
-    Each layer gets an asymmetric ``IntxWeightOnlyConfig`` with a scale for each output channel (Conv2d: and kernel
-    position). Codes of all widths take a byte each there, unless they are packed for a kernel library.
+    Each layer gets an asymmetric ``IntxWeightOnlyConfig`` with one scale per output channel (Conv2d: per output channel
+    and kernel position). torchao stores one byte per code at any bit width unless it packs for a kernel library.
     """
 
     def reason(self, shape: tuple[int, ...], bits: int) -> str | None:
@@ -82,7 +82,7 @@ def _tagged(kind: str, version: int, data: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Type:
-    """A GGUF tensor type: each ``block`` numbers of a row take ``nbytes``."""
+    """A GGUF tensor type: each block of ``block`` weights in a row takes ``nbytes``."""
 
     name: str
     block: int
@@ -90,10 +90,10 @@ class _Type:
 
 
 class _GGUF:
-    """``PATTERN=TYPE,…``, as stable-diffusion.cpp's converter takes it as ``--tensor-type-rules``.
+    """``PATTERN=TYPE,…`` for ``--tensor-type-rules`` of stable-diffusion.cpp's converter.
 
-    Types are those of the same width with a scale and, where there are such, a minimum for each block; of two, the one
-    with less overhead whose blocks fit. Patterns are regular expressions that match one tensor each.
+    Of the types with the same bit width, the first with blocks that divide the rows is used; types with a minimum per
+    block are preferred to symmetric ones. Each pattern is a regular expression that matches one tensor.
     """
 
     types: Mapping[int, tuple[_Type, ...]] = {
@@ -107,11 +107,11 @@ class _GGUF:
 
     def reason(self, shape: tuple[int, ...], bits: int) -> str | None:
         if bits not in self.types:
-            return f"there is no GGUF type of {bits} bits"
+            return f"GGUF has no type of {bits} bits"
         if len(shape) != 2:
-            return "the rows of a convolution are as long as its kernel, shorter than a GGUF block"
+            return "the rows of a convolution have the length of its kernel, shorter than a GGUF block"
         if self._type(shape, bits) is None:
-            return f"its rows of {shape[1]} numbers are no whole blocks of {self.types[bits][-1].block}"
+            return f"its rows of {shape[1]} weights are not a multiple of the block size {self.types[bits][-1].block}"
         return None
 
     def nbytes(self, shape: tuple[int, ...], bits: int) -> int:
@@ -137,11 +137,11 @@ FORMS: Mapping[str, _Form] = {"torchao": _TorchAO(), "gguf": _GGUF()}
 def recipe(form: str, configuration: Mapping[str, Option], layers: Mapping[str, WeightLayer]) -> Recipe:
     """A configuration as a recipe in the format ``form``: ``torchao`` or ``gguf``.
 
-    ``layers`` are the graph's; copies of a layer get what it gets, and take room of their own. Layers that the
-    configuration does not name stay as they are.
+    ``layers`` are those of the graph; copies of a layer get the same option and are counted separately. Layers that are
+    not in the configuration are not quantized.
 
-    Raises :class:`Qua2SeDiMoError` with the reason if the format cannot hold a layer: K-Means levels, a part of a
-    layer, a shape or a width that it has no type for.
+    Raises :class:`Qua2SeDiMoError` with the reason if the format does not support a layer: K-Means levels, a part of a
+    layer, its shape, or its bit width.
     """
     if form not in FORMS:
         raise Qua2SeDiMoError(f"unknown recipe format '{form}'", f"Known: {', '.join(FORMS)}.")
@@ -162,11 +162,11 @@ def recipe(form: str, configuration: Mapping[str, Option], layers: Mapping[str, 
 
 
 def _unfit(layer: WeightLayer, option: Option) -> str | None:
-    """What no other format holds."""
+    """Why no other format supports a layer, None if one may."""
     if option.method != "uaq":
-        return f"{option} has levels from K-Means, the format has evenly spaced ones"
+        return f"{option} has K-Means levels, the format only evenly spaced ones"
     if layer.span is not None:
-        return "it is one of several parts of a layer, the format has one type a layer"
+        return "it is one of several parts of a layer, the format has one type per layer"
     return None
 
 
@@ -175,5 +175,5 @@ def _refusal(form: str, refused: Mapping[str, str]) -> Qua2SeDiMoError:
     more = f"; and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
     return Qua2SeDiMoError(
         f"a recipe for {form} cannot hold {len(refused)} of the choice's layers: {'; '.join(shown)}{more}",
-        "Choose with `--methods uaq`, and `--keep PATTERN` for layers that it cannot hold.",
+        "Make a choice with `--methods uaq`, and `--keep PATTERN` for layers that the format does not support.",
     )

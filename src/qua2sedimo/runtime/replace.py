@@ -1,4 +1,4 @@
-"""Modules of a denoiser replaced by others of the same names."""
+"""Replace modules of a denoiser by name."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from qua2sedimo.runtime.modules import QuantizedLayer
 
 
 def replace_layers(denoiser: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
-    """Put ``layers`` in place of the modules of these names (and of their other names, if shared); returns
-    ``denoiser``, changed. Raises :class:`Qua2SeDiMoError` on a name it does not have.
+    """Replace the named modules, under all their names if shared; modifies and returns ``denoiser``.
+
+    Raises :class:`Qua2SeDiMoError` if the denoiser has no module of a name.
     """
     modules = dict(denoiser.named_modules(remove_duplicate=False))
     unknown = [name for name in layers if not name or name not in modules]
@@ -30,7 +31,7 @@ def replace_layers(denoiser: nn.Module, layers: Mapping[str, nn.Module]) -> nn.M
 
 
 def _refuse_fusing(*_: object, **__: object) -> NoReturn:
-    """PEFT adds its update to ``weight.data``; added to a computed weight it would be lost without a word."""
+    """PEFT adds its update to ``weight.data``, which for a computed weight would silently have no effect."""
     raise Qua2SeDiMoError(
         "an adapter cannot be fused into packed weights",
         "Use it unfused, or call qua2sedimo.dequantize(model) first.",

@@ -1,4 +1,4 @@
-"""Whether a model finds what it needs in safetensors files, and writing such files as shards."""
+"""Check that safetensors files have exactly the tensors of a model, and write such files in shards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CODE = {torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64:
 
 
 def model_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and persistent buffers, those of a module with several names once, under the first."""
+    """Parameters and persistent buffers by name; those of a module with several names once, under the first."""
     for prefix, module in model.named_modules():
         start, volatile = f"{prefix}." if prefix else "", module._non_persistent_buffers_set
         for name, tensor in chain(module._parameters.items(), module._buffers.items()):
@@ -32,10 +32,10 @@ def model_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def check_complete(
     model: nn.Module, table: LayerTable, stored: Mapping[str, StoredTensor], ignored: Iterable[str] = ()
 ) -> None:
-    """Raise :class:`Qua2SeDiMoError` unless ``stored`` is exactly what ``model`` needs, packed as ``table`` says.
+    """Raise :class:`Qua2SeDiMoError` unless ``stored`` has exactly the tensors of ``model``, packed as in ``table``.
 
-    The model, which may be on meta, is as its class makes it. ``ignored`` are names that may be stored though the model
-    does not know them.
+    The model is unquantized and may be on the meta device. ``ignored`` are names that may be stored although the model
+    does not have them.
     """
     layers = table.assign(layer_modules(model))
     expected = _expected(model, *layers)
@@ -64,7 +64,7 @@ def check_complete(
 def _expected(
     model: nn.Module, packed: Mapping[str, tuple[Part, ...]], copies: Mapping[str, tuple[str, ...]]
 ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """(dtype, shape) of the tensors that are stored for a model, by name; those of copies are stored once."""
+    """(dtype, shape) by name of the tensors stored for a model; those of copies are stored once."""
     left_out = tuple(f"{copy}." for names in copies.values() for copy in names)
     expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for name, tensor in model_tensors(model):
@@ -80,7 +80,7 @@ def _expected(
 def _other_names(
     model: nn.Module, expected: Mapping[str, object], copies: Mapping[str, tuple[str, ...]], names: Iterable[str]
 ) -> Iterator[str]:
-    """Those of ``names`` that are other names of expected tensors, in modules with several names and in copies."""
+    """Those of ``names`` that are alternative names of expected tensors, from shared modules or copies."""
     firsts: dict[int, str] = {}
     first = {name: firsts.setdefault(id(m), name) for name, m in model.named_modules(remove_duplicate=False)}
     first |= {copy: name for name, group in copies.items() for copy in group}
@@ -91,10 +91,10 @@ def _other_names(
 
 
 class ShardWriter:
-    """Writes tensors as they come into shards of about ``limit`` bytes, and at :meth:`close` their index.
+    """Writes tensors in the order they arrive into shards of about ``limit`` bytes, and at :meth:`close` an index.
 
-    There is an index even for one shard: with an index diffusers lets the quantizer look at the files before
-    it reads any tensor.
+    There is an index even for a single shard, because only then does diffusers pass the files to the quantizer before
+    it reads a tensor.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -114,7 +114,7 @@ class ShardWriter:
         self._total += size
 
     def close(self) -> list[Path]:
-        """The finished files, which carry their number and the count in their names."""
+        """Write the last shard and the index; returns the files, named with their number and the total."""
         self._flush()
         count = len(self._shards)
         files = [self._folder / f"{WEIGHTS}-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]

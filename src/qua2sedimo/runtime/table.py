@@ -1,8 +1,7 @@
-"""Which layer of a denoiser is stored how, in one character a layer.
+"""The layer table: how each layer of a denoiser is stored, in one character per layer.
 
-The layers are the Linear and Conv modules that the model's class makes from its ``config.json``, sorted by
-name. So the table needs no names and no shapes: ``quantization_config`` is about as many characters long as
-the denoiser has layers, and the shapes of all packed tensors follow from the model's config and this table.
+The layers are the Linear and Conv modules that the model's class builds from ``config.json``, sorted by name. The
+table therefore needs neither names nor shapes, and the shapes of all packed tensors follow from config and table.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qua2sedimo.denoisers.layers import WEIGHT_MODULES
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.runtime.modules import (
     DAMAGED,
@@ -36,11 +36,12 @@ _MOST_LAYERS = 100_000
 
 @dataclass(frozen=True)
 class LayerTable:
-    """``layers`` has a letter for each weight layer in order of their names: its entry in ``storages``, ``.`` for one
-    kept as it is, ``=`` for one that is the same as another. A layer in parts has a letter a part.
+    """The storage of all weight layers of a denoiser, in the order of their names.
 
-    ``cuts`` are ``(layer, end of part, end of part, …)``, ``ties`` ``(layer, same, same, …)``, layers by position.
-    ``names`` is a digest of all layers' names: a diffusers version that names them otherwise is noticed.
+    ``layers`` has one letter per layer: an entry of ``storages``, ``.`` for an unquantized layer, ``=`` for a copy of
+    another layer; a split layer has one letter per part. ``cuts`` are ``(layer, end of part, end of part, …)`` and
+    ``ties`` are ``(layer, copy, copy, …)``, with layers as positions. ``names`` is a digest of all layer names, which
+    detects a diffusers version with other names.
     """
 
     storages: tuple[Storage, ...]
@@ -56,7 +57,7 @@ class LayerTable:
         stored: Mapping[str, Sequence[Part]],
         copies: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> LayerTable:
-        """The table of the ``stored`` ones of ``layers``; ``copies`` of a stored layer are the same as it."""
+        """The table of ``layers``; those in ``stored`` are quantized, ``copies`` maps a stored layer to its copies."""
         ordered = sorted(layers)
         place = {name: i for i, name in enumerate(ordered)}
         storages = tuple(sorted({part.storage for parts in stored.values() for part in parts}, key=str))
@@ -73,28 +74,28 @@ class LayerTable:
 
     @classmethod
     def parse(cls, options: Any, layers: Any, names: Any, cuts: Any, ties: Any) -> LayerTable:
-        """From the entries of ``quantization_config``; :class:`Qua2SeDiMoError` on anything unexpected."""
+        """Parse the entries of ``quantization_config``; raises :class:`Qua2SeDiMoError` on invalid ones."""
         if not isinstance(options, list) or len(options) > len(_LETTERS):
             raise Qua2SeDiMoError("quantization_config: 'options' must be a list of options", DAMAGED)
         storages = tuple(Storage.parse(text) for text in options)
         known = {_PLAIN, _SAME, *_LETTERS[: len(storages)]}
         if not isinstance(layers, str) or len(layers) > _MOST_LAYERS or not known.issuperset(layers):
-            raise Qua2SeDiMoError("quantization_config: 'layers' must name an option per layer", DAMAGED)
+            raise Qua2SeDiMoError("quantization_config: 'layers' must have one option letter per layer", DAMAGED)
         if not isinstance(names, str):
             raise Qua2SeDiMoError("quantization_config: 'names' must be a digest", DAMAGED)
         groups = [_positions(entry, what) for what, entry in (("cuts", cuts), ("ties", ties))]
         return cls(storages, layers, names, *groups)
 
     def assign(self, layers: Iterable[str]) -> tuple[dict[str, tuple[Part, ...]], dict[str, tuple[str, ...]]]:
-        """Layer name → parts, of the quantized ones of ``layers``; and layer name → those that are the same as it."""
+        """(parts by name of the quantized layers, copies by name of the layer that stores them)."""
         ordered = sorted(layers)
         ends = {cut[0]: cut[1:] for cut in self.cuts}
         letters, expected = iter(self.layers), len(ordered) + sum(len(cut) - 1 for cut in ends.values())
         if len(self.layers) != expected or digest(ordered) != self.names:
             raise Qua2SeDiMoError(
-                f"the checkpoint describes {len(self.layers)} weight layers and parts, the model its config.json makes "
-                f"has {expected}, or names them otherwise",
-                "Load it with the diffusers version that its config.json names, or export it again.",
+                f"the checkpoint describes {len(self.layers)} weight layers and parts, but the model built from its "
+                f"config.json has {expected}, or other layer names",
+                "Load it with the diffusers version named in config.json, or export it again.",
             )
         stored: dict[str, tuple[Part, ...]] = {}
         same: set[int] = set()
@@ -112,18 +113,18 @@ class LayerTable:
         copies = {tie[0]: tie[1:] for tie in self.ties}
         tied = [copy for names in copies.values() for copy in names]
         if sorted(tied) != sorted(same) or any(i >= len(ordered) or ordered[i] not in stored for i in copies):
-            raise Qua2SeDiMoError("quantization_config: 'ties' and 'layers' do not agree", DAMAGED)
+            raise Qua2SeDiMoError("quantization_config: 'ties' and 'layers' are inconsistent", DAMAGED)
         return stored, {ordered[i]: tuple(ordered[j] for j in names) for i, names in copies.items()}
 
 
 def _positions(entry: Any, what: str) -> tuple[tuple[int, ...], ...]:
-    """Lists of at least two numbers, none negative, rising within each list after the first number."""
+    """Validate lists of at least two non-negative numbers, which increase after the first."""
     rows = entry if isinstance(entry, list) else [None]
     for row in rows:
         if not isinstance(row, list) or len(row) < 2 or any(type(n) is not int or n < 0 for n in row):
             raise Qua2SeDiMoError(f"quantization_config: '{what}' must be lists of positions", DAMAGED)
         if any(a >= b for a, b in pairwise(row[1:])):
-            raise Qua2SeDiMoError(f"quantization_config: '{what}' must be lists of rising positions", DAMAGED)
+            raise Qua2SeDiMoError(f"quantization_config: '{what}' must be lists of increasing positions", DAMAGED)
     return tuple(map(tuple, rows))
 
 
@@ -132,17 +133,16 @@ def digest(names: Iterable[str]) -> str:
 
 
 def layer_modules(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """The Linear and Conv modules of ``denoiser`` by their first name: those a table has a letter for."""
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return {name: module for name, module in denoiser.named_modules() if isinstance(module, kinds)}
+    """The Linear and Conv modules of ``denoiser`` by their first name, which the table describes."""
+    return {name: module for name, module in denoiser.named_modules() if isinstance(module, WEIGHT_MODULES)}
 
 
 def install_empty_layers(
     denoiser: nn.Module, table: LayerTable, kept_in_fp32: Iterable[str] = ()
 ) -> dict[str, QuantizedLayer]:
-    """Replace layers of a denoiser made on the meta device by quantized ones that wait for their tensors.
+    """Replace layers of a meta-device denoiser with quantized layers whose tensors are loaded later.
 
-    Layers below a module named in ``kept_in_fp32`` compute in fp32 whatever the model's dtype is.
+    Layers inside a module named in ``kept_in_fp32`` compute in fp32, whatever the dtype of the model.
     """
     modules = layer_modules(denoiser)
     fp32 = set(kept_in_fp32)

@@ -1,4 +1,4 @@
-"""From units that were chosen for, layers, parts, and layers with copies, to the modules that stand for them."""
+"""From quantized units (layers, parts, layers with copies) to the modules that replace them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ NO_COPIES: Copies = MappingProxyType({})
 def quantized_layers(
     denoiser: nn.Module, values: Mapping[str, QuantizedWeight], copies: Copies = NO_COPIES
 ) -> dict[str, QuantizedLayer]:
-    """Quantized layers by module name for values by unit name (``MODULE`` or ``MODULE[a:b]``).
+    """Quantized layers by module name, from quantized weights by unit name (``MODULE`` or ``MODULE[a:b]``).
 
-    ``copies`` of a module get the very layer that it gets. Raises :class:`Qua2SeDiMoError` if parts are missing, or
-    values do not fit.
+    ``copies`` of a module share its layer object. Raises :class:`Qua2SeDiMoError` if parts are missing or a weight does
+    not fit its layer.
     """
     modules = layer_modules(denoiser)
     groups = groups_of(modules, copies)
@@ -40,10 +40,10 @@ def quantized_layers(
 
 
 def groups_of(modules: Mapping[str, nn.Module], copies: Copies) -> dict[str, tuple[str, ...]]:
-    """For every module that is tied to others: all of them, in the denoiser's order.
+    """For every tied module, the names of all modules tied to it and its own, in the denoiser's order.
 
-    Other names of one and the same module are left out. Raises :class:`Qua2SeDiMoError` unless tied modules have equal
-    weights and biases.
+    Of several names of the same module only the first is used. Raises :class:`Qua2SeDiMoError` if tied modules differ
+    in weight or bias.
     """
     order = {name: i for i, name in enumerate(modules)}
     found: dict[str, tuple[str, ...]] = {}
@@ -52,7 +52,7 @@ def groups_of(modules: Mapping[str, nn.Module], copies: Copies) -> dict[str, tup
         for other in group[1:]:
             if not _equal(modules[group[0]], modules[other]):
                 raise Qua2SeDiMoError(
-                    f"layers '{group[0]}' and '{other}' share a weight but not the bias, or are no copies",
+                    f"layers '{group[0]}' and '{other}' are given as copies, but differ in weight or bias",
                     "Leave these two layers unquantized.",
                 )
         found |= dict.fromkeys(group, group)

@@ -1,4 +1,4 @@
-"""The embedded trained denoisers, and how each was trained."""
+"""The zoo: small trained pipelines that are part of the package, and the code that trained them."""
 
 from qua2sedimo.zoo.entries import ENTRIES, ZooEntry, input_score, load, reference_images
 

@@ -1,11 +1,11 @@
-"""The words of the avatar captions: a picture's attributes, how they are said, how a prompt is read back."""
+"""The vocabulary of the avatar captions: attributes, their phrases, and parsing a prompt into attributes."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
 
-#: Attribute → its values. A picture has one value of each; "none" is the absence of the thing.
+#: Attribute → its values. A picture has one value of each attribute; "none" means absent.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "hair length": ("short", "long"),
     "hair colour": ("blond", "sandy", "brown", "auburn", "black", "blue", "red", "green"),
@@ -18,7 +18,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "background": ("white", "grey", "blue", "green", "yellow", "pink", "purple", "orange", "black"),
 }
 
-#: Index in place of a value that the picture does not show (hair wholly under a hat).
+#: Index for a value that is not visible in the picture (hair under a hat).
 HIDDEN = -1
 
 Attributes = Mapping[str, str]
@@ -45,7 +45,7 @@ def phrases(attributes: Attributes) -> list[str]:
 
 
 def caption(attributes: Attributes, chance: random.Random, empty: float = 0.12) -> str:
-    """A training caption: some phrases dropped, the rest lightly shuffled; "" with probability ``empty``."""
+    """A training caption: some phrases dropped, the others slightly shuffled; "" with probability ``empty``."""
     if chance.random() < empty:
         return ""
     keep = 1.0 if chance.random() < 0.4 else chance.uniform(0.4, 1.0)
@@ -56,7 +56,7 @@ def caption(attributes: Attributes, chance: random.Random, empty: float = 0.12) 
 
 
 def parse(prompt: str) -> dict[str, str]:
-    """The attributes a prompt names: each comma-separated phrase by its last word; the rest is ignored.
+    """The attributes in a prompt: each comma-separated phrase is recognised by its last word; others are ignored.
 
     >>> parse("short red hair, dark glasses, smile")
     {'hair length': 'short', 'hair colour': 'red', 'glasses': 'dark', 'mouth': 'smile'}

@@ -1,4 +1,4 @@
-"""The zoo by name: where each pipeline lies and how it is called."""
+"""The entries of the zoo: where each pipeline is stored and which arguments it is called with."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """A shipped pipeline: its folder, the arguments it is called with, and inputs to try it on.
+    """A pipeline of the zoo: its folder, the arguments it is called with, and example inputs.
 
-    ``pictures`` names the set it learned to paint. What belongs to a set, its judge and reference pictures,
-    lies once in a folder of that name and serves every model of the set.
+    ``pictures`` names the data set it was trained on; judge and reference pictures of a data set are shared by its
+    models. ``side`` is the width and height of a picture in pixels.
     """
 
     name: str
@@ -40,12 +40,12 @@ class ZooEntry:
 
     @property
     def set_folder(self) -> Path:
-        """Where judge.safetensors and reference.png of the set lie."""
+        """The folder with the data set's judge.safetensors and reference.png."""
         return _HERE / self.pictures
 
 
 def _avatar_prompts() -> list[str]:
-    """48 prompts that between them name every value of hair, glasses, top and background several times."""
+    """48 prompts that together use every value of hair, glasses, top and background several times."""
     hairs = itertools.cycle(("red", "black", "blond", "blue", "brown", "green", "auburn", "sandy"))
     lengths = itertools.cycle(("short", "long", "short", "long", "long"))
     glasses = itertools.cycle(("dark glasses", "no glasses", "light glasses"))
@@ -103,14 +103,14 @@ ENTRIES: dict[str, ZooEntry] = {
 
 
 def entry(name: str) -> ZooEntry:
-    """The entry of that name; an unknown name is an error that lists the known ones."""
+    """The entry with this name; raises :class:`Qua2SeDiMoError` with the known names if there is none."""
     if name not in ENTRIES:
-        raise Qua2SeDiMoError(f"unknown zoo model '{name}'; known: {', '.join(ENTRIES)}")
+        raise Qua2SeDiMoError(f"unknown zoo model '{name}'", f"Choose one of {', '.join(ENTRIES)}.")
     return ENTRIES[name]
 
 
 def load(name: str, dtype: torch.dtype = torch.float32) -> Any:
-    """The pipeline, a stock diffusers class, from inside the package."""
+    """Load a pipeline of the zoo; it is of a stock diffusers class."""
     from diffusers import DiffusionPipeline
 
     with quiet():
@@ -118,7 +118,7 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def reference_images(name: str) -> np.ndarray:
-    """Real pictures that training never saw: uint8 [n, side, side, channels]."""
+    """Real pictures held out from training: uint8 [n, side, side, channels]."""
     found = entry(name)
     with Image.open(found.set_folder / "reference.png") as sheet:
         pixels = np.asarray(sheet)
@@ -129,6 +129,6 @@ def reference_images(name: str) -> np.ndarray:
 
 
 def input_score(name: str) -> Callable[[np.ndarray, Sequence[str | int]], np.ndarray]:
-    """A judge of whether each picture (uint8 [n, side, side, channels]) shows what its input asks for: [n], 0 to 1."""
+    """The judge as a function: (pictures uint8 [n, side, side, channels], inputs) → scores [n] from 0 to 1."""
     found = entry(name)
     return partial(score, found.set_folder / "judge.safetensors", found.pictures)

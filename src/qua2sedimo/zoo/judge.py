@@ -1,4 +1,4 @@
-"""Small classifiers that tell what a zoo picture shows: the offline stand-in for a CLIP score."""
+"""Small classifiers that score how well a zoo picture matches its input, as a CLIP score does, without a download."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from qua2sedimo.zoo.captions import ATTRIBUTES, parse
 
 
 class Judge(nn.Module):
-    """A convolutional classifier with one head per question.
+    """A convolutional classifier with one head per attribute.
 
-    Shapes: pictures [n, channels, side, side] in −1 to 1 → logits, one [n, answers] per question.
+    Shapes: pictures [n, channels, side, side] in −1 to 1 → logits [n, values] for each attribute.
     """
 
     def __init__(self, channels: int, answers: Sequence[int]) -> None:
@@ -37,7 +37,7 @@ class Judge(nn.Module):
 
 
 def questions(pictures: str) -> tuple[int, list[int]]:
-    """(picture channels, number of answers per question) of a picture set, "avatars" or "digits"."""
+    """(picture channels, number of values of each attribute) of a data set, "avatars" or "digits"."""
     return (3, [len(values) for values in ATTRIBUTES.values()]) if pictures == "avatars" else (1, [10])
 
 
@@ -50,16 +50,13 @@ def load_judge(path: Path, pictures: str) -> Judge:
 
 @torch.inference_mode()
 def answers(judge: Judge, images: np.ndarray) -> list[np.ndarray]:
-    """The likeliest answer to each question for uint8 images [n, side, side, channels]: int [n] each."""
+    """The most likely value of each attribute for uint8 images [n, side, side, channels]: int [n] each."""
     pictures = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
     return [logits.argmax(dim=1).numpy() for logits in judge(pictures)]
 
 
 def score(path: Path, pictures: str, images: np.ndarray, inputs: Sequence[str | int]) -> np.ndarray:
-    """Share of what each input asks for that its picture shows: float [n] in 0 to 1.
-
-    A prompt asks for the attributes it names; one that names none is counted as fulfilled.
-    """
+    """Share of the attributes in each input that its picture shows, float [n] from 0 to 1; 1 if it names none."""
     found = answers(load_judge(path, pictures), images)
     if pictures != "avatars":
         return (found[0] == np.array(inputs)).astype(np.float64)

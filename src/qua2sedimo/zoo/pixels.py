@@ -1,4 +1,4 @@
-"""An autoencoder that changes nothing, so that pipelines made for latent diffusion paint pixels directly."""
+"""An identity autoencoder, with which latent-diffusion pipelines generate pixels directly."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 class PixelAutoencoder(ModelMixin, ConfigMixin):
-    """Stands where a pipeline expects ``AutoencoderKL``: its latents are the pixels, [N, C, H, W] in −1 to 1.
+    """Takes the place of ``AutoencoderKL`` in a pipeline; its latents are the pixels, [N, C, H, W] in −1 to 1.
 
-    One block of output channels tells pipelines that nothing is downscaled.
+    ``block_out_channels`` has one entry, from which pipelines derive a downscaling factor of 1.
     """
 
     unit: Tensor
@@ -30,7 +30,7 @@ class PixelAutoencoder(ModelMixin, ConfigMixin):
         self.register_buffer("unit", torch.ones(1))
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
-        """The picture itself, as a distribution without spread."""
+        """The picture itself, as a distribution with zero variance."""
         posterior = DiagonalGaussianDistribution(torch.cat([x, torch.full_like(x, -30.0)], dim=1), deterministic=True)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 

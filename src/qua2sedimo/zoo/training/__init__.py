@@ -1,1 +1,1 @@
-"""How the zoo was trained: data, the training loop, one script a model. Needed only to train anew."""
+"""How the zoo was trained: data, training loop, one script per model. Needed only to train the models again."""

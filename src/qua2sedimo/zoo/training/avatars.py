@@ -1,9 +1,9 @@
-"""Trains avatars-pixart: a PixArt transformer and its one-layer text encoder, jointly, on captioned avatars.
+"""Train avatars-pixart: a PixArt transformer and its one-layer text encoder, jointly, on captioned avatars.
 
     python -m qua2sedimo.zoo.training.avatars --data DIR --work DIR --minutes 90
 
-Without SVG data the run stops with the missing file's name (see avatars_data.mjs). Killed, it resumes from
-WORK/checkpoint.pt; export.py writes the pipeline of the newest checkpoint.
+avatars_data.mjs makes the data. After an interruption, the same command resumes from WORK/checkpoint.pt. export.py
+writes the pipeline of the latest checkpoint.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
 from qua2sedimo.zoo.captions import vocabulary
-from qua2sedimo.zoo.training import flow
+from qua2sedimo.zoo.training import flow_matching
 from qua2sedimo.zoo.training.captioned import command
 
 WORDS = 128
 
 
-class Painter(nn.Module):
-    """The two trained parts together."""
+class TextToImage(nn.Module):
+    """Text encoder and denoiser, which are trained together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Painter(nn.Module):
 
 
 def open_slowly(transformer: nn.Module) -> None:
-    """Initialise as DiT does: linear layers Xavier, the output zero, so that training starts calmly."""
+    """Initialise as DiT does: Xavier for linear layers, zero for the output and the ends of residual branches."""
     for name, module in transformer.named_modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -66,4 +66,4 @@ def open_slowly(transformer: nn.Module) -> None:
 
 
 if __name__ == "__main__":
-    command(Painter, __doc__, flow.Budget(minutes=90), bfloat16=True)
+    command(TextToImage, __doc__, flow_matching.Budget(minutes=90), bfloat16=True)

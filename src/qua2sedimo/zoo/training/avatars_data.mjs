@@ -1,9 +1,9 @@
-// Writes avatars as JSON lines: {"svg": ..., "extra": {...}}, one per seed, for data.py to rasterise.
+// Write avatars as JSON lines, {"svg": ..., "extra": {...}}, one per seed; data.py rasterises them.
 //
 //   npm install @dicebear/core@9.4.3 @dicebear/pixel-art@9.4.3
 //   node avatars_data.mjs --modules node_modules --count 50000 > avatars.jsonl
 //
-// Art: DiceBear "Pixel Art" (CC0 1.0). Every picture follows from its seed, so the file can be regenerated exactly.
+// Art: DiceBear "Pixel Art" (CC0 1.0). Each picture is determined by its seed, so the file can be reproduced exactly.
 import { createWriteStream } from 'node:fs';
 import { resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';

@@ -1,8 +1,9 @@
-"""Trains avatars-unet: a U-Net and its one-layer CLIP text encoder, jointly, on captioned avatars.
+"""Train avatars-unet: a U-Net and its one-layer CLIP text encoder, jointly, on captioned avatars.
 
     python -m qua2sedimo.zoo.training.avatars_unet --data DIR --work DIR --minutes 46
 
-Data, captions and tokenizer are those of avatars-pixart. Killed, it resumes from WORK/checkpoint.pt.
+Data, captions and tokenizer are those of avatars-pixart. After an interruption, the same command resumes from
+WORK/checkpoint.pt.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from qua2sedimo.zoo.captions import vocabulary
-from qua2sedimo.zoo.training import flow
+from qua2sedimo.zoo.training import flow_matching
 from qua2sedimo.zoo.training.captioned import TOKENS, command
 
 WORDS = 128
 
 
-class Painter(nn.Module):
-    """The two trained parts together."""
+class TextToImage(nn.Module):
+    """Text encoder and denoiser, which are trained together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,8 +45,8 @@ class Painter(nn.Module):
     def forward(self, noisy: Tensor, timestep: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """The predicted flow, [N, 3, 16, 16].
 
-        The mask is not needed: attention of the text looks back only, so words never see the padding, and
-        ``StableDiffusionPipeline`` hands the padding to the U-Net as well.
+        The mask is not needed: text attention is causal, so words do not depend on the padding, and
+        ``StableDiffusionPipeline`` passes the padding to the U-Net too.
         """
         words = self.text_encoder(tokens)[0]
         noisy = noisy.contiguous(memory_format=torch.channels_last)
@@ -54,7 +55,7 @@ class Painter(nn.Module):
 
 
 def close_branches(unet: nn.Module) -> None:
-    """Zero what ends a residual branch, and the output, so that training starts calmly."""
+    """Initialise the last layer of each residual branch and the output layer to zero."""
     for name, module in unet.named_modules():
         if name.endswith(("conv2", "proj_out", "conv_out")) and isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.zeros_(module.weight)
@@ -64,4 +65,4 @@ def close_branches(unet: nn.Module) -> None:
 
 if __name__ == "__main__":
     # bfloat16 is much slower in convolutions on CPUs that only emulate it.
-    command(Painter, __doc__, flow.Budget(minutes=46, batch=32, average=0.997), bfloat16=False)
+    command(TextToImage, __doc__, flow_matching.Budget(minutes=46, batch=32, average=0.997), bfloat16=False)

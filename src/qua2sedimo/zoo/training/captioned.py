@@ -1,4 +1,4 @@
-"""What the trainings of captioned avatars share: the tokenizer, the batches, the command line."""
+"""Shared by the two avatar models: tokenizer, batches, command line."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from qua2sedimo.zoo.captions import caption, vocabulary
-from qua2sedimo.zoo.training import data, flow
+from qua2sedimo.zoo.training import data, flow_matching
 
 TOKENS = 24
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Words, lower-cased, split at spaces and commas; </s> at the end."""
+    """A tokenizer for lower-case words, split at spaces and punctuation, with </s> at the end."""
     words = ["<pad>", "</s>", "<unk>", *vocabulary()]
     core = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     core.normalizer = normalizers.Lowercase()
@@ -32,19 +32,19 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def fit(
-    make: Callable[[], nn.Module], folder: Path, work: Path, budget: flow.Budget, bfloat16: bool, seed: int = 0
+    make: Callable[[], nn.Module], folder: Path, work: Path, budget: flow_matching.Budget, bfloat16: bool, seed: int = 0
 ) -> nn.Module:
-    """Train the painter that ``make`` builds within the budget and return its moving average.
+    """Train the model that ``make`` builds within the budget and return its moving average.
 
-    A painter takes (noisy [N, 3, 16, 16], timestep [N], tokens int64 [N, 24], mask [N, 24]) and returns the flow.
+    The model maps (noisy [N, 3, 16, 16], timestep [N], tokens int64 [N, 24], mask [N, 24]) to the flow.
     """
     torch.manual_seed(seed)
     chance = torch.Generator().manual_seed(seed)
     avatars = data.avatars(folder)
     pictures = torch.from_numpy(avatars.images).permute(0, 3, 1, 2)
     shown = [avatars.attributes(at) for at in range(len(pictures))]
-    words, painter = tokenizer(), make()
-    batches = flow.shuffled(data.HELD_OUT, len(pictures), budget.batch, chance)
+    words, model = tokenizer(), make()
+    batches = flow_matching.shuffled(data.HELD_OUT, len(pictures), budget.batch, chance)
 
     def loss() -> Tensor:
         rows = next(batches)
@@ -57,16 +57,16 @@ def fit(
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             with torch.autocast("cpu", torch.bfloat16) if bfloat16 else nullcontext():
-                predicted: Tensor = painter(noisy, timestep, said["input_ids"], said["attention_mask"])
+                predicted: Tensor = model(noisy, timestep, said["input_ids"], said["attention_mask"])
             return predicted
 
-        return flow.flow_loss(predict, clean, chance)
+        return flow_matching.flow_loss(predict, clean, chance)
 
-    return flow.train(painter, loss, chance, work, budget)
+    return flow_matching.train(model, loss, chance, work, budget)
 
 
-def command(make: Callable[[], nn.Module], about: str | None, usual: flow.Budget, bfloat16: bool) -> None:
-    """Train from the command line; ``usual`` holds the defaults."""
+def command(make: Callable[[], nn.Module], about: str | None, usual: flow_matching.Budget, bfloat16: bool) -> None:
+    """Train from the command line; ``usual`` has the defaults."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
@@ -77,7 +77,7 @@ def command(make: Callable[[], nn.Module], about: str | None, usual: flow.Budget
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    budget = flow.Budget(
+    budget = flow_matching.Budget(
         minutes=chosen.minutes, batch=chosen.batch, learning_rate=chosen.rate, optimizer=chosen.optimizer,
         average=usual.average,
     )  # fmt: skip

@@ -1,9 +1,9 @@
-"""The training pictures: avatars from JSON lines of SVG, digits from a binary file, each cached as .npz.
+"""The training data: avatars from JSON lines with SVG, digits from a binary file, both cached as .npz.
 
     python -m qua2sedimo.zoo.training.data --data DIR
 
 reads DIR/avatars.jsonl and DIR/digits.bin (see avatars_data.mjs and digits_data.mjs) and writes
-DIR/avatars.npz and DIR/digits.npz. The first ``HELD_OUT`` pictures of each are never trained on.
+DIR/avatars.npz and DIR/digits.npz. The first ``HELD_OUT`` pictures of each are not used for training.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ _BACKGROUND = {
 
 @dataclass(frozen=True)
 class Avatars:
-    """Pictures uint8 [N, 16, 16, 3] and each attribute's value index, int8 [N, attributes], −1 if hidden."""
+    """Pictures uint8 [N, 16, 16, 3] and the index of each attribute's value, int8 [N, attributes], −1 if hidden."""
 
     images: NDArray[np.uint8]
     values: NDArray[np.int8]
 
     def attributes(self, at: int) -> dict[str, str]:
-        """The attributes the picture shows, by name."""
+        """The visible attributes of picture ``at``, by name."""
         row = zip(ATTRIBUTES.items(), self.values[at], strict=True)
         return {key: names[index] for (key, names), index in row if index != HIDDEN}
 
@@ -68,7 +68,7 @@ class Digits:
 
 
 def avatars(folder: Path) -> Avatars:
-    """The avatars of a data folder, rasterised on first use."""
+    """Load the avatars from a data folder; they are rasterised at first use."""
     cache = folder / "avatars.npz"
     if not cache.exists():
         lines = (folder / "avatars.jsonl").read_text().splitlines()
@@ -84,7 +84,7 @@ def avatars(folder: Path) -> Avatars:
 
 
 def digits(folder: Path) -> Digits:
-    """The digits of a data folder, shuffled once with a fixed seed."""
+    """Load the digits from a data folder, shuffled with a fixed seed."""
     cache = folder / "digits.npz"
     if not cache.exists():
         rows = np.fromfile(folder / "digits.bin", dtype=np.uint8).reshape(-1, 1 + 28 * 28)
@@ -116,7 +116,7 @@ def _values(extra: dict[str, Any], image: NDArray[np.uint8]) -> list[int]:
 
 
 def main() -> None:
-    """Rasterise both sets."""
+    """Rasterise both data sets."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--data", type=Path, required=True)
     folder = parser.parse_args().data

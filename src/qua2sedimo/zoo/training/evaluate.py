@@ -1,9 +1,9 @@
-"""Measures an exported zoo model against held-out pictures and paints its contact sheet.
+"""Evaluate an exported zoo model on held-out pictures and draw its contact sheet.
 
     python -m qua2sedimo.zoo.training.evaluate avatars-pixart --data DIR --sheet SHEET.png [--images 500]
 
-Prints JSON: how well the judge answers on real pictures, how many of the generated pictures it finds right,
-and the distance of generated to held-out pictures in the judge's features beside that of real to real ones.
+Prints JSON: the judge's accuracy on real pictures, its accuracy on generated pictures, and the Fréchet distance between
+generated and held-out pictures in the judge's features, with the distance between two sets of real pictures.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BATCH = 50
 
 
 def held_out_inputs(pictures: str, folder: Path, count: int) -> list[str | int]:
-    """What the held-out pictures show, said in full: prompts or class labels."""
+    """Complete captions or class labels of the first ``count`` held-out pictures."""
     if pictures == "avatars":
         avatars = data.avatars(folder)
         return [", ".join(phrases(avatars.attributes(at))) for at in range(count)]
@@ -38,7 +38,7 @@ def held_out_inputs(pictures: str, folder: Path, count: int) -> list[str | int]:
 
 
 def generate(pipeline: Any, inputs: Sequence[str | int], arguments: dict[str, Any]) -> np.ndarray:
-    """Picture i from noise of seed i: uint8 [n, side, side, channels]."""
+    """Generate one picture per input, picture i with seed i: uint8 [n, side, side, channels]."""
     parts = []
     for start in range(0, len(inputs), _BATCH):
         some = list(inputs[start : start + _BATCH])
@@ -55,7 +55,7 @@ def features(critic: Judge, images: np.ndarray) -> np.ndarray:
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) of features [n, d] and [m, d]; larger with fewer pictures."""
+    """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) of features [n, d] and [m, d]; biased upward for few pictures."""
     first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     roots = np.sqrt(np.maximum(np.linalg.eigvals(first @ second).real, 0))
     shift = a.mean(axis=0) - b.mean(axis=0)
@@ -63,7 +63,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def distances(generated: np.ndarray, real: np.ndarray, splits: int = 10) -> tuple[float, float]:
-    """(generated to real, real to real): the mean over random halves of the real features, the second its zero."""
+    """(generated to real, real to real) Fréchet distances, averaged over random halves of the real features."""
     chance, half = np.random.default_rng(0), len(real) // 2
     orders = [chance.permutation(len(real)) for _ in range(splits)]
     halves = [(real[at[:half]], real[at[half:]]) for at in orders]
@@ -72,7 +72,7 @@ def distances(generated: np.ndarray, real: np.ndarray, splits: int = 10) -> tupl
 
 
 def contact_sheet(images: np.ndarray, captions: Sequence[str], columns: int, zoom: int) -> Image.Image:
-    """Pictures enlarged without smoothing, each with its caption below."""
+    """A grid of pictures enlarged without smoothing, each with its caption below."""
     font = ImageFont.load_default(10)
     side, gap = images.shape[1] * zoom, 8
     lines = [textwrap.wrap(caption, max(1, side // 5)) for caption in captions]

@@ -1,4 +1,4 @@
-"""Writes the averaged weights of the newest checkpoint as a pipeline folder.
+"""Write the averaged weights of the latest checkpoint as a pipeline folder.
 
 python -m qua2sedimo.zoo.training.export avatars-pixart --work DIR [--out FOLDER]
 """
@@ -33,33 +33,33 @@ def scheduler() -> DPMSolverMultistepScheduler:
 def averaged_weights(work: Path) -> dict[str, torch.Tensor]:
     """The moving average of the weights, from the checkpoint."""
     state: dict[str, torch.Tensor] = torch.load(work / "checkpoint.pt", weights_only=True)["averaged"]
-    return {name: weight.clone() for name, weight in state.items()}  # tied weights become copies of their own
+    return {name: weight.clone() for name, weight in state.items()}  # tied weights become separate copies
 
 
 def pixart_pipeline(work: Path) -> PixArtAlphaPipeline:
     """The text-to-image pipeline of the checkpoint."""
-    painter = avatars.Painter()
-    painter.load_state_dict(averaged_weights(work))
+    model = avatars.TextToImage()
+    model.load_state_dict(averaged_weights(work))
     return PixArtAlphaPipeline(
         tokenizer=tokenizer(),
-        text_encoder=painter.text_encoder,
+        text_encoder=model.text_encoder,
         vae=PixelAutoencoder(3),
-        transformer=painter.transformer,
+        transformer=model.transformer,
         scheduler=scheduler(),
     )
 
 
 def unet_pipeline(work: Path) -> StableDiffusionPipeline:
     """The text-to-image pipeline of the checkpoint."""
-    painter = avatars_unet.Painter()
-    painter.load_state_dict(averaged_weights(work))
+    model = avatars_unet.TextToImage()
+    model.load_state_dict(averaged_weights(work))
     solver = scheduler()
-    solver.register_to_config(steps_offset=1)  # without effect here, but the pipeline warns of another value
+    solver.register_to_config(steps_offset=1)  # no effect here, but the pipeline warns about other values
     return StableDiffusionPipeline(
         tokenizer=tokenizer(),
-        text_encoder=painter.text_encoder,
+        text_encoder=model.text_encoder,
         vae=PixelAutoencoder(3),
-        unet=painter.unet,
+        unet=model.unet,
         scheduler=solver,
         safety_checker=None,
         feature_extractor=None,
@@ -73,7 +73,7 @@ def digits_pipeline(work: Path) -> DiTPipeline:
     transformer.load_state_dict(averaged_weights(work))
     names = {str(number): str(number) for number in range(10)}
     pipeline = DiTPipeline(transformer=transformer, vae=PixelAutoencoder(1), scheduler=scheduler(), id2label=names)
-    pipeline.register_to_config(id2label=names)  # the stock class takes the names but does not save them
+    pipeline.register_to_config(id2label=names)  # DiTPipeline accepts the names but does not save them
     return pipeline
 
 
@@ -85,7 +85,7 @@ PIPELINES: dict[str, Callable[[Path], Any]] = {
 
 
 def publish(fresh: Path, out: Path) -> None:
-    """Put each file of ``fresh`` in its place below ``out``, whole or not at all; others there stay."""
+    """Copy each file from ``fresh`` to ``out`` atomically; other files in ``out`` are kept."""
     for file in filter(Path.is_file, fresh.rglob("*")):
         write_via(out / file.relative_to(fresh), partial(_copy, file))
 

@@ -1,9 +1,9 @@
-"""Trains the small classifiers that judge generated pictures, on the same pictures the denoisers learn from.
+"""Train the judges: small classifiers for generated pictures, trained on the same data as the denoisers.
 
     python -m qua2sedimo.zoo.training.judge avatars --data DIR [--epochs 4]
 
-prints the accuracy of each question on held-out pictures and writes judge.safetensors and reference.png, which all
-models of the picture set share.
+prints the accuracy for each attribute on held-out pictures and writes judge.safetensors and reference.png, which all
+models of the data set share.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from qua2sedimo.zoo.captions import ATTRIBUTES
 from qua2sedimo.zoo.judge import Judge, answers, questions
 from qua2sedimo.zoo.training import data
 
-REFERENCES = 500  # the first held-out pictures; the others judge the judge
+REFERENCES = 500  # of the held-out pictures, shipped as the reference of set metrics
 
 
 def examples(pictures: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(pictures uint8 [n, side, side, channels], answers int64 [n, questions], −1 where hidden)."""
+    """(pictures uint8 [n, side, side, channels], values int64 [n, attributes], −1 if hidden)."""
     if pictures == "avatars":
         avatars = data.avatars(folder)
         return avatars.images, avatars.values.astype(np.int64)
@@ -37,14 +37,14 @@ def examples(pictures: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def augmented(pictures: torch.Tensor, chance: torch.Generator) -> torch.Tensor:
-    """Noise and a little blur of contrast, since generated pictures are not as clean as real ones."""
+    """Add noise and vary the contrast, because generated pictures are less clean than real ones."""
     noise = torch.randn(pictures.shape, generator=chance) * 0.15 * torch.rand(len(pictures), 1, 1, 1, generator=chance)
     contrast = 0.9 + 0.2 * torch.rand(len(pictures), 1, 1, 1, generator=chance)
     return pictures * contrast + noise
 
 
 def sheet(images: np.ndarray, columns: int = 25) -> Image.Image:
-    """Pictures uint8 [n, side, side, channels] side by side, lossless."""
+    """Pictures uint8 [n, side, side, channels] in one grid."""
     n, side, _, channels = images.shape
     tiles = images.reshape(n // columns, columns, side, side, channels).swapaxes(1, 2)
     return Image.fromarray(tiles.reshape(n // columns * side, columns * side, channels).squeeze())
@@ -75,7 +75,7 @@ def fit(picture_set: str, images: np.ndarray, targets: np.ndarray, epochs: int, 
 
 
 def main() -> None:
-    """Train, judge the judge, save."""
+    """Train a judge, print its accuracy, and save it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pictures", choices=sorted({entry.pictures for entry in ENTRIES.values()}))
     parser.add_argument("--data", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""Rasterises pixel-art SVG: integer rectilinear paths, plain or with opacity, in groups, with alpha masks."""
+"""Rasterise pixel-art SVG: rectilinear paths with integer coordinates, opacity, groups and alpha masks."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _STEP = re.compile(r"([MmHhVvLlZz])|(-?\d*\.?\d+)")
 
 
 def render(svg: str, size: int = 16) -> NDArray[np.uint8]:
-    """Paint an SVG of ``size`` × ``size`` units, one pixel a unit: uint8 [size, size, 3].
+    """Render an SVG of ``size`` × ``size`` units at one pixel per unit: uint8 [size, size, 3].
 
-    A mask counts as an alpha mask whatever its declared type, and the mask of the whole view box is no mask.
+    All masks are applied as alpha masks, whatever their declared type.
     """
     canvas = np.zeros((size, size, 3))
     masks: dict[str, NDArray[np.float64]] = {}

@@ -1,8 +1,8 @@
-"""Rectified flow, and a training loop for a time budget: resumable, annealed, with averaged weights.
+"""Rectified-flow loss, and a resumable training loop for a time budget, with annealed rate and averaged weights.
 
 x_σ = (1 − σ)·x₀ + σ·ε,   target = ε − x₀,   timestep = 1000·σ
 
-which is what DPMSolverMultistepScheduler expects of ``prediction_type="flow_prediction"`` with flow sigmas.
+as DPMSolverMultistepScheduler expects for ``prediction_type="flow_prediction"`` with flow sigmas.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Budget:
-    """How long and how to train; minutes count only the time spent training, over all resumed runs.
+    """Duration and hyperparameters of a training; ``minutes`` is training time, summed over resumed runs.
 
-    A step counts as at most ``pause`` times the usual one: a process stopped for a while loses nothing.
+    A step counts for at most ``pause`` times the average step, so that time while the process is suspended is not
+    charged.
     """
 
     minutes: float
@@ -40,7 +41,7 @@ class Budget:
 
 
 def noise_levels(count: int, chance: torch.Generator) -> Tensor:
-    """σ of each picture, [count]: logit-normal, leaning to noise as small pictures need, a tenth uniform."""
+    """σ of each picture, [count]: 90 % logit-normal, shifted to high noise as small pictures need, 10 % uniform."""
     sigma = torch.sigmoid(0.2 + 1.1 * torch.randn(count, generator=chance))
     uniform = torch.rand(count, generator=chance)
     return torch.where(torch.rand(count, generator=chance) < 0.1, uniform, sigma)
@@ -60,8 +61,8 @@ def train(
 ) -> nn.Module:
     """Train ``model`` in place until the budget is spent and return its exponential moving average.
 
-    ``loss`` draws its own batch. ``folder`` receives checkpoint.pt (also every few minutes) and log.jsonl;
-    a run killed in between goes on from the checkpoint.
+    ``loss`` draws its own batch. ``folder`` gets log.jsonl and, every ``save_every`` seconds and at the end,
+    checkpoint.pt, from which an interrupted run resumes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     averaged = deepcopy(model).eval().requires_grad_(False)
@@ -156,7 +157,7 @@ def _average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
 
 
 def shuffled(start: int, stop: int, batch: int, chance: torch.Generator) -> Iterator[Tensor]:
-    """Endless batches of indices from [start, stop), each epoch in a new order."""
+    """Infinite batches of indices from [start, stop), in a new order each epoch."""
     while True:
         order = start + torch.randperm(stop - start, generator=chance)
         yield from (part for part in order.split(batch) if len(part) == batch)

@@ -1,8 +1,8 @@
-"""Where a tensor's values come from, and which stretches of one axis come from where after a concatenation.
+"""Layouts: which ranges of an axis come from which graph node after a concatenation.
 
-A :class:`Layout` is made by a concatenation and carried on by operations that keep positions of that axis apart:
-pointwise ones, norms, resampling of other axes, views. So a layer that reads the concatenated channels can be cut
-where they were joined, and a slice of one operand is known to come from it alone.
+A concatenation creates a :class:`Layout`. Operations that do not mix positions along its axis propagate it: pointwise
+operations, norms, resampling of other axes, views. The layout says where to split a layer that reads concatenated
+channels, and that a slice within one operand depends on that operand alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-#: Joins sources into one node (or returns the only one, or None): (kind, sources) → source.
+#: (kind, sources) → a new node of several sources; the source itself if there is one; None if there is none.
 Join = Callable[[str, Iterable[int | None]], int | None]
 
 _NORMS = {"native_layer_norm", "native_group_norm", "native_batch_norm", "fused_rms_norm"}
@@ -25,7 +25,7 @@ _RESAMPLING = ("upsample_", "avg_pool", "adaptive_avg_pool", "max_pool", "consta
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of the concatenated axis: its length and the node it comes from (None: a constant)."""
+    """A range of the concatenated axis: its length, and the node it comes from (None: a constant)."""
 
     source: int | None
     size: int
@@ -33,7 +33,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Layout:
-    """Axis of a concatenation and its pieces; ``mixed`` once a norm's statistics have seen all of them."""
+    """The axis of a concatenation and its pieces; ``mixed`` if a norm has computed statistics across the pieces."""
 
     axis: int
     pieces: tuple[Piece, ...]
@@ -46,7 +46,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Value:
-    """What is known of a tensor: the node it comes from, and its layout if it was concatenated."""
+    """What is known about a tensor: the node it comes from, and its layout if it was concatenated."""
 
     source: int | None = None
     layout: Layout | None = None
@@ -82,7 +82,7 @@ def stacked(tensors: Sequence[torch.Tensor], values: Sequence[Value], dim: int, 
 
 
 def _beside(values: Sequence[Value], join: Join) -> Value:
-    """Values put together along another axis than the one all their layouts agree on."""
+    """The value of a concatenation along another axis than that of the operands' layouts, kept if they all agree."""
     source = join("concat", [value.source for value in values])
     layouts = [value.layout for value in values if value.layout is not None]
     if not layouts or len(layouts) < len(values) or len({(each.axis, each.sizes) for each in layouts}) > 1:
@@ -100,9 +100,9 @@ def pointwise(
     mixes: int | None,
     join: Join,
 ) -> Value:
-    """The value of a pointwise operation or norm: pieces stay pieces, and meet the other operands one by one.
+    """The value of a pointwise operation or norm: each piece of the layout is combined with the other operands.
 
-    ``mixes`` is the first axis that a norm's statistics are taken over.
+    ``mixes`` is the first axis over which a norm computes statistics, None if the operation is not a norm.
     """
     source = join(kind, [value.source for value in values])
     first = next((i for i, v in enumerate(values) if v.layout is not None and tensors[i].shape == out.shape), None)
@@ -130,9 +130,9 @@ def pointwise(
 
 
 def attended(query: torch.Tensor, value: Value, keys: list[int], values: list[int], join: Join) -> Value:
-    """The value of attention: a product of queries and keys, then of that and values; each row is of its query alone.
+    """The value of attention: product of queries and keys, then product with the values.
 
-    So where text and image attend together, the image's rows of the output come from the image's queries.
+    Each output row depends on one query, so in joint attention the image rows of the output come from image queries.
     """
 
     def product(source: int | None) -> int | None:
@@ -146,7 +146,7 @@ def attended(query: torch.Tensor, value: Value, keys: list[int], values: list[in
 
 
 def carried(name: str, args: Sequence[Any], value: Value, out: torch.Tensor, join: Join) -> Value:
-    """The value of an output of operation ``name`` that reads one tensor, ``args[0]``, with a layout."""
+    """The value of an output of operation ``name``, whose only tensor input is ``args[0]``, with a layout."""
     layout, tensor = value.layout, args[0]
     assert layout is not None
     if name in _COPIES and out.shape == tensor.shape:
@@ -175,7 +175,7 @@ def carried(name: str, args: Sequence[Any], value: Value, out: torch.Tensor, joi
 
 
 def sliced(value: Value, start: int, stop: int, join: Join) -> Value:
-    """The value of positions ``start`` to ``stop`` of the layout's axis: of the operands there alone, unless mixed."""
+    """The value of positions ``start`` to ``stop`` on the layout's axis: of the operands there alone, unless mixed."""
     layout = value.layout
     assert layout is not None
     pieces, low = [], 0
@@ -189,12 +189,12 @@ def sliced(value: Value, start: int, stop: int, join: Join) -> Value:
 
 
 def keeps_positions(func: Any, name: str) -> bool:
-    """Whether an operation computes every position of an axis from that position (norms: but for statistics)."""
+    """Whether every output position depends on the same input position only (norms: apart from their statistics)."""
     return torch.Tag.pointwise in func.tags or name in _NORMS
 
 
 def normalizes(name: str, args: Sequence[Any]) -> int | None:
-    """The first axis whose positions an operation's statistics mix: a norm's; None if it is no norm."""
+    """The first axis over which a norm computes statistics; None if the operation is not a norm."""
     if name not in _NORMS:
         return None
     shape = args[1] if len(args) > 1 else None
@@ -202,7 +202,7 @@ def normalizes(name: str, args: Sequence[Any]) -> int | None:
 
 
 def slices(name: str, args: Sequence[Any], axis: int) -> list[tuple[int, int]] | None:
-    """Start and stop of each output along ``axis`` if the operation cuts it, else None."""
+    """Start and stop of each output along ``axis`` if the operation slices or splits that axis, else None."""
     tensor = args[0]
     size = tensor.shape[axis]
 
@@ -231,7 +231,7 @@ def _clamp(index: int, size: int) -> int:
 
 
 def _axis_in_view(old: Sequence[int], axis: int, new: Sequence[int]) -> int | None:
-    """Where ``axis`` went in a reshape that leaves it whole, or None if it was split or merged."""
+    """The new index of ``axis`` after a reshape, None if the reshape splits or merges it."""
     before, size = math.prod(old[:axis]), old[axis]
     for i, length in enumerate(new):
         if length == size and math.prod(new[:i]) == before:
