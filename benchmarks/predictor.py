@@ -28,7 +28,7 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import read_json, write_json
 from qua2sedimo.predictor import Alone, FitSettings, fit_additive, fit_ensemble, relative_errors
 from qua2sedimo.predictor.baselines import one_hot, ridge
-from qua2sedimo.report.assemble import noise_ceiling
+from qua2sedimo.report.fill.predictor import noise_ceiling
 from qua2sedimo.search import Evidence, one_at_a_time
 from qua2sedimo.sensitivity import block_level, op_scores
 from qua2sedimo.study.evidence import evidence

@@ -28,7 +28,7 @@ from qua2sedimo.objective import Objective
 from qua2sedimo.options import Configuration, Option
 from qua2sedimo.records import Record
 from qua2sedimo.records.measurement import Measurement
-from qua2sedimo.report.assemble import noise_ceiling
+from qua2sedimo.report.fill.predictor import noise_ceiling
 
 ARGUMENTS = {"num_inference_steps": 2, "guidance_scale": 1.0}
 

@@ -250,10 +250,10 @@ def test_the_numbers_can_be_saved(page: Any, data: ReportData, tmp_path: Path) -
     assert [row["layer"] for row in layers] == [choice.layer for choice in data.choices]
     assert [int(row["bytes"]) for row in layers] == [choice.nbytes for choice in data.choices]
     options = list(csv.DictReader(found["options.csv"].splitlines(keepends=True)))
-    assert [(row["layer"], row["option"]) for row in options] == [(s.layer, s.option) for s in data.scores]
+    assert [(row["layer"], row["option"]) for row in options] == [(s.layer, s.option) for s in data.options]
     assert len(list(csv.reader(found["measurements.csv"].splitlines()))) == len(data.points) + 1
     everything = json.loads(found["report.json"])
-    assert everything["about"]["title"] == data.title and everything["options"]["rows"][0][0] == data.scores[0].layer
+    assert everything["about"]["title"] == data.title and everything["options"]["rows"][0][0] == data.options[0].layer
 
 
 def test_the_theme_follows_the_system_until_it_is_switched(browser: Any, file: Path) -> None:

@@ -3,49 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import re
 
 import pytest
 
-from qua2sedimo.report import LayerScore, MeasuredPoint, MetricValue
-from qua2sedimo.report.charts import all_figures
-from qua2sedimo.report.costs import in_order, layer_costs
-from qua2sedimo.report.labels import label_places
-from qua2sedimo.report.render import svg_of
-from qua2sedimo.report.style import NOTHING, cost_scale, short_option, uneven
-from qua2sedimo.report.text import digits_for, number, size_text, verdict
+from qua2sedimo.formats.text import short_size, size_text
+from qua2sedimo.metrics.estimates import Estimate
+from qua2sedimo.report import MeasuredPoint, MetricInfo, ReportData
+from qua2sedimo.report.charts.boxes import step_rows
+from qua2sedimo.report.charts.figures import all_figures
+from qua2sedimo.report.charts.labels import label_places
+from qua2sedimo.report.charts.render import svg_of
+from qua2sedimo.report.charts.style import NOTHING, cost_scale, in_order, short_option, uneven
+from qua2sedimo.report.page.html import render_page
+from qua2sedimo.report.page.sentences import verdict
+from qua2sedimo.report.text import digits_for, number
+from qua2sedimo.search.pareto import pareto_front
 
 from .synthetic import synthetic_data
 
 
 def test_a_finite_full_precision_value_is_drawn_as_a_line() -> None:
     data = synthetic_data(blocks=1, records=3)
-    full = MeasuredPoint(16, 31.5, 31.5, 31.5, "full", "full precision")
+    full = MeasuredPoint(16, Estimate(31.5, 31.5, 31.5, 64), "full", "full precision")
     chart = all_figures(dataclasses.replace(data, points=[*data.points[1:], full]))[0].chart
     assert ">full precision<" in svg_of(chart.to_dict())
-
-
-def score(option: str, bits: float, value: float, spread: float = 0.3) -> LayerScore:
-    method, _, nominal = option.rpartition("-")
-    return LayerScore("layer", "FF 1", "block 0", 0, option, method, int(nominal), bits, value, spread)
-
-
-def test_the_cost_is_that_of_the_best_option_of_about_4_against_about_3_bits() -> None:
-    options = [score("uaq-4", 4.1, 1.0), score("kmeans_a-4", 4.0, 1.2), score("kmeans_c-3", 3.5, 0.5, 0.4),
-               score("uaq-3", 3.1, 0.2), score("uaq-8", 8.1, 2.0)]  # fmt: skip
-    (cost,) = layer_costs(options)
-    assert (cost.better, cost.worse, cost.exact) == ("kmeans_a-4", "kmeans_c-3", True)
-    assert cost.cost == pytest.approx(0.7) and cost.spread == pytest.approx(0.5)
-
-
-def test_without_options_of_4_and_3_bits_the_cost_is_per_bit_between_the_nearest() -> None:
-    (cost,) = layer_costs([score("uaq-2", 2.2, 0.0), score("uaq-5", 5.2, 1.5), score("uaq-8", 8.2, 9.0)])
-    assert (cost.better, cost.worse, cost.exact) == ("uaq-5", "uaq-2", False)
-    assert cost.cost == pytest.approx(0.5)
-
-
-def test_a_layer_with_one_option_has_no_cost() -> None:
-    assert layer_costs([score("uaq-4", 4.1, 1.0)]) == []
-    assert layer_costs([score("uaq-4", 4.1, 1.0), score("uaq-3", 3.1, float("nan"))]) == []
 
 
 def test_blocks_keep_their_order_between_input_and_output() -> None:
@@ -80,11 +64,10 @@ def test_costs_are_drawn_by_their_roots_where_one_is_far_above_all_others() -> N
 
 
 def test_numbers_have_the_digits_their_intervals_allow() -> None:
-    assert digits_for([MetricValue(27.1, 26.3, 28.0, 64)]) == 1
-    assert digits_for([MetricValue(0.39, 0.367, 0.426, 64)]) == 3
-    assert digits_for([MetricValue(0, 0, 0, 64), MetricValue(float("inf"), float("inf"), float("inf"), 64)]) == 2
+    assert digits_for([Estimate(27.1, 26.3, 28.0, 64)]) == 1
+    assert digits_for([Estimate(0.39, 0.367, 0.426, 64)]) == 3
+    assert digits_for([Estimate(0, 0, 0, 64), Estimate(float("inf"), float("inf"), float("inf"), 64)]) == 2
     assert number(-0.001, 2) == "0.00" and number(-1.25, 1) == "−1.2" and number(float("inf"), 1) == "∞"
-    assert size_text(3_021_112) == "3.02 MB" and size_text(900) == "900 bytes"
     assert short_option("kmeans_c-4") == "C4"
 
 
@@ -92,10 +75,73 @@ def test_the_verdict_claims_a_difference_only_when_the_intervals_are_apart() -> 
     data = synthetic_data(blocks=1)
     assert "ours is clearly better" in verdict(data) and "at least as good is “uniform UAQ, 4 bits”" in verdict(data)
     near = [
-        dataclasses.replace(row, metrics={"psnr": MetricValue(26.9, 26.0, 27.8, 64)})
+        dataclasses.replace(row, metrics={"psnr": Estimate(26.9, 26.0, 27.8, 64)})
         if row.name.startswith("uniform")
         else row
         for row in data.table
     ]
     assert "no clear difference" in verdict(dataclasses.replace(data, table=near))
-    assert verdict(dataclasses.replace(data, objective="unknown")) == ""
+    assert verdict(dataclasses.replace(data, objective=MetricInfo("unknown", "unknown"))) == ""
+
+
+def test_sizes_have_three_digits_and_short_ones_at_most_five_characters() -> None:
+    sizes = [0, 900, 999.6, 1234, 999_999, 3_021_112, 2.5e9, 1.5e12]
+    assert [size_text(size) for size in sizes] == [
+        "0 bytes", "900 bytes", "1.00 kB", "1.23 kB", "1.00 MB", "3.02 MB", "2.50 GB", "1.50 TB",
+    ]  # fmt: skip
+    assert [short_size(size) for size in sizes] == ["0", "900", "1.0k", "1.2k", "1.0M", "3.0M", "2.5G", "1.5T"]
+    assert max(len(short_size(1.37**power)) for power in range(100)) <= 5
+
+
+def test_the_pareto_front_has_the_first_of_equals_and_nothing_that_is_beaten() -> None:
+    assert pareto_front([3, 1, 2, 2, 1, 4], [5.0, 1.0, 3.0, 3.0, 0.5, 5.0]) == [1, 2, 0]
+    assert pareto_front([1, 2], [float("nan"), 1.0]) == [1] and pareto_front([], []) == []
+
+
+def without_intervals(data: ReportData) -> ReportData:
+    """The same study measured on one image."""
+
+    def one(value: Estimate) -> Estimate:
+        return Estimate(value.value, math.nan, math.nan, 1)
+
+    table = [
+        dataclasses.replace(row, metrics={name: one(value) for name, value in row.metrics.items()})
+        for row in data.table
+    ]
+    assert data.predictor is not None
+    return dataclasses.replace(
+        data,
+        table=table,
+        points=[dataclasses.replace(point, quality=one(point.quality)) for point in data.points],
+        steps=[dataclasses.replace(s, step=dataclasses.replace(s.step, folds=s.step.folds[:1])) for s in data.steps],
+        predictor=dataclasses.replace(data.predictor, rank_correlation=one(data.predictor.rank_correlation)),
+    )
+
+
+def test_where_there_is_no_interval_none_is_drawn_or_claimed() -> None:
+    with_them = synthetic_data(blocks=1, records=3)
+    data = without_intervals(with_them)
+    charts = {figure.name: svg_of(figure.chart.to_dict()) for figure in all_figures(data)}
+    before = {figure.name: svg_of(figure.chart.to_dict()) for figure in all_figures(with_them)}
+    for name in ("quality-against-bits", "predictor-quality"):
+        drawn, earlier = (texts.count('aria-roledescription="rule mark"') for texts in (charts[name], before[name]))
+        assert drawn < earlier, name
+    assert "nan" not in charts["quality-against-bits"].lower()
+    said = verdict(data)
+    assert "perhaps by chance" in said and "clearly" not in said and " to " not in said
+    page = render_page(data)
+    assert "± nan" not in page and "± inf" not in page and 'class="n close"' not in page
+    for name in ("specifications", "study"):
+        found = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', page, re.S)
+        assert found is not None
+        json.loads(found[1], parse_constant=pytest.fail)
+
+
+def test_one_or_two_layers_have_no_box() -> None:
+    data = synthetic_data(blocks=3, records=3)
+    rows = step_rows(data.steps, "operation")
+    assert {row["operation"] for row in rows if row["few"]} == {
+        "Patchify", "t-Embed", "AdaLN", "c-Embed", "Out"
+    }  # fmt: skip
+    drawn = svg_of(next(f.chart for f in all_figures(data) if f.name == "sensitivity-by-operation").to_dict())
+    assert drawn.count('aria-roledescription="box"') == len({row["operation"] for row in rows if not row["few"]}) == 10

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.report import PictureRow, ReportData, write_compared, write_figures
-from qua2sedimo.report.captions import escaped
-from qua2sedimo.report.charts import all_figures
-from qua2sedimo.report.paper import COLUMN, PAGE
+from qua2sedimo.report import MetricInfo, PictureRow, ReportData, write_figures, write_two_studies
+from qua2sedimo.report.charts.figures import all_figures
+from qua2sedimo.report.paper.style import COLUMN, PAGE
+from qua2sedimo.report.text import escaped
 
 from .synthetic import synthetic_data
 
@@ -88,7 +88,7 @@ def test_many_blocks_take_the_width_of_a_page(tmp_path: Path) -> None:
 
 def test_what_a_study_has_not_is_not_drawn(tmp_path: Path) -> None:
     bare = synthetic_data(blocks=2, records=5)
-    some = dataclasses.replace(bare, scores=[], predictor=None, pictures=bare.pictures[:1])
+    some = dataclasses.replace(bare, options=[], steps=[], predictor=None, pictures=bare.pictures[:1])
     paths = write_figures(some, tmp_path)
     assert [path.stem for path in paths] == [
         "quality-against-bits", "chosen-options", "options-by-operation", "captions"
@@ -165,7 +165,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["svg", "png", "pdf"])
 def test_two_studies_share_every_figure(data: ReportData, tmp_path: Path, form: str) -> None:
     other = synthetic_data(blocks=2, records=10)
-    paths = write_compared({f"first {EVIL}": data, "second": other}, tmp_path, form)
+    paths = write_two_studies({f"first {EVIL}": data, "second": other}, tmp_path, form)
     assert [path.stem for path in paths] == [*COMPARED, "captions"]
     if form == "svg":
         for path in paths[:-1]:
@@ -178,11 +178,11 @@ def test_two_studies_share_every_figure(data: ReportData, tmp_path: Path, form: 
 
 
 def test_studies_without_a_common_axis_are_refused(data: ReportData, tmp_path: Path) -> None:
-    other = dataclasses.replace(data, objective="features")
+    other = dataclasses.replace(data, objective=MetricInfo("features", "feature distance"))
     with pytest.raises(Qua2SeDiMoError, match="'a' measures psnr, 'b' measures features"):
-        write_compared({"a": data, "b": other}, tmp_path)
+        write_two_studies({"a": data, "b": other}, tmp_path)
     with pytest.raises(Qua2SeDiMoError, match="in dB, those of 'b' in score"):
-        write_compared({"a": data, "b": dataclasses.replace(data, cost_unit="score")}, tmp_path)
+        write_two_studies({"a": data, "b": dataclasses.replace(data, cost_unit="score")}, tmp_path)
     with pytest.raises(Qua2SeDiMoError, match="two studies"):
-        write_compared({"a": data}, tmp_path)
+        write_two_studies({"a": data}, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ import pytest
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.report import PictureRow, ReportData, write_report
-from qua2sedimo.report.page import render_page
+from qua2sedimo.report.page.html import render_page
 
 from .synthetic import synthetic_data
 
@@ -128,7 +128,8 @@ def test_a_study_without_scores_pictures_or_predictor_still_has_a_page(data: Rep
         pictures=[],
         captions=[],
         points=[],
-        scores=[],
+        options=[],
+        steps=[],
         choices=[],
         predictor=None,
         findings=[],

@@ -15,9 +15,10 @@ from qua2sedimo.images.generate import Generation
 from qua2sedimo.measuring.exported import evaluate_export, read_evaluation
 from qua2sedimo.options import Option
 from qua2sedimo.quantizers import METHODS
-from qua2sedimo.report.assemble_card import card_data
-from qua2sedimo.report.base_model import BaseModel, base_model, place_of_base
-from qua2sedimo.report.card import write_card
+from qua2sedimo.report.card.markdown import write_card
+from qua2sedimo.report.data import BaseModel
+from qua2sedimo.report.fill.base_model import base_model, place_of_base
+from qua2sedimo.report.fill.card import card_data
 from qua2sedimo.runtime import save_packed
 from qua2sedimo.runtime.publish import forget_paths
 from qua2sedimo.runtime.table import layer_modules

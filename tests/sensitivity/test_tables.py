@@ -20,6 +20,7 @@ from qua2sedimo.sensitivity import (
     Sensitivity,
     distributions,
     findings,
+    layer_steps,
     op_scores,
     option_effects,
     step_distributions,
@@ -164,3 +165,22 @@ def test_without_options_of_4_and_3_bits_the_step_is_per_bit_between_the_nearest
     assert found is not None and (found.better, found.worse, found.exact) == ("uaq-5", "uaq-2", False)
     assert found.folds == (0.5, 1.0)
     assert step([Rated("uaq-4", 4.0, (1.0, 1.0))]) is None
+    assert step([Rated("uaq-4", 4.1, (1.0,)), Rated("uaq-3", 3.1, (float("nan"),))]) is None
+
+
+def test_the_step_is_between_the_best_options_of_each_size() -> None:
+    good = {"uaq-4": (4.1, 1.0), "kmeans_a-4": (4.0, 1.2), "kmeans_c-3": (3.5, 0.5), "uaq-3": (3.1, 0.2),
+            "uaq-8": (8.1, 2.0)}  # fmt: skip
+    found = step(Rated(name, bits, (value - 0.1, value + 0.3)) for name, (bits, value) in good.items())
+    assert found is not None and (found.better, found.worse, found.exact) == ("kmeans_a-4", "kmeans_c-3", True)
+    assert found.cost == pytest.approx(0.7) and found.spread == pytest.approx(0.0)
+
+
+def test_layers_of_other_sizes_have_a_step_only_where_it_need_not_be_exact(found: Sensitivity) -> None:
+    name = found.space.layers[3]
+    few = {option: folds for option, folds in found.effects[name].items() if option.bits in (2, 4)}
+    effects = {**found.effects, name: few}
+    exact, every = (layer_steps(found.layers, found.space, effects, exact) for exact in (True, False))
+    assert exact == [s for s in every if s.step.exact] and name not in {s.layer.name for s in exact}
+    (cost,) = [s.step for s in every if s.layer.name == name]
+    assert not cost.exact and (cost.better[-1], cost.worse[-1]) == ("4", "2")

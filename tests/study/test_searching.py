@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 
 from qua2sedimo import Qua2SeDiMoError, Study
 from qua2sedimo.cli import app
-from qua2sedimo.commands.frontier_figure import specification, write_figure
 from qua2sedimo.images.ledger import FINALS
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.metrics.distances import psnr
 from qua2sedimo.options import Configuration
-from qua2sedimo.report.assemble import _commands
+from qua2sedimo.report.charts.quality import quality_against_bits
+from qua2sedimo.report.fill.study import _commands, frontier_points, objective_info
+from qua2sedimo.report.paper.files import write_frontier
 from qua2sedimo.search import Budget, Constraints
 from qua2sedimo.study.evidence import FEW, evidence, measure_singles
 from qua2sedimo.study.measurements import images_spent
@@ -231,11 +232,18 @@ def test_the_frontier_is_read_as_it_was_written(finished: Finished) -> None:
 
 
 def test_the_figure_shows_every_point_and_the_line_runs_along_the_frontier(finished: Finished, tmp_path: Path) -> None:
-    drawn = specification(finished.points, "psnr")
-    assert [row["name"] for row in drawn["data"]["values"]] == [p.name for p in finished.points]
-    line = drawn["layer"][0]["data"]["values"]
-    assert [row["name"] for row in line] == [p.name for p in finished.points if p.efficient]
-    assert "<svg" in write_figure(finished.points, "psnr", tmp_path / "frontier.svg").read_text()
+    points, objective = frontier_points(finished.points), objective_info(finished.study.objective)
+    drawn = quality_against_bits(points, objective).to_dict()
+    marks, line = (
+        next(layer["data"]["values"] for layer in drawn["layer"] if layer["mark"]["type"] == kind)
+        for kind in ("point", "line")
+    )
+    named = {row["about"]: (row["bits"], row["value"]) for row in marks}
+    assert named == {p.name: (p.average_bits, p.quality.value) for p in finished.points}
+    front = {(row["bits"], row["value"]) for row in line}
+    assert front == {(p.average_bits, p.quality.value) for p in finished.points if p.efficient}
+    figure = write_frontier(points, objective, tmp_path / "frontier.svg").read_text()
+    assert "<svg" in figure and "PSNR (dB), higher is better" in figure and "uniform-uaq-4" in figure
 
 
 def test_any_point_is_exported_by_its_name(finished: Finished, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from qua2sedimo.predictor import FitSettings
 from qua2sedimo.quantizers import METHODS
 from qua2sedimo.records import Records
 from qua2sedimo.report import write_report
-from qua2sedimo.report.assemble import report_data
+from qua2sedimo.report.fill.study import report_data
 from qua2sedimo.runtime import (
     PackedSize,
     QuantizedLayer,
@@ -333,7 +333,7 @@ def test_the_report_is_written_and_tells_the_choice(finished: Finished, tmp_path
     assert "uniform uaq-4" in text and f"{finished.choice.average_bits:.2f}" in text
     assert data.ours_bytes == finished.choice.nbytes
     assert sum(c.nbytes for c in data.choices) == finished.choice.nbytes
-    assert len(data.predictor.predicted) == COUNT
+    assert len(data.predictor.pairs) == COUNT
     assert -1 <= data.predictor.rank_correlation.low <= data.predictor.rank_correlation.high <= 1
 
 

@@ -22,8 +22,8 @@ def fit(
 ) -> None:
     """Fit the predictor to the measured configurations, and say how well it ranks those it never saw."""
     from qua2sedimo.predictor import FitSettings
-    from qua2sedimo.report.assemble import predictor_quality
-    from qua2sedimo.study import Study
+    from qua2sedimo.report.fill.predictor import predictor_quality
+    from qua2sedimo.study.facade import Study
     from qua2sedimo.terminal import console, progress
 
     opened = Study(study)

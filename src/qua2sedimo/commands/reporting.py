@@ -23,8 +23,9 @@ ChoiceBits = Annotated[
 def report(study: StudyFolder, bits: Bits = 3.5, images: Annotated[int, typer.Option(min=8)] = 96) -> None:
     """Write report.html: the comparison with uniform quantization, pictures, sensitivity, and the choice."""
     from qua2sedimo.report import write_report
-    from qua2sedimo.report.assemble import report_data
-    from qua2sedimo.study import Study
+    from qua2sedimo.report.fill.study import report_data
+    from qua2sedimo.study.facade import Study
+    from qua2sedimo.study.stages.compare import compare
     from qua2sedimo.terminal import comparison_table, console, progress
 
     opened = Study(study)
@@ -52,7 +53,7 @@ def figures(
     bits: ChoiceBits = None,
 ) -> None:
     """Write the report's figures as files for a paper or a model card, with captions; nothing is measured."""
-    from qua2sedimo.report.figures import check_format, write_compared, write_figures
+    from qua2sedimo.report.paper.files import check_format, write_figures, write_two_studies
     from qua2sedimo.terminal import console
 
     check_format(form)
@@ -64,22 +65,22 @@ def figures(
     else:
         names = _different_names(study, other)
         both = {name: _kept(path, bits) for name, path in zip(names, (study, other))}
-        paths = write_compared(both, folder, form, [f"{command} --compare {other.name}"])
+        paths = write_two_studies(both, folder, form, [f"{command} --compare {other.name}"])
     for path in paths:
         console.print(str(path), soft_wrap=True, markup=False, highlight=False)
 
 
 def _kept(study: Path, bits: float | None) -> ReportData:
     """The data a study has; what it lacks is told with the command that makes it."""
-    from qua2sedimo.report.assemble_kept import kept_data
-    from qua2sedimo.study import Study
+    from qua2sedimo.report.fill.kept import kept_data
+    from qua2sedimo.study.facade import Study
     from qua2sedimo.terminal import console
 
-    kept = kept_data(Study(study).workspace, bits)
-    for what, command in kept.missing:
+    data, missing = kept_data(Study(study), bits)
+    for what, command in missing:
         line = f"{study} does not show {what} yet: qua2sedimo {command}"
         console.print(line, soft_wrap=True, markup=False, highlight=False)
-    return kept.data
+    return data
 
 
 def _different_names(first: Path, second: Path) -> tuple[str, str]:
@@ -115,8 +116,8 @@ def card(
     force: Annotated[bool, typer.Option("--force", help="Overwrite a README.md that is there.")] = False,
 ) -> None:
     """Add a model card to an export: README.md for the hub, with sizes, quality, options, code and pictures."""
-    from qua2sedimo.report.assemble_card import card_data
-    from qua2sedimo.report.card import write_card
+    from qua2sedimo.report.card.markdown import write_card
+    from qua2sedimo.report.fill.card import card_data
     from qua2sedimo.terminal import console
 
     data = card_data(out, study, base, licence, repo)

@@ -66,18 +66,19 @@ def frontier(
     images: Annotated[int, typer.Option(help="Fresh images a point.", min=2)] = 16,
 ) -> None:
     """Measure configurations from 2.2 to 6 bits and say which are on the frontier; export takes any by --point."""
-    from qua2sedimo.commands.frontier_figure import write_figure
     from qua2sedimo.commands.search_tables import frontier_table
-    from qua2sedimo.study import Study
+    from qua2sedimo.report.fill.study import frontier_points, objective_info
+    from qua2sedimo.report.paper.files import write_frontier
+    from qua2sedimo.study.facade import Study
     from qua2sedimo.study.stages.frontier import frontier as measured
     from qua2sedimo.terminal import console, progress
 
     opened = Study(study)
     with progress() as report:
-        opened.quantize(report)
-        points = measured(opened.workspace, images=images, progress=report)
-    console.print(frontier_table(points, opened.workspace.settings.objective))
-    figure = write_figure(points, opened.workspace.settings.objective, study / "frontier.svg")
+        opened.build_bank(report)
+        points = measured(opened, images=images, progress=report)
+    console.print(frontier_table(points, opened.settings.objective))
+    figure = write_frontier(frontier_points(points), objective_info(opened.objective), study / "frontier.svg")
     console.print(f"{study / 'frontier.json'}, {figure}", soft_wrap=True)
     near = min((p for p in points if p.efficient), key=lambda p: abs(p.average_bits - _USUAL))
     console.print(f"Next: qua2sedimo export {study} OUT --point {near.name}", soft_wrap=True)

@@ -101,7 +101,7 @@ def evaluate(
 def _base_of(folder: Path, stated: str) -> str:
     """Where the model that an export came from is; an error if the export states none, or only a folder's name."""
     from qua2sedimo import zoo
-    from qua2sedimo.report.base_model import place_of_base
+    from qua2sedimo.report.fill.base_model import place_of_base
 
     model = place_of_base(folder, stated)
     if not model:

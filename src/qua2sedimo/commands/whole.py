@@ -75,10 +75,9 @@ def _everything(
 ) -> None:
     from qua2sedimo.formats.files import write_text
     from qua2sedimo.report import write_report
-    from qua2sedimo.report.assemble import report_data
-    from qua2sedimo.search import Budget, budget_bytes
-    from qua2sedimo.study import Study
-    from qua2sedimo.study.stages.compare import table_json
+    from qua2sedimo.report.fill.study import report_data
+    from qua2sedimo.study.facade import Study
+    from qua2sedimo.study.stages.compare import compare, table_json
     from qua2sedimo.terminal import comparison_table, console, progress, size
 
     study = Study.create(folder, settings)

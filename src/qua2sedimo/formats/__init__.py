@@ -1,1 +1,1 @@
-"""Files as they lie on disk: whole or absent, checksummed, strict and versioned."""
+"""How files and numbers are written."""

@@ -1,32 +1,28 @@
-"""What the study found, told to people: one offline HTML page and the same figures as files."""
+"""What a study found: one HTML page that needs no network, the same figures as files, and model cards."""
 
 from qua2sedimo.report.data import (
     GraphNode,
     LayerChoice,
-    LayerScore,
     MeasuredPoint,
     MetricInfo,
-    MetricValue,
     PictureRow,
     PredictorQuality,
     ReportData,
     TableRow,
 )
-from qua2sedimo.report.figures import write_compared, write_figures
-from qua2sedimo.report.page import write_report
+from qua2sedimo.report.page.html import write_report
+from qua2sedimo.report.paper.files import write_figures, write_two_studies
 
 __all__ = [
     "GraphNode",
     "LayerChoice",
-    "LayerScore",
     "MeasuredPoint",
     "MetricInfo",
-    "MetricValue",
     "PictureRow",
     "PredictorQuality",
     "ReportData",
     "TableRow",
-    "write_compared",
     "write_figures",
     "write_report",
+    "write_two_studies",
 ]

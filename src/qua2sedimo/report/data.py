@@ -1,38 +1,33 @@
-"""What a report tells, as plain data: the report knows nothing of how any of it was computed."""
+"""The plain data of a report and of a model card; charts, page, paper and card read nothing else."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.metrics.estimates import Estimate
+from qua2sedimo.sensitivity.tables import LayerStep, OptionRow
 
 RowKind = Literal["full", "uniform", "ours", "activations"]
 PointKind = Literal["random", "uniform", "candidate", "frontier", "choice", "ours", "full"]
 
 
 @dataclass(frozen=True)
-class MetricValue:
-    """A measured value with its 95 % interval, and how many images (or records) it rests on."""
-
-    value: float
-    low: float
-    high: float
-    images: int
-
-
-@dataclass(frozen=True)
 class MetricInfo:
-    """What a metric is called and means; ``name`` is its key in ``TableRow.metrics``."""
+    """Name, title, unit and meaning of a metric or an objective; ``name`` is its key in ``TableRow.metrics``.
+
+    ``paired``: it compares each picture with the full-precision one, so full precision is not compared with itself.
+    """
 
     name: str
     title: str
-    unit: str
-    higher_is_better: bool
-    explanation: str
+    unit: str = ""
+    higher_is_better: bool = True
+    explanation: str = ""
+    paired: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,12 +38,12 @@ class TableRow:
     kind: RowKind
     bits: float
     nbytes: int
-    metrics: dict[str, MetricValue]
+    metrics: dict[str, Estimate]
 
 
 @dataclass(frozen=True, eq=False)
 class PictureRow:
-    """The pictures one model made: uint8 arrays, H×W×3 or H×W, one for each caption of the report."""
+    """The pictures of one model: uint8 arrays, H×W×3 or H×W, one for each caption of the report."""
 
     name: str
     images: list[np.ndarray]
@@ -56,64 +51,23 @@ class PictureRow:
 
 @dataclass(frozen=True)
 class MeasuredPoint:
-    """One measured configuration: average bits and the objective with its interval.
+    """One measured configuration: average bits per weight, and the objective.
 
-    ``frontier``: proposed for the frontier; ``candidate``: measured for a budget and not chosen; ``choice``: chosen for
-    another budget than the report's.
+    ``frontier``: proposed for the Pareto frontier; ``candidate``: measured for a budget and not chosen; ``choice``:
+    another choice than the report's.
     """
 
     bits: float
-    value: float
-    low: float
-    high: float
+    quality: Estimate
     kind: PointKind
     label: str = ""
 
 
 @dataclass(frozen=True)
-class LayerScore:
-    """One option of one layer: its score (higher: better pictures), size and error, and what it costs the objective.
+class LayerChoice(OptionRow):
+    """The option chosen for one layer, the layer's weight shape, and the reason: in a word or two, and in sentences."""
 
-    ``folds`` are what each fold expects of the objective with this option, higher better, up to a constant of the
-    layer; ``cost`` is what is lost from the layer's best option to this one, with its standard error over folds. Both
-    are in ``ReportData.cost_unit``.
-    """
-
-    layer: str
-    operation: str
-    block: str
-    block_index: int | None
-    option: str
-    method: str
-    bits: int
-    average_bits: float
-    score: float
-    spread: float
-    folds: tuple[float, ...] = ()
-    nbytes: int = 0
-    relative_mse: float = math.nan
-    cost: float = math.nan
-    cost_spread: float = math.nan
-
-
-@dataclass(frozen=True)
-class LayerChoice:
-    """The option chosen for one layer, what it costs, how well it keeps the weights, and why it was chosen.
-
-    ``decided`` says in a word or two what decided, ``reason`` in a sentence.
-    """
-
-    layer: str
-    operation: str
-    block: str
     shape: tuple[int, ...]
-    weights: int
-    option: str
-    nbytes: int
-    average_bits: float
-    relative_mse: float
-    score: float
-    spread: float
     decided: str = ""
     reason: str = ""
 
@@ -130,27 +84,26 @@ class GraphNode:
 
 @dataclass(frozen=True)
 class PredictorQuality:
-    """How well the predictor ranks records it never saw, beside simpler models on the same records.
+    """How well the predictor ranks configurations that it was not fitted to, compared with simpler models.
 
-    ``predicted`` and ``measured`` are paired, in the same order. ``noise_ceiling`` is the rank
-    correlation that a perfect predictor could reach, given how noisy the measurements are.
+    ``pairs``: predicted and measured value of each configuration. ``noise_ceiling`` is the rank correlation of a
+    perfect predictor, given the noise of the measurements.
     """
 
-    rank_correlation: MetricValue
-    baselines: dict[str, MetricValue]
-    predicted: list[float]
-    measured: list[float]
+    rank_correlation: Estimate
+    baselines: dict[str, Estimate]
+    pairs: list[tuple[float, float]]
     noise_ceiling: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class ReportData:
-    """Everything one report shows; ``scores``, ``choices`` and ``nodes`` come in the order the data flows.
+    """Everything one report shows; ``options``, ``steps``, ``choices`` and ``nodes`` are in the order of the data flow.
 
-    ``cost_unit`` is that of ``LayerScore.folds``; ``commands`` repeat the study where ``settings``, a YAML text, is its
-    study.yaml.
+    ``steps``: what a bit costs each layer, in ``cost_unit``. ``commands`` repeat the study in a folder with its
+    study.yaml, the text ``settings``.
 
-    Raises ``Qua2SeDiMoError`` when its parts do not fit together.
+    Raises ``Qua2SeDiMoError`` unless each model has a picture for each caption.
     """
 
     title: str
@@ -166,9 +119,10 @@ class ReportData:
     metric_infos: list[MetricInfo]
     pictures: list[PictureRow]
     captions: list[str]
-    objective: str
+    objective: MetricInfo
     points: list[MeasuredPoint]
-    scores: list[LayerScore]
+    options: list[OptionRow]
+    steps: list[LayerStep]
     choices: list[LayerChoice]
     predictor: PredictorQuality | None
     provenance: dict[str, str] = field(default_factory=dict)
@@ -185,17 +139,75 @@ class ReportData:
                     f"report pictures '{row.name}': expected one for each of the "
                     f"{len(self.captions)} captions, got {len(row.images)}"
                 )
-        quality = self.predictor
-        if quality is not None and len(quality.predicted) != len(quality.measured):
-            raise Qua2SeDiMoError(
-                f"report predictor: expected as many predicted as measured values, "
-                f"got {len(quality.predicted)} and {len(quality.measured)}"
-            )
 
-    @property
-    def objective_info(self) -> MetricInfo:
-        """The objective's description; an unknown objective is shown by its own name, higher as better."""
-        for info in self.metric_infos:
-            if info.name == self.objective:
-                return info
-        return MetricInfo(self.objective, self.objective, "", True, "")
+
+#: Name of the export's row where the export itself was measured.
+OWN = "this export"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The model that was quantized; ``name`` is its hub name or its folder's name, ``hub`` its hub name.
+
+    None and "" are unknown. ``licence`` is the hub's identifier (``apache-2.0``, ``other``); ``licence_name`` and
+    ``licence_link`` go with ``other``; ``note`` is a remark on the licence.
+    """
+
+    name: str
+    hub: str | None = None
+    licence: str = ""
+    licence_name: str = ""
+    licence_link: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class CardPicture:
+    """The pictures of one input by both models from the same noise, uint8 [height, width(, channels)]."""
+
+    caption: str
+    full: np.ndarray
+    ours: np.ndarray
+
+
+@dataclass(frozen=True)
+class OperationOptions:
+    """How the layers of one operation are stored: option → number of layers, their weights and packed bytes."""
+
+    operation: str
+    options: dict[str, int]
+    weights: int
+    nbytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class CardData:
+    """Everything a model card shows. What is unknown is empty, and left out of the card or called unknown.
+
+    ``pipeline``: class name; ``code``: Python that loads and calls the model; ``other_bytes``: tensors of the denoiser
+    that are not quantized; ``rows``: the study's comparison, ``own_row`` the name of the export's row; ``measured``:
+    full precision and the export itself (:data:`OWN`), as ``measured_how`` says; ``provenance`` and ``commands``: how
+    it was made.
+    """
+
+    title: str
+    base: BaseModel
+    pipeline: str
+    denoiser: str
+    average_bits: float
+    weights: int
+    quantized_bytes: int
+    other_bytes: int
+    act_bits: int | None
+    operations: list[OperationOptions]
+    code: str
+    task: str = ""
+    own_row: str = ""
+    rows: list[TableRow] = field(default_factory=list)
+    metric_infos: list[MetricInfo] = field(default_factory=list)
+    measured: list[TableRow] = field(default_factory=list)
+    measured_infos: list[MetricInfo] = field(default_factory=list)
+    measured_how: str = ""
+    pictures: list[CardPicture] = field(default_factory=list)
+    provenance: dict[str, str] = field(default_factory=dict)
+    commands: list[str] = field(default_factory=list)

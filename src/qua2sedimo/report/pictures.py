@@ -1,62 +1,41 @@
-"""The picture grid as data URLs: tiny pictures exact, large ones scaled down and compressed to a limit."""
+"""Pictures of a model as image files: tiny ones enlarged without smoothing, large ones scaled down."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.report.data import PictureRow
-
-TINY = 64  # pixels; up to this, pictures are stored exactly and enlarged without smoothing
-LIMIT = 2_000_000  # bytes all pictures of a page may take together
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One picture of the grid, ready for the page."""
-
-    url: str
-    caption: str
-    alt: str
-    tiny: bool
-
-
-def picture_cells(rows: Sequence[PictureRow], captions: Sequence[str], limit: int = LIMIT) -> list[list[Cell]]:
-    """A list of cells for each row; large pictures get as many pixels as ``limit`` bytes allow."""
-    encoded: list[list[tuple[str, bool]]] = []
-    for side in (512, 384, 320, 256, 192, 128, 96):
-        encoded = [[_encoded(row.name, image, side) for image in row.images] for row in rows]
-        if sum(len(url) for line in encoded for url, _ in line) <= limit:
-            break
-    return [
-        [Cell(url, caption, f"{row.name}: {caption}", tiny) for (url, tiny), caption in zip(line, captions)]
-        for row, line in zip(rows, encoded)
-    ]
-
-
-def image_of(name: str, image: np.ndarray) -> Image.Image:
-    """A picture that the model ``name`` made. Raises ``Qua2SeDiMoError`` for other than uint8, H×W or H×W×3."""
-    if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+def image_of(name: str, pixels: np.ndarray) -> Image.Image:
+    """A picture of the model ``name``. Raises ``Qua2SeDiMoError`` for other than uint8, H×W or H×W×3."""
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
         raise Qua2SeDiMoError(
-            f"report picture of '{name}': expected uint8, H×W or H×W×3, got {image.dtype} {image.shape}"
+            f"report picture of '{name}': expected uint8, H×W or H×W×3, got {pixels.dtype} {pixels.shape}"
         )
-    return Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 
 
-def _encoded(name: str, image: np.ndarray, side: int) -> tuple[str, bool]:
-    picture = image_of(name, image)
-    tiny = max(picture.size) <= TINY
+def fitted(name: str, pixels: np.ndarray, least: int, most: int) -> Image.Image:
+    """A picture whose longer side has at least ``least`` pixels, every pixel enlarged equally, and at most ``most``."""
+    picture = image_of(name, pixels)
+    larger = min(-(-least // max(picture.size)), max(1, most // max(picture.size)))
+    if larger > 1:
+        picture = picture.resize((picture.width * larger, picture.height * larger), Image.Resampling.NEAREST)
+    picture.thumbnail((most, most), Image.Resampling.LANCZOS)
+    return picture
+
+
+def data_url(picture: Image.Image, form: Literal["png", "webp"] = "png") -> str:
+    """A picture as a URL that holds it."""
     buffer = io.BytesIO()
-    if tiny:
+    if form == "png":
         picture.save(buffer, "PNG", optimize=True)
     else:
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
         picture.convert("RGB").save(buffer, "WEBP", quality=86)
-    kind = "png" if tiny else "webp"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", tiny
+    return f"data:image/{form};base64,{base64.b64encode(buffer.getvalue()).decode()}"

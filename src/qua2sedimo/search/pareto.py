@@ -1,4 +1,4 @@
-"""The Pareto frontier of points that have a size and a value."""
+"""The Pareto front: which of several points no other one beats in size and value."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 
 
 def pareto_front(sizes: Sequence[float] | np.ndarray, values: Sequence[float] | np.ndarray) -> list[int]:
-    """Positions of the points that no other one beats in size and value, smallest first; higher values are better.
+    """Positions of the points that no other one beats, smallest first.
 
-    Of equal points the first counts.
+    A point is beaten by one that is no larger and better, or smaller and no worse; higher values are better. Of points
+    of equal size and value the first is kept; a value that is NaN is never on the front.
     """
-    front: list[int] = []
-    values = np.asarray(values)
-    for i in np.lexsort((-values, np.asarray(sizes))):
-        if not front or values[i] > values[front[-1]]:
-            front.append(int(i))
-    return front
+    nbytes, value = np.asarray(sizes, dtype=float), np.asarray(values, dtype=float)
+    value = np.where(np.isnan(value), -np.inf, value)
+    order = np.lexsort((-value, nbytes))
+    best = np.concatenate([[-np.inf], np.maximum.accumulate(value[order])[:-1]])
+    return [int(i) for i in order[value[order] > best]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from qua2sedimo.bank import Bank
 from qua2sedimo.denoisers import WeightLayer
 from qua2sedimo.formats.tabular import write_rows
-from qua2sedimo.options import SearchSpace
+from qua2sedimo.options import Option, SearchSpace
 from qua2sedimo.sensitivity.effects import Effects
 from qua2sedimo.sensitivity.scores import Scores
 from qua2sedimo.sensitivity.steps import Rated, Step, standard_error, step
@@ -90,24 +91,34 @@ def option_rows(
         layer = layers[name]
         best = max(effects[name].values(), key=sum)
         for option in space.options[name]:
-            score, nbytes = scores.layers[name][option], option.nbytes(layer.shape)
-            lost = np.array(best) - np.array(effects[name][option])
-            rows.append(OptionRow(
-                name, layer.operation, layer.block, layer.block_index, layer.stage, layer.weights, str(option),
-                option.method, option.bits, 8 * nbytes / layer.weights, nbytes,
-                bank.errors[name][option].relative_mse, score.score, score.spread,
-                float(lost.mean()), standard_error(lost),
-            ))  # fmt: skip
+            score, lost = scores.layers[name][option], np.array(best) - np.array(effects[name][option])
+            costs = (float(lost.mean()), standard_error(lost)) if len(lost) else (math.nan, math.nan)
+            error = bank.errors[name][option].relative_mse
+            rows.append(option_row(layer, option, error, score.score, score.spread, *costs))
     return rows
 
 
-def layer_steps(layers: Mapping[str, WeightLayer], space: SearchSpace, effects: Effects) -> list[LayerStep]:
-    """Every layer that has options of about 4 and of about 3 bits, overhead counted, dearest first."""
+def option_row(layer: WeightLayer, option: Option, relative_mse: float, *found: float) -> OptionRow:
+    """The row of an option; ``found``: score, cost and their spreads, NaN without a predictor."""
+    nbytes = option.nbytes(layer.shape)
+    return OptionRow(
+        layer.name, layer.operation, layer.block, layer.block_index, layer.stage, layer.weights, str(option),
+        option.method, option.bits, 8 * nbytes / layer.weights, nbytes, relative_mse, *(found or (math.nan,) * 4),
+    )  # fmt: skip
+
+
+def layer_steps(
+    layers: Mapping[str, WeightLayer], space: SearchSpace, effects: Effects, exact: bool = True
+) -> list[LayerStep]:
+    """Every layer that has options of about 4 and of about 3 bits, overhead counted, dearest first.
+
+    Unless ``exact``, also the layers that have options of other sizes; their cost is that of a bit.
+    """
     found = []
     for name in space.layers:
         shape, weights = space.shapes[name], layers[name].weights
         made = step(Rated(str(o), 8 * o.nbytes(shape) / weights, folds) for o, folds in effects[name].items())
-        if made is not None and made.exact:
+        if made is not None and (made.exact or not exact):
             found.append(LayerStep(layers[name], made))
     return sorted(found, key=lambda s: -s.step.cost)
 

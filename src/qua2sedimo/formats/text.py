@@ -1,0 +1,21 @@
+"""Sizes in bytes as text, for the terminal and the report."""
+
+from __future__ import annotations
+
+_UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+
+
+def size_text(nbytes: float) -> str:
+    """A size in three digits, such as ``12.3 MB``; decimal units, as disks and model hubs count."""
+    for unit, one in _UNITS:
+        if nbytes >= 0.9995 * one:  # 999.9 kB would read 1e+03 kB
+            return f"{nbytes / one:#.3g}".rstrip(".") + f" {unit}"
+    return f"{nbytes:.0f} bytes"
+
+
+def short_size(nbytes: float) -> str:
+    """A size in at most five characters, for narrow columns: ``640``, ``1.2k``, ``590k``, ``3.1M``."""
+    for unit, one in _UNITS:
+        if nbytes >= 0.9995 * one:
+            return f"{nbytes / one:.{1 if nbytes < 9.95 * one else 0}f}{unit[0]}"
+    return f"{nbytes:.0f}"

@@ -1,0 +1,143 @@
+"""An exported folder: its sizes, how each layer is stored, and how its pipeline is called."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+
+from qua2sedimo.denoisers import weight_of
+from qua2sedimo.denoisers.names import operation_type
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.files import read_json
+from qua2sedimo.images.generate import input_argument
+from qua2sedimo.options import Option
+from qua2sedimo.runtime.backend import Qua2SeDiMoConfig
+from qua2sedimo.runtime.table import layer_modules
+from qua2sedimo.system.quiet import quiet
+
+
+@dataclass(frozen=True)
+class PackedUnit:
+    """A quantized layer, or a part of one: input channels ``span``."""
+
+    module: str
+    span: tuple[int, int] | None
+    operation: str
+    option: Option
+    shape: tuple[int, ...]
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """``info`` is qua2sedimo.json; ``pipeline`` is None for a denoiser alone, or a class diffusers does not have."""
+
+    folder: Path
+    info: dict[str, Any]
+    denoiser: str
+    pipeline: type | None
+    act_bits: int | None
+    units: list[PackedUnit]
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What the study left in the export: its model, arguments, inputs and versions; may be empty."""
+        return dict(self.info.get("extra", {}))
+
+    @property
+    def makes_films(self) -> bool:
+        """Whether the pipeline makes videos instead of pictures."""
+        return self.pipeline is not None and "frames=" in inspect.getsource(self.pipeline.__call__)
+
+    @property
+    def task(self) -> str:
+        """The hub's name of the pipeline's task, where it follows from its call; "" where it does not."""
+        if self.pipeline is None or input_argument(self.pipeline) != "prompt":
+            return ""
+        parameters = inspect.signature(self.pipeline.__call__).parameters
+        if {"image", "video", "conditioning_image"} & parameters.keys():
+            return ""
+        return "text-to-video" if self.makes_films else "text-to-image"
+
+
+def read_packed(folder: Path) -> PackedModel:
+    """Raises :class:`Qua2SeDiMoError` if the folder is no export, or a damaged one."""
+    path = folder / "qua2sedimo.json"
+    if not path.is_file():
+        raise Qua2SeDiMoError(f"{folder} is not an exported model", "Export one: qua2sedimo export STUDY OUT.")
+    info = read_json(path)
+    component = info.get("component")
+    config = read_json(folder / (component or "") / "config.json")
+    quantization = Qua2SeDiMoConfig.from_dict(config.pop("quantization_config", {}))
+    name = str(config.get("_class_name"))
+    with quiet():
+        cls = getattr(diffusers, name, None)
+    if cls is None:
+        raise Qua2SeDiMoError(f"{folder}: this version of diffusers has no {name}", "Install a newer diffusers.")
+    with init_empty_weights():
+        model = cls.from_config(config)
+    units = _units(model, quantization)
+    index = read_json(folder / "model_index.json") if component else {}
+    with quiet():  # some pipelines print when they are imported
+        pipeline = getattr(diffusers, str(index.get("_class_name")), None)
+    return PackedModel(folder, info, name, pipeline, quantization.act_bits, units)
+
+
+def _units(model: Any, quantization: Qua2SeDiMoConfig) -> list[PackedUnit]:
+    """In the order in which the model's modules are made."""
+    modules = layer_modules(model)
+    stored, _ = quantization.table().assign(modules)
+    return [
+        PackedUnit(name, p.span, operation_type(name, model), p.storage.option, p.shape(tuple(weight_of(module).shape)))
+        for name, module in modules.items()
+        for p in stored.get(name, ())
+    ]
+
+
+def loading_code(model: PackedModel, place: str) -> str:
+    """Python that loads the model from ``place``, a folder or hub name, and makes a picture of the study's first input,
+    called as it was measured."""
+    if model.info.get("component") is None:
+        return (
+            "import qua2sedimo  # teaches diffusers to read packed layers\n"
+            f"from diffusers import {model.denoiser}\n\n"
+            f"denoiser = {model.denoiser}.from_pretrained({_quoted(place)})\n"
+        )
+    film = model.makes_films
+    given = [_input(model), *(f"{name}={value!r}" for name, value in model.extra.get("arguments", {}).items())]
+    call = "".join(f"    {one},\n" for one in [*filter(None, given), 'generator=torch.Generator("cpu").manual_seed(0)'])
+    return (
+        "import qua2sedimo  # teaches diffusers to read packed layers\n"
+        "import torch\n"
+        "from diffusers import DiffusionPipeline\n"
+        + ("from diffusers.utils import export_to_video\n" if film else "")
+        + f"\npipeline = DiffusionPipeline.from_pretrained({_quoted(place)})\n"
+        f"made = pipeline(\n{call})\n"
+        + ('export_to_video(made.frames[0], "film.mp4")\n' if film else 'made.images[0].save("picture.png")\n')
+    )
+
+
+def _quoted(text: str) -> str:
+    """A Python string in double quotes; line ends of every kind are escaped."""
+    return json.dumps(text)
+
+
+def _input(model: PackedModel) -> str:
+    """The first input as an argument; "" if the pipeline takes none or none is known."""
+    inputs = model.extra.get("inputs") or []
+    if not inputs:
+        return ""
+    name = input_argument(model.pipeline) if model.pipeline is not None else None
+    if name is None:
+        name = "prompt" if isinstance(inputs[0], str) else "class_labels"
+    return f"prompt={_quoted(str(inputs[0]))}" if name == "prompt" else f"{name}={[inputs[0]]!r}"

@@ -1,0 +1,65 @@
+"""How well a study's predictor ranks configurations that it was not fitted to."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from qua2sedimo.metrics.estimates import Estimate
+from qua2sedimo.objective import Objective
+from qua2sedimo.predictor import Ensemble
+from qua2sedimo.predictor.additive import additive_out_of_fold, relative_errors
+from qua2sedimo.predictor.baselines import ridge_out_of_fold
+from qua2sedimo.records import Record
+from qua2sedimo.report.data import PredictorQuality
+from qua2sedimo.study.facade import Study
+
+_REPLICATES = 400
+
+
+def predictor_quality(study: Study, ensemble: Ensemble) -> PredictorQuality:
+    """Rank correlations on records that neither trained nor selected the fold that predicts them."""
+    records = study.records.all("sample")
+    positions, predicted = ensemble.out_of_fold()
+    records = [records[i] for i in positions]
+    choices, objective = study.training_data(records)
+    place = {int(p): i for i, p in enumerate(positions)}
+    folds = [[place[i] for i in fold.test] for fold in ensemble.folds]
+    errors = relative_errors(study.space, study.bank, choices)
+    baselines = {
+        "additive sensitivities": additive_out_of_fold(study.graph, study.space, errors, objective, folds),
+        "ridge on one-hot options": ridge_out_of_fold(study.space, choices, objective, folds),
+        "sum of relative errors": np.array([-study.bank.relative_mse(r.configuration) for r in records]),
+        "average bits": np.array([r.average_bits for r in records]),
+    }
+    sign = study.objective.sign
+    return PredictorQuality(
+        rank_correlation=_rank_correlation(predicted, objective),
+        baselines={name: _rank_correlation(values, objective) for name, values in baselines.items()},
+        pairs=[(float(sign * p), float(sign * m)) for p, m in zip(predicted, objective)],
+        noise_ceiling=noise_ceiling(records, study.objective),
+    )
+
+
+def noise_ceiling(records: list[Record], objective: Objective) -> float | None:
+    """Rank correlation that a perfect predictor could reach: √ of the split-half reliability of the labels.
+
+    Odd against even images, stepped up to all images by Spearman and Brown's formula. None for a metric of whole sets,
+    which has no value for a single image.
+    """
+    images = [objective.per_image(r) for r in records]
+    if any(one is None or len(one) < 4 for one in images):
+        return None
+    values = np.array(images)
+    half = float(spearmanr(values[:, ::2].mean(axis=1), values[:, 1::2].mean(axis=1)).statistic)
+    return math.sqrt(max(0.0, 2 * half / (1 + half))) if half > -1 else None
+
+
+def _rank_correlation(predicted: np.ndarray, objective: np.ndarray) -> Estimate:
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(len(objective), size=len(objective)) for _ in range(_REPLICATES)]
+    replicates = [float(spearmanr(predicted[d], objective[d]).statistic) for d in draws]
+    low, high = np.nanquantile(replicates, [0.025, 0.975])
+    return Estimate(float(spearmanr(predicted, objective).statistic), float(low), float(high), len(objective))

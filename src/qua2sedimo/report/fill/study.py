@@ -1,0 +1,186 @@
+"""From a study's results to the plain data of a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import cast
+
+from qua2sedimo.metrics.catalogue import METRICS, Estimate, mean_estimate, metric
+from qua2sedimo.objective import Objective
+from qua2sedimo.records import Record
+from qua2sedimo.report.data import (
+    MeasuredPoint,
+    MetricInfo,
+    PictureRow,
+    PointKind,
+    ReportData,
+    RowKind,
+    TableRow,
+)  # fmt: skip
+from qua2sedimo.report.fill.layers import cost_unit, graph_nodes, layer_choices, layer_options, layer_steps
+from qua2sedimo.report.fill.predictor import predictor_quality
+from qua2sedimo.study.choices import Choice
+from qua2sedimo.study.facade import Study
+from qua2sedimo.study.stages.compare import Row
+from qua2sedimo.study.stages.frontier import Point
+from qua2sedimo.system.versions import versions
+
+#: Roles of the records that are shown, and their kinds; layers measured alone have no comparable size.
+_ROLES: dict[str, PointKind] = {
+    "sample": "random",
+    "candidate": "candidate",
+    "round": "candidate",
+    "final": "candidate",
+    "frontier": "frontier",
+}
+
+
+def report_data(study: Study, choice: Choice | None, rows: list[Row], fitted: bool = True) -> ReportData:
+    """Everything the report shows of one choice of a study.
+
+    Without a choice, without a predictor (``fitted``) or without rows, the parts that need them are empty.
+    """
+    found = study.sensitivity() if fitted else None
+    space = study.space
+    return ReportData(
+        title=f"{study.settings.model} at {choice.average_bits:.2f} bits" if choice else study.settings.model,
+        model=study.settings.model,
+        pipeline=type(study.pipeline).__name__,
+        layers=len(space.layers),
+        weights=space.weights,
+        full_bytes=2 * space.weights,
+        budget_bits=choice.bits_asked if choice else math.nan,
+        ours_bits=choice.average_bits if choice else math.nan,
+        ours_bytes=choice.nbytes if choice else 0,
+        table=[TableRow(r.name, cast(RowKind, r.kind), r.average_bits, r.nbytes, r.metrics) for r in rows],
+        metric_infos=[metric_info(name) for name in (rows[0].metrics if rows else study.objective.metrics)],
+        pictures=[PictureRow(r.name, [image.squeeze() for image in r.pictures]) for r in _shown(rows)],
+        captions=_captions(study, rows),
+        objective=objective_info(study.objective),
+        points=_points(study, choice, rows),
+        options=layer_options(study, found) if found else [],
+        steps=layer_steps(study, found) if found else [],
+        choices=layer_choices(study, choice, found) if choice else [],
+        predictor=predictor_quality(study, study.ensemble()) if fitted else None,
+        provenance=_provenance(study, choice, fitted),
+        findings=found.findings if found else [],
+        nodes=graph_nodes(study),
+        cost_unit=cost_unit(found) if found else "",
+        commands=_commands(study, choice) if choice else [],
+        settings=(study.folder / "study.yaml").read_text(encoding="utf-8"),
+    )
+
+
+def metric_info(name: str) -> MetricInfo:
+    """What the catalogue of metrics says of a metric."""
+    known = metric(name)
+    said = {f.name: getattr(known, f.name) for f in fields(MetricInfo) if f.name != "paired"}
+    return MetricInfo(**said, paired=known.kind == "paired")
+
+
+def objective_info(objective: Objective) -> MetricInfo:
+    """The objective as a metric; an expression of several is its own name."""
+    if objective.text in METRICS:
+        return metric_info(objective.text)
+    return MetricInfo(objective.text, objective.text, objective.unit, objective.higher_is_better)
+
+
+def _shown(rows: list[Row]) -> list[Row]:
+    """Full precision, ours, and the best uniform row of each width, so that the comparison of pictures is fair."""
+    shown = [r for kind in ("full", "ours") for r in rows if r.kind == kind]
+    for width in ("-4", "-3"):
+        uniform = [r for r in rows if r.kind == "uniform" and r.name.endswith(width)]
+        shown += sorted(uniform, key=lambda r: -r.metrics["psnr"].value)[:1]
+    return shown
+
+
+def _captions(study: Study, rows: list[Row]) -> list[str]:
+    shown = range(100_000, 100_000 + len(rows[0].pictures)) if rows else range(0)
+    found = [study.generator.generation.input(number) for number in shown]
+    return [f"image {i}" if value is None else str(value) for i, value in enumerate(found, 1)]
+
+
+def _points(study: Study, choice: Choice | None, rows: list[Row]) -> list[MeasuredPoint]:
+    """Everything measured but layers alone; what was chosen for other budgets has a label."""
+    objective = study.objective
+    chosen = {made.configuration.digest: made for made in choices_kept(study)}
+    points, seen = [], {choice.configuration.digest} if choice else set()
+    for role, kind in _ROLES.items():
+        for record in study.records.all(role):
+            shown, label, digest = kind, f"{kind} {record.number}", record.configuration.digest
+            if role in ("candidate", "final") and digest in chosen and digest not in seen:
+                shown, label = "choice", f"chosen for {chosen[digest].bits_asked:g} bits"
+                seen.add(digest)
+            points.append(MeasuredPoint(record.average_bits, _estimate(objective, record), shown, label))
+    #: A paired metric compares full precision with itself.
+    kinds = (
+        ("uniform", "ours") if any(metric_info(m).paired for m in objective.metrics) else ("full", "uniform", "ours")
+    )
+    return points + [
+        MeasuredPoint(row.average_bits, _row_estimate(objective, row), cast(PointKind, row.kind), row.name)
+        for row in rows
+        if row.kind in kinds and all(name in row.metrics for name in objective.metrics)
+    ]
+
+
+def frontier_points(points: Sequence[Point]) -> list[MeasuredPoint]:
+    """What the command ``frontier`` measured; kinds follow from the points' names."""
+    kinds: dict[str, PointKind] = {"uniform": "uniform", "choice": "choice"}
+    return [
+        MeasuredPoint(p.average_bits, p.quality, kinds.get(p.name.split("-")[0], "frontier"), p.name) for p in points
+    ]
+
+
+def choices_kept(study: Study) -> list[Choice]:
+    """The choices in the study's folder that belong to it."""
+    loaded = [Choice.load(path) for path in sorted((study.folder / "choices").glob("*.json"))]
+    return [made for made, owner in loaded if study.identity in owner]
+
+
+def _estimate(objective: Objective, record: Record) -> Estimate:
+    """With an interval over images, or without one where a metric belongs to the whole set of them."""
+    images = objective.per_image(record)
+    if images is not None:
+        return mean_estimate(images)
+    if objective.text in record.measurement.sets:
+        return record.measurement.sets[objective.text]
+    return Estimate(objective.value(record), math.nan, math.nan, 0)
+
+
+def _row_estimate(objective: Objective, row: Row) -> Estimate:
+    """A metric's own interval; an expression of several has none here."""
+    if objective.text in row.metrics:
+        return row.metrics[objective.text]
+    value = objective.of({name: e.value for name, e in row.metrics.items()}, row.average_bits, row.configuration)
+    return Estimate(value, math.nan, math.nan, 0)
+
+
+def _commands(study: Study, choice: Choice) -> list[str]:
+    """The commands that repeat the study in a folder that holds its study.yaml."""
+    folder, bits = study.folder.name, f"--bits {choice.bits_asked:g}"
+    measured = len(study.records.all("sample"))
+    steps = [f"measure {folder} --configs {measured}"]
+    if choice.images is not None:
+        steps += [f"search {folder} {bits} --images {choice.images}", f"fit {folder}", f"explain {folder}"]
+    else:
+        steps += [f"fit {folder}", f"explain {folder}", f"choose {folder} {bits}"]
+    steps += [f"export {folder} {folder}/packed-{choice.bits_asked:g} {bits}", f"report {folder} {bits}"]
+    return [f"qua2sedimo {step}" for step in steps]
+
+
+def _provenance(study: Study, choice: Choice | None, fitted: bool) -> dict[str, str]:
+    samples, space = study.records.all("sample"), study.space
+    seconds = sum(r.measurement.seconds for r in samples)
+    chosen = f"{choice.origin}, best of {len(choice.candidates)} measured candidates" if choice else ""
+    return {
+        "study": study.folder.name,
+        "options": f"{study.settings.options}: {', '.join(map(str, sorted(space.union)))}",
+        "seed": str(study.settings.seed),
+        "arguments": ", ".join(f"{k}={v}" for k, v in study.settings.arguments.items()),
+        "measured": f"{len(samples)} random configurations × {study.settings.images} images in {seconds:.0f} s",
+        **({"predictor": f"{len(study.ensemble().folds)} folds, loss {study.settings.loss}"} if fitted else {}),
+        **({"chosen by": chosen} if choice else {}),
+        **versions(),
+    }

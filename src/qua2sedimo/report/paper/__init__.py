@@ -1,0 +1,1 @@
+"""The figures as files for papers and model cards, with captions."""
