@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("studies", nargs="+", type=Path, metavar="STUDY")
     rows = []
     for folder in parser.parse_args().studies:
-        known = evidence(Study(folder), ["single", "sample"])
+        known = evidence(Study(folder).workspace, ["single", "sample"])
         alone = [m for m in known.measured if m.kind == 0]
         random = [m for m in known.measured if m.kind == 1]
         training, test = random[:-_TEST], random[-_TEST:]

@@ -28,7 +28,7 @@ def main() -> None:
     for folder in asked.parse_args().studies:
         study = Study(folder)
         found = study.sensitivity()
-        records = len(study.records.all("sample"))
+        records = len(study.workspace.records.all("sample"))
         print(f"\n## {folder.name}: {len(found.space.layers)} layers and parts, {records} records")
         for line in (*embeddings(found.steps), *last_layer(found.steps), *attention(found.steps), *blocks(found.steps)):
             print(line)

@@ -39,12 +39,15 @@ def main() -> None:
     asked = parser.parse_args()
     study = Study(asked.work / f"{MODEL}-{asked.seed}")
     start, stop = JUDGED, JUDGED + asked.judged
-    study.switch.restore()
-    full, other = study.generator(start, stop), pooled_features(study.generator(stop, 2 * stop - start))
+    study.workspace.switch.restore()
+    full, other = (
+        study.workspace.generator(start, stop),
+        pooled_features(study.workspace.generator(stop, 2 * stop - start)),
+    )
     rows = [_row("full precision", full, full, other)]
     for name, configuration in _answers(study, asked).items():
-        study.switch.apply(configuration)
-        rows.append(_row(name, study.generator(start, stop), full, other))
+        study.workspace.switch.apply(configuration)
+        rows.append(_row(name, study.workspace.generator(start, stop), full, other))
     for row in rows:
         print("  ".join(f"{key}: {value}" for key, value in row.items()), flush=True)
     write_json(RESULTS / "haze.json", rows)
@@ -52,11 +55,13 @@ def main() -> None:
 
 def _answers(study: Study, asked: argparse.Namespace) -> dict[str, Configuration]:
     """The answers of one size, as benchmarks/search.py found them."""
-    ours = Study(study.folder.parent / f"{study.folder.name}-ours-{asked.bits:g}-{asked.images}", study.pipeline)
+    ours = Study(
+        study.folder.parent / f"{study.folder.name}-ours-{asked.bits:g}-{asked.images}", study.workspace.pipeline
+    )
     choice = kept_choice(ours, Budget(asked.bits))
     if choice is None:
         raise SystemExit(f"{ours.folder} holds no choice of {asked.bits:g} bits: run benchmarks/search.py first")
-    known, nbytes = evidence(study, ["single"]), int(asked.bits * study.space.weights / 8)
+    known, nbytes = evidence(study.workspace, ["single"]), int(asked.bits * study.workspace.space.weights / 8)
     simple = {"one layer at a time, program": one_at_a_time(known), "sum of errors, program": sum_of_errors(known)}
     answers = {name: next(best_configurations(known.space, v, nbytes, 1)) for name, v in simple.items()}
     return {"ours, search": choice.configuration, **answers}

@@ -35,26 +35,28 @@ def study_of(model: str, images: int, metrics: list[str], folder: Path) -> Study
 
 
 def build(asked: argparse.Namespace, model: str, folder: Path) -> None:
-    study_of(model, asked.images, asked.metrics, folder).build_bank()
+    study_of(model, asked.images, asked.metrics, folder).quantize()
 
 
 def measured(asked: argparse.Namespace, model: str, folder: Path) -> dict[str, Any]:
     """One row of the table."""
     torch.set_num_threads(1)
     study = study_of(model, asked.images, asked.metrics, folder)
-    generator = TimedGenerator(study.pipeline, study.generator.generation)
+    generator = TimedGenerator(study.workspace.pipeline, study.workspace.generator.generation)
     bare_seconds(generator, range(asked.images))
     before = peak_bytes()
-    switch = TimedSwitch(study.denoiser, study.bank, study.graph.layers, study.original_weights())
-    measurer = study.measurer(0, asked.images, generator, switch)
-    drawn = [study.sampler(i) for i in range(asked.repeats + 1)]
+    switch = TimedSwitch(
+        study.workspace.denoiser, study.workspace.bank, study.workspace.graph.layers, study.workspace.original_weights()
+    )
+    measurer = study.workspace.measurer(0, asked.images, generator, switch)
+    drawn = [study.workspace.sampler(i) for i in range(asked.repeats + 1)]
     trial = try_out(measurer, generator, switch, drawn, clock=CLOCKS[asked.clock])
     return {
         "model": model,
-        "layers": len(study.space.layers),
+        "layers": len(study.workspace.space.layers),
         "images": asked.images,
         "metrics": asked.metrics,
-        "batch": study.batch,
+        "batch": study.workspace.batch,
         "bare": trial.bare,
         "switch": trial.switch,
         "generate": trial.generate,
@@ -62,7 +64,7 @@ def measured(asked: argparse.Namespace, model: str, folder: Path) -> dict[str, A
         "total": trial.total,
         "overhead": trial.overhead,
         "quartiles": trial.quartiles,
-        "weights_bytes": sum(p.numel() * p.element_size() for p in study.denoiser.parameters()),
+        "weights_bytes": sum(p.numel() * p.element_size() for p in study.workspace.denoiser.parameters()),
         "copied_bytes": switch.originals.copied_bytes,
         "peak_bytes_bare": before,
         "peak_bytes": peak_bytes(),

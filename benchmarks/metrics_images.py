@@ -61,12 +61,12 @@ def chunk_path(folder: Path, source: str, chunk: int) -> Path:
 
 def make(study: Study, generator: Generator, folder: Path, chunk: int, source: str) -> None:
     if source in ("full", "other"):
-        study.switch.restore()
+        study.workspace.switch.restore()
     else:
-        s = study.settings
-        study.switch.apply(sample(study.space, s.sampler, s.seed, int(source), s.bits_range))
+        s = study.workspace.settings
+        study.workspace.switch.apply(sample(study.workspace.space, s.sampler, s.seed, int(source), s.bits_range))
     start = chunk * CHUNK + (OTHER if source == "other" else 0)
-    with final_latents(study.pipeline) as latents:
+    with final_latents(study.workspace.pipeline) as latents:
         images = generator(start, start + CHUNK)
     content = {"images": images, "latents": np.ascontiguousarray(latents.array(CHUNK))}
     write_via(chunk_path(folder, source, chunk), lambda path: save_file(content, path))
@@ -91,8 +91,14 @@ def main() -> None:
     arguments = arguments_of(given.model, given.steps, given.guidance)
     study = study_of(folder, given.model, arguments)
     bits = {
-        f"{n:03d}": study.space.average_bits(
-            sample(study.space, study.settings.sampler, study.settings.seed, n, study.settings.bits_range)
+        f"{n:03d}": study.workspace.space.average_bits(
+            sample(
+                study.workspace.space,
+                study.workspace.settings.sampler,
+                study.workspace.settings.seed,
+                n,
+                study.workspace.settings.bits_range,
+            )
         )
         for n in range(given.configurations)
     }
@@ -101,7 +107,7 @@ def main() -> None:
         if time.perf_counter() - began > 60 * given.minutes:
             print(f"stopped; {len(waiting) - done} of {len(waiting)} chunks to go")
             return
-        make(study, study.generator, folder, chunk, source)
+        make(study, study.workspace.generator, folder, chunk, source)
         print(
             f"{time.perf_counter() - began:7.0f} s  images {chunk * CHUNK} to {(chunk + 1) * CHUNK} of {source}",
             flush=True,

@@ -32,7 +32,7 @@ from qua2sedimo.report.fill.predictor import noise_ceiling
 from qua2sedimo.search import Evidence, one_at_a_time
 from qua2sedimo.sensitivity import block_level, op_scores
 from qua2sedimo.study.evidence import evidence
-from qua2sedimo.study.stages.fit import as_alone, hop_roots, layers_alone
+from qua2sedimo.study.stages.fit import as_alone, hop_roots, layers_alone, training_data
 
 RESULTS = Path(__file__).parent / "results"
 LOSSES = ("srcc", "lambdarank", "hybrid", "mse")
@@ -57,8 +57,8 @@ def main() -> None:
 def compare(folder: Path, splits: int, sizes: list[int], only: list[str], path: Path, until: float) -> None:
     """Fill in the missing rows of one study and print its table."""
     study = Study(folder)
-    records = study.records.all("sample")
-    choices, objective = study.training_data(records)
+    records = study.workspace.records.all("sample")
+    choices, objective = training_data(study.workspace, records)
     held_out = min(80, max(50, len(records) // 5))
     sizes = [n for n in sizes if n <= len(records) - held_out]
     cheap, dear = baselines(study, choices, objective), networks(study, choices, objective)
@@ -78,7 +78,7 @@ def compare(folder: Path, splits: int, sizes: list[int], only: list[str], path: 
     images = len(next(iter(records[0].measurement.values.values())))
     print(
         f"\n{folder.name}: {len(records)} records of {images} images, {held_out} never seen; "
-        f"split-half ceiling {noise_ceiling(records, study.objective):.3f}"
+        f"split-half ceiling {noise_ceiling(records, study.workspace.objective):.3f}"
     )
     print_table([r for r in rows if r["study"] == folder.name])
 
@@ -107,7 +107,7 @@ def judge(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
 
 
 def networks(study: Study, choices: np.ndarray, objective: np.ndarray) -> dict[str, Predict]:
-    alone = as_alone(study, layers_alone(study))
+    alone = as_alone(study.workspace, layers_alone(study.workspace))
     found = {"network, srcc": network(study, choices, objective, "srcc")}
     if alone is not None:
         found["network, srcc, after layers alone"] = network(study, choices, objective, "srcc", alone)
@@ -121,16 +121,20 @@ def network(study: Study, choices: np.ndarray, objective: np.ndarray, loss: str,
 
     def predict(known: np.ndarray, unseen: np.ndarray) -> Mapping[str, np.ndarray]:
         ensemble = fit_ensemble(
-            study.encoding, choices[known], objective[known], settings, roots=hop_roots(study, settings.hops),
+            study.workspace.encoding, choices[known], objective[known], settings, roots=hop_roots(study.workspace, settings.hops),
             alone=alone,
         )  # fmt: skip
-        scores = op_scores(study.space, study.encoding, ensemble).level(study.space, choices[unseen])
+        scores = op_scores(study.workspace.space, study.workspace.encoding, ensemble).level(
+            study.workspace.space, choices[unseen]
+        )
         found = {
-            name: ensemble.predict(study.encoding, choices[unseen]).mean(axis=0),
+            name: ensemble.predict(study.workspace.encoding, choices[unseen]).mean(axis=0),
             f"{name}: op-level scores": scores.sum(axis=1),
         }
         try:
-            blocks = block_level(study.graph, study.space, study.encoding, ensemble, choices[unseen])
+            blocks = block_level(
+                study.workspace.graph, study.workspace.space, study.workspace.encoding, ensemble, choices[unseen]
+            )
         except Qua2SeDiMoError as error:  # a hop ranks nothing: such a fit scores no block, and has one row less
             print(f"{name}, {len(known)} records: {error}")
             return found
@@ -143,9 +147,9 @@ def baselines(study: Study, choices: np.ndarray, objective: np.ndarray) -> dict[
     """Predictors without a graph."""
     from sklearn.ensemble import GradientBoostingRegressor
 
-    errors = relative_errors(study.space, study.bank, choices)
-    hot = one_hot(study.space, choices)
-    bits = np.array([study.space.average_bits(study.space.decode(choice)) for choice in choices])
+    errors = relative_errors(study.workspace.space, study.workspace.bank, choices)
+    hot = one_hot(study.workspace.space, choices)
+    bits = np.array([study.workspace.space.average_bits(study.workspace.space.decode(choice)) for choice in choices])
 
     def boosting(known: np.ndarray, unseen: np.ndarray) -> np.ndarray:
         model = GradientBoostingRegressor(
@@ -156,7 +160,9 @@ def baselines(study: Study, choices: np.ndarray, objective: np.ndarray) -> dict[
         )
 
     def additive(known: np.ndarray, unseen: np.ndarray) -> np.ndarray:
-        return fit_additive(study.graph, study.space, errors[known], objective[known]).quality(errors[unseen])
+        return fit_additive(study.workspace.graph, study.workspace.space, errors[known], objective[known]).quality(
+            errors[unseen]
+        )
 
     found: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
         "average bits": lambda known, unseen: bits[unseen],
@@ -165,8 +171,8 @@ def baselines(study: Study, choices: np.ndarray, objective: np.ndarray) -> dict[
         "ridge on one-hot options": lambda known, unseen: ridge(hot[known], objective[known], hot[unseen]),
         "additive model": additive,
     }
-    if layers_alone(study):
-        found |= after_layers_alone(evidence(study, ["single", "sample"]))
+    if layers_alone(study.workspace):
+        found |= after_layers_alone(evidence(study.workspace, ["single", "sample"]))
     return {name: _named(name, predict) for name, predict in found.items()}
 
 

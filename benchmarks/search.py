@@ -111,7 +111,7 @@ def compare(model: str, seed: int, asked: argparse.Namespace) -> Iterator[dict[s
     )  # fmt: skip
     of = "" if asked.objective == "psnr" else "-" + re.sub(r"[^a-z0-9.]+", "-", asked.objective)
     study = Study.create(asked.work / f"{model}-{seed}{of}", settings)
-    study.build_bank()
+    study.quantize()
     judge = _Judge(study, asked.judged)
     for bits in asked.bits:
         answered = tenth(study, bits) if asked.tenth else answers(study, bits, asked.images, asked.random)
@@ -120,18 +120,18 @@ def compare(model: str, seed: int, asked: argparse.Namespace) -> Iterator[dict[s
             if name == "ours, search" and bits == ROUNDED_AT:
                 for width in (8, 6):
                     yield judge.row(f"{bits:g}", f"ours, W{bits:g}A{width}", spent, configuration, width)
-    for option in () if asked.tenth else sorted(study.space.union, key=lambda o: o.bits):
+    for option in () if asked.tenth else sorted(study.workspace.space.union, key=lambda o: o.bits):
         if option.bits <= max(asked.bits) + 2:
-            yield judge.row("any", f"uniform {option}", 0, study.space.uniform(option))
+            yield judge.row("any", f"uniform {option}", 0, study.workspace.space.uniform(option))
 
 
 def answers(study: Study, bits: float, images: int, random: int) -> Iterator[Proposed]:
     """What each procedure answers; those that measure spend at most ``images``, and are asked after fewer, too."""
-    space = study.space
+    space = study.workspace.space
     nbytes = int(bits * space.weights / 8)
     layers = FEW * len(space.layers)
-    measure_singles(study, progress=_say)
-    singles = evidence(study, ["single"])
+    measure_singles(study.workspace, progress=_say)
+    singles = evidence(study.workspace, ["single"])
     yield "sum of errors, program", 0, _best(singles, sum_of_errors(singles), nbytes)
     yield "first and last high, program", 0, _ends_high(study, nbytes)
     yield "one layer at a time, program", layers, _best(singles, one_at_a_time(singles), nbytes)
@@ -150,13 +150,13 @@ def answers(study: Study, bits: float, images: int, random: int) -> Iterator[Pro
     yield from _random(study, bits, nbytes, random)
     total = _paper(study, images // FEW)
     yield "paper: predictor, argmax", images // FEW * FEW, argmax_configuration(space, total, nbytes)
-    yield "paper's scores, program", images // FEW * FEW, _best(evidence(study, []), total, nbytes)
+    yield "paper's scores, program", images // FEW * FEW, _best(evidence(study.workspace, []), total, nbytes)
     yield from tenth(study, bits)
 
 
 def tenth(study: Study, bits: float) -> Iterator[Proposed]:
     """The paper's procedure as it was published, and ours for a tenth of its images, from nothing."""
-    space, images = study.space, FEW * RECORDS
+    space, images = study.workspace.space, FEW * RECORDS
     branch = _branch(study, f"tenth-{bits:g}")
     found = search(branch, Budget(bits), images // 10, progress=_say)
     yield TENTH, images_spent(branch), found.choice.configuration
@@ -166,11 +166,13 @@ def tenth(study: Study, bits: float) -> Iterator[Proposed]:
 
 def _random(study: Study, bits: float, nbytes: int, images: int) -> Iterator[Proposed]:
     """The best of random configurations just within the size."""
-    space, count = study.space, images // FEW
-    drawn = (sample(space, "spread", study.settings.seed + 1000, i, (bits - 0.1, bits)) for i in range(4 * count))
+    space, count = study.workspace.space, images // FEW
+    drawn = (
+        sample(space, "spread", study.workspace.settings.seed + 1000, i, (bits - 0.1, bits)) for i in range(4 * count)
+    )
     fitting = list(islice((c for c in drawn if space.nbytes(c) <= nbytes), count))
-    measured = measure_all(study, f"random {bits:g}", fitting, range(FEW), f"random {bits:g}", _say)
-    quality = [float(np.mean(per_image(study, m))) for m in measured]
+    measured = measure_all(study.workspace, f"random {bits:g}", fitting, range(FEW), f"random {bits:g}", _say)
+    quality = [float(np.mean(per_image(study.workspace, m))) for m in measured]
     for part in sorted({count // 4, count // 2, count}):
         yield "random search", FEW * part, fitting[int(np.argmax(quality[:part]))]
 
@@ -178,13 +180,15 @@ def _random(study: Study, bits: float, nbytes: int, images: int) -> Iterator[Pro
 @lru_cache(maxsize=2)
 def _paper(study: Study, count: int) -> Values:
     """What the predictor makes of ``count`` random configurations of all sizes: its scores at hop 0."""
-    space, seed = study.space, study.settings.seed
+    space, seed = study.workspace.space, study.workspace.settings.seed
     records = [sample(space, "spread", seed, i, (2.0, 6.0)) for i in range(count)]
-    measured = measure_all(study, "sample", records, range(FEW), "random records", _say)
-    quality = np.array([np.mean(per_image(study, m)) for m in measured])
+    measured = measure_all(study.workspace, "sample", records, range(FEW), "random records", _say)
+    quality = np.array([np.mean(per_image(study.workspace, m)) for m in measured])
     choices = np.stack([space.encode(c) for c in records])
     return op_scores(
-        space, study.encoding, fit_ensemble(study.encoding, choices, quality, FitSettings(seed=seed))
+        space,
+        study.workspace.encoding,
+        fit_ensemble(study.workspace.encoding, choices, quality, FitSettings(seed=seed)),
     ).total()
 
 
@@ -195,11 +199,11 @@ def _branch(study: Study, name: str, role: str | None = None) -> Study:
         folder.mkdir(parents=True)
         shutil.copy(study.folder / "graph.json", folder / "graph.json")
         shutil.copytree(study.folder / "bank", folder / "bank", copy_function=os.link)
-        study.settings.save(folder / "study.yaml")
-    made = Study(folder, study.pipeline)
-    for record in study.records.all(role) if role else ():
-        made.records.add(record)
-    study.switch.restore()
+        study.workspace.settings.save(folder / "study.yaml")
+    made = Study(folder, study.workspace.pipeline)
+    for record in study.workspace.records.all(role) if role else ():
+        made.workspace.records.add(record)
+    study.workspace.switch.restore()
     return made
 
 
@@ -210,7 +214,7 @@ def _best(known: Evidence, values: Values, nbytes: int) -> Configuration:
 def _ends_high(study: Study, nbytes: int) -> Configuration:
     """The first and last layer at their best option, the rest at the best uniform option that fits, enlarged in
     order."""
-    space, errors = study.space, study.bank.errors
+    space, errors = study.workspace.space, study.workspace.bank.errors
     ends = {space.layers[0], space.layers[-1]}
     values = {n: {o: -e.relative_mse * (1e6 if n in ends else 1.0) for o, e in errors[n].items()} for n in space.layers}
     return next(best_configurations(space, values, nbytes, 1))
@@ -253,24 +257,24 @@ class _Judge:
             write_json(self.path, self.done)
         values, distance = self.done[key]
         estimate = mean_estimate(np.array(values))
-        settings = self.study.settings
+        settings = self.study.workspace.settings
         return {
             "model": settings.model, "seed": settings.seed, "objective": settings.objective, "asked": asked,
-            "procedure": procedure, "images": spent, "average_bits": self.study.space.average_bits(configuration),
+            "procedure": procedure, "images": spent, "average_bits": self.study.workspace.space.average_bits(configuration),
             "psnr": estimate.value, "low": estimate.low, "high": estimate.high, "frechet": round(distance, 3),
             "values": [round(v, 3) for v in values],
         }  # fmt: skip
 
     def _judge(self, configuration: Configuration, act_bits: int | None) -> tuple[list[float], float]:
-        generator, (start, stop) = self.study.generator, (self.images.start, self.images.stop)
+        generator, (start, stop) = self.study.workspace.generator, (self.images.start, self.images.stop)
         if self.references is None:
-            self.study.switch.restore()
+            self.study.workspace.switch.restore()
             full, other = generator(start, stop), generator(stop, 2 * stop - start)
             self.references = full, pooled_features(other)
-        self.study.switch.apply(configuration)
-        with activations_at(self.study, configuration, act_bits) if act_bits else nullcontext():
+        self.study.workspace.switch.apply(configuration)
+        with activations_at(self.study.workspace, configuration, act_bits) if act_bits else nullcontext():
             made = generator(start, stop)
-        self.study.switch.restore()
+        self.study.workspace.switch.restore()
         full, other = self.references
         return [float(v) for v in psnr(made, full)], frechet_distance(pooled_features(made), other)
 

@@ -22,7 +22,7 @@ from qua2sedimo import Study
 from qua2sedimo.options import Option
 from qua2sedimo.predictor import FitSettings, fit_ensemble
 from qua2sedimo.sensitivity import Sensitivity, op_scores, option_effects
-from qua2sedimo.study.stages.fit import hop_roots
+from qua2sedimo.study.stages.fit import hop_roots, training_data
 
 RESULTS = Path(__file__).parent / "results"
 REPLICATES = 1000
@@ -37,7 +37,9 @@ def main() -> None:
     for folder in arguments.studies:
         study = Study(folder)
         found, measured = explained(study, FitSettings(epochs=arguments.epochs)), singles(study)
-        print(f"\n{folder.name}: {len(found.space.layers)} layers, {len(study.records.all('sample'))} records")
+        print(
+            f"\n{folder.name}: {len(found.space.layers)} layers, {len(study.workspace.records.all('sample'))} records"
+        )
         for option in sorted({option for _, option in measured}):
             rows += [{"study": folder.name, **row} for row in compared(found, measured, option)]
             for row in rows[-4:]:
@@ -52,20 +54,20 @@ def main() -> None:
 
 def explained(study: Study, settings: FitSettings) -> Sensitivity:
     """What `qua2sedimo explain` finds, of a predictor that knows no layer measured alone."""
-    space, encoding, graph = study.space, study.encoding, study.graph
-    known = study.training_data(study.records.all("sample"))
-    ensemble = fit_ensemble(encoding, *known, settings, roots=hop_roots(study, settings.hops))
+    space, encoding, graph = study.workspace.space, study.workspace.encoding, study.workspace.graph
+    known = training_data(study.workspace, study.workspace.records.all("sample"))
+    ensemble = fit_ensemble(encoding, *known, settings, roots=hop_roots(study.workspace, settings.hops))
     effects = option_effects(space, encoding, ensemble, *known)
     scores = op_scores(space, encoding, ensemble)
-    return Sensitivity(graph.layers, space, study.bank, scores, effects, study.objective.unit)
+    return Sensitivity(graph.layers, space, study.workspace.bank, scores, effects, study.workspace.objective.unit)
 
 
 def singles(study: Study) -> dict[tuple[str, Option], np.ndarray]:
     """Loss of quality of each image, for a layer at an option alone: (layer, option) → [images]."""
-    metric, sign = study.objective.metrics[0], -study.objective.sign
+    metric, sign = study.workspace.objective.metrics[0], -study.workspace.objective.sign
     return {
         next(iter(r.configuration.items())): sign * np.array(r.measurement.values[metric])
-        for r in study.records.all("single")
+        for r in study.workspace.records.all("single")
     }
 
 

@@ -50,7 +50,7 @@ def row(asked: argparse.Namespace) -> dict[str, Any]:
     folder = asked.work / asked.model
     shutil.rmtree(folder, ignore_errors=True)
     study = Study.create(folder, settings_for(asked.model, None, "{}", OPTIONS, asked.images, None, 0))
-    study.build_bank()
+    study.quantize()
     _, here = measure(study, asked.configurations, Workers())
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", PLAIN, str(folder), str(asked.images)], check=True)

@@ -22,7 +22,7 @@ from qua2sedimo.measuring.switch import Switch
 from qua2sedimo.metrics.catalogue import BUILT_IN
 from qua2sedimo.metrics.distances import frechet_distance, mean_squared_error, psnr
 from qua2sedimo.metrics.estimates import Estimate, mean_estimate, set_estimate
-from qua2sedimo.metrics.estimator import Comparison, References
+from qua2sedimo.metrics.estimator import MetricEstimator, References
 from qua2sedimo.metrics.features import pooled_features
 from qua2sedimo.objective import Objective
 from qua2sedimo.options import Configuration, Option
@@ -215,11 +215,11 @@ def test_a_pipeline_without_a_scheduler_and_a_wrong_count_are_errors(pipeline: D
 def test_a_comparison_computes_what_it_can_of_what_is_asked(pipeline: DiTPipeline) -> None:
     make = generator(pipeline)
     paired, other = make(0, 4), make(4, 8)
-    without = Comparison(References(paired, other, None), [0, 1, 2, 0], BUILT_IN)
+    without = MetricEstimator(References(paired, other, None), [0, 1, 2, 0], BUILT_IN)
     assert {m.name for m in without.metrics} == {
         "psnr", "ssim", "features", "features_db", "frechet_full", "kernel_full"
     }  # fmt: skip
-    real = Comparison(References(paired, other, blobs(5, 1)), [0, 1, 2, 0], [*BUILT_IN, "psnr"], lambda *_: np.ones(4))
+    real = MetricEstimator(References(paired, other, blobs(5, 1)), [0, 1, 2, 0], [*BUILT_IN, "psnr"], lambda *_: np.ones(4))
     assert [m.name for m in real.metrics] == [name for name in BUILT_IN if name != "latent_mse"]
     estimates = real(paired)
     assert estimates["ssim"].value == pytest.approx(1.0) and estimates["accuracy"].value == 100.0

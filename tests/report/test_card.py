@@ -25,6 +25,7 @@ from qua2sedimo.report.card.markdown import fenced, render_card, write_card
 from qua2sedimo.report.data import OWN, BaseModel, CardData, CardPicture, OperationOptions
 from qua2sedimo.report.fill.base_model import base_model
 from qua2sedimo.report.fill.card import card_data
+from qua2sedimo.study.stages.export import save_configuration
 
 from .synthetic import synthetic_data
 
@@ -70,8 +71,12 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 @pytest.fixture(scope="module")
 def export(study: Study) -> Path:
     out = study.folder.parent / "packed"
-    provenance = {"model": study.settings.model, "arguments": study.settings.arguments, "inputs": [1, 2]}
-    study.save_configuration(study.space.uniform(Option.parse("kmeans_a-4")), out, provenance)
+    provenance = {
+        "model": study.workspace.settings.model,
+        "arguments": study.workspace.settings.arguments,
+        "inputs": [1, 2],
+    }
+    save_configuration(study.workspace, study.workspace.space.uniform(Option.parse("kmeans_a-4")), out, provenance)
     return out
 
 
@@ -120,9 +125,11 @@ def test_what_was_measured_on_the_export_comes_before_the_study() -> None:
 
 def test_an_evaluation_is_kept_in_the_export_and_told_by_its_card(study: Study, tmp_path: Path) -> None:
     out = tmp_path / "packed"
-    study.save_configuration(study.space.uniform(Option.parse("kmeans_a-4")), out, {"inputs": [1, 2]})
-    generation = Generation([1, 2], study.settings.arguments, 5)
-    model = study.settings.model
+    save_configuration(
+        study.workspace, study.workspace.space.uniform(Option.parse("kmeans_a-4")), out, {"inputs": [1, 2]}
+    )
+    generation = Generation([1, 2], study.workspace.settings.arguments, 5)
+    model = study.workspace.settings.model
     found = evaluate_export(out, model, generation, ["psnr"], 3, lambda *_: None)
     found.keep(out)
     found.model_copy(update={"metrics": {"ssim": Estimate(0.5, 0.4, 0.6, 9)}, "full": {}}).keep(out)
@@ -135,9 +142,9 @@ def test_an_evaluation_is_kept_in_the_export_and_told_by_its_card(study: Study, 
     found.model_copy(update={"seed": 6}).keep(out)  # measured in another way: not mixed
     assert (again := read_evaluation(out)) is not None and again.metrics == found.metrics
     loaded = diffusers.DiffusionPipeline.from_pretrained(out)  # the file inside does not disturb
-    assert type(loaded).__name__ == type(study.pipeline).__name__
+    assert type(loaded).__name__ == type(study.workspace.pipeline).__name__
     kept_file = (out / FILE).read_text()
-    study.save_configuration(study.space.uniform(Option.parse("kmeans_a-3")), out, {})
+    save_configuration(study.workspace, study.workspace.space.uniform(Option.parse("kmeans_a-3")), out, {})
     assert read_evaluation(out) is None  # exported again
     (out / FILE).write_text(kept_file)
     with pytest.raises(Qua2SeDiMoError, match="measured on other files"):
@@ -204,9 +211,9 @@ def test_the_code_of_the_card_paints_with_the_export(
 def test_the_card_of_an_export_knows_its_layers_and_the_licence_of_its_base(study: Study, export: Path) -> None:
     data = card_data(export)
     assert data.base == BaseModel("base", None, "mit") and data.title.startswith("base at ")
-    assert sum(sum(row.options.values()) for row in data.operations) == len(study.space.layers)
+    assert sum(sum(row.options.values()) for row in data.operations) == len(study.workspace.space.layers)
     assert sum(row.nbytes for row in data.operations) == data.quantized_bytes
-    assert sum(row.weights for row in data.operations) == data.weights == study.space.weights
+    assert sum(row.weights for row in data.operations) == data.weights == study.workspace.space.weights
     assert {"SA-Q", "FF 1", "t-Embed"} <= {row.operation for row in data.operations}
     assert card_data(export, licence="Apache-2.0").base.licence == "apache-2.0"
 

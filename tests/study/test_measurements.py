@@ -15,7 +15,7 @@ from qua2sedimo.options import Configuration
 from qua2sedimo.predictor import FitSettings
 from qua2sedimo.records import Record
 from qua2sedimo.records.measurement import Measurement
-from qua2sedimo.report.assemble import predictor_quality
+from qua2sedimo.report.fill.predictor import predictor_quality
 from qua2sedimo.search import Budget, Constraints
 from qua2sedimo.study.measurements import _joined, images_spent, measure_all
 from qua2sedimo.study.stages.explain import sensitivity

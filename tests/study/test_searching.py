@@ -232,7 +232,7 @@ def test_the_frontier_is_read_as_it_was_written(finished: Finished) -> None:
 
 
 def test_the_figure_shows_every_point_and_the_line_runs_along_the_frontier(finished: Finished, tmp_path: Path) -> None:
-    points, objective = frontier_points(finished.points), objective_info(finished.study.objective)
+    points, objective = frontier_points(finished.points), objective_info(finished.study.workspace.objective)
     drawn = quality_against_bits(points, objective).to_dict()
     marks, line = (
         next(layer["data"]["values"] for layer in drawn["layer"] if layer["mark"]["type"] == kind)

@@ -25,7 +25,6 @@ def report(study: StudyFolder, bits: Bits = 3.5, images: Annotated[int, typer.Op
     from qua2sedimo.report import write_report
     from qua2sedimo.report.fill.study import report_data
     from qua2sedimo.study.facade import Study
-    from qua2sedimo.study.stages.compare import compare
     from qua2sedimo.terminal import comparison_table, console, progress
 
     opened = Study(study)
@@ -76,7 +75,7 @@ def _kept(study: Path, bits: float | None) -> ReportData:
     from qua2sedimo.study.facade import Study
     from qua2sedimo.terminal import console
 
-    data, missing = kept_data(Study(study), bits)
+    data, missing = kept_data(Study(study).workspace, bits)
     for what, command in missing:
         line = f"{study} does not show {what} yet: qua2sedimo {command}"
         console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -75,10 +75,10 @@ def frontier(
 
     opened = Study(study)
     with progress() as report:
-        opened.build_bank(report)
-        points = measured(opened, images=images, progress=report)
-    console.print(frontier_table(points, opened.settings.objective))
-    figure = write_frontier(frontier_points(points), objective_info(opened.objective), study / "frontier.svg")
+        opened.quantize(report)
+        points = measured(opened.workspace, images=images, progress=report)
+    console.print(frontier_table(points, opened.workspace.settings.objective))
+    figure = write_frontier(frontier_points(points), objective_info(opened.workspace.objective), study / "frontier.svg")
     console.print(f"{study / 'frontier.json'}, {figure}", soft_wrap=True)
     near = min((p for p in points if p.efficient), key=lambda p: abs(p.average_bits - _USUAL))
     console.print(f"Next: qua2sedimo export {study} OUT --point {near.name}", soft_wrap=True)

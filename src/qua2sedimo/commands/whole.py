@@ -24,6 +24,7 @@ from qua2sedimo.commands.app import (
     settings_for,
 )
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.search import Budget, budget_bytes
 from qua2sedimo.study.settings import StudySettings
 
 
@@ -77,7 +78,7 @@ def _everything(
     from qua2sedimo.report import write_report
     from qua2sedimo.report.fill.study import report_data
     from qua2sedimo.study.facade import Study
-    from qua2sedimo.study.stages.compare import compare, table_json
+    from qua2sedimo.study.stages.compare import table_json
     from qua2sedimo.terminal import comparison_table, console, progress, size
 
     study = Study.create(folder, settings)

@@ -45,6 +45,14 @@ class Constraints:
         return "; ".join(parts)
 
     @property
+    def flags(self) -> list[str]:
+        """The options of a command that ask for the same."""
+        found = [f"--keep={pattern}" for pattern in self.keep]
+        found += [f"--min-bits={pattern}={bits}" for pattern, bits in self.min_bits]
+        found += [f"--methods={','.join(self.methods)}"] if self.methods else []
+        return found + ([f"--methods-at-most={self.methods_at_most}"] if self.methods_at_most is not None else [])
+
+    @property
     def suffix(self) -> str:
         """Tells files of these constraints from those without; empty if there are none."""
         return f"-{zlib.crc32(self.name.encode()):08x}" if self.name else ""

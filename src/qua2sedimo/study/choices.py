@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,6 +87,20 @@ class Choice(Document):
         if self.budget.unit == "bits":
             return self.budget.amount
         return self.average_bits * self.budget_bytes / self.nbytes
+
+    @property
+    def asked(self) -> str:
+        """What was asked for, in words."""
+        limits = f" with {self.constraints.name}" if self.constraints.name else ""
+        return self.objective if self.objective is not None else f"{self.budget}{limits}"
+
+    @property
+    def flags(self) -> str:
+        """The options of a command that ask for the same."""
+        if self.objective is not None:
+            return f"--objective {shlex.quote(self.objective)}"
+        amount = f"{self.budget.amount:.0f}B" if self.budget.unit == "bytes" else f"{self.budget.amount:.12g}"
+        return " ".join([f"--{self.budget.unit} {amount}", *map(shlex.quote, self.constraints.flags)])
 
     @property
     def name(self) -> str:

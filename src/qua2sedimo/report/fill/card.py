@@ -11,10 +11,10 @@ from qua2sedimo.measuring.exported import read_evaluation
 from qua2sedimo.report.data import OWN, CardData, CardPicture, OperationOptions, TableRow
 from qua2sedimo.report.fill.base_model import base_model, place_of_base
 from qua2sedimo.report.fill.packed_model import PackedModel, PackedUnit, loading_code, read_packed
-from qua2sedimo.report.fill.study import choices_kept, metric_info, report_data
+from qua2sedimo.report.fill.study import metric_info, report_data
 from qua2sedimo.study.choices import Choice
-from qua2sedimo.study.facade import Study
 from qua2sedimo.study.stages.compare import Row, kept_rows
+from qua2sedimo.study.workspace import Workspace
 
 _PICTURES = 4  # inputs on the card
 
@@ -88,8 +88,8 @@ def _with_study(data: CardData, model: PackedModel, asked: Path | None) -> CardD
     folder = asked or model.folder.resolve().parent
     if asked is None and not (folder / "study.yaml").is_file():
         return data
-    study = Study(folder)
-    choice = next((made for made in choices_kept(study) if _holds(study, model, made)), None)
+    study = Workspace(folder)
+    choice = next((made for made in study.choices() if _holds(study, model, made)), None)
     if choice is None:
         if asked is not None:
             raise Qua2SeDiMoError(
@@ -98,7 +98,7 @@ def _with_study(data: CardData, model: PackedModel, asked: Path | None) -> CardD
         return data
     rows = [row for row in kept_rows(study, choice) if row.kind != "activations" or _is_own(row, model)]
     ours = next((row for row in rows if _is_own(row, model)), None)
-    known = report_data(study, choice, rows if ours else [], fitted=False)
+    known = report_data(study, choice, rows if ours else [], explained=False)
     return replace(
         data,
         rows=sorted(known.table, key=lambda row: ("full", "ours", "activations", "uniform").index(row.kind)),
@@ -115,7 +115,7 @@ def _is_own(row: Row, model: PackedModel) -> bool:
     return row.kind == "ours" if model.act_bits is None else row.name.endswith(f"A{model.act_bits}")
 
 
-def _holds(study: Study, model: PackedModel, choice: Choice) -> bool:
+def _holds(study: Workspace, model: PackedModel, choice: Choice) -> bool:
     """Whether the export has exactly the options of ``choice``; copies are stored under one of their names."""
     packed = {(unit.module, unit.span): unit.option for unit in model.units}
     if len(packed) != len(choice.configuration):

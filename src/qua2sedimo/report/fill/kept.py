@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from qua2sedimo.report.data import ReportData
-from qua2sedimo.report.fill.study import choices_kept, report_data
-from qua2sedimo.study.choices import Choice
-from qua2sedimo.study.facade import Study
+from qua2sedimo.report.fill.study import report_data
 from qua2sedimo.study.stages.compare import kept_rows
+from qua2sedimo.study.stages.fit import kept_owner
+from qua2sedimo.study.workspace import Workspace
 
-#: The default budget of the commands.
-_USUAL = 3.5
 
-
-def kept_data(study: Study, bits: float | None = None) -> tuple[ReportData, list[tuple[str, str]]]:
+def kept_data(study: Workspace, bits: float | None = None) -> tuple[ReportData, list[tuple[str, str]]]:
     """The data a study has, and its missing parts: (figures, the command that makes them possible).
 
     They are of the choice for ``bits``; by default of that for 3.5 bits, or of the only one.
     """
-    choice = chosen(study, bits)
+    choice = study.choice_for(bits)
     rows = kept_rows(study, choice)
     measured = bool(study.records.all("sample"))
-    fitted = measured and (study.folder / "predictor" / "predictor.json").exists()
+    fitted = measured and kept_owner(study) is not None
     asked = f" --bits {bits:g}" if bits is not None else ""
     ours = any(row.kind == "ours" for row in rows)
     wanted = [
@@ -33,12 +30,3 @@ def kept_data(study: Study, bits: float | None = None) -> tuple[ReportData, list
         wanted.append((True, "the pictures of what was chosen", "report", f" --bits {choice.bits_asked:g}"))
     missing = [(what, f"{command} {study.folder}{option}") for absent, what, command, option in wanted if absent]
     return report_data(study, choice, rows, fitted), missing
-
-
-def chosen(study: Study, bits: float | None = None) -> Choice | None:
-    """The kept choice for ``bits``; by default that for 3.5 bits, or the only one."""
-    found = choices_kept(study)
-    wanted = [made for made in found if made.bits_asked == (_USUAL if bits is None else bits)]
-    if wanted:
-        return wanted[0]
-    return found[0] if bits is None and len(found) == 1 else None

@@ -17,16 +17,16 @@ from qua2sedimo.sensitivity import layer_steps as steps_of
 from qua2sedimo.sensitivity.steps import standard_error
 from qua2sedimo.sensitivity.tables import option_row
 from qua2sedimo.study.choices import Choice
-from qua2sedimo.study.facade import Study
 from qua2sedimo.study.stages.choose import why
+from qua2sedimo.study.workspace import Workspace
 
 
-def layer_options(study: Study, found: Sensitivity) -> list[OptionRow]:
+def layer_options(study: Workspace, found: Sensitivity) -> list[OptionRow]:
     """Every option of every layer, in the order of the data flow."""
     return sorted(found.rows, key=lambda row: study.graph.index[row.layer])
 
 
-def layer_steps(study: Study, found: Sensitivity) -> list[LayerStep]:
+def layer_steps(study: Workspace, found: Sensitivity) -> list[LayerStep]:
     """What a bit costs each layer that has options of two sizes, in the order of the data flow.
 
     Where no fold knows an effect on the objective, scores take its place.
@@ -46,7 +46,7 @@ def cost_unit(found: Sensitivity) -> str:
     return (found.unit if known else "score") or "of the objective"
 
 
-def layer_choices(study: Study, choice: Choice, found: Sensitivity | None) -> list[LayerChoice]:
+def layer_choices(study: Workspace, choice: Choice, found: Sensitivity | None) -> list[LayerChoice]:
     """The chosen options with the reasons; without sensitivities neither scores nor reasons."""
     because = {reason.layer: reason for reason in why(study, choice)} if found else {}
     rows = {(row.layer, row.option): row for row in found.rows} if found else {}
@@ -93,7 +93,7 @@ def _amount(effects: Mapping[Option, tuple[float, ...]], better: Option, worse: 
     return f"{number(mean, digits)}{within} {unit}"
 
 
-def graph_nodes(study: Study) -> list[GraphNode]:
+def graph_nodes(study: Workspace) -> list[GraphNode]:
     """The graph; a place where data meet belongs to the block of its latest input."""
     nodes: list[GraphNode] = []
     for node in study.graph.nodes:

@@ -9,22 +9,22 @@ from scipy.stats import spearmanr
 
 from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.objective import Objective
-from qua2sedimo.predictor import Ensemble
 from qua2sedimo.predictor.additive import additive_out_of_fold, relative_errors
 from qua2sedimo.predictor.baselines import ridge_out_of_fold
 from qua2sedimo.records import Record
 from qua2sedimo.report.data import PredictorQuality
-from qua2sedimo.study.facade import Study
+from qua2sedimo.study.stages.fit import fitted, fitted_records, training_data
+from qua2sedimo.study.workspace import Workspace
 
 _REPLICATES = 400
 
 
-def predictor_quality(study: Study, ensemble: Ensemble) -> PredictorQuality:
+def predictor_quality(study: Workspace) -> PredictorQuality:
     """Rank correlations on records that neither trained nor selected the fold that predicts them."""
-    records = study.records.all("sample")
+    ensemble, records = fitted(study)[0], fitted_records(study)
     positions, predicted = ensemble.out_of_fold()
     records = [records[i] for i in positions]
-    choices, objective = study.training_data(records)
+    choices, objective = training_data(study, records)
     place = {int(p): i for i, p in enumerate(positions)}
     folds = [[place[i] for i in fold.test] for fold in ensemble.folds]
     errors = relative_errors(study.space, study.bank, choices)

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import cast
 
-from qua2sedimo.metrics.catalogue import METRICS, Estimate, mean_estimate, metric
+from qua2sedimo.images.ledger import COMPARISON
+from qua2sedimo.metrics.catalogue import METRICS, metric
+from qua2sedimo.metrics.estimates import Estimate, mean_estimate
 from qua2sedimo.objective import Objective
 from qua2sedimo.records import Record
 from qua2sedimo.report.data import (
@@ -16,15 +18,16 @@ from qua2sedimo.report.data import (
     PictureRow,
     PointKind,
     ReportData,
-    RowKind,
     TableRow,
 )  # fmt: skip
 from qua2sedimo.report.fill.layers import cost_unit, graph_nodes, layer_choices, layer_options, layer_steps
 from qua2sedimo.report.fill.predictor import predictor_quality
 from qua2sedimo.study.choices import Choice
-from qua2sedimo.study.facade import Study
 from qua2sedimo.study.stages.compare import Row
+from qua2sedimo.study.stages.explain import sensitivity
+from qua2sedimo.study.stages.fit import fitted, samples_since
 from qua2sedimo.study.stages.frontier import Point
+from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.versions import versions
 
 #: Roles of the records that are shown, and their kinds; layers measured alone have no comparable size.
@@ -37,12 +40,12 @@ _ROLES: dict[str, PointKind] = {
 }
 
 
-def report_data(study: Study, choice: Choice | None, rows: list[Row], fitted: bool = True) -> ReportData:
+def report_data(study: Workspace, choice: Choice | None, rows: list[Row], explained: bool = True) -> ReportData:
     """Everything the report shows of one choice of a study.
 
-    Without a choice, without a predictor (``fitted``) or without rows, the parts that need them are empty.
+    Without a choice, without a predictor (``explained``) or without rows, the parts that need them are empty.
     """
-    found = study.sensitivity() if fitted else None
+    found = sensitivity(study) if explained else None
     space = study.space
     return ReportData(
         title=f"{study.settings.model} at {choice.average_bits:.2f} bits" if choice else study.settings.model,
@@ -54,7 +57,7 @@ def report_data(study: Study, choice: Choice | None, rows: list[Row], fitted: bo
         budget_bits=choice.bits_asked if choice else math.nan,
         ours_bits=choice.average_bits if choice else math.nan,
         ours_bytes=choice.nbytes if choice else 0,
-        table=[TableRow(r.name, cast(RowKind, r.kind), r.average_bits, r.nbytes, r.metrics) for r in rows],
+        table=[TableRow(r.name, r.kind, r.average_bits, r.nbytes, r.metrics) for r in rows],
         metric_infos=[metric_info(name) for name in (rows[0].metrics if rows else study.objective.metrics)],
         pictures=[PictureRow(r.name, [image.squeeze() for image in r.pictures]) for r in _shown(rows)],
         captions=_captions(study, rows),
@@ -63,8 +66,8 @@ def report_data(study: Study, choice: Choice | None, rows: list[Row], fitted: bo
         options=layer_options(study, found) if found else [],
         steps=layer_steps(study, found) if found else [],
         choices=layer_choices(study, choice, found) if choice else [],
-        predictor=predictor_quality(study, study.ensemble()) if fitted else None,
-        provenance=_provenance(study, choice, fitted),
+        predictor=predictor_quality(study) if explained else None,
+        provenance=_provenance(study, choice, explained),
         findings=found.findings if found else [],
         nodes=graph_nodes(study),
         cost_unit=cost_unit(found) if found else "",
@@ -96,22 +99,22 @@ def _shown(rows: list[Row]) -> list[Row]:
     return shown
 
 
-def _captions(study: Study, rows: list[Row]) -> list[str]:
-    shown = range(100_000, 100_000 + len(rows[0].pictures)) if rows else range(0)
-    found = [study.generator.generation.input(number) for number in shown]
+def _captions(study: Workspace, rows: list[Row]) -> list[str]:
+    shown = COMPARISON.images(len(rows[0].pictures)) if rows else range(0)
+    found = [study.generation.input(number) for number in shown]
     return [f"image {i}" if value is None else str(value) for i, value in enumerate(found, 1)]
 
 
-def _points(study: Study, choice: Choice | None, rows: list[Row]) -> list[MeasuredPoint]:
+def _points(study: Workspace, choice: Choice | None, rows: list[Row]) -> list[MeasuredPoint]:
     """Everything measured but layers alone; what was chosen for other budgets has a label."""
     objective = study.objective
-    chosen = {made.configuration.digest: made for made in choices_kept(study)}
+    chosen = {made.configuration.digest: made for made in study.choices()}
     points, seen = [], {choice.configuration.digest} if choice else set()
     for role, kind in _ROLES.items():
         for record in study.records.all(role):
             shown, label, digest = kind, f"{kind} {record.number}", record.configuration.digest
             if role in ("candidate", "final") and digest in chosen and digest not in seen:
-                shown, label = "choice", f"chosen for {chosen[digest].bits_asked:g} bits"
+                shown, label = "choice", f"chosen for {chosen[digest].asked}"
                 seen.add(digest)
             points.append(MeasuredPoint(record.average_bits, _estimate(objective, record), shown, label))
     #: A paired metric compares full precision with itself.
@@ -133,12 +136,6 @@ def frontier_points(points: Sequence[Point]) -> list[MeasuredPoint]:
     ]
 
 
-def choices_kept(study: Study) -> list[Choice]:
-    """The choices in the study's folder that belong to it."""
-    loaded = [Choice.load(path) for path in sorted((study.folder / "choices").glob("*.json"))]
-    return [made for made, owner in loaded if study.identity in owner]
-
-
 def _estimate(objective: Objective, record: Record) -> Estimate:
     """With an interval over images, or without one where a metric belongs to the whole set of them."""
     images = objective.per_image(record)
@@ -157,30 +154,40 @@ def _row_estimate(objective: Objective, row: Row) -> Estimate:
     return Estimate(value, math.nan, math.nan, 0)
 
 
-def _commands(study: Study, choice: Choice) -> list[str]:
+def _commands(study: Workspace, choice: Choice) -> list[str]:
     """The commands that repeat the study in a folder that holds its study.yaml."""
-    folder, bits = study.folder.name, f"--bits {choice.bits_asked:g}"
+    folder, asked = study.folder.name, choice.flags
     measured = len(study.records.all("sample"))
     steps = [f"measure {folder} --configs {measured}"]
     if choice.images is not None:
-        steps += [f"search {folder} {bits} --images {choice.images}", f"fit {folder}", f"explain {folder}"]
+        steps += [f"search {folder} {asked} --images {choice.images}", f"fit {folder}", f"explain {folder}"]
     else:
-        steps += [f"fit {folder}", f"explain {folder}", f"choose {folder} {bits}"]
-    steps += [f"export {folder} {folder}/packed-{choice.bits_asked:g} {bits}", f"report {folder} {bits}"]
+        steps += [f"fit {folder}", f"explain {folder}", f"choose {folder} {asked}"]
+    steps.append(f"export {folder} {folder}/packed-{choice.name} --choice {choice.name}")
+    if not choice.constraints.name and choice.budget.unit == "bits":
+        steps.append(f"report {folder} {asked}")
     return [f"qua2sedimo {step}" for step in steps]
 
 
-def _provenance(study: Study, choice: Choice | None, fitted: bool) -> dict[str, str]:
+def _fit(study: Workspace) -> str:
+    ensemble, _ = fitted(study)
+    since = samples_since(study, ensemble)
+    newer = f"; {since} configurations measured since are not in it" if since else ""
+    return f"{len(ensemble.folds)} folds, loss {study.settings.loss}{newer}"
+
+
+def _provenance(study: Workspace, choice: Choice | None, explained: bool) -> dict[str, str]:
     samples, space = study.records.all("sample"), study.space
     seconds = sum(r.measurement.seconds for r in samples)
-    chosen = f"{choice.origin}, best of {len(choice.candidates)} measured candidates" if choice else ""
+    of = f" for {choice.objective}" if choice and choice.objective else ""
+    chosen = f"{choice.origin}{of}, best of {len(choice.candidates)} measured candidates" if choice else ""
     return {
         "study": study.folder.name,
         "options": f"{study.settings.options}: {', '.join(map(str, sorted(space.union)))}",
         "seed": str(study.settings.seed),
         "arguments": ", ".join(f"{k}={v}" for k, v in study.settings.arguments.items()),
         "measured": f"{len(samples)} random configurations × {study.settings.images} images in {seconds:.0f} s",
-        **({"predictor": f"{len(study.ensemble().folds)} folds, loss {study.settings.loss}"} if fitted else {}),
+        **({"predictor": _fit(study)} if explained else {}),
         **({"chosen by": chosen} if choice else {}),
         **versions(),
     }
