@@ -29,9 +29,9 @@ from qua2sedimo.denoisers import (
 from qua2sedimo.denoisers.drawing import drawing
 from qua2sedimo.denoisers.pipelines import denoisers_of
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import write_text
+from qua2sedimo.formats.files import check_writable, write_text
 from qua2sedimo.images.generate import Generation, Generator, check_arguments, input_argument
-from qua2sedimo.options import SearchSpace
+from qua2sedimo.options import SearchSpace, options_for
 
 
 @dataclass(frozen=True)
@@ -111,16 +111,18 @@ def inspected(
     A pipeline's inputs are captured from one real step under ``arguments``; a bare denoiser's are built from its
     configuration; ``inputs`` names a file of them and wins over both. The forward is run on fake weights.
     """
+    options_for(option_set, (64, 64))  # unknown options are an error before a model is loaded
+    given = read_inputs(inputs) if inputs else None
     path = Path(model).expanduser()
     if path.is_file() or ((path / "config.json").is_file() and not (path / "model_index.json").is_file()):
         denoiser = architecture(path) if path.is_file() else load_denoiser(path)
-        call = read_inputs(inputs) if inputs else built_inputs(denoiser)
+        call = given if given is not None else built_inputs(denoiser)
         return _traced(denoiser, (), call, option_set, str(inputs or "built from the configuration"), ())
     pipeline = load_pipeline(model)
     name, denoiser = denoiser_of(pipeline, component)
     others = tuple(other for other in denoisers_of(pipeline) if other != name)
-    if inputs:
-        return _traced(denoiser, (), read_inputs(inputs), option_set, str(inputs), others)
+    if given is not None:
+        return _traced(denoiser, (), given, option_set, str(inputs), others)
     captured = capture_call(pipeline, denoiser, _call_arguments(model, pipeline, arguments or {}))
     return _traced(
         denoiser, captured.args, captured.kwargs, option_set, "captured from one step of the pipeline", others
@@ -155,11 +157,17 @@ def _traced(
     return Inspection(graph, weight_layers(denoiser), space, values, origin, others)
 
 
+def check_graph_file(path: Path) -> None:
+    """Raise if :func:`write_graph` cannot write to ``path``."""
+    if path.suffix not in (".json", ".svg"):
+        raise Qua2SeDiMoError(f"--graph {path}: unknown ending '{path.suffix}'", "Name a file .json or .svg.")
+    check_writable(path)
+
+
 def write_graph(graph: Graph, path: Path) -> None:
-    """Write the graph by the name's ending: ``.json`` for machines, ``.svg`` to look at."""
+    """Write the graph as data (``.json``) or as a drawing (``.svg``), by the ending of the name."""
+    check_graph_file(path)
     if path.suffix == ".json":
         graph.save(path)
-    elif path.suffix == ".svg":
-        write_text(path, drawing(graph))
     else:
-        raise Qua2SeDiMoError(f"--graph {path}: unknown ending '{path.suffix}'", "Name a file .json or .svg.")
+        write_text(path, drawing(graph))

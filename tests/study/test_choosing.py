@@ -154,6 +154,8 @@ def test_an_objective_instead_of_a_size_gives_every_block_its_best(study: Study,
         )
         assert {c.origin for c in choice.candidates} <= {"each block's best", "each layer's best"}
         best = max(choice.candidates, key=lambda c: c.measured["psnr"] - price * c.average_bits)
+        assert f"{text} predicted" in result.output and f"{text} measured" in result.output
+        assert f"{best.measured['psnr'] - price * best.average_bits:.2f}" in result.output
         assert best.configuration == choice.configuration
     free, dear = (Choice.load(objective_path(study.workspace, t)) for t in ("psnr", "psnr - 40*bits"))
     assert dear.average_bits < free.average_bits
@@ -171,6 +173,8 @@ def test_an_objective_takes_no_size_and_no_constraint(study: Study, run: Run, mo
     assert isinstance(refused, Qua2SeDiMoError) and "no size" in refused.message
     unknown = run("choose", str(study.folder), "--objective", "psnr - bitz").exception
     assert isinstance(unknown, Qua2SeDiMoError) and "bitz" in unknown.message
+    unmeasured = run("choose", str(study.folder), "--objective", "ssim").exception
+    assert isinstance(unmeasured, Qua2SeDiMoError) and "ssim was not measured" in unmeasured.message
 
 
 def test_whole_blocks_propose_too_unless_constraints_or_the_predictor_say_otherwise(

@@ -19,7 +19,7 @@ import torch
 from tests.conftest import small_pipeline, small_settings
 
 from qua2sedimo import Configuration, Qua2SeDiMoError, Study
-from qua2sedimo.commands.measuring import measure
+from qua2sedimo.commands.measurement import measure
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.measuring.run import Request, Workers, record_of
 from qua2sedimo.measuring.workers import Outcome, RayWorkers, Work
@@ -133,9 +133,7 @@ def test_ctrl_c_keeps_what_is_being_measured_and_a_second_run_goes_on(study: Stu
     assert essence(study.measure(COUNT)) == essence(undisturbed)
 
 
-def test_the_command_shows_the_best_so_far_and_the_time_left_and_says_how_to_go_on(
-    study: Study, tmp_path: Path
-) -> None:
+def test_the_command_says_how_far_it_came_with_the_best_so_far_and_how_to_resume(study: Study, tmp_path: Path) -> None:
     said = tmp_path / "said"
     process = process_for(study.folder, said, target=command_in)
     process.start()
@@ -146,8 +144,9 @@ def test_the_command_shows_the_best_so_far_and_the_time_left_and_says_how_to_go_
     done = len(study.workspace.records.all())
     best = max(record.value("psnr") for record in study.workspace.records.all())
     assert process.exitcode == 130 and 3 <= done < COUNT
-    assert re.search(rf"best psnr {best:.4g} .* {done}/{COUNT} .* left \d+:\d\d:\d\d", text), text
-    assert "Nothing measured is lost: run the same command again to go on." in text
+    ended = rf"measuring configurations: ended at {done} of {COUNT}, .* s · best psnr {best:.4g}\n"
+    assert re.search(ended, text), text
+    assert "Every finished measurement is kept: run the same command again to resume." in text
 
 
 # Configurations that cannot be measured ----------------------------------------------------------------------------
@@ -192,7 +191,7 @@ def test_the_command_tells_of_failures_and_tries_them_again_when_asked(study: St
     unlucky |= {1: memory_errors(3)}
     measure(study.folder, 3)
     said = " ".join(capsys.readouterr().out.split())
-    assert "1 failed:" in said and "--again tries them again" in said
+    assert "1 failed:" in said and "--again retries them" in said
     measure(study.folder, 4, again=True)
     assert "failed" not in capsys.readouterr().out
     assert [r.number for r in study.workspace.records.all()] == [0, 1, 2, 3] and study.workspace.records.failed() == []

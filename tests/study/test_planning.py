@@ -14,11 +14,13 @@ from tests.conftest import small_pipeline, small_settings
 from typer.testing import CliRunner
 
 from qua2sedimo.cli import app
-from qua2sedimo.commands.planning import duration, plan_tables
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.measuring.trial import Trial
 from qua2sedimo.study import Study
 from qua2sedimo.study.stages.plan import Plan, gain_of_workers
+from qua2sedimo.study.facade import Study
+from qua2sedimo.study.stages.plan import Plan, gain_of_workers, plan
+from qua2sedimo.terminal.plan import plan_tables
 
 PLAN = Plan(
     model="m", configurations=100, measured=20, images=16, batch=8,
@@ -124,14 +126,6 @@ def test_the_tables_fit_80_columns_and_say_what_is_left() -> None:
         assert words in text, words
     (one, every) = plan_tables(replace(PLAN, quantize=0.0))
     assert every.row_count == plan_tables(PLAN)[1].row_count - 1 and one.row_count == 5
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(3.21, "3.2 s"), (95, "1 min 35 s"), (3661, "1 h 1 min"), (3600 * 47.5, "47 h 30 min"), (3600 * 75, "3 d 3 h")],
-)
-def test_durations_are_read_at_a_glance(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_the_command_prints_the_plan_for_people_and_for_machines(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,15 @@
-"""The commands, grouped by what they are for; each parses, calls Study, prints.
+"""The commands, one module for each group in --help: each parses its arguments, calls the Study, and prints.
 
-The order in which their modules are imported is that of the commands in --help.
+The order in which the modules are imported is that of the commands in --help.
 """
 
 # isort: off
-from qua2sedimo.commands import whole
-from qua2sedimo.commands import looking, metrics, planning, measuring
-from qua2sedimo.commands import explaining, choosing, searching
-from qua2sedimo.commands import using, reporting
+from qua2sedimo.commands import start
+from qua2sedimo.commands import inspecting
+from qua2sedimo.commands import measurement
+from qua2sedimo.commands import analysis
+from qua2sedimo.commands import selection
+from qua2sedimo.commands import delivery
+from qua2sedimo.commands import presentation
 
-__all__ = [
-    "choosing", "explaining", "looking", "measuring", "metrics", "planning", "reporting", "searching", "using", "whole",
-]  # fmt: skip
+__all__ = ["analysis", "delivery", "inspecting", "measurement", "presentation", "selection", "start"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,65 +13,114 @@ from qua2sedimo import zoo
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.study.settings import SAMPLERS, StudySettings
 
+if TYPE_CHECKING:
+    from qua2sedimo.measuring.run import Workers
+
 app = typer.Typer(
-    help="Find out which layers of a diffusion denoiser bear low-bit weights, and pack the model accordingly.\n\n"
+    help="Find out which layers of a diffusion model tolerate low-bit weights, and pack the model accordingly.\n\n"
     "Start with `qua2sedimo demo`. For your own pipeline: `qua2sedimo run MODEL STUDY --bits 3.5 --prompt …`. "
-    "A study is a folder; every stage leaves its result there, can be run alone, and goes on where it stopped.",
+    "A study is a folder: every stage keeps its result there, can be run alone, and resumes where it stopped.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 
+#: Printed for pipelines with a safety checker.
+SAFETY_CHECKER = (
+    "This pipeline's safety checker is off while configurations are measured and compared: a picture it blacks out "
+    "cannot be judged. It is on again in what is exported."
+)
+
 StudyFolder = Annotated[Path, typer.Argument(help="The study folder.", metavar="STUDY")]
-Bits = Annotated[float, typer.Option(help="Average bits per weight, every overhead counted.", min=1.0, max=16.0)]
+ExportFolder = Annotated[Path, typer.Argument(help="The folder of an exported model.", metavar="OUT")]
+Bits = Annotated[float, typer.Option(help="Average bits per weight, all overhead included.", min=1.0, max=16.0)]
 Model = Annotated[
     str,
-    typer.Argument(help=f"Zoo name ({', '.join(zoo.ENTRIES)}), pipeline folder, or hub name.", metavar="MODEL"),
+    typer.Argument(help=f"Shipped model ({', '.join(zoo.ENTRIES)}), pipeline folder, or hub name.", metavar="MODEL"),
 ]
 Prompts = Annotated[
     list[str] | None,
-    typer.Option("--prompt", help="What to paint; repeat it. Class numbers for class-conditional."),
+    typer.Option("--prompt", help="A prompt, or a class number for class-conditional models; repeatable."),
 ]
 Options = Annotated[
     str,
-    typer.Option(help="`wide` (2 to 8 bits where they pay), `paper` (4 and 3 bits), or a list: `uaq-4,kmeans_a-3`."),
+    typer.Option(
+        help="Candidate options: `wide` (2 to 8 bits where they pay), `paper` (3 and 4 bits), or a list: "
+        "`uaq-4,kmeans_a-3`."
+    ),
 ]
 Arguments = Annotated[
     str, typer.Option(help='Pipeline arguments as JSON, e.g. `{"num_inference_steps": 12}`.', metavar="JSON")
 ]
-Candidates = Annotated[int | None, typer.Option(help="How many to measure; 8 unless told.", min=1)]
 Component = Annotated[
     str | None, typer.Option(help="Which denoiser, if the pipeline has several: transformer_2, prior, …")
 ]
 Keep = Annotated[
     list[str] | None,
-    typer.Option("--keep", help="Leave layers that match this pattern in 16 bits; repeat it.", metavar="PATTERN"),
+    typer.Option("--keep", help="Leave layers that match this pattern in 16 bits; repeatable.", metavar="PATTERN"),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Decides noise and random configurations.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the noise and of random configurations.")]
 Samplers = Annotated[
     str,
     typer.Option(
-        help="Which configurations: `spread` (average bits evenly spread, layers drawn one by one), `stratified` (also "
-        "reaches the corners: whole blocks low, one method only), `paper`, `singles` (one layer at a time), `list` "
-        "(yours: --list)."
+        help="Which configurations to measure: `spread` (average bits evenly spread, layers drawn independently), "
+        "`stratified` (also extremes: whole blocks low, a single method), `paper`, `singles` (one layer at a time), "
+        "`list` (those of --list)."
     ),
 ]
 ListFile = Annotated[
     Path | None,
-    typer.Option("--list", help="JSON or YAML list of {layer pattern: option}, for --sampler list.", metavar="FILE"),
+    typer.Option(
+        "--list",
+        help="JSON or YAML list of {layer pattern: option}, for --sampler list.",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+    ),
 ]
 Metrics = Annotated[
     list[str] | None,
     typer.Option(
-        "--metric", help="What to measure by; repeat it. psnr and features unless told; see `qua2sedimo metrics`."
+        "--metric", help="A metric to measure; repeatable. See `qua2sedimo metrics`. Default: psnr and features."
     ),
 ]
 Batch = Annotated[
-    int | None, typer.Option(help="Images a call of the pipeline; as many as fit, at most 16, unless told.", min=1)
+    int | None, typer.Option(help="Images per call of the pipeline. Default: as many as fit, at most 16.", min=1)
 ]
-Configurations = Annotated[int, typer.Option(help="Random configurations to measure in all.", min=20)]
-Images = Annotated[int, typer.Option(help="Images per measured configuration.", min=2)]
+Configurations = Annotated[int, typer.Option(help="Random configurations to measure in total.", min=20)]
+Images = Annotated[int, typer.Option(help="Images per configuration.", min=2)]
+WorkerCount = Annotated[
+    int | None,
+    typer.Option("--workers", help="Measure in this many Ray processes, here or on the cluster of --ray.", min=1),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray", help="Measure on the Ray cluster at this address; `auto` finds it.", metavar="HOST:PORT"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def workers_of(count: int | None, address: str | None) -> Workers:
+    """Who measures, from --workers and --ray; raises :class:`Qua2SeDiMoError` if they cannot be used here."""
+    from qua2sedimo.measuring.workers.cluster import check_workers
+    from qua2sedimo.measuring.run import Workers
+
+    workers = Workers(count, address)
+    if not workers.here:
+        check_workers(address)
+    return workers
+
+
+def check_export(folder: Path) -> None:
+    """Raise :class:`Qua2SeDiMoError` unless ``folder`` is an exported model."""
+    if not (folder / "qua2sedimo.json").is_file():
+        raise Qua2SeDiMoError(f"{folder} is not an exported model", "Export one: qua2sedimo export STUDY OUT.")
+
+
+def inputs_of(prompts: list[str] | None) -> list[str | int]:
+    """Prompts as they are, class numbers as numbers."""
+    return [int(p) if p.isdecimal() else p for p in prompts or ()]
 
 
 def settings_for(
@@ -84,14 +133,13 @@ def settings_for(
     seed: int,
     keep: list[str] | None = None,
 ) -> StudySettings:
-    """What a new study asks for; zoo models bring their own inputs and arguments."""
+    """The settings of a new study; shipped models bring their own inputs and arguments."""
     entry = zoo.ENTRIES.get(model)
-    inputs: list[str | int] = [int(p) if p.isdecimal() else p for p in prompts or ()]
     given = pipeline_arguments(arguments)
     return StudySettings(
         model=model if entry or not Path(model).exists() else str(Path(model).resolve()),
         component=component,
-        inputs=inputs or (list(entry.inputs) if entry else []),
+        inputs=inputs_of(prompts) or (list(entry.inputs) if entry else []),
         arguments={**(entry.arguments if entry else {}), **given},
         images=images,
         options=options,
@@ -103,9 +151,10 @@ def settings_for(
 def measured_by(
     settings: StudySettings, sampler: str, listed: Path | None, metrics: list[str] | None, batch: int | None
 ) -> StudySettings:
-    """The settings with what --sampler, --list, --metric and --batch ask for.
+    """The settings with the values of --sampler, --list, --metric and --batch.
 
-    Raises :class:`Qua2SeDiMoError` naming the option if a sampler or metric is unknown, or a list is missing or idle.
+    Raises :class:`Qua2SeDiMoError` naming the option if a sampler or metric is unknown, or if only one of
+    ``--sampler list`` and ``--list`` is given.
     """
     if sampler not in SAMPLERS:
         near = difflib.get_close_matches(sampler, SAMPLERS, 1)

@@ -35,6 +35,16 @@ def write_via(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Raise :class:`Qua2SeDiMoError` if no file or folder could be made at ``path``; nothing is written."""
+    place = next(parent for parent in path.absolute().parents if parent.exists())
+    reason = "" if place.is_dir() else f"{place} is a file, not a folder"
+    if not reason and not os.access(place, os.W_OK | os.X_OK):
+        reason = f"no permission to write in {place}"
+    if reason:
+        raise Qua2SeDiMoError(f"cannot write {path}: {reason}", "Choose another folder.")
+
+
 def write_text(path: Path, text: str) -> None:
     write_via(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 

@@ -47,14 +47,7 @@ def as_parquet(table: Sequence[Row], columns: Mapping[str, Any]) -> bytes:
 
     Raises :class:`Qua2SeDiMoError` without pyarrow.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise Qua2SeDiMoError(
-            "Parquet needs pyarrow, which is not installed",
-            "Install it with `pip install 'qua2sedimo[parquet]'`, or take CSV.",
-        ) from None
+    pyarrow = require_pyarrow()
     kinds = {
         int: pyarrow.int64(),
         int | None: pyarrow.int64(),
@@ -66,6 +59,19 @@ def as_parquet(table: Sequence[Row], columns: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(table), schema=schema), buffer)
     return buffer.getvalue()
+
+
+def require_pyarrow() -> Any:
+    """pyarrow with its Parquet writer; raises :class:`Qua2SeDiMoError` without it."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise Qua2SeDiMoError(
+            "Parquet needs pyarrow, which is not installed",
+            "Install it with `pip install 'qua2sedimo[parquet]'`, or take CSV.",
+        ) from None
+    return pyarrow
 
 
 def _flat(cell: Any) -> Any:

@@ -93,6 +93,7 @@ def evaluate_export(
 
     ``progress(done, total, what)`` is called now and then. Raises :class:`Qua2SeDiMoError` if a metric cannot be had.
     """
+    check_comparable(names, model)
     more = images if any(metric(name).kind == "set" for name in names) else 0
     judged = EVALUATION.images(images + more)
     full = _painted(model, generation, judged, partial(_report, progress, "full precision"))
@@ -101,10 +102,6 @@ def evaluate_export(
     references = References(full[:images], full[images:], zoo.reference_images(model) if known else None)
     inputs = [i for i in map(generation.input, judged[:images]) if i is not None]
     compared = MetricEstimator(references, inputs, names, zoo.input_score(model) if known else None)
-    had = {m.name for m in compared.metrics}
-    for name in names:
-        if name not in had:
-            raise Qua2SeDiMoError(f"metric '{name}' needs what '{model}' does not come with", "Choose another metric.")
     return Evaluation(
         export=export_digest(folder),
         model=public_name(model),
@@ -115,6 +112,17 @@ def evaluate_export(
         metrics=compared(own),
         full=compared(full[:images]),
     )
+
+
+def check_comparable(names: Sequence[str], model: str) -> None:
+    """Raise if a metric cannot be computed for an export of ``model``: there are images only, and no latents."""
+    known = model in zoo.ENTRIES
+    for m in map(metric, names):
+        judged = m.kind != "input" or m.judge is not None or known
+        if m.of == "latents" or not judged or (m.against == "real" and not known):
+            raise Qua2SeDiMoError(
+                f"metric '{m.name}' needs what '{model}' does not come with", "Choose another metric."
+            )
 
 
 def _report(progress: Progress, what: str, done: int, total: int) -> None:

@@ -30,7 +30,7 @@ from torch import nn
 
 from qua2sedimo.denoisers import parse_unit, weight_of
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import read_json, write_json
+from qua2sedimo.formats.files import check_writable, read_json, write_json
 from qua2sedimo.formats.tensorfiles import all_tensors, read_layout
 from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.runtime.backend import FORMAT_VERSION, Qua2SeDiMoConfig
@@ -82,7 +82,7 @@ def save_packed(
     layer, or the written files could not be loaded.
     """
     out = Path(out).resolve()
-    _refuse_foreign(out)
+    check_export_folder(out)
     pipeline = model if isinstance(model, DiffusionPipeline) else None
     component = _component(pipeline, component) if pipeline is not None else None
     denoiser = getattr(pipeline, component) if component is not None else model
@@ -233,7 +233,9 @@ def _save_others(pipeline: DiffusionPipeline, component: str, denoiser: nn.Modul
     forget_paths(folder)
 
 
-def _refuse_foreign(out: Path) -> None:
+def check_export_folder(out: Path) -> None:
+    """Raise :class:`Qua2SeDiMoError` if ``out`` holds something that is no export, or cannot be written."""
+    check_writable(out)
     if not out.exists():
         return
     if not out.is_dir():

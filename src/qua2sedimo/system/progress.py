@@ -1,23 +1,24 @@
-"""How a stage says how far it is."""
+"""How a stage reports its progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-#: Called with (done, total, what is being done).
+#: Called with (done, total, what is done), as soon as a stage begins and after every step.
 Progress = Callable[[int, int, str], object]
 
 _NOTE = " · "
 
 
 def silent(done: int, total: int, what: str) -> None:
-    return None
+    """Report nothing."""
 
 
 def noted(what: str, note: str) -> str:
-    """What is being done, with a note that may change while it is done."""
+    """What is done, with a note that may change meanwhile, such as the best value so far."""
     return f"{what}{_NOTE}{note}"
 
 
 def without_note(what: str) -> str:
+    """What is done, without the note: the name of the stage."""
     return what.partition(_NOTE)[0]

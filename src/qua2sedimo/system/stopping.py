@@ -1,4 +1,4 @@
-"""Ctrl-C while measuring: finish what is being measured, then stop."""
+"""Ctrl-C while measuring: finish the current measurements, then stop."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_SAID = b"\nStopping after what is being measured. Ctrl-C again to stop at once.\n"
+_SAID = b"\nStopping when the current measurements are finished. Press Ctrl-C again to stop at once.\n"
 
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """A function that says whether Ctrl-C was pressed; pressed again it is a KeyboardInterrupt.
+    """A function that tells whether Ctrl-C was pressed; pressed a second time, it raises KeyboardInterrupt.
 
-    In a thread, or under a handler that is not Python's own, nothing is changed: that handler decides.
+    In a thread, or where the program has a signal handler of its own, nothing is changed.
     """
     asked = False
 
@@ -24,7 +24,7 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        os.write(2, _SAID)  # a stream could be in the middle of a write of its own
+        os.write(2, _SAID)  # print() could interrupt itself
 
     in_thread = threading.current_thread() is not threading.main_thread()
     if in_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import socket
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ from qua2sedimo.measuring.workers.jobs import Job, Outcome, Queue, Reply, Work, 
 from qua2sedimo.system.machine import host
 
 _POLL_SECONDS = 0.5
+_ANSWER_SECONDS = 5.0
 #: Actors that die before they are ready, one after the other, before it is an error.
 _STARTS = 3
 #: How long there may be no actor at all, neither ready nor at work.
@@ -225,6 +227,18 @@ class RayWorkers:
         return settle(queue, job, reply, hand.host, hand.worker)
 
 
+def check_workers(address: str | None) -> None:
+    """Raise :class:`Qua2SeDiMoError` if Ray is missing, or nothing answers at ``address`` (HOST:PORT)."""
+    _ray()
+    host_name, _, port = (address or "").rpartition(":")
+    if not host_name or not port.isdecimal() or "/" in host_name:
+        return  # "auto", or a form that only Ray understands
+    try:
+        socket.create_connection((host_name, int(port)), _ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, error) from error
+
+
 _GO_ON = "What was measured is kept. When the cluster is well again, run the same command; it goes on."
 
 
@@ -247,10 +261,14 @@ def _connect(ray: Any, address: str | None) -> None:
         else:
             ray.init(address, **quiet)
     except Exception as error:  # Ray raises plain ones, too, when its processes do not start in time
-        raise Qua2SeDiMoError(
-            f"cannot reach a Ray cluster at '{address}': {_line(error)}" if address else f"Ray: {_line(error)}",
-            "Give --ray HOST:PORT as `ray start --head` prints it, or --workers alone to use this machine.",
-        ) from error
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str | None, error: Exception) -> Qua2SeDiMoError:
+    return Qua2SeDiMoError(
+        f"cannot reach a Ray cluster at '{address}': {_line(error)}" if address else f"Ray: {_line(error)}",
+        "Give --ray HOST:PORT as `ray start --head` prints it, or --workers alone to use this machine.",
+    )
 
 
 def _line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import write_text, write_via
+from qua2sedimo.formats.files import check_writable, write_text, write_via
 from qua2sedimo.formats.text import size_text
 from qua2sedimo.report.data import OWN, CardData, MetricInfo, TableRow
 from qua2sedimo.report.pictures import fitted
@@ -25,14 +25,22 @@ def write_card(data: CardData, out: Path, force: bool = False) -> Path:
 
     Raises :class:`Qua2SeDiMoError` if there is a README.md and not ``force``, or the folder cannot be written.
     """
-    path = out / "README.md"
-    if path.exists() and not force:
-        raise Qua2SeDiMoError(f"{path} exists", "Overwrite it with --force, or move it away.")
+    path = check_card(out, force)
     for number, picture in enumerate(data.pictures, 1):
         for which, pixels in (("full", picture.full), ("ours", picture.ours)):
             made = fitted(picture.caption, pixels, _TINY, _MOST)
             write_via(out / "images" / f"{number}-{which}.png", partial(made.save, format="PNG", optimize=True))
     write_text(path, render_card(data))
+    return path
+
+
+def check_card(out: Path, force: bool = False) -> Path:
+    """Where the card of the export ``out`` goes; raises as :func:`write_card` does, before any work."""
+    path = out / "README.md"
+    if path.exists() and not force:
+        raise Qua2SeDiMoError(f"{path} exists", "Overwrite it with --force, or move it away.")
+    if out.is_dir():
+        check_writable(path)
     return path
 
 

@@ -25,8 +25,7 @@ def measure(
     Those measured before are kept. In place of one that failed the next of the sequence is measured, if it has one;
     ``again``: what failed before is tried again.
     """
-    study.sampler.require(configurations)
-    _check_listed(study)
+    check_samples(study, configurations)
     images = LEARNING.images(study.settings.images)
     numbers = itertools.count() if study.sampler.count is None else range(study.sampler.count)
     sequence = (Request(number, study.sampler(number), images) for number in numbers)
@@ -37,9 +36,10 @@ def measure(
     return study.records.all("sample")
 
 
-def _check_listed(study: Workspace) -> None:
-    """Raise if a recorded entry of the user's list is another one now."""
+def check_samples(study: Workspace, configurations: int) -> None:
+    """Raise if there are fewer configurations to sample, or a measured entry of the user's list has changed."""
     sampler = study.sampler
+    sampler.require(configurations)
     if sampler.name != "list":
         return
     recorded: list[Record | Failure] = [*study.records.all("sample"), *study.records.failed("sample")]

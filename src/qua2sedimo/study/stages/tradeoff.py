@@ -33,6 +33,14 @@ def choose_by_objective(
     """
     objective = study.parsed(text)
     records = samples(study)
+    known = records[0].measurement.means
+    for name in objective.metrics:
+        if name not in known:
+            raise Qua2SeDiMoError(f"objective '{text}': {name} was not measured", f"Measured: {', '.join(known)}.")
+    known = records[0].measurement.means
+    for name in objective.metrics:
+        if name not in known:
+            raise Qua2SeDiMoError(f"objective '{text}': {name} was not measured", f"Measured: {', '.join(known)}.")
     values = np.array([objective.gain(r) for r in records])
     fresh = CANDIDATES.images(2 * study.settings.images)
     settings = FitSettings(loss=study.settings.loss, seed=study.settings.seed)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -16,6 +16,8 @@ import torch
 import yaml
 from PIL import Image
 from tests.conftest import choice_of, small_pipeline
+from tests.commands.conftest import FEW_STEPS
+from tests.conftest import small_pipeline
 
 from qua2sedimo import Study, cli
 from qua2sedimo.denoisers import Graph
@@ -28,70 +30,6 @@ COMMANDS = (
     "diff", "export", "search", "frontier", "generate", "evaluate", "recipe", "report", "figures",
     "card",
 )  # fmt: skip
-FEW_STEPS = '{"num_inference_steps": 2, "guidance_scale": 1.0}'
-
-
-class Ended:
-    """How a command ended: its status, and what it printed where."""
-
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    """Runs the command line as its entry point does, in this process."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def go(*arguments: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["qua2sedimo", *map(str, arguments)])
-        capsys.readouterr()
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        said = capsys.readouterr()
-        return Ended(status, said.out, said.err)
-
-    return go
-
-
-@pytest.fixture
-def refused(run):  # type: ignore[no-untyped-def]
-    """Runs a command that must fail with status 1 and a message, and gives the message."""
-
-    def go(*arguments: object) -> str:
-        ended = run(*arguments)
-        assert ended.status == 1, ended.out
-        assert ended.err.startswith("error: ")
-        assert "Traceback" not in ended.err + ended.out
-        return str(ended.err)
-
-    return go
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cli") / "small"
-    small_pipeline(classes=1000).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def study(run, model: Path, tmp_path: Path) -> Path:  # type: ignore[no-untyped-def]
-    """A new study of the small pipeline."""
-    folder = tmp_path / "study"
-    options = ("--options", "uaq-2,uaq-3,uaq-4,uaq-6,kmeans_a-4", "--images", 2)
-    ended = run("init", model, folder, "--prompt", 1, "--prompt", 2, "--arguments", FEW_STEPS, *options)
-    assert ended.status == 0, ended.err
-    return folder
-
-
-@pytest.fixture
-def quick_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("qua2sedimo.predictor.FitSettings", "qua2sedimo.study.stages.fit.FitSettings"):
-        monkeypatch.setattr(place, partial(FitSettings, epochs=40, channels=8, hops=1))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -238,6 +176,19 @@ def test_brackets_in_names_are_printed_as_they_are(refused, tmp_path: Path) -> N
 
 
 # What is printed ---------------------------------------------------------------------------------------------------
+
+
+def test_progress_goes_to_stderr_so_that_json_and_tables_can_be_piped(run, study: Path) -> None:  # type: ignore[no-untyped-def]
+    planned = run("plan", study, "--configs", 4, "--json")
+    assert json.loads(planned.out)["configurations"] == 4 and "trying configurations: 3 of 3" in planned.err
+    measured = run("measure", study, "--configurations", 3)
+    (line,) = measured.out.splitlines()
+    assert line.startswith("3 configurations in ")
+    said = measured.err.splitlines()
+    assert "measuring configurations: 0 of 3" in said
+    assert any(re.match(r"quantizing layers: \d+ of \d+, done in ", text) for text in said)
+    assert any(re.match(r"measuring configurations: 3 of 3, done in .* · best psnr ", text) for text in said)
+    assert json.loads(run("records", study, "--format", "json").out)[2]["number"] == 2
 
 
 def test_inspect_lists_every_layer_with_its_sizes_for_people_and_machines(run, model: Path) -> None:  # type: ignore[no-untyped-def]
@@ -445,7 +396,7 @@ def test_one_command_goes_from_a_pipeline_to_a_report(run, model: Path, tmp_path
     assert drawn.status == 0 and "yet" not in drawn.out, drawn.err
     assert len(list((folder / "figures").glob("*.svg"))) == 9 and (folder / "figures" / "pictures.svg").is_file()
     told = run("card", folder / "packed-4.5", "--license", "mit", "--base", "owner/base")
-    assert told.status == 0 and "unknown" not in told.out and "No quality" not in told.out, told.err
+    assert told.status == 0 and "unknown" not in told.out and "no quality" not in told.out, told.err
     text = (folder / "packed-4.5" / "README.md").read_text()
     assert "license: mit" in text and "base_model: owner/base" in text and "| **ours, 4.5 bits** | " in text
     assert (folder / "packed-4.5" / "images" / "1-ours.png").is_file()

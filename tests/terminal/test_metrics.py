@@ -7,10 +7,10 @@ import json
 import pytest
 from rich.console import Console
 
-from qua2sedimo.commands.metrics import metrics
+from qua2sedimo.commands.inspecting import metrics
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.metrics.catalogue import BUILT_IN, METRICS, metric
-from qua2sedimo.metrics_view import document, measured, metric_panel, metrics_notes, metrics_table
+from qua2sedimo.terminal.metrics import document, measured, metric_panel, metrics_notes, metrics_table
 
 
 def shown(*things: object) -> str:

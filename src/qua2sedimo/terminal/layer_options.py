@@ -1,4 +1,4 @@
-"""One layer in a terminal: the histogram of its weights, and under it what each option makes of them."""
+"""One layer: the histogram of its weights, and under it the levels, error and size of each option."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 from torch import nn
 
 from qua2sedimo.bank import stored_weight
@@ -16,6 +17,7 @@ from qua2sedimo.denoisers.names import operation_type
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Option, options_for
 from qua2sedimo.quantizers import METHODS, QuantizedWeight, quantization_error
+from qua2sedimo.terminal.console import table
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _COVERED = 0.998  # share of the weights that the histogram's range holds; single outliers would flatten it
@@ -50,18 +52,19 @@ def weight_table(title: str, weight: torch.Tensor, options: Sequence[Option], wi
         low, high = low - 1e-6 - abs(low) / 2, high + 1e-6 + abs(high) / 2
     edges = np.linspace(low, high, width + 1)
     counts = np.histogram(values, edges)[0]
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
-    table.add_column("option", no_wrap=True)
-    table.add_column("\n".join(_columns(counts, 6)), no_wrap=True)
-    for column in ("levels", "relative error", "dB", "mean |e|^2.4", "bytes", "bits"):
-        table.add_column(column, justify="right", vertical="bottom")
+    columns = [
+        Column(name, justify="right", vertical="bottom", no_wrap=True)
+        for name in ("levels", "relative error", "dB", "mean |e|^2.4", "bytes", "bits")
+    ]
+    histogram = Column("\n".join(_columns(counts, 6)), no_wrap=True)
+    made = table("option", histogram, *columns, title=title, box=None)
     for value in _quantized(weight, options):
         levels = METHODS[value.method].levels(value.parameters, value.bits).to(value.dtype).float().numpy()
         loss, relative = quantization_error(weight, value.dequantize())
         bits = 8 * value.nbytes / max(1, weight.numel())
-        table.add_row(
+        made.add_row(
             f"{value.method}-{value.bits}",
-            f"[cyan]{_columns(np.histogram(levels.reshape(-1), edges)[0], 1)[0]}[/cyan]",
+            Text(_columns(np.histogram(levels.reshape(-1), edges)[0], 1)[0], style="cyan"),
             f"{levels.shape[1]}" if levels.shape[0] == 1 else f"{levels.shape[1]} × {levels.shape[0]:,}",
             f"{relative:.3g}",
             f"{-10 * np.log10(relative):.1f}" if relative > 0 else "exact",
@@ -69,8 +72,8 @@ def weight_table(title: str, weight: torch.Tensor, options: Sequence[Option], wi
             f"{value.nbytes:,}",
             f"{bits:.2f}",
         )
-    table.add_row("", f"{low:<{width // 2}.3g}{high:>{width - width // 2}.3g}", style="dim")
-    return table
+    made.add_row("", f"{low:<{width // 2}.3g}{high:>{width - width // 2}.3g}", style="dim")
+    return made
 
 
 def _quantized(weight: torch.Tensor, options: Sequence[Option]) -> list[QuantizedWeight]:
@@ -82,7 +85,7 @@ def _quantized(weight: torch.Tensor, options: Sequence[Option]) -> list[Quantize
 
 
 def _columns(counts: np.ndarray, height: int) -> list[str]:
-    """Counts as a bar chart of ``height`` lines; what is not zero is seen."""
+    """Counts as a bar chart of ``height`` lines; a count above zero is always visible."""
     most = max(1, int(counts.max()))
     eighths = np.ceil(counts / most * height * 8).astype(int)
     return ["".join(_BARS[min(8, max(0, e - 8 * line))] for e in eighths) for line in reversed(range(height))]

@@ -1,4 +1,4 @@
-"""What `metrics` shows: each metric's meaning, its measured cost and need of images, and whether it can be had here."""
+"""The metrics explained: meaning, measured cost, images needed to rank reliably, and whether each works here."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 
 from rich import box
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from qua2sedimo.formats.files import read_json
-from qua2sedimo.metrics.catalogue import METRICS, Metric
+from qua2sedimo.metrics.catalogue import Metric
+from qua2sedimo.terminal.console import table
 
 _KINDS = {
     "paired": "image by image with full precision",
     "set": "the set of images with another set",
-    "input": "each image with what was asked for",
+    "input": "each image with its prompt or class",
 }
 
-
-#: Metrics that are another one in other units: their images and their cost are the other's.
+#: Metrics that are another one in other units, with the same cost and the same need of images.
 MEASURED_AS = {"features_db": "features"}
 
 
 def measured(name: str) -> dict[str, Any]:
-    """What benchmarks/metrics.py measured of a metric, empty if it was not: of the shipped model that asks for most.
+    """What benchmarks/metrics.py measured of a metric, at its worst over the shipped models; empty if not measured.
 
-    ``images``: the fewest of those tried that rank reliably, None if none did; ``cost``: its time over that of making
-    the images.
+    ``images``: fewest that rank configurations reliably, None if no number tried did; ``cost``: its time divided by the
+    time of generating the images.
     """
     key = MEASURED_AS.get(name, name).partition(":")[0]
     found = [m["metrics"][key] for m in _benchmark().values() if key in m["metrics"]]
@@ -40,19 +40,19 @@ def measured(name: str) -> dict[str, Any]:
 
 
 def _benchmark() -> dict[str, Any]:
-    """Shipped model → how its metrics were measured, and what came of it."""
+    """Shipped model → how its metrics were measured, with the results."""
     content: dict[str, Any] = read_json(files("qua2sedimo.metrics").joinpath("metrics.json"))  # type: ignore[arg-type]
     models: dict[str, Any] = content["models"]
     return models
 
 
 def _least_images() -> int:
-    """With how many images at least values were compared."""
+    """The fewest images, over the shipped models, that the reference rankings rest on."""
     return int(min(m["most"] for m in _benchmark().values()))
 
 
 def document(m: Metric) -> dict[str, Any]:
-    """Everything that is known of a metric, for machines."""
+    """Everything known about a metric, as JSON data."""
     return {
         "name": m.name,
         "title": m.title,
@@ -71,20 +71,15 @@ def document(m: Metric) -> dict[str, Any]:
 
 def metrics_table(shown: list[Metric]) -> Table:
     """A line a metric, for 80 columns."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("metric", style="bold", no_wrap=True)
-    table.add_column("compares", no_wrap=True)
-    table.add_column("better", no_wrap=True)
-    table.add_column("images", justify="right", no_wrap=True)
-    table.add_column("cost", justify="right", no_wrap=True)
-    table.add_column("here", no_wrap=True)
+    first = Column("metric", style="bold", no_wrap=True)
+    words = [Column(name, no_wrap=True) for name in ("compares", "better")]
+    made = table(first, *words, "images", "cost", Column("here", no_wrap=True))
     for kind in _KINDS:
         for m in (m for m in shown if m.kind == kind):
-            here = m.here()
-            short = {"yes": "yes", "downloads": "online"}.get(here, "no")
-            table.add_row(m.name, _against(m), _better(m), _images(m), _cost(m), short)
-        table.add_section()
-    return table
+            here = {"yes": "yes", "downloads": "online"}.get(m.here(), "no")
+            made.add_row(m.name, _against(m), _better(m), _images(m), _cost(m), here)
+        made.add_section()
+    return made
 
 
 def metrics_notes() -> Iterator[str]:
@@ -92,14 +87,14 @@ def metrics_notes() -> Iterator[str]:
     models = list(_benchmark().values())
     steps = sorted({m["steps"] for m in models})
     yield (
-        f"images: from how many on configurations rank as by {_least_images():,} images of their own (rank correlation "
-        f"≥ {models[0]['threshold']:g}), of {models[0]['configurations']} random configurations of "
-        f"{', '.join(_benchmark())}: the model that needs most. cost: its time over that of making the images, in "
+        f"images: how many are needed to rank configurations as {_least_images():,} images of their own do (rank "
+        f"correlation ≥ {models[0]['threshold']:g}), of {models[0]['configurations']} random configurations of "
+        f"{', '.join(_benchmark())}: the model that needs most. cost: its time relative to generating the images in "
         f"{' or '.join(map(str, steps))} steps: the model where it is largest."
     )
     yield (
-        "here: `online` if downloaded at first use, or `no`: `qua2sedimo metrics NAME` says what is missing. "
-        "In study.yaml, `metrics:` takes several at once, and `objective:` the one that is learned."
+        "here: `online` if it is downloaded at first use, `no` if something is missing: `qua2sedimo metrics NAME` says "
+        "what. In study.yaml, `metrics:` takes several at once, and `objective:` is the one that is learned."
     )
 
 
@@ -111,25 +106,24 @@ def metric_panel(m: Metric) -> Panel:
     unit = f", in {m.unit}" if m.unit else ""
     rows = [
         ("compares", f"{_KINDS[m.kind]}{_whom(m)}"),
-        ("better", f"{'higher' if m.higher_is_better else 'lower'}{unit}"),
+        ("better", f"{_better(m)}{unit}"),
         ("images", _images_sentence(m)),
         ("cost", _cost_sentence(m)),
         ("needs", m.needs or "nothing but this package"),
-        ("here", _here(m)),
+        ("here", "on first use, from the network" if m.here() == "downloads" else m.here()),
     ]
     for key, value in rows:
         grid.add_row(key, value)
     content = Table.grid(padding=(0, 0, 1, 0))
     content.add_row(Text(m.explanation))
     content.add_row(grid)
-    return Panel(
-        content, title=f"[bold]{m.name}[/bold] · {m.title}", title_align="left", box=box.ROUNDED, padding=(1, 2)
-    )
+    title = Text.assemble((m.name, "bold"), f" · {m.title}")
+    return Panel(content, title=title, title_align="left", box=box.ROUNDED, padding=(1, 2))
 
 
 def _against(m: Metric) -> str:
     if m.kind == "input":
-        return "image, what was asked"
+        return "image, prompt or class"
     what = "latents" if m.of == "latents" else "images" if m.kind == "paired" else "sets"
     return f"{what}, {'real' if m.against == 'real' else 'full precision'}"
 
@@ -148,11 +142,9 @@ def _images(m: Metric) -> str:
     found = measured(m.name)
     if "images" not in found:
         return "–"
-    return (
-        f"{found['images']:,}"
-        if found["images"] is not None
-        else f"> {min(max(m['counts']) for m in _benchmark().values()):,}"
-    )
+    if found["images"] is None:
+        return f"> {min(max(m['counts']) for m in _benchmark().values()):,}"
+    return f"{found['images']:,}"
 
 
 def _images_sentence(m: Metric) -> str:
@@ -169,13 +161,5 @@ def _cost(m: Metric) -> str:
 
 
 def _cost_sentence(m: Metric) -> str:
-    made = "at most of the time that a shipped model takes for the images, in few steps"
+    made = "at most of the time that a shipped model takes to generate the images, in few steps"
     return f"{_cost(m)} {made}" if "cost" in measured(m.name) else "not measured"
-
-
-def _here(m: Metric) -> str:
-    here = m.here()
-    return "on first use, from the network" if here == "downloads" else here
-
-
-__all__ = ["METRICS", "document", "measured", "metric_panel", "metrics_notes", "metrics_table"]

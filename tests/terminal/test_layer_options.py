@@ -8,9 +8,9 @@ from rich.console import Console
 from tests.conftest import small_unet
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.layer_view import layer_options_table, weight_table
 from qua2sedimo.options import Option, options_for
 from qua2sedimo.quantizers import METHODS, quantization_error
+from qua2sedimo.terminal.layer_options import layer_options_table, weight_table
 
 
 def drawn(table) -> list[str]:  # type: ignore[no-untyped-def]

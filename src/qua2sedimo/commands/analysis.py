@@ -1,0 +1,73 @@
+"""From measurements to sensitivity: fit, explain."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from qua2sedimo.commands.app import StudyFolder, app
+from qua2sedimo.terminal.console import console, interval, say
+from qua2sedimo.terminal.progress import progress
+
+_PANEL = "Analyse"
+
+
+class Tables(str, Enum):
+    csv = "csv"
+    parquet = "parquet"
+
+
+@app.command(rich_help_panel=_PANEL)
+def fit(
+    study: StudyFolder,
+    loss: Annotated[
+        str | None, typer.Option(help="srcc, lambdarank, hybrid or mse. Default: that of study.yaml.")
+    ] = None,
+) -> None:
+    """Fit the predictor to the measurements, and report how well it ranks configurations it was not fitted to."""
+    from qua2sedimo.predictor import FitSettings
+    from qua2sedimo.report.fill.predictor import predictor_quality
+    from qua2sedimo.study import Study
+
+    opened = Study(study)
+    settings = FitSettings(loss=loss or opened.settings.loss, seed=opened.settings.seed)
+    with progress() as report:
+        opened.fit(settings, report)
+    quality = predictor_quality(opened.workspace)
+    for name, value in {"predictor": quality.rank_correlation, **quality.baselines}.items():
+        ends = f" ({interval(value, '.3f')})" if interval(value) else ""
+        say(f"{name:<26} rank correlation {value.value:.3f}{ends}")
+    if quality.noise_ceiling is not None:
+        say(f"{'noise ceiling of labels':<26} {quality.noise_ceiling:.3f}")
+    say(f"Next: qua2sedimo explain {study}")
+
+
+@app.command(rich_help_panel=_PANEL)
+def explain(
+    study: StudyFolder,
+    tables: Annotated[Tables, typer.Option("--tables", help="Format of the written tables.")] = Tables.csv,
+) -> None:
+    """Score every option of every layer, and show what a bit costs where."""
+    from qua2sedimo.formats.tabular import require_pyarrow
+    from qua2sedimo.sensitivity import step_distributions
+    from qua2sedimo.study import Study
+    from qua2sedimo.terminal.sensitivity import sensitivity_table
+
+    if tables is Tables.parquet:
+        require_pyarrow()
+    found = Study(study).sensitivity(tables.value)
+    for by in ("operation", "stage", "block"):
+        groups = step_distributions(found.steps, by)
+        if len(groups) > 1:
+            console.print(sensitivity_table(groups, by, found.unit))
+    if not found.steps:
+        say("No layer has options of about 4 and about 3 bits, so the cost of a bit is unknown.")
+    for sentence in found.findings:
+        say(f"• {sentence}")
+    if found.steps and not found.findings:
+        say("The folds do not agree on what costs most: measure more configurations.")
+    names = f"{study / f'sensitivity.{tables.value}'}, {study / f'sensitivity-groups.{tables.value}'}"
+    say(f"All options of all layers, and distributions by group: {names}")
+    say(f"Next: qua2sedimo choose {study} --bits 3.5")

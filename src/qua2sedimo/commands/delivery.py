@@ -1,0 +1,198 @@
+"""Writing and using what was chosen: export, recipe, generate, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qua2sedimo.commands.app import (
+    Arguments,
+    ExportFolder,
+    Prompts,
+    Seed,
+    StudyFolder,
+    app,
+    check_export,
+    inputs_of,
+    pipeline_arguments,
+)
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.terminal.console import errors, interval, say
+from qua2sedimo.terminal.progress import progress
+
+_PANEL = "Use"
+
+ChoiceBits = Annotated[float, typer.Option("--bits", help="The choice for this size.", min=1.0, max=16.0)]
+ChoiceName = Annotated[str | None, typer.Option("--choice", help="A choice by its file in choices/, without .json.")]
+PointName = Annotated[str | None, typer.Option("--point", help="A point of the frontier by its name.")]
+
+
+@app.command(rich_help_panel=_PANEL)
+def export(
+    study: StudyFolder,
+    out: Annotated[Path, typer.Argument(help="The folder to write.", metavar="OUT")],
+    bits: ChoiceBits = 3.5,
+    choice: ChoiceName = None,
+    point: PointName = None,
+    act_bits: Annotated[
+        int | None, typer.Option(help="Also round activations to this many bits in the loaded model.", min=4, max=8)
+    ] = None,
+) -> None:
+    """Write a choice as a packed pipeline that `DiffusionPipeline.from_pretrained` loads."""
+    from qua2sedimo.formats.text import size_text
+    from qua2sedimo.runtime.checkpoint import check_export_folder
+    from qua2sedimo.study import Study
+    from qua2sedimo.study.stages.frontier import named_choice
+
+    opened = Study(study)
+    check_export_folder(out)
+    with progress() as report:
+        chosen = named_choice(opened.workspace, choice, point) or opened.choose(bits, progress=report)
+        packed = opened.export(chosen, out, act_bits)
+    size = size_text(packed.quantized_bytes)
+    say(f"{out}: {packed.weights / 1e6:.2f} M weights in {size}, {packed.average_bits:.4f} bits")
+
+
+_HOW = {
+    "torchao": "quantize_(denoiser, config_from_dict(json.load(open('{out}'))), filter_fn=None)",
+    "gguf": 'sd-cli -M convert -m MODEL -o OUT.gguf --type f16 --tensor-type-rules "$(cat {out})"',
+}
+
+
+@app.command(rich_help_panel=_PANEL)
+def recipe(
+    study: StudyFolder,
+    out: Annotated[Path, typer.Argument(help="The file to write.", metavar="FILE")],
+    form: Annotated[str, typer.Option("--format", help="torchao or gguf.")] = "torchao",
+    bits: ChoiceBits = 3.5,
+    choice: ChoiceName = None,
+    point: PointName = None,
+) -> None:
+    """Write a choice of uniform options for another runtime: a bit width per layer, no weights."""
+    from qua2sedimo.formats.files import check_writable, write_text
+    from qua2sedimo.runtime.recipes import FORMS
+    from qua2sedimo.runtime.recipes import recipe as written
+    from qua2sedimo.study import Study
+    from qua2sedimo.study.stages.frontier import named_choice
+
+    if form not in FORMS:
+        raise Qua2SeDiMoError(f"unknown recipe format '{form}'", f"Known: {', '.join(FORMS)}.")
+    opened = Study(study)
+    check_writable(out)
+    with progress() as report:
+        chosen = named_choice(opened.workspace, choice, point) or opened.choose(bits, progress=report)
+    made = written(form, chosen.configuration, opened.graph.layers)
+    write_text(out, made.text)
+    say(
+        f"{out}: {made.weights / 1e6:.2f} M weights, {made.average_bits:.2f} bits in {form}'s types; "
+        f"{chosen.average_bits:.2f} bits here"
+    )
+    say(_HOW[form].format(out=out))
+
+
+@app.command(rich_help_panel=_PANEL)
+def generate(
+    folder: Annotated[Path, typer.Argument(help="The folder of an exported model, or any pipeline.", metavar="OUT")],
+    prompt: Prompts = None,
+    arguments: Arguments = "{}",
+    count: Annotated[int, typer.Option(help="Number of pictures.", min=1)] = 1,
+    seed: Seed = 0,
+    to: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("pictures"),
+) -> None:
+    """Generate pictures with an exported model."""
+    from PIL import Image
+
+    from qua2sedimo.denoisers import load_pipeline
+    from qua2sedimo.formats.files import check_writable
+    from qua2sedimo.images.generate import Generation, Generator, check_arguments, check_inputs
+    from qua2sedimo.images.pictures import to_uint8
+
+    inputs, asked = inputs_of(prompt), pipeline_arguments(arguments)
+    check_writable(to / "0000.png")
+    called = {**_exported(folder).get("arguments", {}), **asked}
+    pipeline = load_pipeline(str(folder))
+    check_arguments(pipeline, called)
+    check_inputs(pipeline, inputs)
+    total = max(count, len(inputs))
+    with progress() as report:
+        made = Generator(pipeline, Generation(inputs, called, seed))(
+            0, total, lambda done: report(done, total, "generating pictures")
+        )
+    to.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(to_uint8(made)):
+        picture = Image.fromarray(image.squeeze())
+        enlarge = max(1, 256 // max(picture.size))
+        picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST).save(
+            to / f"{i:04d}.png"
+        )
+    say(f"{total} pictures in {to}")
+
+
+@app.command(rich_help_panel=_PANEL)
+def evaluate(
+    folder: ExportFolder,
+    prompt: Prompts = None,
+    arguments: Arguments = "{}",
+    images: Annotated[int, typer.Option(help="Pictures to compare.", min=2)] = 16,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", help="A metric by name; repeatable. Default: psnr.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The model it was made from, if OUT does not say where that is."),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Compare an exported model with the model it was made from, on the same noise.
+
+    The result is kept in OUT/evaluation.json, for the model card.
+    """
+    from qua2sedimo.images.generate import Generation
+    from qua2sedimo.measuring.exported import check_comparable, evaluate_export
+    from qua2sedimo.metrics import catalogue as known
+
+    names = list(dict.fromkeys(metric or ["psnr"]))
+    known.check_metrics(names)
+    check_export(folder)
+    extra = _exported(folder)
+    called = {**extra.get("arguments", {}), **pipeline_arguments(arguments)}
+    model = base or _base_of(folder, extra.get("model", ""))
+    generation = Generation(inputs_of(prompt) or extra.get("inputs", []), called, seed)
+    check_comparable(names, model)
+    with progress() as report:
+        found = evaluate_export(folder, model, generation, names, images, report)
+    for name in names:
+        entry, estimate = known.metric(name), found.metrics[name]
+        ends = f"95 %: {interval(estimate, '.4g')}, " if interval(estimate) else ""
+        better = "higher" if entry.higher_is_better else "lower"
+        unit = f" {entry.unit}" if entry.unit else ""
+        say(f"{name}: {estimate.value:.4g}{unit} ({ends}{better} is better)")
+    try:
+        found.keep(folder)
+    except Qua2SeDiMoError as error:  # the result has been printed: a read-only folder is no failure
+        errors.print(f"The result was not kept for the model card: {error.message}", soft_wrap=True)
+
+
+def _exported(folder: Path) -> dict[str, Any]:
+    """What an export keeps of its study: model, inputs, arguments; empty for any other pipeline."""
+    from qua2sedimo.formats.files import read_json
+
+    info = folder / "qua2sedimo.json"
+    return dict(read_json(info).get("extra", {})) if info.is_file() else {}
+
+
+def _base_of(folder: Path, stated: str) -> str:
+    """Where the model that an export was made from is; an error if the export states none, or only a folder's name."""
+    from qua2sedimo import zoo
+    from qua2sedimo.report.fill.base_model import place_of_base
+
+    model = place_of_base(folder, stated)
+    if not model:
+        raise Qua2SeDiMoError(f"{folder} does not say which model it came from", "Name it with --base.")
+    if model not in zoo.ENTRIES and "/" not in model and not Path(model).exists():
+        raise Qua2SeDiMoError(
+            f"{folder} came from a folder '{model}' and does not say where it is", "Name it with --base."
+        )
+    return model

@@ -1,0 +1,104 @@
+"""What can be known before anything is measured: inspect, metrics, plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qua2sedimo.commands.app import Arguments, AsJson, Component, StudyFolder, app, pipeline_arguments
+from qua2sedimo.terminal.console import console, say
+from qua2sedimo.terminal.progress import progress
+
+_PANEL = "Inspect"
+
+
+@app.command(rich_help_panel=_PANEL)
+def inspect(
+    model: Annotated[
+        str,
+        typer.Argument(help="Shipped model, pipeline or denoiser folder, hub name, or config.json.", metavar="MODEL"),
+    ],
+    options: Annotated[
+        str | None,
+        typer.Option(metavar="LAYER", help="Show one layer: histogram, and levels, error and bytes of each option."),
+    ] = None,
+    option_set: Annotated[str, typer.Option("--set", help="Options to show: `wide`, `paper`, or a list.")] = "wide",
+    layer: Annotated[str, typer.Option(help="Show only layers that match this pattern.")] = "*",
+    component: Component = None,
+    as_json: AsJson = False,
+    graph: Annotated[
+        Path | None, typer.Option(help="Also write the graph, to FILE.json or FILE.svg.", metavar="FILE")
+    ] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(help='Inputs of the denoiser, e.g. `{"sample": {"shape": [1, 4, 64, 64]}}`.', metavar="FILE.json"),
+    ] = None,
+    arguments: Arguments = "{}",
+) -> None:
+    """List the weight layers of a model: operation, shape, and bytes under each option."""
+    from qua2sedimo.inspection import check_graph_file, denoiser_named, inspected, write_graph
+    from qua2sedimo.terminal.layer_options import layer_options_table
+    from qua2sedimo.terminal.layers import inspection_notes, layer_tree
+
+    if graph is not None:
+        check_graph_file(graph)
+    if options is not None:
+        console.print(layer_options_table(denoiser_named(model, component), options, option_set))
+        return
+    seen = inspected(model, option_set, component, pipeline_arguments(arguments), inputs)
+    if graph is not None:
+        write_graph(seen.graph, graph)
+    if as_json:
+        print(json.dumps(seen.document(layer)))
+        return
+    console.print(layer_tree(seen, layer, console.width))
+    for note in inspection_notes(seen):
+        console.print(note)
+
+
+@app.command(rich_help_panel=_PANEL)
+def metrics(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Explain this metric only; NAME:SOURCE names its weights.", metavar="NAME"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Explain the metrics: what each compares, what it costs, and how many images it needs."""
+    from qua2sedimo.metrics.catalogue import METRICS, metric
+    from qua2sedimo.terminal.metrics import document, metric_panel, metrics_notes, metrics_table
+
+    shown = list(METRICS.values()) if name is None else [metric(name)]
+    if as_json:
+        found = [document(m) for m in shown]
+        print(json.dumps(found if name is None else found[0], indent=1))
+    elif name is not None:
+        console.print(metric_panel(shown[0]))
+    else:
+        console.print(metrics_table(shown))
+        for note in metrics_notes():
+            console.print(note, style="dim")
+
+
+@app.command(rich_help_panel=_PANEL)
+def plan(
+    study: StudyFolder,
+    configs: Annotated[int, typer.Option(help="Configurations to measure in total.", min=1)] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """Estimate how long measuring takes on this machine, from a short trial."""
+    from qua2sedimo.study import Study
+    from qua2sedimo.terminal.plan import plan_tables
+
+    opened = Study(study)
+    with progress() as report:
+        made = opened.plan(configs, progress=report)
+    if as_json:
+        print(json.dumps(made.document()))
+        return
+    for table in plan_tables(made):
+        console.print(table)
+    say(f"Next: qua2sedimo measure {study} --configurations {configs}")

@@ -1,0 +1,88 @@
+"""Quantizing and measuring: quantize, measure, records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qua2sedimo.commands.app import SAFETY_CHECKER, RayAddress, StudyFolder, WorkerCount, app, workers_of
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.terminal.console import say
+from qua2sedimo.terminal.progress import progress
+
+_PANEL = "Measure"
+
+
+@app.command(rich_help_panel=_PANEL)
+def quantize(study: StudyFolder) -> None:
+    """Quantize every layer under every option, once; other commands do it when they need it."""
+    from qua2sedimo.formats.text import size_text
+    from qua2sedimo.study import Study
+
+    opened = Study(study)
+    with progress() as report:
+        opened.build_bank(report)
+    nbytes = sum(path.stat().st_size for path in (study / "bank").glob("*.safetensors"))
+    options = sum(map(len, opened.space.options.values()))
+    say(
+        f"{options} options of {len(opened.space.layers)} layers in {study / 'bank'}: {size_text(nbytes)}. "
+        f"Next: qua2sedimo measure {study}"
+    )
+
+
+@app.command(rich_help_panel=_PANEL)
+def measure(
+    study: StudyFolder,
+    configurations: Annotated[
+        int, typer.Option("--configurations", "--configs", help="Configurations to measure in total.", min=1)
+    ] = 100,
+    workers: WorkerCount = None,
+    ray: RayAddress = None,
+    again: Annotated[bool, typer.Option("--again", help="Also retry configurations that failed before.")] = False,
+) -> None:
+    """Measure random configurations; run the same command again to resume."""
+    from qua2sedimo.images.generate import has_safety_checker
+    from qua2sedimo.study import Study
+    from qua2sedimo.study.stages.measure import check_samples
+
+    opened, measuring = Study(study), workers_of(workers, ray)
+    check_samples(opened.workspace, configurations)
+    with progress() as report:
+        opened.build_bank(report)
+        records = opened.measure(configurations, report, workers=measuring, again=again)
+    if measuring.here and has_safety_checker(opened.pipeline):
+        say(SAFETY_CHECKER)
+    failed = opened.records.failed("sample")
+    if failed:
+        say(f"{len(failed)} failed: `qua2sedimo records {study}` lists their errors, --again retries them.")
+    if not records:
+        raise Qua2SeDiMoError(f"{study}: no configuration could be measured; the first: {failed[0].error}")
+    objective = opened.objective
+    best = max(records, key=objective.gain)
+    say(
+        f"{len(records)} configurations in {study / 'records.db'}; best {objective.text} {objective.value(best):.2f} "
+        f"at {best.average_bits:.2f} bits. Next: qua2sedimo fit {study}"
+    )
+
+
+@app.command(rich_help_panel=_PANEL)
+def records(
+    study: StudyFolder,
+    form: Annotated[
+        str | None, typer.Option("--format", help="csv, json or parquet. Default: the ending of FILE, else csv.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write to this file instead of stdout.", metavar="FILE")] = None,
+) -> None:
+    """Print all measurements as a table: one line per configuration, with metrics, seconds, memory and errors."""
+    from qua2sedimo.records import FORMATS, Records, content, export
+
+    kept = Records.existing(study / "records.db")
+    if form is None:
+        form = out.suffix.removeprefix(".") if out is not None and out.suffix.removeprefix(".") in FORMATS else "csv"
+    if out is None:
+        typer.echo(content(kept, form), nl=False)
+    else:
+        export(kept, form, out)
+        typer.echo(f"{len(kept.all()) + len(kept.failed())} records in {out}")

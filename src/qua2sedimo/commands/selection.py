@@ -1,0 +1,229 @@
+"""From a size to a configuration: choose, search, frontier, diff."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qua2sedimo.commands.app import RayAddress, StudyFolder, WorkerCount, app, workers_of
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.terminal.console import console, say
+from qua2sedimo.terminal.progress import progress
+
+if TYPE_CHECKING:
+    from qua2sedimo.search import Budget, Constraints
+    from qua2sedimo.study.choices import Choice
+    from qua2sedimo.study import Study
+    from qua2sedimo.measuring.run import Workers
+
+_PANEL = "Choose"
+_USUAL = 3.5  # average bits without a size asked for, and of the point named as an example
+
+ManyBits = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--bits",
+        help="Average bits per weight, all overhead included; repeatable. Default: 3.5.",
+        min=1.0,
+        max=16.0,
+    ),
+]
+ManyBytes = Annotated[
+    list[str] | None, typer.Option("--bytes", help="Size of the packed weights: 2.4MB; repeatable.", metavar="SIZE")
+]
+Ratios = Annotated[
+    list[float] | None,
+    typer.Option("--ratio", help="Share of the 16-bit size: 0.22; repeatable.", min=0.05, max=1.0),
+]
+KeepLayers = Annotated[
+    list[str] | None,
+    typer.Option("--keep", help="Keep matching layers in 16 bits, counted in the size; repeatable.", metavar="PATTERN"),
+]
+MinBits = Annotated[
+    list[str] | None,
+    typer.Option("--min-bits", help="At least BITS for matching layers; repeatable.", metavar="PATTERN=BITS"),
+]
+Methods = Annotated[
+    str | None, typer.Option(help="Only these methods, e.g. those your runtime has kernels for: `uaq,kmeans_a`.")
+]
+AtMost = Annotated[int | None, typer.Option("--methods-at-most", help="At most this many methods in total.", min=1)]
+Why = Annotated[bool, typer.Option("--why", help="Show for every layer why it has its option.")]
+
+
+def budgets_of(bits: list[float] | None, nbytes: list[str] | None, ratio: list[float] | None) -> list[Budget]:
+    """All budgets that were asked for; 3.5 bits without any."""
+    from qua2sedimo.search import Budget
+
+    found = [Budget(b) for b in bits or ()] + [Budget.bytes(b) for b in nbytes or ()]
+    found += [Budget(r, "ratio") for r in ratio or ()]
+    return found or [Budget(_USUAL)]
+
+
+def constraints_of(
+    keep: Sequence[str] | None, min_bits: Sequence[str] | None, methods: str | None, at_most: int | None
+) -> Constraints:
+    """The constraints of a choice, from the options of the command line."""
+    from qua2sedimo.search import Constraints
+
+    return Constraints(
+        tuple(keep or ()),
+        tuple(Constraints.parse_min_bits(text) for text in min_bits or ()),
+        tuple(sorted(m.strip() for m in (methods or "").split(",") if m.strip())),
+        at_most,
+    )
+
+
+@app.command(rich_help_panel=_PANEL)
+def choose(
+    study: StudyFolder,
+    bits: ManyBits = None,
+    nbytes: ManyBytes = None,
+    ratio: Ratios = None,
+    candidates: Annotated[int | None, typer.Option(help="Candidates to measure. Default: 8.", min=1)] = None,
+    keep: KeepLayers = None,
+    min_bits: MinBits = None,
+    methods: Methods = None,
+    methods_at_most: AtMost = None,
+    why: Why = False,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="Trade quality against size instead of giving a size, as in the paper: `psnr - 3*bits`. Each block "
+            "gets its best setting."
+        ),
+    ] = None,
+    workers: WorkerCount = None,
+    ray: RayAddress = None,
+) -> None:
+    """Let the fitted predictor propose configurations within each size, measure them, and keep the best."""
+    from qua2sedimo.search import allow, budget_bytes
+    from qua2sedimo.study import Study
+
+    opened, measuring = Study(study), workers_of(workers, ray)
+    if objective is not None:
+        if any((bits, nbytes, ratio, candidates, keep, min_bits, methods, methods_at_most, why)):
+            raise Qua2SeDiMoError("--objective has no size and no constraints", "Give it alone, or a size without it.")
+        _by_objective(opened, objective, measuring)
+        return
+    budgets, limits = budgets_of(bits, nbytes, ratio), constraints_of(keep, min_bits, methods, methods_at_most)
+    allowed = allow(opened.space, limits, opened.workspace.names_of)
+    for budget in budgets:  # all are checked before one is measured
+        budget_bytes(opened.space, budget, allowed)
+    for budget in budgets:
+        with progress() as report:
+            choice = opened.choose(budget, candidates, report, limits, workers=measuring)
+        _print_choice(opened, choice, why, opened.workspace.choice_path(budget, limits))
+    _print_next(opened, opened.workspace.choice_path(budgets[-1], limits))
+
+
+def _by_objective(study: Study, text: str, workers: Workers) -> None:
+    from qua2sedimo.study.stages.tradeoff import choose_by_objective, objective_path
+    from qua2sedimo.terminal.candidates import candidates_table
+
+    with progress() as report:
+        choice = choose_by_objective(study.workspace, text, report, workers=workers)
+    console.print(candidates_table(choice, study.workspace.parsed(text)))
+    path = objective_path(study.workspace, text)
+    _print_place(choice, path)
+    _print_next(study, path)
+
+
+@app.command(rich_help_panel=_PANEL)
+def search(
+    study: StudyFolder,
+    bits: ManyBits = None,
+    nbytes: ManyBytes = None,
+    ratio: Ratios = None,
+    images: Annotated[int, typer.Option(help="Images to generate in total, including earlier ones.", min=1)] = 4000,
+    keep: KeepLayers = None,
+    min_bits: MinBits = None,
+    methods: Methods = None,
+    methods_at_most: AtMost = None,
+    why: Why = False,
+    workers: WorkerCount = None,
+    ray: RayAddress = None,
+) -> None:
+    """Search for the best configuration within each size; needs no fitted predictor.
+
+    Measures layers alone, then candidates in rounds, and the finalists on fresh images. Run the same command again to
+    resume.
+    """
+    from qua2sedimo.study import Study
+    from qua2sedimo.study.stages.search import check_search
+    from qua2sedimo.terminal.candidates import rounds_table
+
+    opened, measuring = Study(study), workers_of(workers, ray)
+    budgets, limits = budgets_of(bits, nbytes, ratio), constraints_of(keep, min_bits, methods, methods_at_most)
+    for budget in budgets:  # all are checked before a layer is quantized
+        check_search(opened.workspace, budget, images, limits)
+    for budget in budgets:
+        with progress() as report:
+            opened.build_bank(report)
+            found = opened.search(budget, images, report, limits, workers=measuring)
+        console.print(rounds_table(found, opened.settings.objective))
+        _print_choice(opened, found.choice, why, opened.workspace.choice_path(budget, limits))
+    _print_next(opened, opened.workspace.choice_path(budgets[-1], limits))
+
+
+@app.command(rich_help_panel=_PANEL)
+def frontier(
+    study: StudyFolder,
+    images: Annotated[int, typer.Option(help="Fresh images per point.", min=2)] = 16,
+    workers: WorkerCount = None,
+    ray: RayAddress = None,
+) -> None:
+    """Measure the best configurations from 2.2 to 6 bits: the trade-off of quality against size."""
+    from qua2sedimo.report.fill.study import frontier_points, objective_info
+    from qua2sedimo.report.paper.files import write_frontier
+    from qua2sedimo.study.evidence import check_objective
+    from qua2sedimo.study import Study
+    from qua2sedimo.terminal.candidates import frontier_table
+
+    opened, measuring = Study(study), workers_of(workers, ray)
+    check_objective(opened.workspace)
+    with progress() as report:
+        opened.build_bank(report)
+        points = opened.frontier(images=images, progress=report, workers=measuring)
+    console.print(frontier_table(points, opened.settings.objective))
+    objective = objective_info(opened.workspace.objective)
+    figure = write_frontier(frontier_points(points), objective, study / "frontier.svg")
+    say(f"{study / 'frontier.json'}, {figure}")
+    near = min((p for p in points if p.efficient), key=lambda p: abs(p.average_bits - _USUAL))
+    say(f"Next: qua2sedimo export {study} OUT --point {near.name}")
+
+
+@app.command(rich_help_panel=_PANEL)
+def diff(
+    a: Annotated[Path, typer.Argument(help="A choice: STUDY/choices/3.5.json", metavar="A")],
+    b: Annotated[Path, typer.Argument(help="Another choice.", metavar="B")],
+) -> None:
+    """Compare two choices: size, quality, and every layer whose option differs."""
+    from qua2sedimo.study.choices import Choice
+    from qua2sedimo.terminal.choices import difference_table
+
+    first, second = Choice.load(a), Choice.load(b)
+    console.print(difference_table(first, second, (a.stem, b.stem)))
+
+
+def _print_choice(study: Study, choice: Choice, why: bool, path: Path) -> None:
+    """The candidates, why each layer has its option if that is asked for, and where the choice is kept."""
+    from qua2sedimo.study.stages.choose import why as why_chosen
+    from qua2sedimo.terminal.candidates import candidates_table
+    from qua2sedimo.terminal.choices import reasons_table
+
+    console.print(candidates_table(choice, study.objective))
+    if why:
+        unit = study.objective.unit if study.objective.in_decibels else ""
+        console.print(reasons_table(why_chosen(study.workspace, choice), unit))
+    _print_place(choice, path)
+
+
+def _print_place(choice: Choice, path: Path) -> None:
+    say(f"{path}: {choice.nbytes:,} bytes, {choice.average_bits:.3f} bits")
+
+
+def _print_next(study: Study, path: Path) -> None:
+    say(f"Next: qua2sedimo export {study.folder} OUT --choice {path.stem}")

@@ -1,0 +1,157 @@
+"""Where to begin: demo and run do everything, init makes a study to measure stage by stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qua2sedimo import zoo
+from qua2sedimo.commands.app import (
+    SAFETY_CHECKER,
+    Arguments,
+    Batch,
+    Bits,
+    Component,
+    Configurations,
+    Images,
+    Keep,
+    ListFile,
+    Metrics,
+    Model,
+    Options,
+    Prompts,
+    RayAddress,
+    Samplers,
+    Seed,
+    StudyFolder,
+    WorkerCount,
+    app,
+    measured_by,
+    settings_for,
+    workers_of,
+)
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.study.settings import StudySettings
+from qua2sedimo.terminal.console import console, say
+from qua2sedimo.terminal.progress import progress
+
+if TYPE_CHECKING:
+    from qua2sedimo.measuring.run import Workers
+
+_PANEL = "Start"
+
+
+@app.command(rich_help_panel=_PANEL)
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the study, the report and the packed model.")] = Path("demo"),
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(zoo.ENTRIES)}.")] = "avatars-pixart",
+    bits: Bits = 3.5,
+    configurations: Configurations = 100,
+    images: Images = 4,
+    workers: WorkerCount = None,
+    ray: RayAddress = None,
+) -> None:
+    """Quantize a small text-to-image model that comes with the package; takes a few minutes, ends with a report."""
+    if model not in zoo.ENTRIES:
+        raise Qua2SeDiMoError(f"unknown zoo model '{model}'", f"Known: {', '.join(zoo.ENTRIES)}.")
+    settings = settings_for(model, None, "{}", "wide", images, None, 0)
+    _everything(out / model, settings, bits, configurations, workers_of(workers, ray), compared=64, act_bits=(8, 6))
+
+
+@app.command(rich_help_panel=_PANEL)
+def run(
+    model: Model,
+    study: StudyFolder,
+    bits: Bits = 3.5,
+    prompt: Prompts = None,
+    arguments: Arguments = "{}",
+    options: Options = "wide",
+    configurations: Configurations = 100,
+    images: Images = 6,
+    component: Component = None,
+    keep: Keep = None,
+    seed: Seed = 0,
+    workers: WorkerCount = None,
+    ray: RayAddress = None,
+) -> None:
+    """Do everything for your own pipeline: measure, search, fit, export, compare, report.
+
+    Random configurations show which layers are sensitive; a search near the size, with up to twice as many images,
+    finds the best configuration. Run the same command again to resume.
+    """
+    settings = settings_for(model, prompt, arguments, options, images, component, seed, keep)
+    _everything(study, settings, bits, configurations, workers_of(workers, ray))
+
+
+def _everything(
+    folder: Path,
+    settings: StudySettings,
+    bits: float,
+    configurations: int,
+    workers: Workers,
+    compared: int = 96,
+    act_bits: tuple[int, ...] = (),
+) -> None:
+    from rich.text import Text
+
+    from qua2sedimo.formats.files import write_text
+    from qua2sedimo.formats.text import size_text
+    from qua2sedimo.report import write_report
+    from qua2sedimo.report.fill.study import report_data
+    from qua2sedimo.runtime.checkpoint import check_export_folder
+    from qua2sedimo.search import Budget, budget_bytes
+    from qua2sedimo.study import Study
+    from qua2sedimo.study.stages.compare import table_json
+    from qua2sedimo.terminal.comparison import comparison_table
+
+    out = folder / f"packed-{bits:g}"
+    check_export_folder(out)
+    study = Study.create(folder, settings)
+    space, graph = study.workspace.space, study.workspace.graph
+    budget_bytes(space, Budget(bits))
+    units = f"{len(space.layers)} weight layers"
+    units += " and parts" if any(graph.layers[name].span for name in space.layers) else ""
+    sizes = f"{space.weights / 1e6:.2f} M weights, {size_text(2 * space.weights)} in 16 bits"
+    say(Text.assemble((settings.model, "bold"), f": {units}, {sizes} → at most {bits:g} average bits"))
+    with progress() as report:
+        choice = study.run(bits, configurations, report, workers=workers)
+        packed = study.export(choice, out)
+        rows = study.compare(choice, out, compared, report, act_bits, workers=workers)
+        page = write_report(report_data(study.workspace, choice, rows), folder / "report.html")
+    write_text(folder / "table.json", table_json(rows))
+    console.print(comparison_table(rows, console.width))
+    say(
+        f"Quantized layers on disk: {packed.quantized_bytes:,} bytes = {packed.average_bits:.4f} average bits "
+        f"(found by {choice.origin})"
+    )
+    say(f"Report             {page}")
+    say(f"Packed checkpoint  {out}")
+
+
+@app.command(rich_help_panel=_PANEL)
+def init(
+    model: Model,
+    study: StudyFolder,
+    prompt: Prompts = None,
+    arguments: Arguments = "{}",
+    options: Options = "wide",
+    images: Images = 16,
+    component: Component = None,
+    keep: Keep = None,
+    seed: Seed = 0,
+    sampler: Samplers = "spread",
+    listed: ListFile = None,
+    metric: Metrics = None,
+    batch: Batch = None,
+) -> None:
+    """Make a study folder with its study.yaml, to edit and to measure stage by stage."""
+    from qua2sedimo.images.generate import has_safety_checker
+    from qua2sedimo.study import Study
+
+    settings = settings_for(model, prompt, arguments, options, images, component, seed, keep)
+    made = Study.create(study, measured_by(settings, sampler, listed, metric, batch))
+    if has_safety_checker(made.pipeline):
+        say(SAFETY_CHECKER)
+    say(f"{study / 'study.yaml'}: {len(made.settings.inputs)} inputs. Next: qua2sedimo measure {study}")

@@ -1,0 +1,43 @@
+"""What a bit costs, by group of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Column, Table
+from rich.text import Text
+
+from qua2sedimo.sensitivity import Distribution
+from qua2sedimo.terminal.console import table
+
+
+def sensitivity_table(groups: Sequence[Distribution], by: str, unit: str, most: int = 12) -> Table:
+    """What going from 4 to 3 bits costs by group, dearest first: 80 columns, at most ``most`` rows."""
+    low, high = min((g.low for g in groups), default=0.0), max((g.high for g in groups), default=1.0)
+    made = table(
+        Column(by, no_wrap=True, overflow="ellipsis", max_width=22),
+        "layers",
+        "median",
+        "± folds",
+        Column(f"{low:.2g} to {high:.2g}: range ─ quartiles ━", no_wrap=True),
+        title=f"Cost of 4 → 3 bits by {by}, {unit or 'in units of the objective'} a layer",
+    )
+    for group in groups[:most]:
+        cells = str(group.count), f"{group.median:.3g}", f"{group.spread:.2g}"
+        made.add_row(Text(group.name), *cells, Text(_strip(group, low, high), style="cyan"))
+    if len(groups) > most:
+        made.caption = f"{len(groups) - most} more in sensitivity-groups.csv"
+    return made
+
+
+def _strip(group: Distribution, low: float, high: float, width: int = 30) -> str:
+    """A box plot in one line: ``──━━━●━──``."""
+
+    def place(value: float) -> int:
+        return round((width - 1) * (value - low) / (high - low)) if high > low else 0
+
+    cells = [" "] * width
+    for i in range(place(group.low), place(group.high) + 1):
+        cells[i] = "━" if place(group.q1) <= i <= place(group.q3) else "─"
+    cells[place(group.median)] = "●"
+    return "".join(cells)
