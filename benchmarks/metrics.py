@@ -37,7 +37,6 @@ from qua2sedimo.metrics.catalogue import BUILT_IN, METRICS
 from qua2sedimo.metrics.distances import frechet_distance
 from qua2sedimo.metrics.features import pooled_features
 from qua2sedimo.metrics.values import SetReferences, per_image, per_set
-from qua2sedimo.metrics.values import SetReferences, per_image, per_set
 from qua2sedimo.terminal.metrics import MEASURED_AS
 
 DRAWS = 30

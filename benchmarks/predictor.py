@@ -121,8 +121,8 @@ def network(study: Study, choices: np.ndarray, objective: np.ndarray, loss: str,
 
     def predict(known: np.ndarray, unseen: np.ndarray) -> Mapping[str, np.ndarray]:
         ensemble = fit_ensemble(
-            study.workspace.encoding, choices[known], objective[known], settings, roots=hop_roots(study.workspace, settings.hops),
-            alone=alone,
+            study.workspace.encoding, choices[known], objective[known], settings,
+            roots=hop_roots(study.workspace, settings.hops), alone=alone,
         )  # fmt: skip
         scores = op_scores(study.workspace.space, study.workspace.encoding, ensemble).level(
             study.workspace.space, choices[unseen]

@@ -260,7 +260,8 @@ class _Judge:
         settings = self.study.workspace.settings
         return {
             "model": settings.model, "seed": settings.seed, "objective": settings.objective, "asked": asked,
-            "procedure": procedure, "images": spent, "average_bits": self.study.workspace.space.average_bits(configuration),
+            "procedure": procedure, "images": spent,
+            "average_bits": self.study.workspace.space.average_bits(configuration),
             "psnr": estimate.value, "low": estimate.low, "high": estimate.high, "frechet": round(distance, 3),
             "values": [round(v, 3) for v in values],
         }  # fmt: skip

@@ -127,13 +127,13 @@ def small_settings(**changes: Any) -> StudySettings:
     return StudySettings(**{**asked, **changes})
 
 
-def choice_of(study: Study, configuration: Configuration, **more: Any) -> Choice:
+def choice_of(study: Study, configuration: Configuration, owner: str = "") -> Choice:
     """A choice of just this configuration, as if it had been measured."""
     bits = study.workspace.space.average_bits(configuration)
     best = Candidate(
         origin="test", configuration=configuration, average_bits=bits, predicted=0.0, measured={"psnr": 0.0}
     )
-    return Choice.of(best, study.workspace.space, study.workspace.identity, **more)
+    return Choice.of(best, study.workspace.space, owner or study.workspace.identity)
 
 
 @pytest.fixture(params=sorted(MAKERS))

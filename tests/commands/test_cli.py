@@ -15,14 +15,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tests.conftest import choice_of, small_pipeline
 from tests.commands.conftest import FEW_STEPS
-from tests.conftest import small_pipeline
+from tests.conftest import choice_of, small_pipeline
 
 from qua2sedimo import Study, cli
 from qua2sedimo.denoisers import Graph
 from qua2sedimo.options import Option
-from qua2sedimo.predictor import FitSettings
 from qua2sedimo.study.stages.export import save_configuration
 
 COMMANDS = (
@@ -208,7 +206,7 @@ def test_inspect_lists_every_layer_with_its_sizes_for_people_and_machines(run, m
 
 def test_quantize_reads_the_files_and_loads_no_model(run, model: Path, study: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     live = Study(study)
-    _ = live.graph  # traced once, from a real call
+    _ = live.workspace.graph  # traced once, from a real call
     monkeypatch.setattr("qua2sedimo.study.workspace.load_pipeline", lambda *_: pytest.fail("a model was loaded"))
     ended = run("quantize", study)
     assert ended.status == 0, ended.err

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.conftest import choice_of
 
-from qua2sedimo import Choice, Qua2SeDiMoError, Study
+from qua2sedimo import Qua2SeDiMoError, Study
+from qua2sedimo.measuring.run import Workers
 from qua2sedimo.options import Option
-from qua2sedimo.study.stages.measure import Workers
+from qua2sedimo.study.stages.choose import search_owner
 
 
 @pytest.fixture
 def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever takes long is a failure."""
-    for place in ("Study.build_bank", "Study.measurer", "save_packed"):
+    for place in ("workspace.Bank.build", "workspace.Workspace.measurer", "stages.export.save_packed"):
         monkeypatch.setattr(f"qua2sedimo.study.{place}", lambda *_, **__: pytest.fail("work began"))
     for place in ("qua2sedimo.inspection.trace", "qua2sedimo.measuring.exported.load_pipeline"):
         monkeypatch.setattr(place, lambda *_, **__: pytest.fail("work began"))
@@ -27,10 +29,9 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 def with_choice(study: Path, name: str = "plain") -> None:
     """A choice of 4-bit options in the study, found by a search."""
     opened = Study(study)
-    configuration = opened.space.uniform(Option.parse("uaq-4"))
-    size = (opened.space.average_bits(configuration), opened.space.nbytes(configuration))
-    choice = Choice(5.5, configuration, *size, "test", 0.0, {"psnr": 0.0}, [])
-    choice.save(study / "choices" / f"{name}.json", f"search {opened.identity} {opened.settings.protocol}")
+    configuration = opened.workspace.space.uniform(Option.parse("uaq-4"))
+    choice = choice_of(opened, configuration, owner=search_owner(opened.workspace))
+    choice.save(study / "choices" / f"{name}.json")
 
 
 @pytest.mark.parametrize(
@@ -150,19 +151,21 @@ def test_a_list_that_is_not_there_is_a_usage_error(run, model: Path, tmp_path: P
         (("search", "--bits", 4), "qua2sedimo.study.Study.search"),
         (("choose", "--bits", 4), "qua2sedimo.study.Study.choose"),
         (("choose", "--objective", "psnr - bits"), "qua2sedimo.study.stages.tradeoff.choose_by_objective"),
-        (("frontier",), "qua2sedimo.study.stages.frontier.frontier"),
+        (("frontier",), "qua2sedimo.study.Study.frontier"),
         (("report", "--bits", 4), "qua2sedimo.study.Study.choose"),
-        (("report", "--bits", 4), "qua2sedimo.study.stages.compare.compare"),
-        (("run", "--bits", 4), "qua2sedimo.study.Study.measured_choice"),
-        (("run", "--bits", 4), "qua2sedimo.study.stages.compare.compare"),
+        (("report", "--bits", 4), "qua2sedimo.study.Study.compare"),
+        (("run", "--bits", 4), "qua2sedimo.study.Study.run"),
+        (("run", "--bits", 4), "qua2sedimo.study.Study.compare"),
     ],
 )
 def test_workers_reach_every_stage_that_measures(  # type: ignore[no-untyped-def]
     refused, study: Path, model: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[object, ...], place: str
 ) -> None:
     pytest.importorskip("ray")
-    for method in ("build_bank", "ensemble", "choose", "measured_choice", "export"):
+    for method in ("quantize", "choose", "run", "export"):
         monkeypatch.setattr(Study, method, lambda *_, **__: None)
+
+    monkeypatch.setattr("qua2sedimo.study.stages.fit.fitted_records", lambda *_: [])
 
     def measured(*_: object, workers: Workers, **__: object) -> None:
         raise Qua2SeDiMoError(f"reached with {workers}")

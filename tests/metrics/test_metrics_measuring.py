@@ -219,7 +219,9 @@ def test_a_comparison_computes_what_it_can_of_what_is_asked(pipeline: DiTPipelin
     assert {m.name for m in without.metrics} == {
         "psnr", "ssim", "features", "features_db", "frechet_full", "kernel_full"
     }  # fmt: skip
-    real = MetricEstimator(References(paired, other, blobs(5, 1)), [0, 1, 2, 0], [*BUILT_IN, "psnr"], lambda *_: np.ones(4))
+    real = MetricEstimator(
+        References(paired, other, blobs(5, 1)), [0, 1, 2, 0], [*BUILT_IN, "psnr"], lambda *_: np.ones(4)
+    )
     assert [m.name for m in real.metrics] == [name for name in BUILT_IN if name != "latent_mse"]
     estimates = real(paired)
     assert estimates["ssim"].value == pytest.approx(1.0) and estimates["accuracy"].value == 100.0

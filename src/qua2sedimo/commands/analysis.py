@@ -32,7 +32,7 @@ def fit(
     from qua2sedimo.study import Study
 
     opened = Study(study)
-    settings = FitSettings(loss=loss or opened.settings.loss, seed=opened.settings.seed)
+    settings = FitSettings(loss=loss or opened.workspace.settings.loss, seed=opened.workspace.settings.seed)
     with progress() as report:
         opened.fit(settings, report)
     quality = predictor_quality(opened.workspace)

@@ -103,8 +103,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tabl
 
 def workers_of(count: int | None, address: str | None) -> Workers:
     """Who measures, from --workers and --ray; raises :class:`Qua2SeDiMoError` if they cannot be used here."""
-    from qua2sedimo.measuring.workers.cluster import check_workers
     from qua2sedimo.measuring.run import Workers
+    from qua2sedimo.measuring.workers.cluster import check_workers
 
     workers = Workers(count, address)
     if not workers.here:

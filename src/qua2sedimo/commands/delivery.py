@@ -83,7 +83,7 @@ def recipe(
     check_writable(out)
     with progress() as report:
         chosen = named_choice(opened.workspace, choice, point) or opened.choose(bits, progress=report)
-    made = written(form, chosen.configuration, opened.graph.layers)
+    made = written(form, chosen.configuration, opened.workspace.graph.layers)
     write_text(out, made.text)
     say(
         f"{out}: {made.weights / 1e6:.2f} M weights, {made.average_bits:.2f} bits in {form}'s types; "

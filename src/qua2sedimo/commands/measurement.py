@@ -23,11 +23,11 @@ def quantize(study: StudyFolder) -> None:
 
     opened = Study(study)
     with progress() as report:
-        opened.build_bank(report)
+        opened.quantize(report)
     nbytes = sum(path.stat().st_size for path in (study / "bank").glob("*.safetensors"))
-    options = sum(map(len, opened.space.options.values()))
+    options = sum(map(len, opened.workspace.space.options.values()))
     say(
-        f"{options} options of {len(opened.space.layers)} layers in {study / 'bank'}: {size_text(nbytes)}. "
+        f"{options} options of {len(opened.workspace.space.layers)} layers in {study / 'bank'}: {size_text(nbytes)}. "
         f"Next: qua2sedimo measure {study}"
     )
 
@@ -50,16 +50,16 @@ def measure(
     opened, measuring = Study(study), workers_of(workers, ray)
     check_samples(opened.workspace, configurations)
     with progress() as report:
-        opened.build_bank(report)
+        opened.quantize(report)
         records = opened.measure(configurations, report, workers=measuring, again=again)
-    if measuring.here and has_safety_checker(opened.pipeline):
+    if measuring.here and has_safety_checker(opened.workspace.pipeline):
         say(SAFETY_CHECKER)
-    failed = opened.records.failed("sample")
+    failed = opened.workspace.records.failed("sample")
     if failed:
         say(f"{len(failed)} failed: `qua2sedimo records {study}` lists their errors, --again retries them.")
     if not records:
         raise Qua2SeDiMoError(f"{study}: no configuration could be measured; the first: {failed[0].error}")
-    objective = opened.objective
+    objective = opened.workspace.objective
     best = max(records, key=objective.gain)
     say(
         f"{len(records)} configurations in {study / 'records.db'}; best {objective.text} {objective.value(best):.2f} "

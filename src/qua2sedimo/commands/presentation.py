@@ -136,8 +136,8 @@ def card(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing README.md.")] = False,
 ) -> None:
     """Add a model card to an export: README.md with sizes, quality, options, code and pictures."""
-    from qua2sedimo.report.fill.card import card_data
     from qua2sedimo.report.card.markdown import check_card, write_card
+    from qua2sedimo.report.fill.card import card_data
 
     check_export(out)
     check_card(out, force)

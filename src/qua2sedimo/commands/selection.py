@@ -14,10 +14,10 @@ from qua2sedimo.terminal.console import console, say
 from qua2sedimo.terminal.progress import progress
 
 if TYPE_CHECKING:
-    from qua2sedimo.search import Budget, Constraints
-    from qua2sedimo.study.choices import Choice
-    from qua2sedimo.study import Study
     from qua2sedimo.measuring.run import Workers
+    from qua2sedimo.search import Budget, Constraints
+    from qua2sedimo.study import Study
+    from qua2sedimo.study.choices import Choice
 
 _PANEL = "Choose"
 _USUAL = 3.5  # average bits without a size asked for, and of the point named as an example
@@ -109,9 +109,9 @@ def choose(
         _by_objective(opened, objective, measuring)
         return
     budgets, limits = budgets_of(bits, nbytes, ratio), constraints_of(keep, min_bits, methods, methods_at_most)
-    allowed = allow(opened.space, limits, opened.workspace.names_of)
+    allowed = allow(opened.workspace.space, limits, opened.workspace.names_of)
     for budget in budgets:  # all are checked before one is measured
-        budget_bytes(opened.space, budget, allowed)
+        budget_bytes(opened.workspace.space, budget, allowed)
     for budget in budgets:
         with progress() as report:
             choice = opened.choose(budget, candidates, report, limits, workers=measuring)
@@ -161,9 +161,9 @@ def search(
         check_search(opened.workspace, budget, images, limits)
     for budget in budgets:
         with progress() as report:
-            opened.build_bank(report)
+            opened.quantize(report)
             found = opened.search(budget, images, report, limits, workers=measuring)
-        console.print(rounds_table(found, opened.settings.objective))
+        console.print(rounds_table(found, opened.workspace.settings.objective))
         _print_choice(opened, found.choice, why, opened.workspace.choice_path(budget, limits))
     _print_next(opened, opened.workspace.choice_path(budgets[-1], limits))
 
@@ -178,16 +178,16 @@ def frontier(
     """Measure the best configurations from 2.2 to 6 bits: the trade-off of quality against size."""
     from qua2sedimo.report.fill.study import frontier_points, objective_info
     from qua2sedimo.report.paper.files import write_frontier
-    from qua2sedimo.study.evidence import check_objective
     from qua2sedimo.study import Study
+    from qua2sedimo.study.evidence import check_objective
     from qua2sedimo.terminal.candidates import frontier_table
 
     opened, measuring = Study(study), workers_of(workers, ray)
     check_objective(opened.workspace)
     with progress() as report:
-        opened.build_bank(report)
+        opened.quantize(report)
         points = opened.frontier(images=images, progress=report, workers=measuring)
-    console.print(frontier_table(points, opened.settings.objective))
+    console.print(frontier_table(points, opened.workspace.settings.objective))
     objective = objective_info(opened.workspace.objective)
     figure = write_frontier(frontier_points(points), objective, study / "frontier.svg")
     say(f"{study / 'frontier.json'}, {figure}")
@@ -214,9 +214,9 @@ def _print_choice(study: Study, choice: Choice, why: bool, path: Path) -> None:
     from qua2sedimo.terminal.candidates import candidates_table
     from qua2sedimo.terminal.choices import reasons_table
 
-    console.print(candidates_table(choice, study.objective))
+    console.print(candidates_table(choice, study.workspace.objective))
     if why:
-        unit = study.objective.unit if study.objective.in_decibels else ""
+        unit = study.workspace.objective.unit if study.workspace.objective.in_decibels else ""
         console.print(reasons_table(why_chosen(study.workspace, choice), unit))
     _print_place(choice, path)
 

@@ -152,6 +152,6 @@ def init(
 
     settings = settings_for(model, prompt, arguments, options, images, component, seed, keep)
     made = Study.create(study, measured_by(settings, sampler, listed, metric, batch))
-    if has_safety_checker(made.pipeline):
+    if has_safety_checker(made.workspace.pipeline):
         say(SAFETY_CHECKER)
-    say(f"{study / 'study.yaml'}: {len(made.settings.inputs)} inputs. Next: qua2sedimo measure {study}")
+    say(f"{study / 'study.yaml'}: {len(made.workspace.settings.inputs)} inputs. Next: qua2sedimo measure {study}")

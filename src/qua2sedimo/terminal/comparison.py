@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from qua2sedimo.metrics.catalogue import Estimate, metric
+from qua2sedimo.metrics.catalogue import metric
+from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.study.stages.compare import Row
 from qua2sedimo.terminal.console import table
 
