@@ -20,8 +20,8 @@ import torch
 from scipy.stats import spearmanr
 
 from made_up import MadeUp, parser
-from qua2sedimo.predictor import FitSettings, fit_ensemble, relative_errors
-from qua2sedimo.predictor.baselines import ridge_out_of_fold
+from qua2sedimo.predictor import FitSettings, fit_ensemble
+from qua2sedimo.predictor.baselines import one_hot, out_of_fold, relative_errors, ridge
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -32,10 +32,10 @@ def main() -> None:
     arguments = asked.parse_args()
     config, records = arguments.config, arguments.records
     made = MadeUp.of(config, "wide")
-    graph, space, encoding, chance = made.workspace.graph, made.workspace.space, made.workspace.encoding, made.chance
+    graph, space, encoding, chance = made.graph, made.space, made.encoding, made.chance
     counts = np.array([len(space.options[n]) for n in space.layers])
     choices = (chance.random((records, len(counts))) * counts).astype(int)
-    damage = relative_errors(space, made.workspace.bank, choices) * np.exp(chance.normal(0, 1, len(counts)))
+    damage = relative_errors(space, made.bank, choices) * np.exp(chance.normal(0, 1, len(counts)))
     quality = -10 * np.log10(damage.sum(axis=1) + 3 * np.sqrt(damage[:, 1:] * damage[:, :-1]).sum(axis=1))
 
     began = time.perf_counter()
@@ -55,8 +55,8 @@ def main() -> None:
     )
     folds = [list(fold.test) for fold in ensemble.folds]
     others = {
-        "ridge on one-hot options": ridge_out_of_fold(space, choices, quality, folds),
-        "sum of relative errors": -relative_errors(space, made.workspace.bank, choices).sum(axis=1),
+        "ridge on one-hot options": out_of_fold(ridge, one_hot(space, choices), quality, folds),
+        "sum of relative errors": -relative_errors(space, made.bank, choices).sum(axis=1),
     }
     rivals = {name: float(spearmanr(found, quality).statistic) for name, found in others.items()}
     beside = ", ".join(f"{name} {value:.3f}" for name, value in rivals.items())

@@ -26,13 +26,13 @@ from scipy.stats import spearmanr
 from qua2sedimo import Study
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import read_json, write_json
-from qua2sedimo.predictor import Alone, FitSettings, fit_additive, fit_ensemble, relative_errors
-from qua2sedimo.predictor.baselines import one_hot, ridge
+from qua2sedimo.predictor import FitSettings, fit_ensemble
+from qua2sedimo.predictor.baselines import additive, one_hot, relative_errors, ridge
 from qua2sedimo.report.fill.predictor import noise_ceiling
 from qua2sedimo.search import Evidence, one_at_a_time
 from qua2sedimo.sensitivity import block_level, op_scores
 from qua2sedimo.study.evidence import evidence
-from qua2sedimo.study.stages.fit import as_alone, hop_roots, layers_alone, training_data
+from qua2sedimo.study.stages.fit import alone_data, hop_roots, layers_alone, training_data
 
 RESULTS = Path(__file__).parent / "results"
 LOSSES = ("srcc", "lambdarank", "hybrid", "mse")
@@ -107,14 +107,17 @@ def judge(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
 
 
 def networks(study: Study, choices: np.ndarray, objective: np.ndarray) -> dict[str, Predict]:
-    alone = as_alone(study.workspace, layers_alone(study.workspace))
+    alone = alone_data(study.workspace, layers_alone(study.workspace))
     found = {"network, srcc": network(study, choices, objective, "srcc")}
     if alone is not None:
         found["network, srcc, after layers alone"] = network(study, choices, objective, "srcc", alone)
     return found | {f"network, {loss}": network(study, choices, objective, loss) for loss in LOSSES[1:]}
 
 
-def network(study: Study, choices: np.ndarray, objective: np.ndarray, loss: str, alone: Alone | None = None) -> Predict:
+def network(
+    study: Study, choices: np.ndarray, objective: np.ndarray, loss: str,
+    alone: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Predict:  # fmt: skip
     """Fits as `qua2sedimo fit` does."""
     name = f"network, {loss}" + (", after layers alone" if alone is not None else "")
     settings = FitSettings(loss=loss)
@@ -159,17 +162,14 @@ def baselines(study: Study, choices: np.ndarray, objective: np.ndarray) -> dict[
             model.fit(np.log(errors[known] + 1e-9), objective[known]).predict(np.log(errors[unseen] + 1e-9))
         )
 
-    def additive(known: np.ndarray, unseen: np.ndarray) -> np.ndarray:
-        return fit_additive(study.workspace.graph, study.workspace.space, errors[known], objective[known]).quality(
-            errors[unseen]
-        )
-
     found: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
         "average bits": lambda known, unseen: bits[unseen],
         "sum of relative errors": lambda known, unseen: -errors[unseen].sum(axis=1),
         "gradient boosting on ln errors": boosting,
         "ridge on one-hot options": lambda known, unseen: ridge(hot[known], objective[known], hot[unseen]),
-        "additive model": additive,
+        "additive model": lambda known, unseen: additive(
+            study.workspace.encoding.damage, choices[known], objective[known], choices[unseen]
+        ),
     }
     if layers_alone(study.workspace):
         found |= after_layers_alone(evidence(study.workspace, ["single", "sample"]))

@@ -30,7 +30,7 @@ def main() -> None:
     arguments = asked.parse_args()
     config, channels = arguments.config, arguments.channels
     made = MadeUp.of(config, "paper")
-    graph, space, encoding = made.workspace.graph, made.workspace.space, made.workspace.encoding
+    graph, space, encoding = made.graph, made.space, made.encoding
     folds = []
     for seed in range(FOLDS):
         torch.manual_seed(seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -211,6 +211,12 @@ class SearchSpace:
             return np.array([self.options[name].index(configuration[name]) for name in self.layers])
         except (KeyError, ValueError) as error:
             raise Qua2SeDiMoError(f"configuration does not belong to this search space: {error}") from None
+
+    def encode_partial(self, configurations: Sequence[Mapping[str, Option]]) -> np.ndarray:
+        """Option indices int64 [configurations, layers], −1 where a configuration leaves a layer in 16 bits."""
+        places = [{option: i for i, option in enumerate(self.options[layer])} for layer in self.layers]
+        rows = [[of[c[n]] if n in c else -1 for n, of in zip(self.layers, places)] for c in configurations]
+        return np.array(rows, dtype=int).reshape(-1, len(self.layers))
 
     def decode(self, choice: Iterable[int]) -> Configuration:
         """Inverse of :meth:`encode`."""

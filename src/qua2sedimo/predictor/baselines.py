@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
+from qua2sedimo.bank import Bank
+from qua2sedimo.damage import DamageModel, Features, fit_gain
 from qua2sedimo.options import SearchSpace
 
 
@@ -29,13 +33,33 @@ def ridge(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray) -> np.nd
     return (test_x - mean_x) @ best_weights + mean_y
 
 
-def ridge_out_of_fold(
-    space: SearchSpace, choices: np.ndarray, objective: np.ndarray, folds: list[list[int]]
+def additive(
+    features: Features, train_choices: np.ndarray, train_gain: np.ndarray, test_choices: np.ndarray
 ) -> np.ndarray:
-    """Ridge on one-hot options, predicted for each record by a fit to all other folds' records."""
-    x = one_hot(space, choices)
+    """The damage model of errors, operations, blocks and layers alone: [records], in no particular unit."""
+    return -additive_model(features, train_choices, train_gain).predict(test_choices)
+
+
+def additive_model(features: Features, choices: np.ndarray, gain: np.ndarray) -> DamageModel:
+    """Fitted to option indices [records, layers] and an objective [records], higher is better."""
+    return fit_gain(features.only("error", "level", "operation", "block", "layer"), choices, gain)[0]
+
+
+def out_of_fold(
+    predict: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+    inputs: np.ndarray,
+    objective: np.ndarray,
+    folds: Sequence[Sequence[int]],
+) -> np.ndarray:
+    """Predicted for each record by ``predict(train inputs, train objective, test inputs)`` of all other folds."""
     predicted = np.empty(len(objective))
     for test in folds:
         train = np.setdiff1d(np.arange(len(objective)), test)
-        predicted[test] = ridge(x[train], objective[train], x[test])
+        predicted[list(test)] = predict(inputs[train], objective[train], inputs[list(test)])
     return predicted
+
+
+def relative_errors(space: SearchSpace, bank: Bank, choices: np.ndarray) -> np.ndarray:
+    """Relative MSE of the chosen options: [records, layers]."""
+    table = [[bank.errors[layer][o].relative_mse for o in space.options[layer]] for layer in space.layers]
+    return np.array([[row[i] for row, i in zip(table, choice)] for choice in choices])

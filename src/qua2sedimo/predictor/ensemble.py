@@ -1,4 +1,4 @@
-"""Five folds of the predictor: trained, selected and judged on different records, kept as they are done."""
+"""Five folds of the predictor: trained, selected and tested on different records, each saved once it is fitted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.document import Document
 from qua2sedimo.formats.files import write_via
-from qua2sedimo.predictor.damage import Alone
 from qua2sedimo.predictor.encoding import Encoding
 from qua2sedimo.predictor.network import HopNetwork
 from qua2sedimo.predictor.training import Data, FitSettings, predict, train
@@ -25,11 +24,12 @@ _REFIT = "Run `qua2sedimo fit` again."
 
 @dataclass(frozen=True)
 class Fold:
-    """A trained network, the range its target was scaled by, and what its validation part says of each hop.
+    """A trained network and the range [``low``, ``high``] of the objective that it was scaled by.
 
     ``hop_weights``: validation rank correlation of each hop's norm with the objective, never negative.
     ``roots``: nodes pooled at each hop.
-    ``test``/``predicted``: positions of the records that neither trained nor selected it, and ŷ for them.
+    ``test``, ``predicted``: positions of the test records, which neither trained nor selected it, and predictions of
+    their objective.
     """
 
     network: HopNetwork
@@ -46,7 +46,7 @@ class Fold:
         return predict(self.network, data, np.arange(len(choices)))[0].numpy() * (self.high - self.low) + self.low
 
     def save(self, folder: Path, number: int, owner: str) -> None:
-        """Write foldN.safetensors, then foldN.json, which says that the fold is whole."""
+        """Write foldN.safetensors, then foldN.json, which says that the fold is complete."""
         (folder / f"fold{number}.json").unlink(missing_ok=True)
         state = {name: t.contiguous() for name, t in self.network.state_dict().items()}
         write_via(folder / f"fold{number}.safetensors", lambda path: save_file(state, path))
@@ -142,19 +142,20 @@ def fit_ensemble(
     progress: Callable[[int, int], object] = lambda fold, epoch: None,
     roots: Sequence[torch.Tensor] | None = None,
     kept: tuple[Path, str] | None = None,
-    alone: Alone | None = None,
+    alone: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Ensemble:
     """Fit the folds to option indices [records, layers] and objective values [records] (higher is better).
 
-    The records are split in ``settings.folds`` parts; fold k is judged on part k, selected on part k + 1 and trained on
-    the rest. Raises if there are too few records to split so.
+    The records are split into ``settings.folds`` parts; fold k is tested on part k, selected on part k + 1 and trained
+    on the rest. Raises if there are fewer than four records a fold.
 
     Args:
-        roots: for each hop, 0 included, the nodes whose mean embedding is ranked; all weight nodes at hop 0 and all
-            nodes behind it unless given.
-        kept: folder and owner. Each fold is written there when it is done, and read instead of fitted if it is there
-            already, so that a fit that was killed goes on where it was. ``owner`` must name records and settings.
-        alone: layers measured alone, in decibels. All folds start from them; no fold is judged on them.
+        roots: for each hop, 0 included, the nodes whose mean embedding is ranked; by default all layers at hop 0 and
+            all nodes at later hops.
+        kept: folder and owner. Each fold is saved there once it is fitted, and read if it is there already, so that an
+            interrupted fit continues. ``owner`` must name records and settings.
+        alone: (option indices [n, layers], −1 where a layer is in 16 bits; objective [n]) of layers measured alone.
+            All folds start from them; no fold is judged on them.
     """
     if len(objective) < 4 * settings.folds:
         raise Qua2SeDiMoError(
@@ -181,7 +182,7 @@ def fit_ensemble(
 
 
 def _kept(kept: tuple[Path, str] | None, number: int) -> Fold | None:
-    """A fold that an earlier fit of the same records and settings left, if it can be read."""
+    """The fold that an interrupted fit of the same records and settings saved, if it can be read."""
     if kept is None or not (kept[0] / f"fold{number}.json").exists():
         return None
     try:

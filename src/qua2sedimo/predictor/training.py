@@ -11,17 +11,14 @@ import torch
 from scipy.stats import spearmanr
 from torch.nn import functional
 
+from qua2sedimo.damage import fit_gain
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.predictor.damage import Alone, Damages, fit_damage
 from qua2sedimo.predictor.encoding import Encoding
 from qua2sedimo.predictor.losses import LOSSES, ranking_loss
 from qua2sedimo.predictor.network import HopNetwork, norms, pooled
 
-#: Natural logarithms of image error in a decibel of PSNR.
-DECIBEL = math.log(10) / 10
 _LARGEST = 0.5  # the damage of the worst option after scaling: no norm at hop 0 reaches zero
 _STEP, _READOUT_STEP, _READOUT_DECAY = 1e-2, 1e-3, 0.1
-_GOOD = 0.9  # left-out correlation with which decibels need no rival
 _LOOK = 2  # epochs between two looks at the selection part
 
 
@@ -52,14 +49,14 @@ class FitSettings:
 class Data:
     """Records of one encoding: option indices [records, layers], objective [records], roots of each hop.
 
-    ``alone``: what was measured of single layers, if anything.
+    ``alone``: (option indices [n, layers], −1 where a layer is in 16 bits; objective [n]) of layers measured alone.
     """
 
     encoding: Encoding
     choices: np.ndarray
     objective: np.ndarray
     roots: Sequence[torch.Tensor]
-    alone: Alone | None = None
+    alone: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,46 +102,21 @@ def train(
 
 
 def start(network: HopNetwork, data: Data, records: np.ndarray, scale: Scale) -> torch.Tensor:
-    """Set the network's damages to those fitted to ``records``; returns ŷ of each as if it had not been fitted.
-
-    The objective is taken as decibels, of which image error is the exponential, unless another exponent predicts
-    records left out clearly better.
-    """
-    encoding, objective = data.encoding, data.objective[records]
-    features = encoding.options()[..., :-1].double().numpy()
-    fitted, per_unit = _best_fit(features, encoding, data.choices[records], objective, data.alone)
-    shift = math.log(_LARGEST) - float(fitted.logarithms(features)[encoding.offered.numpy()].max())
-    slope = 1 / (per_unit * (scale.high - scale.low))
+    """Set the network's damages to those fitted to ``records``; returns ŷ of each as if it had not been fitted."""
+    encoding = data.encoding
+    fitted, unit = fit_gain(encoding.damage, data.choices[records], data.objective[records], data.alone)
+    shift = math.log(_LARGEST) - float(fitted.log_damage[encoding.damage.offered].max())
+    slope = 1 / (unit * (scale.high - scale.low))
     with torch.no_grad():
-        network.embed.log_damage.weight[0] = torch.tensor(fitted.weights).float()
+        network.embed.log_damage.weight.zero_()
+        network.embed.log_damage.weight[0, : len(fitted.weights)] = torch.tensor(fitted.weights).float()
         network.embed.log_damage.weight[0, 1] += shift
         network.embed.own.copy_(torch.tensor(fitted.own).flatten())
         network.limit.fill_(fitted.limit + shift)
         network.slope.fill_(slope)
         network.offset.fill_(slope * shift - scale.low / (scale.high - scale.low))
-    return torch.tensor((-fitted.left_out / per_unit - scale.low) / (scale.high - scale.low)).float()
-
-
-def _best_fit(
-    features: np.ndarray, encoding: Encoding, choices: np.ndarray, objective: np.ndarray, alone: Alone | None
-) -> tuple[Damages, float]:
-    """(damages, natural logarithms of damage per unit of the objective)."""
-    rows = np.arange(len(encoding.layer_nodes))
-    spread = np.logaddexp.reduce(features[rows, choices, 0], axis=1).std()
-    if objective.std() < 1e-9:
-        nothing = np.zeros(features.shape[:2])
-        return Damages(encoding.prior[0], nothing, math.inf, -DECIBEL * objective), DECIBEL
-    best: tuple[float, Damages, float] | None = None
-    for per_unit in (DECIBEL, *(float(spread / objective.std()) * f for f in (0.7, 1.4, 2.8))):
-        single = None if alone is None else (alone.layers, alone.options, -per_unit * alone.objective)
-        fitted = fit_damage(features, *encoding.prior, choices, -per_unit * objective, single)
-        agreement = float(np.corrcoef(-fitted.left_out, objective)[0, 1])
-        if best is None or agreement > best[0] + (0.01 if best[2] == DECIBEL else 0):
-            best = agreement, fitted, per_unit
-        if best[0] > _GOOD:
-            break
-    assert best is not None
-    return best[1:]
+    left_out = fitted.left_out[: len(records)]
+    return torch.tensor((-left_out / unit - scale.low) / (scale.high - scale.low)).float()
 
 
 def forward(

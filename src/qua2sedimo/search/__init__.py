@@ -11,7 +11,6 @@ from qua2sedimo.search.choose import (
     non_dominated,
 )
 from qua2sedimo.search.constraints import Allowed, Constraints, allow
-from qua2sedimo.search.damage import DamageModel, Features, Observations, fit_damage
 from qua2sedimo.search.proposals import propose
 from qua2sedimo.search.proposers import (
     Evidence,
@@ -29,12 +28,9 @@ __all__ = [
     "Allowed",
     "Budget",
     "Constraints",
-    "DamageModel",
     "Evidence",
-    "Features",
     "LayerReason",
     "Measured",
-    "Observations",
     "Proposer",
     "Setting",
     "Values",
@@ -44,7 +40,6 @@ __all__ = [
     "best_settings",
     "budget_bytes",
     "drawn",
-    "fit_damage",
     "in_decibels",
     "most_likely",
     "non_dominated",

@@ -12,10 +12,10 @@ from functools import cached_property
 
 import numpy as np
 
+from qua2sedimo.damage import DECIBEL, DamageModel, Features, Observations, fit_damage
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.search.choose import Values
-from qua2sedimo.search.damage import DamageModel, Features, Observations, fit_damage, prior_damage
 
 
 @dataclass(frozen=True)
@@ -38,43 +38,24 @@ class Evidence:
     features: Features
     measured: Sequence[Measured] = ()
 
-    def choices(self, configurations: Sequence[Configuration]) -> np.ndarray:
-        """Option indices [configurations, layers], −1 where a layer is not quantized."""
-        return np.array(
-            [[self._places[n][c[n]] if n in c else -1 for n in self.space.layers] for c in configurations], dtype=int
-        ).reshape(-1, len(self.space.layers))
-
-    @cached_property
-    def _places(self) -> dict[str, dict[Option, int]]:
-        return {n: {o: i for i, o in enumerate(self.space.options[n])} for n in self.space.layers}
-
     @cached_property
     def observations(self) -> Observations:
         images = {name: i for i, name in enumerate(dict.fromkeys(m.images for m in self.measured))}
         return Observations(
-            self.choices([m.configuration for m in self.measured]),
-            np.array([-m.quality for m in self.measured]) * np.log(10) / 10,
+            self.space.encode_partial([m.configuration for m in self.measured]),
+            np.array([-DECIBEL * m.quality for m in self.measured]),
             np.array([m.kind for m in self.measured], dtype=int),
             np.array([images[m.images] for m in self.measured], dtype=int),
         )
 
     @cached_property
     def model(self) -> DamageModel:
-        """The additive model of all that was measured; of nothing, what is believed beforehand."""
-        return fit_damage(self.features, self.observations) if self.measured else prior_damage(self.features)
+        """The damage model of all that was measured; of nothing, its prior."""
+        return fit_damage(self.features, self.observations)
 
     def predicted(self, configurations: Sequence[Configuration], model: DamageModel | None = None) -> np.ndarray:
-        """Quality in dB that the additive model expects [configurations]."""
-        y, _ = (model or self.model).predict(self.choices(configurations))
-        return -10 / np.log(10) * y
-
-    def values(self, model: DamageModel) -> Values:
-        """Minus the damage each option adds, in units of the typical option's."""
-        logarithms = model.log_damage - np.median(model.log_damage[self.features.offered])
-        return {
-            n: {o: -float(np.exp(logarithms[i, j])) for j, o in enumerate(self.space.options[n])}
-            for i, n in enumerate(self.space.layers)
-        }
+        """Quality in dB that the damage model expects [configurations]."""
+        return -(model or self.model).predict(self.space.encode_partial(configurations)) / DECIBEL
 
 
 _FLOOR = 1e-9  # the relative error of an exact option
@@ -95,8 +76,7 @@ def one_at_a_time(evidence: Evidence) -> Values:
     for m in evidence.measured:
         if m.kind == 0:
             ((layer, option),) = m.configuration.items()
-            log_damage = -m.quality * np.log(10) / 10
-            found[layer].append(log_damage - np.log(evidence.errors[layer][option] + _FLOOR))
+            found[layer].append(-DECIBEL * m.quality - np.log(evidence.errors[layer][option] + _FLOOR))
     missing = [n for n, values in found.items() if not values]
     if missing:
         raise Qua2SeDiMoError(f"layer '{missing[0]}' was never measured alone ({len(missing)} like it)")
@@ -107,10 +87,10 @@ def one_at_a_time(evidence: Evidence) -> Values:
 
 
 def most_likely(evidence: Evidence) -> Values:
-    """Minus the damage by the additive model of everything that was measured."""
-    return evidence.values(evidence.model)
+    """Minus the damage by the damage model of everything that was measured."""
+    return evidence.model.scores(evidence.space)
 
 
 def drawn(evidence: Evidence, rng: np.random.Generator, spread: float = 1.0) -> Values:
     """As :func:`most_likely`, of one model drawn from those the measurements leave possible (Thompson sampling)."""
-    return evidence.values(evidence.model.draw(rng, spread))
+    return evidence.model.draw(rng, spread).scores(evidence.space)

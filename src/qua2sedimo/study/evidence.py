@@ -12,7 +12,7 @@ from qua2sedimo.images.ledger import LEARNING
 from qua2sedimo.measuring.run import Workers
 from qua2sedimo.options import Configuration, Option
 from qua2sedimo.records import Record
-from qua2sedimo.search import Evidence, Features, Measured
+from qua2sedimo.search import Evidence, Measured
 from qua2sedimo.study.measurements import measure_all, per_image
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
@@ -21,8 +21,6 @@ from qua2sedimo.system.progress import Progress, silent
 ROLES = ("single", "sample", "round")
 #: Images of a cheap measurement: one layer alone, or a candidate of a round.
 FEW = 4
-#: Prior standard deviations: of the power of the error with which damage grows, and of operations, blocks and layers.
-_EXPONENT, _GROUPS = 0.4, 0.6
 
 
 def evidence(study: Workspace, roles: Sequence[str] = ROLES) -> Evidence:
@@ -35,17 +33,7 @@ def evidence(study: Workspace, roles: Sequence[str] = ROLES) -> Evidence:
         for kind, r in records
         if math.isfinite(np.mean(values := per_image(study, r.measurement)))
     ]
-    return Evidence(study.space, errors, _features(study), measured)
-
-
-def _features(study: Workspace) -> Features:
-    """The predictor's features of every option, and the prior of what each adds."""
-    encoding = study.encoding
-    values, (mean, deviation) = encoding.options()[..., :-1].double().numpy(), encoding.prior
-    deviation = deviation.copy()
-    deviation[encoding.groups] = _GROUPS  # few records are known here; the predictor's wider prior was tuned to many
-    deviation[0] = _EXPONENT  # layers alone, all at one option, hardly tell how damage grows with the error
-    return Features(values, encoding.offered.numpy(), mean, deviation)
+    return Evidence(study.space, errors, study.encoding.damage, measured)
 
 
 def check_objective(study: Workspace) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.objective import Objective
-from qua2sedimo.predictor.additive import additive_out_of_fold, relative_errors
-from qua2sedimo.predictor.baselines import ridge_out_of_fold
+from qua2sedimo.predictor.baselines import additive, one_hot, out_of_fold, ridge
 from qua2sedimo.records import Record
 from qua2sedimo.report.data import PredictorQuality
 from qua2sedimo.study.stages.fit import fitted, fitted_records, training_data
@@ -27,10 +27,9 @@ def predictor_quality(study: Workspace) -> PredictorQuality:
     choices, objective = training_data(study, records)
     place = {int(p): i for i, p in enumerate(positions)}
     folds = [[place[i] for i in fold.test] for fold in ensemble.folds]
-    errors = relative_errors(study.space, study.bank, choices)
     baselines = {
-        "additive sensitivities": additive_out_of_fold(study.graph, study.space, errors, objective, folds),
-        "ridge on one-hot options": ridge_out_of_fold(study.space, choices, objective, folds),
+        "additive sensitivities": out_of_fold(partial(additive, study.encoding.damage), choices, objective, folds),
+        "ridge on one-hot options": out_of_fold(ridge, one_hot(study.space, choices), objective, folds),
         "sum of relative errors": np.array([-study.bank.relative_mse(r.configuration) for r in records]),
         "average bits": np.array([r.average_bits for r in records]),
     }

@@ -12,7 +12,8 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.images.ledger import CANDIDATES
 from qua2sedimo.measuring.run import Workers
 from qua2sedimo.options import Configuration
-from qua2sedimo.predictor import Ensemble, fit_additive, relative_errors
+from qua2sedimo.predictor import Ensemble
+from qua2sedimo.predictor.baselines import additive_model
 from qua2sedimo.search import (
     Allowed,
     Budget,
@@ -145,12 +146,10 @@ def propose_candidates(
 ) -> list[tuple[Configuration, str]]:
     """Distinct candidates within the budget, each with the name of the program that proposed it."""
     scores = explain(study)
-    choices, objective = training_data(study, samples(study))
-    errors = relative_errors(study.space, study.bank, choices)
-    additive = fit_additive(study.graph, study.space, errors, objective)
+    additive = additive_model(study.encoding.damage, *training_data(study, samples(study)))
     programs: list[tuple[str, Values]] = [
         ("predictor", scores.total()),
-        ("additive sensitivities", additive.scores(study.space, study.bank)),
+        ("additive sensitivities", additive.scores(study.space)),
     ]
     if study.objective.in_decibels:
         programs.append(("all measurements", most_likely(evidence(study))))
@@ -198,7 +197,7 @@ def why(study: Workspace, choice: Choice) -> list[LayerReason]:
 
 
 def scores_for(study: Workspace) -> Values:
-    """The scores that explain a choice: damage by the additive model of all measurements, or the predictor's."""
+    """The scores that explain a choice: damage by the damage model of all measurements, or the predictor's."""
     if study.objective.in_decibels:
         return most_likely(evidence(study))
     return explain(study).total()

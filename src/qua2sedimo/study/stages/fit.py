@@ -13,7 +13,7 @@ import torch
 
 from qua2sedimo.denoisers.subgraphs import roots, subgraphs
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.predictor import Alone, Ensemble, FitSettings, fit_ensemble
+from qua2sedimo.predictor import Ensemble, FitSettings, fit_ensemble
 from qua2sedimo.predictor.ensemble import PredictorFile
 from qua2sedimo.records import Record
 from qua2sedimo.study.workspace import Workspace
@@ -38,7 +38,7 @@ def fit(study: Workspace, settings: FitSettings | None = None, progress: Progres
         lambda fold, epoch: progress(fold * settings.epochs + epoch, total, "fitting the predictor"),
         hop_roots(study, settings.hops),
         (folder, owner),
-        as_alone(study, alone),
+        alone_data(study, alone),
     )
     numbers = (tuple(record.number for record in of) for of in (records, alone))
     ensemble = Ensemble(ensemble.folds, *numbers)
@@ -79,17 +79,12 @@ def layers_alone(study: Workspace) -> list[Record]:
     return [r for r in study.learning_records("single") if math.isfinite(study.objective.gain(r))]
 
 
-def as_alone(study: Workspace, records: Sequence[Record]) -> Alone | None:
-    """Records of one layer alone as the predictor reads them; None without any."""
+def alone_data(study: Workspace, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray] | None:
+    """As :func:`training_data` of records of one layer alone, −1 where a layer is in 16 bits; None without any."""
     if not records:
         return None
-    space = study.space
-    chosen = [next(iter(record.configuration.items())) for record in records]
-    return Alone(
-        np.array([space.layers.index(layer) for layer, _ in chosen]),
-        np.array([space.options[layer].index(option) for layer, option in chosen]),
-        np.array([study.objective.gain(record) for record in records]),
-    )
+    choices = study.space.encode_partial([r.configuration for r in records])
+    return choices, np.array([study.objective.gain(r) for r in records])
 
 
 def fitted(study: Workspace) -> tuple[Ensemble, str]:

@@ -1,0 +1,104 @@
+"""Features of every option of every layer, and the prior of what each feature says about damage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from qua2sedimo.bank import Bank
+from qua2sedimo.denoisers import Graph
+from qua2sedimo.options import SearchSpace
+from qua2sedimo.quantizers import METHODS
+
+SMALLEST_ERROR = 1e-9  # an exact option would have ln 0
+#: Mean and standard deviation of each group's weights. Damage grows with the error at a power a little above one, its
+#: level is unknown; operations, blocks and layers differ by factors of about e^1.2, methods of equal error by e^0.4.
+_PRIOR = {
+    "error": (1.2, 0.7),
+    "level": (0.0, 5.0),
+    "bits": (0.0, 0.02),
+    "average bits": (0.0, 0.02),
+    "weights": (0.0, 0.6),
+    "depth": (0.0, 0.6),
+    "method": (0.0, 0.4),
+    "operation": (0.0, 1.2),
+    "block": (0.0, 1.2),
+    "layer": (0.0, 1.2),
+}
+#: Standard deviation of what is an option's own: errors of one size point in different directions, and some hurt more.
+_OWN = 0.4
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Features of every option of every layer, and the normal prior of their weights.
+
+    ``groups`` names the columns. The group "error" grows with the option's error; "level" is 1 everywhere. ``own`` is
+    the prior standard deviation of each option's own effect, which no feature tells; with 0 there is none.
+
+    Shapes:
+        values: [layers, options, features], padded where ``offered`` [layers, options] is not; mean, deviation:
+        [features].
+    """
+
+    values: np.ndarray
+    offered: np.ndarray
+    groups: Mapping[str, slice]
+    mean: np.ndarray
+    deviation: np.ndarray
+    own: float = 0.0
+
+    def only(self, *groups: str) -> Features:
+        """These groups alone, without effects of single options."""
+        columns = np.concatenate([np.arange(self.mean.size)[self.groups[name]] for name in groups])
+        places = _places({name: self.mean[self.groups[name]].size for name in groups})
+        return Features(self.values[..., columns], self.offered, places, self.mean[columns], self.deviation[columns])
+
+
+def option_features(graph: Graph, space: SearchSpace, bank: Bank) -> Features:
+    """Features of the options of a space: ln relative MSE, centred; the level; then, standardised over all options,
+    bits, average bits, ln weights and depth; then one-hot method, operation type, block, and the layer itself."""
+    layers = [graph.layers[name] for name in space.layers]
+    most = max(len(options) for options in space.options.values())
+    error = np.zeros((len(layers), most, 1))
+    continuous = np.zeros((len(layers), most, 4))
+    method = np.zeros((len(layers), most, len(METHODS)))
+    offered = np.zeros((len(layers), most), dtype=bool)
+    for i, layer in enumerate(layers):
+        depth = graph.index[layer.name] / len(graph.nodes)
+        for j, option in enumerate(space.options[layer.name]):
+            offered[i, j] = True
+            error[i, j] = math.log(bank.errors[layer.name][option].relative_mse + SMALLEST_ERROR)
+            bits = 8 * option.nbytes(layer.shape) / layer.weights
+            continuous[i, j] = option.bits, bits, math.log(layer.weights), depth
+            method[i, j, list(METHODS).index(option.method)] = 1
+    error -= error[offered].mean()
+    mean, deviation = continuous[offered].mean(axis=0), continuous[offered].std(axis=0)
+    continuous = (continuous - mean) / np.where(deviation > 0, deviation, 1)
+    hot = {name: _one_hot([getattr(layer, of) for layer in layers])
+           for name, of in (("operation", "operation"), ("block", "block"), ("layer", "name"))}  # fmt: skip
+    columns = {
+        "error": error,
+        "level": np.ones_like(error),
+        **{name: continuous[..., [i]] for i, name in enumerate(("bits", "average bits", "weights", "depth"))},
+        "method": method,
+        **{name: np.broadcast_to(of[:, None], (len(layers), most, of.shape[1])) for name, of in hot.items()},
+    }
+    groups = _places({name: of.shape[2] for name, of in columns.items()})
+    prior = np.concatenate([np.tile(_PRIOR[name], (of.shape[2], 1)) for name, of in columns.items()])
+    return Features(np.concatenate(list(columns.values()), axis=2), offered, groups, prior[:, 0], prior[:, 1], _OWN)
+
+
+def _places(widths: Mapping[str, int]) -> dict[str, slice]:
+    """Consecutive columns of groups of these widths."""
+    ends = np.cumsum(list(widths.values()))
+    return {name: slice(int(end) - width, int(end)) for (name, width), end in zip(widths.items(), ends)}
+
+
+def _one_hot(names: Sequence[str]) -> np.ndarray:
+    """[names, distinct names], in order of first appearance."""
+    distinct = list(dict.fromkeys(names))
+    return np.array([[name == other for other in distinct] for name in names], dtype=np.float64)
