@@ -41,7 +41,7 @@ from qua2sedimo.denoisers import weight_layers, weight_modules
 from qua2sedimo.formats.tensorfiles import Checkpoint
 from qua2sedimo.measuring.switch import Switch
 from qua2sedimo.options import SearchSpace
-from qua2sedimo.quantizers import METHODS
+from qua2sedimo.quantizers import METHODS, dequantize_weight
 from qua2sedimo.sampling import sample
 
 RESULTS = Path(__file__).parent / "results"
@@ -170,7 +170,7 @@ def beside_others(checkpoint: Path) -> list[dict[str, Any]]:
                 models = [[KMeans(2**b, max_iter=100).fit(row[:, None]) for row in flat] for b in (4, 3)]
                 theirs = min(theirs, time.perf_counter() - began)
         for b, value, fitted in zip((4, 3), values, models):
-            back = value.dequantize()[:_CHANNELS].float().reshape(_CHANNELS, -1).numpy()
+            back = dequantize_weight(value)[:_CHANNELS].float().reshape(_CHANNELS, -1).numpy()
             error = float(((back.astype(np.float64) - flat) ** 2).sum())
             best = sum(optimum(row, 2**b) for row in flat.astype(np.float64))
             sklearn = sum(model.inertia_ for model in fitted)

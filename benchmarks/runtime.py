@@ -38,7 +38,7 @@ from accelerate import init_empty_weights
 from diffusers import PixArtTransformer2DModel
 
 from kept import Kept
-from qua2sedimo.quantizers import METHODS, QuantizedWeight, packed_bytes, packed_length
+from qua2sedimo.quantizers import METHODS, QuantizedWeight, dequantize_weight, packed_bytes, packed_length
 from qua2sedimo.runtime import save_packed, set_activation_bits
 from qua2sedimo.runtime.table import layer_modules
 
@@ -103,7 +103,7 @@ def decoding() -> list[dict[str, Any]]:
         row: dict[str, Any] = {"method": method, "bits": bits}
         for dtype, out in outputs.items():
             copying = best(lambda dtype=dtype, out=out: out.copy_(sources[dtype]), 7)
-            seconds = best(lambda value=value, out=out: value.dequantize(out), 7)
+            seconds = best(lambda value=value, out=out: dequantize_weight(value, out), 7)
             name = str(dtype).removeprefix("torch.")
             row |= {f"ms to {name}": 1e3 * seconds, f"over a copy, {name}": seconds / copying}
         rows.append(row)

@@ -6,14 +6,18 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -21,10 +25,11 @@ from qua2sedimo import bank as bank_module
 from qua2sedimo.bank import Bank, stored_weight
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Configuration, Option, SearchSpace
-from qua2sedimo.quantizers import METHODS, quantization_error
+from qua2sedimo.quantizers import METHODS, dequantize_weight, quantization_error
 
 SHAPES = {"in": (8, 12), "conv": (6, 4, 3, 3), "mid.0": (10, 10), "mid.1": (10, 10), "out": (3, 20), "narrow": (5, 1)}
 SPACE = SearchSpace.of(SHAPES, "paper")
+UNIFORM = SearchSpace.of(SHAPES, "uaq-3,uaq-4")
 OWNER = "owner-1"
 DTYPES = dict(zip(SHAPES, [torch.float32, torch.float16, torch.bfloat16] * 2))
 
@@ -71,11 +76,11 @@ def test_every_option_of_every_layer_is_there_with_its_size_and_error(tmp_path: 
                 value = bank.get(layer, option)
                 (expected,) = METHODS[option.method].quantize(weight(layer), [option.bits])
                 assert (value.method, value.bits, value.dtype) == (option.method, option.bits, DTYPES[layer])
-                assert torch.equal(value.dequantize(), expected.dequantize())
+                assert torch.equal(dequantize_weight(value), dequantize_weight(expected))
                 assert value.nbytes == option.nbytes(SHAPES[layer])
                 error = bank.errors[layer][option]
                 assert (error.loss, error.relative_mse) == pytest.approx(
-                    quantization_error(weight(layer), expected.dequantize())
+                    quantization_error(weight(layer), dequantize_weight(expected))
                 )
         bank.verify()
 
@@ -86,7 +91,7 @@ def test_values_and_relative_mse_are_those_of_the_configuration(tmp_path: Path) 
     values = bank.values(configuration)
     assert list(values) == list(SPACE.layers)
     assert sum(value.nbytes for value in values.values()) == SPACE.nbytes(configuration)
-    errors = [quantization_error(weight(layer), value.dequantize())[1] for layer, value in values.items()]
+    errors = [quantization_error(weight(layer), dequantize_weight(value))[1] for layer, value in values.items()]
     assert bank.relative_mse(configuration) == pytest.approx(sum(errors))
 
 
@@ -147,6 +152,65 @@ def test_a_file_of_another_layer_is_made_again(tmp_path: Path) -> None:
     files[2].write_bytes(files[3].read_bytes())
     build(tmp_path)
     assert contents(tmp_path) == whole
+
+
+@pytest.fixture(scope="module")
+def whole_bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    Bank.build(folder, UNIFORM, OWNER, weight)
+    return folder
+
+
+def everything(bank: Bank) -> tuple[object, list[bytes]]:
+    """Errors, and the bits of every tensor of every option."""
+    values = [bank.get(layer, option) for layer in UNIFORM.layers for option in UNIFORM.options[layer]]
+    tensors = [tensor for value in values for tensor in (value.codes, *value.parameters.values())]
+    return bank.errors, [tensor.view(torch.uint8).numpy().tobytes() for tensor in tensors]
+
+
+def refused_or(expected: object, folder: Path, opened: Callable[[], Bank]) -> None:
+    try:
+        found = everything(opened())
+    except Qua2SeDiMoError as error:
+        assert str(folder) in error.message
+        return
+    assert found == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(which=st.integers(0, 10), share=st.floats(0, 1), bit=st.integers(0, 7))
+def test_a_flipped_bit_of_any_file_is_refused_or_changes_nothing(
+    whole_bank: Path, which: int, share: float, bit: int
+) -> None:
+    expected = everything(Bank(whole_bank, UNIFORM, OWNER))
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "bank"
+        shutil.copytree(whole_bank, folder)
+        files = sorted(folder.iterdir())
+        victim = files[which % len(files)]
+        data = bytearray(victim.read_bytes())
+        data[int(share * (len(data) - 1))] ^= 1 << bit
+        victim.write_bytes(data)
+        refused_or(expected, folder, lambda: Bank(folder, UNIFORM, OWNER))
+        refused_or(expected, folder, lambda: Bank.build(folder, UNIFORM, OWNER, weight))
+
+
+def test_a_damaged_file_is_refused_when_it_is_used_and_made_again_when_the_build_is_resumed(tmp_path: Path) -> None:
+    build(tmp_path)
+    whole = contents(tmp_path)
+    victim = layer_files(tmp_path)[1]
+    data = bytearray(victim.read_bytes())
+    data[-1] ^= 1  # a code of the last option
+    victim.write_bytes(data)
+    bank = Bank(tmp_path, SPACE, OWNER)
+    bank.get("in", Option("uaq", 4))
+    with pytest.raises(Qua2SeDiMoError, match=r"0001.safetensors \(layer 'conv'\) .* checksum") as refused:
+        bank.get("conv", Option("uaq", 4))
+    assert "Move the file away" in str(refused.value.remedy) and "qua2sedimo quantize" in str(refused.value.remedy)
+    (tmp_path / "index.json").unlink()  # as if the build had been killed
+    asked, weights = counting()
+    build(tmp_path, weights).verify()
+    assert asked == ["conv"] and contents(tmp_path) == whole
 
 
 @pytest.mark.parametrize("position", [0.0, 0.5, 1.0], ids=["header", "middle", "last byte"])
@@ -235,9 +299,6 @@ def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".0000.safetensors.123.tmp").write_bytes(b"half")
     build(tmp_path)
     assert not list(tmp_path.glob(".*"))
-
-
-UNIFORM = SearchSpace.of(SHAPES, "uaq-3,uaq-4")
 
 
 def exit_code(work: Callable[[], object]) -> int | None:

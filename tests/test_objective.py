@@ -91,6 +91,19 @@ def test_an_expression_has_the_value_that_python_gives_it(text: str, typeset: bo
         ("psnr - flops", 7, "unknown name 'flops'"),
         ("", 0, "found the end"),
         ("psnr; bits", 4, "found ';'"),
+        ("(psnr bits)", 6, "found 'bits'"),
+        ("psnr × × bits", 7, "found '×'"),
+        ("psnr)", 4, r"found '\)'"),
+        ("()", 1, r"found '\)'"),
+        ("psnr, bits", 4, "found ','"),
+        ("psnr - 'bits'", 7, "expected a number"),
+        ("psnr - é", 7, "found 'é'"),
+        ("psnr − lambda", 7, "unknown name 'lambda'"),
+        ("psnr if bits else 2", 5, "found 'if'"),
+        ("psnr # bits", 5, "found '#'"),
+        ("psnr - 1_000", 8, "found '_000'"),
+        ("psnr - 0x10", 8, "found 'x10'"),
+        ("bits(psnr)", 4, r"found '\('"),
     ],
 )
 def test_an_error_points_at_the_character(text: str, at: int, says: str) -> None:
@@ -99,6 +112,16 @@ def test_an_error_points_at_the_character(text: str, at: int, says: str) -> None
     lines = caught.value.message.split("\n")
     assert lines[1] == f"  {text}" and lines[2].index("^") == at + 2
     assert caught.value.remedy
+
+
+def test_numbers_may_begin_with_zeros_and_brackets_may_not_be_endless() -> None:
+    assert Objective.parse("psnr - 007.50").of({"psnr": 10.0}, 3.0) == 2.5
+    with pytest.raises(Qua2SeDiMoError, match="cannot be read"):
+        Objective.parse("(" * 5000 + "psnr" + ")" * 5000)
+
+
+def test_names_come_in_the_order_they_are_written() -> None:
+    assert Objective.parse("(bits - ssim)*2 + psnr/bits").names == ("bits", "ssim", "psnr")
 
 
 def test_a_size_alone_is_no_objective() -> None:

@@ -14,6 +14,7 @@ import signal
 import sqlite3
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -357,6 +358,21 @@ def test_the_csv_has_a_line_a_record_with_intervals_and_the_configuration(tmp_pa
     assert Configuration.from_json(first["configuration"]) == from_afar().configuration
     assert json.loads(first["versions"]) == dict(ORIGIN.versions)
     assert (last["psnr"], last["error"]) == ("", 'out of "memory",\nsorry')
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "parquet"])
+def test_the_interval_of_one_image_is_an_empty_cell(form: str, tmp_path: Path) -> None:
+    records = opened(tmp_path)
+    one = record(number=0)
+    records.add(replace(one, measurement=Measurement(0, {"psnr": [21.0]}, 1.0)))
+    if form == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        (row,) = parquet.read_table(io.BytesIO(content(records, form))).to_pylist()
+    elif form == "json":
+        (row,) = json.loads(content(records, form), parse_constant=pytest.fail)
+    else:
+        (row,) = csv.DictReader(io.StringIO(content(records, form).decode()))
+    assert (float(row["psnr"]), row["psnr_low"] or None, row["psnr_high"] or None) == (21.0, None, None)
 
 
 def test_the_json_is_strict_and_has_objects(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 ``bank/0007.safetensors`` holds all options of layer 7 (in search-space order): ``uaq-4.codes``, ``uaq-4.scale``
 and so on, with the layer's name and each option's error in its metadata. ``bank/index.json`` repeats the errors
 of all layers with a checksum per file, so that they can be read without touching codes. A layer file appears by
-rename when it is complete: a build that was killed goes on with the first missing layer.
+rename when it is complete, and its checksum in ``bank/checksums.jsonl`` at once: a build that was killed goes on with
+the first missing or damaged layer. Every file is compared with its checksum when it is first used.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -23,10 +25,13 @@ from safetensors.torch import save_file
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import read_document, read_json, write_json, write_via
 from qua2sedimo.options import Configuration, Option, SearchSpace
-from qua2sedimo.quantizers import METHODS, QuantizedWeight, each, quantization_error
+from qua2sedimo.quantizers import METHODS, QuantizedWeight, check_half, dequantize_weight, each, quantization_error
 
 FORMAT = 1
-_REBUILD = "Delete the bank folder; it will be built again."
+_PIECE = 1 << 20  # bytes that are hashed at a time
+_REBUILD = "Move the bank folder away; `qua2sedimo quantize STUDY` builds it again."
+_REBUILD_FILE = "Move the file away; `qua2sedimo quantize STUDY` makes it again."
+_INDEX, _SUMS = "index.json", "checksums.jsonl"
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,14 @@ class Bank:
     """Reads options of one search space from a bank folder; :meth:`build` makes or completes the folder."""
 
     def __init__(self, folder: Path, space: SearchSpace, owner: str) -> None:
-        """Open a finished bank; ``owner`` names space and weights, and must be that of the build."""
+        """Open a finished bank; ``owner`` names space and weights, and must be that of the build.
+
+        Raises :class:`Qua2SeDiMoError` if the index is damaged or of another owner.
+        """
         self.folder, self.space = folder, space
-        index = read_document(folder / "index.json", FORMAT, _REBUILD)
+        index = read_document(folder / _INDEX, FORMAT, _REBUILD)
+        if index.pop("checksum", None) not in (None, _digest(index)):  # older banks have none
+            raise Qua2SeDiMoError(f"{folder / _INDEX} is damaged: it does not have its checksum", _REBUILD_FILE)
         if index.get("owner") != owner:
             raise Qua2SeDiMoError(f"{folder} was built from other weights or for other options", _REBUILD)
         self.errors: dict[str, dict[Option, OptionError]] = {
@@ -53,6 +63,11 @@ class Bank:
         self._checksums = {layer: entry["sha256"] for layer, entry in index["layers"].items()}
         self._dtype = {layer: getattr(torch, entry["dtype"]) for layer, entry in index["layers"].items()}
         self._files: dict[str, Any] = {}
+
+    @staticmethod
+    def is_finished(folder: Path, space: SearchSpace) -> bool:
+        """Whether the index and every layer file are there; no file is read."""
+        return all(p.exists() for p in (folder / _INDEX, *(_file(folder, i) for i in range(len(space.layers)))))
 
     @classmethod
     def build(
@@ -64,7 +79,7 @@ class Bank:
         progress: Callable[[int], object] = lambda done: None,
         workers: int = 1,
     ) -> Bank:
-        """Quantize what is still missing; ``weights(layer)`` gives a layer's tensor, ``progress`` layers done.
+        """Quantize what is missing or damaged; ``weights(layer)`` gives a layer's tensor, ``progress`` layers done.
 
         Raises :class:`Qua2SeDiMoError` naming the layer if its weights hold NaN or infinity.
         """
@@ -76,38 +91,46 @@ class Bank:
         for leftover in folder.glob(".*.tmp"):  # of a build that was killed
             leftover.unlink(missing_ok=True)
 
+        known, writing = _known_checksums(folder), Lock()
+
         def entry(position: int) -> tuple[str, dict[str, Any]]:
             layer = space.layers[position]
             path = _file(folder, position)
-            if not _complete(path, layer):
+            checksum = _sha256(path) if layer in known and path.exists() else ""
+            if checksum != known.get(layer) or _about(path)["layer"] != layer:
                 with _named(layer):
                     _write_layer(path, layer, weights(layer), space.options[layer])
+                checksum = _sha256(path)
+                with writing, (folder / _SUMS).open("a", encoding="utf-8") as sums:
+                    sums.write(json.dumps([layer, checksum]) + "\n")
             about = _about(path)
-            checksum = hashlib.sha256(path.read_bytes()).hexdigest()
             return layer, {"sha256": checksum, "errors": about["errors"], "dtype": about["dtype"]}
 
         layers: dict[str, Any] = {}
         for layer, content in each(entry, range(len(space.layers)), workers):
             layers[layer] = content
             progress(len(layers))
-        write_json(folder / "index.json", {"format": FORMAT, "owner": owner, "layers": layers})
+        index = {"format": FORMAT, "owner": owner, "layers": layers}
+        write_json(folder / _INDEX, {**index, "checksum": _digest(index)})
         return cls(folder, space, owner)
 
     def verify(self) -> None:
         """Compare every file with its checksum; raises :class:`Qua2SeDiMoError` naming the first that differs."""
-        for position, layer in enumerate(self.space.layers):
-            path = _file(self.folder, position)
-            if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != self._checksums[layer]:
-                raise Qua2SeDiMoError(f"{path} (layer '{layer}') is missing or damaged", _REBUILD)
+        for layer in self.space.layers:
+            self._intact(layer)
 
     def get(self, layer: str, option: Option) -> QuantizedWeight:
-        """The packed weight of a layer under an option, mapped from disk."""
+        """The packed weight of a layer under an option, mapped from disk.
+
+        Raises :class:`Qua2SeDiMoError` naming file and layer if the file is missing or damaged; each file is compared
+        with its checksum when it is first used.
+        """
         if layer not in self._files:
-            path = _file(self.folder, self.space.layers.index(layer))
+            path = self._intact(layer)
             try:
                 self._files[layer] = safe_open(path, "pt")
             except (OSError, SafetensorError) as error:
-                raise Qua2SeDiMoError(f"{path} (layer '{layer}') cannot be read: {error}", _REBUILD) from error
+                raise Qua2SeDiMoError(f"{path} (layer '{layer}') cannot be read: {error}", _REBUILD_FILE) from error
         tensors = self._files[layer]
         names = METHODS[option.method].parameter_shapes(self.space.shapes[layer], option.bits)
         try:
@@ -121,6 +144,20 @@ class Bank:
             )
         except SafetensorError as error:
             raise Qua2SeDiMoError(f"bank has no option '{option}' for layer '{layer}': {error}", _REBUILD) from error
+
+    def _intact(self, layer: str) -> Path:
+        """The layer's file; raises :class:`Qua2SeDiMoError` if it is missing or does not have its checksum."""
+        path = _file(self.folder, self.space.layers.index(layer))
+        try:
+            damaged = _sha256(path) != self._checksums[layer]
+        except OSError as error:
+            why = error.strerror or error
+            raise Qua2SeDiMoError(f"{path} (layer '{layer}') is missing or damaged: {why}", _REBUILD_FILE) from error
+        if damaged:
+            raise Qua2SeDiMoError(
+                f"{path} (layer '{layer}') is missing or damaged: it does not have its checksum", _REBUILD_FILE
+            )
+        return path
 
     def relative_mse(self, configuration: Mapping[str, Option]) -> float:
         """Sum over layers of relative MSE: the training-free predictor of damage."""
@@ -137,14 +174,8 @@ def stored_weight(weight: torch.Tensor) -> torch.Tensor:
     """
     if weight.dtype in (torch.bfloat16, torch.float16):
         return weight
-    half = weight.to(torch.float16)
-    lost = int((torch.isinf(half) & torch.isfinite(weight)).sum())
-    if lost:
-        raise Qua2SeDiMoError(
-            f"{lost} of {weight.numel()} weights are beyond ±65504, the range of float16",
-            "Load the pipeline in torch.bfloat16.",
-        )
-    return half
+    check_half(weight)
+    return weight.to(torch.float16)
 
 
 @contextmanager
@@ -166,12 +197,31 @@ def _about(path: Path) -> dict[str, Any]:
         return dict(json.loads((handle.metadata() or {})["about"]))
 
 
-def _complete(path: Path, layer: str) -> bool:
-    """Whether the file is whole and of this layer; a damaged one is made anew."""
-    try:
-        return path.exists() and bool(_about(path)["layer"] == layer)
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return False
+def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb", buffering=0) as handle:
+        while piece := handle.read(_PIECE):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON object, however its file is written."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _known_checksums(folder: Path) -> dict[str, str]:
+    """Checksums of layer files by layer: those of the index, or of a build that did not finish."""
+    found: dict[str, str] = {}
+    with suppress(FileNotFoundError):
+        for line in (folder / _SUMS).read_bytes().splitlines():
+            with suppress(ValueError, TypeError):  # a line that was cut, or damaged: its layer is made again
+                layer, checksum = json.loads(line)
+                found[layer] = checksum
+    with suppress(Qua2SeDiMoError, KeyError, TypeError, AttributeError):  # a damaged index is written again
+        layers = read_document(folder / _INDEX, FORMAT, _REBUILD)["layers"]
+        found |= {layer: entry["sha256"] for layer, entry in layers.items()}
+    return found
 
 
 def _write_layer(path: Path, layer: str, weight: torch.Tensor, options: tuple[Option, ...]) -> None:
@@ -183,6 +233,6 @@ def _write_layer(path: Path, layer: str, weight: torch.Tensor, options: tuple[Op
             option = str(Option(method, value.bits))
             tensors[f"{option}.codes"] = value.codes.cpu()
             tensors |= {f"{option}.{name}": t.cpu().contiguous() for name, t in value.parameters.items()}
-            errors[option] = quantization_error(weight, value.dequantize())
+            errors[option] = quantization_error(weight, dequantize_weight(value))
     about = {"layer": layer, "errors": errors, "dtype": str(weight.dtype).removeprefix("torch.")}
     write_via(path, lambda temporary: save_file(tensors, temporary, metadata={"about": json.dumps(about)}))

@@ -1,78 +1,60 @@
 """What is maximised: an expression over metrics and size, such as ``psnr - 2*bits``.
 
-    sum     = product { ("+" | "-" | "−") product }
-    product = factor { ("*" | "×" | "/" | "÷") factor }
-    factor  = ("-" | "−" | "+") factor | number | name | "(" sum ")"
-
-Names are metrics, ``bits`` (average bits a weight), ``bytes`` (packed, of the quantized layers) and ``bops`` (bit
-operations of one forward of the denoiser). Nothing is ever evaluated but these.
+Numbers, names, + - * / and brackets, read as Python reads them; − × ÷ mean the same as - * /. Names are metrics,
+``bits`` (average bits a weight), ``bytes`` (packed, of the quantized layers) and ``bops`` (bit operations of one
+forward of the denoiser). Nothing else is ever evaluated.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
+import operator
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.metrics.catalogue import METRICS, Metric
 from qua2sedimo.options import Configuration, bit_operations
-from qua2sedimo.records import Record
 
 SIZES = ("bits", "bytes", "bops")
-_TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)|([A-Za-z_]\w*)|(\S))")
-_SAME = {"−": "-", "×": "*", "÷": "/"}
+_TOKEN = re.compile(r"(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[A-Za-z_]\w*)|(?P<sign>\S)")
+_ASCII = str.maketrans("−×÷", "-*/")
+_SIGNS: Mapping[type[ast.AST], Any] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
+}
 
 Value = float | np.ndarray
 
 
-@dataclass(frozen=True)
-class Number:
-    value: float
+class Measured(Protocol):
+    """The metrics of a measurement: ``values`` per image, ``means`` of all, also of those that only a set has."""
 
-    def __call__(self, names: Mapping[str, Value]) -> Value:
-        return self.value
-
-
-@dataclass(frozen=True)
-class Name:
-    name: str
-
-    def __call__(self, names: Mapping[str, Value]) -> Value:
-        return names[self.name]
+    @property
+    def values(self) -> Mapping[str, Sequence[float]]: ...
+    @property
+    def means(self) -> Mapping[str, float]: ...
 
 
-@dataclass(frozen=True)
-class Negative:
-    of: Expression
+class MeasuredConfiguration(Protocol):
+    """A configuration, its size and its measurement, such as a record."""
 
-    def __call__(self, names: Mapping[str, Value]) -> Value:
-        return -self.of(names)
-
-
-@dataclass(frozen=True)
-class Binary:
-    """``sign`` is one of + - * /."""
-
-    sign: str
-    left: Expression
-    right: Expression
-
-    def __call__(self, names: Mapping[str, Value]) -> Value:
-        left, right = self.left(names), self.right(names)
-        if self.sign == "+":
-            return left + right
-        if self.sign == "-":
-            return left - right
-        return left * right if self.sign == "*" else left / right
-
-
-Expression = Number | Name | Negative | Binary
+    @property
+    def configuration(self) -> Configuration: ...
+    @property
+    def average_bits(self) -> float: ...
+    @property
+    def measurement(self) -> Measured: ...
 
 
 @dataclass(frozen=True)
@@ -86,14 +68,14 @@ class Objective:
     """
 
     text: str
-    expression: Expression
+    expression: ast.expr = field(compare=False, repr=False)
     weights: int = 0
     macs: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str, weights: int = 0, macs: Mapping[str, int] | None = None) -> Objective:
         """Raises :class:`Qua2SeDiMoError` that points at the character, or if no metric is named."""
-        found = cls(text.strip(), _Parser(text).whole(), weights, macs or {})
+        found = cls(text.strip(), _parsed(text), weights, macs or {})
         if not found.metrics:
             raise Qua2SeDiMoError(
                 f"objective '{text}' names no metric", f"Without one nothing is measured; known: {', '.join(METRICS)}."
@@ -103,7 +85,8 @@ class Objective:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Distinct names in the order they are written."""
-        return tuple(dict.fromkeys(_names(self.expression)))
+        found = [node for node in ast.walk(self.expression) if isinstance(node, ast.Name)]
+        return tuple(dict.fromkeys(node.id for node in sorted(found, key=lambda node: node.col_offset)))
 
     @property
     def metrics(self) -> list[str]:
@@ -112,7 +95,7 @@ class Objective:
 
     @property
     def _bare(self) -> Metric | None:
-        return METRICS[self.expression.name] if isinstance(self.expression, Name) else None
+        return METRICS[self.expression.id] if isinstance(self.expression, ast.Name) else None
 
     @property
     def higher_is_better(self) -> bool:
@@ -134,8 +117,7 @@ class Objective:
 
     def of_images(self, values: Mapping[str, Sequence[float]]) -> np.ndarray:
         """The value of each image alone [images], for an objective of paired metrics without sizes."""
-        arrays = {name: np.asarray(values[name], dtype=np.float64) for name in self.metrics}
-        return np.asarray(self._evaluated(arrays, float("nan"), None), dtype=np.float64)
+        return self._of_arrays(values, float("nan"), None)
 
     @property
     def title(self) -> str:
@@ -151,20 +133,25 @@ class Objective:
         """The value for measured metrics at ``bits`` average bits; ``bops`` need the configuration."""
         return float(self._evaluated({name: metrics[name] for name in self.metrics}, bits, configuration))
 
-    def value(self, record: Record) -> float:
+    def value(self, record: MeasuredConfiguration) -> float:
         return self.of(record.measurement.means, record.average_bits, record.configuration)
 
-    def gain(self, record: Record) -> float:
+    def gain(self, record: MeasuredConfiguration) -> float:
         """The value with the sign that makes larger better."""
         return self.sign * self.value(record)
 
-    def per_image(self, record: Record) -> np.ndarray | None:
+    def per_image(self, record: MeasuredConfiguration) -> np.ndarray | None:
         """The value of each image alone: [images]; None if a metric has only a value for the set."""
         values = record.measurement.values
         if any(name not in values for name in self.metrics):
             return None
+        return self._of_arrays(values, record.average_bits, record.configuration)
+
+    def _of_arrays(
+        self, values: Mapping[str, Sequence[float]], bits: float, configuration: Configuration | None
+    ) -> np.ndarray:
         arrays = {name: np.asarray(values[name], dtype=np.float64) for name in self.metrics}
-        return np.asarray(self._evaluated(arrays, record.average_bits, record.configuration), dtype=np.float64)
+        return np.asarray(self._evaluated(arrays, bits, configuration), dtype=np.float64)
 
     def _evaluated(self, metrics: Mapping[str, Value], bits: float, configuration: Configuration | None) -> Value:
         if "bytes" in self.names and not self.weights:
@@ -174,7 +161,7 @@ class Objective:
             names["bops"] = self._bops(configuration)
         try:
             with np.errstate(all="ignore"):
-                value = self.expression(names)
+                value = _value(self.expression, names)
         except ZeroDivisionError:
             value = np.nan
         if not np.all(np.isfinite(value)):
@@ -188,87 +175,69 @@ class Objective:
             which = uncounted[0] if uncounted else "its layers"
             raise Qua2SeDiMoError(
                 f"objective '{self.text}': the operations of {which} were not counted",
-                "The study's graph.json is older than `bops`: delete it, and it will be traced again.",
+                "The study's graph.json is older than `bops`: move it away, and it will be traced again.",
             )
         return float(bit_operations(self.macs, configuration))
 
 
-class _Parser:
-    """Recursive descent, one method a rule of the grammar."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.tokens = [
-            (m.lastindex or 0, m[m.lastindex or 0], m.start(m.lastindex or 0)) for m in _TOKEN.finditer(text)
-        ]
-        self.place = 0
-
-    def whole(self) -> Expression:
-        found = self.sum()
-        if self.place < len(self.tokens):
-            self.refuse(f"expected an operator, found '{self.tokens[self.place][1]}'")
-        return found
-
-    def sum(self) -> Expression:
-        left = self.product()
-        while (sign := self.sign()) in ("+", "-"):
-            self.place += 1
-            left = Binary(sign, left, self.product())
-        return left
-
-    def product(self) -> Expression:
-        left = self.factor()
-        while (sign := self.sign()) in ("*", "/"):
-            self.place += 1
-            left = Binary(sign, left, self.factor())
-        return left
-
-    def factor(self) -> Expression:
-        if self.place == len(self.tokens):
-            self.refuse("expected a number, a name or '(', found the end")
-        kind, token, _ = self.tokens[self.place]
-        sign = self.sign()
-        if kind == 2:
-            self.check(token)
-        elif kind == 3 and sign not in ("+", "-", "("):
-            self.refuse(f"expected a number, a name or '(', found '{token}'")
-        self.place += 1
-        if kind == 1:
-            return Number(float(token))
-        if kind == 2:
-            return Name(token)
-        if sign == "(":
-            inner = self.sum()
-            if self.sign() != ")":
-                self.refuse("expected ')'")
-            self.place += 1
-            return inner
-        return Negative(self.factor()) if sign == "-" else self.factor()
-
-    def sign(self) -> str:
-        """The operator or bracket at this place, in its plain form; empty for anything else."""
-        if self.place == len(self.tokens) or self.tokens[self.place][0] != 3:
-            return ""
-        token = self.tokens[self.place][1]
-        return _SAME.get(token, token)
-
-    def check(self, name: str) -> None:
-        known = [*METRICS, *SIZES]
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1, 0.5)
-            meant = f" Did you mean '{near[0]}'?" if near else ""
-            self.refuse(f"unknown name '{name}'.{meant}", f"Known: {', '.join(known)}.")
-
-    def refuse(self, what: str, remedy: str = "Numbers, names, + - * / and brackets make an objective.") -> NoReturn:
-        at = self.tokens[self.place][2] if self.place < len(self.tokens) else len(self.text)
-        raise Qua2SeDiMoError(f"objective: {what}\n  {self.text}\n  {' ' * at}^", remedy)
+def _parsed(text: str) -> ast.expr:
+    """The expression as Python's syntax tree; raises :class:`Qua2SeDiMoError` that points at what cannot be read."""
+    tokens = list(_TOKEN.finditer(text.translate(_ASCII)))
+    _check(text, tokens)
+    # Python's own numbers may not begin with 0, and are not all floats.
+    words = [repr(float(m[0])).replace("inf", "1e999") if m.lastgroup == "number" else m[0] for m in tokens]
+    try:
+        return ast.parse(" ".join(words), mode="eval").body
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise Qua2SeDiMoError(f"objective '{text}' cannot be read: {error}", "Write it with fewer brackets.") from error
 
 
-def _names(expression: Expression) -> Iterator[str]:
-    if isinstance(expression, Name):
-        yield expression.name
-    elif isinstance(expression, Negative):
-        yield from _names(expression.of)
-    elif isinstance(expression, Binary):
-        yield from _names(expression.left)
-        yield from _names(expression.right)
+def _check(text: str, tokens: Sequence[re.Match[str]]) -> None:
+    """Operands and operators must alternate, brackets must match, names must be known."""
+    operand, brackets = True, 0  # whether an operand is expected next; brackets that are open
+    for token in tokens:
+        found = token[0]
+        if operand and token.lastgroup != "sign":
+            if token.lastgroup == "name":
+                _check_name(text, found, token.start())
+            operand = False
+        elif operand and found in "+-(":
+            brackets += found == "("
+        elif not operand and found in "+-*/":
+            operand = True
+        elif not operand and found == ")" and brackets:
+            brackets -= 1
+        else:
+            expected = "a number, a name or '('" if operand else "')'" if brackets else "an operator"
+            _refuse(text, f"expected {expected}, found '{text[token.start() : token.end()]}'", token.start())
+    if operand:
+        _refuse(text, "expected a number, a name or '(', found the end", len(text))
+    if brackets:
+        _refuse(text, "expected ')', found the end", len(text))
+
+
+def _check_name(text: str, name: str, at: int) -> None:
+    known = [*METRICS, *SIZES]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1, 0.5)
+        meant = f" Did you mean '{near[0]}'?" if near else ""
+        _refuse(text, f"unknown name '{name}'.{meant}", at, f"Known: {', '.join(known)}.")
+
+
+def _refuse(
+    text: str, what: str, at: int, remedy: str = "Numbers, names, + - * / and brackets make an objective."
+) -> NoReturn:
+    raise Qua2SeDiMoError(f"objective: {what}\n  {text}\n  {' ' * at}^", remedy)
+
+
+def _value(node: ast.expr, names: Mapping[str, Value]) -> Any:
+    """The value of a syntax tree of names, numbers and arithmetic; any other node is an error."""
+    if isinstance(node, ast.BinOp):
+        return _SIGNS[type(node.op)](_value(node.left, names), _value(node.right, names))
+    if isinstance(node, ast.UnaryOp):
+        return _SIGNS[type(node.op)](_value(node.operand, names))
+    if isinstance(node, ast.Name):
+        return names[node.id]
+    if isinstance(node, ast.Constant) and isinstance(node.value, float):
+        return node.value
+    raise TypeError(f"an objective has no {type(node).__name__}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -13,11 +16,14 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    DiffusionPipeline,
     DiTPipeline,
+    SchedulerMixin,
     StableDiffusionPipeline,
     UNet2DModel,
 )
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from diffusers.utils.torch_utils import randn_tensor
 from tests.conftest import randomized, small_unet
 from transformers import (
     CLIPConfig,
@@ -241,6 +247,92 @@ def test_noise_from_the_global_generator_too_is_fixed_and_leaves_it_alone() -> N
     torch.manual_seed(1)
     assert torch.equal(after, torch.rand(1))
     assert np.array_equal(first, make(0, 2)) and not np.array_equal(first, make(2, 4))
+
+
+def test_images_that_draw_from_the_global_generator_do_not_depend_on_the_batch(pipeline: DiTPipeline) -> None:
+    """DiT's pipeline passes no generator to its scheduler."""
+    pipeline.scheduler = DDPMScheduler(num_train_timesteps=50)
+    arguments = {"num_inference_steps": 4, "guidance_scale": 1.0}
+    whole = generator(pipeline, arguments=arguments, batch=1)(0, 5)
+    for batch in (2, 5, 16):
+        make = generator(pipeline, arguments=arguments, batch=batch)
+        seen: list[int] = []
+        np.testing.assert_allclose(make(0, 5, seen.append), whole, atol=1e-5)
+        assert make.one_by_one and make.batch == 1 and seen == [1, 2, 3, 4, 5]
+        np.testing.assert_allclose(make(3, 5), whole[3:], atol=1e-5)
+
+
+def test_an_ordinary_pipeline_is_called_once_a_batch(pipeline: DiTPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    call = DiTPipeline.__call__
+
+    def counted(self: DiTPipeline, class_labels: list[int], **arguments: Any) -> Any:
+        sizes.append(len(class_labels))
+        return call(self, class_labels, **arguments)
+
+    monkeypatch.setattr(DiTPipeline, "__call__", functools.wraps(call)(counted))
+    make = generator(pipeline, batch=2)
+    make(0, 5)
+    assert sizes == [2, 2, 1] and not make.one_by_one
+
+
+class Sampling(DiffusionPipeline):
+    """The loop that pipelines have in common, with or without passing the generators on to the scheduler."""
+
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, passes_on: bool) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.passes_on = passes_on
+
+    @torch.no_grad()
+    def __call__(self, generator: Any, batch_size: int = 1, output_type: str = "np") -> Painter:
+        x = randn_tensor((batch_size, 1, 8, 8), generator=generator)
+        self.scheduler.set_timesteps(4)
+        x = x * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        more = {"generator": generator} if self.passes_on else {}
+        for t in self.scheduler.timesteps:
+            scaled = self.scheduler.scale_model_input(x, t) if hasattr(self.scheduler, "scale_model_input") else x
+            x = self.scheduler.step(self.unet(scaled, t.expand(len(x))).sample, t, x, **more).prev_sample
+        return Painter(torch.tanh(x).permute(0, 2, 3, 1).numpy())
+
+
+#: Beside the default settings: those with which a scheduler draws noise in its steps.
+NOISY = {
+    "DPMSolverMultistepScheduler": {"algorithm_type": "sde-dpmsolver++"},
+    "DPMSolverSinglestepScheduler": {"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "sigma_min"},
+    "EDMDPMSolverMultistepScheduler": {"algorithm_type": "sde-dpmsolver++"},
+    "FlowMatchEulerDiscreteScheduler": {"stochastic_sampling": True},
+}
+#: Not for continuous pictures that one denoiser makes step by step from noise, or they need packages of their own.
+OTHER = {
+    "AmusedScheduler", "BlockRefinementScheduler", "CogVideoXDPMScheduler", "CosineDPMSolverMultistepScheduler",
+    "DDPMWuerstchenScheduler", "DPMSolverSDEScheduler", "DiscreteDDIMScheduler", "EntropyBoundScheduler",
+    "HeliosDMDScheduler", "HeliosScheduler", "KarrasVeScheduler", "PiflowScheduler", "RFD4ProteinaScheduler",
+    "RePaintScheduler", "SCMScheduler", "ScoreSdeVeScheduler", "VQDiffusionScheduler",
+}  # fmt: skip
+
+
+def schedulers() -> list[tuple[str, dict[str, Any]]]:
+    names = sorted(
+        name for name in dir(diffusers)
+        if name.endswith("Scheduler") and not name.startswith("Flax") and name not in OTHER
+    )  # fmt: skip
+    return [(name, {}) for name in names] + [(name, NOISY[name]) for name in names if name in NOISY]
+
+
+@pytest.mark.parametrize("passes_on", [True, False], ids=["generators", "none"])
+@pytest.mark.parametrize(("name", "settings"), schedulers(), ids=lambda value: value if isinstance(value, str) else "")
+def test_the_batch_changes_no_image_whatever_the_scheduler(
+    unconditional: DDPMPipeline, name: str, settings: dict[str, Any], passes_on: bool
+) -> None:
+    scheduler = getattr(diffusers, name)(**settings)
+    if passes_on and "generator" not in inspect.signature(scheduler.step).parameters:
+        pytest.skip("takes no generator")
+    one, several = (
+        Generator(Sampling(unconditional.unet, scheduler, passes_on), Generation([], {}, seed=3, batch=batch))(0, 3)
+        for batch in (1, 3)
+    )
+    np.testing.assert_allclose(one, several, atol=1e-3)
 
 
 # Memory ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.measuring.originals import Originals, checkpoint_source, compact, files_of
 from qua2sedimo.measuring.switch import Switch
 from qua2sedimo.options import Configuration, Option, SearchSpace
-from qua2sedimo.quantizers import METHODS, QuantizedWeight
+from qua2sedimo.quantizers import METHODS, QuantizedWeight, dequantize_weight
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 LOW, HIGH, CODEBOOK = Option("uaq", 3), Option("uaq", 4), Option("kmeans_c", 4)
@@ -52,7 +52,7 @@ def test_a_configuration_puts_the_dequantized_weights_in_place(model: nn.Module,
     configuration = Configuration((n, options[i % 3]) for i, n in enumerate(bank.space.layers))
     Switch(model, bank, weight_layers(model)).apply(configuration)
     for name, option in configuration.items():
-        expected = bank.get(name, option).dequantize().float()
+        expected = dequantize_weight(bank.get(name, option)).float()
         assert torch.equal(model.get_submodule(name).weight, expected), name
     assert torch.equal(model.proj_out_1.weight, small_dit().proj_out_1.weight)
 
@@ -109,7 +109,7 @@ def test_an_option_outside_the_bank_is_made_from_the_original_weights(model: nn.
     switch.apply(bank.space.uniform(option))
     for name in bank.space.layers:
         (value,) = METHODS["uaq"].quantize(small_dit().get_submodule(name).weight.half(), [8])
-        assert torch.equal(model.get_submodule(name).weight, value.dequantize().float()), name
+        assert torch.equal(model.get_submodule(name).weight, dequantize_weight(value).float()), name
 
 
 def test_half_precision_denoisers_keep_their_dtype(bank: Bank, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_parts_are_written_where_they_lie_and_copies_all_alike(tmp_path: Path) -
     before = model.conv.weight.detach().clone()
     switch = Switch(model, bank, layers)
     switch.apply(Configuration({"conv[0:4]": LOW, "conv[4:6]": HIGH}))
-    expected = [bank.get("conv[0:4]", LOW).dequantize(), bank.get("conv[4:6]", HIGH).dequantize()]
+    expected = [dequantize_weight(bank.get("conv[0:4]", LOW)), dequantize_weight(bank.get("conv[4:6]", HIGH))]
     assert torch.equal(model.conv.weight, torch.cat(expected, dim=1).float())
     assert torch.equal(model.twin.weight, model.conv.weight)
     switch.restore()
@@ -196,7 +196,7 @@ def test_originals_are_read_from_the_files_and_not_copied(bank: Bank, tmp_path: 
     assert switch.originals.copied_bytes == 0
     for option in (LOW, Option("uaq", 8)):  # the second is not in the bank, and made from the originals
         switch.apply(bank.space.uniform(option))
-    expected = METHODS["uaq"].quantize(before["proj_out_2.weight"].half(), [8])[0].dequantize().float()
+    expected = dequantize_weight(METHODS["uaq"].quantize(before["proj_out_2.weight"].half(), [8])[0]).float()
     assert torch.equal(model.proj_out_2.weight, expected)
     switch.restore()
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())

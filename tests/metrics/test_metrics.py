@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.measuring.exported import Evaluation
 from qua2sedimo.metrics.catalogue import BUILT_IN, METRICS, Metric, check_measurable, check_metrics, metric
 from qua2sedimo.metrics.distances import (
     PSNR_LIMIT,
@@ -25,7 +27,7 @@ from qua2sedimo.metrics.distances import (
     psnr,
     ssim,
 )
-from qua2sedimo.metrics.estimates import mean_estimate, set_estimate
+from qua2sedimo.metrics.estimates import Estimate, mean_estimate, set_estimate
 
 
 class Identity(torch.nn.Module):
@@ -139,6 +141,25 @@ def test_the_interval_of_a_mean_contains_it(values: list[float]) -> None:
     assert estimate.value == pytest.approx(np.mean(values))
     assert min(values) - 1e-9 <= estimate.low <= estimate.value + 1e-9
     assert estimate.value - 1e-9 <= estimate.high <= max(values) + 1e-9
+
+
+def test_one_image_has_a_value_and_no_interval() -> None:
+    for estimate in (
+        mean_estimate(np.array([3.0])),
+        set_estimate(lambda a, b: float((a - b).mean()), features(0, 1, 4), features(1, 6, 4)[:1]),
+    ):
+        assert np.isnan([estimate.low, estimate.high]).all() and not estimate.has_interval
+        assert np.isfinite(estimate.value) and estimate.images == 1
+        kept = json.loads(json.dumps(estimate.to_json(), allow_nan=False))
+        assert kept["low"] is None and repr(Estimate.from_json(kept)) == repr(estimate)
+    assert mean_estimate(np.array([3.0, 4.0])).has_interval
+
+
+def test_an_evaluation_of_one_image_is_kept_and_read_again() -> None:
+    about = {"export": "e", "model": "m", "inputs": [], "arguments": {}, "seed": 0, "versions": {}}
+    made = Evaluation(**about, metrics={"psnr": mean_estimate(np.array([3.0]))}, full={})
+    written = json.dumps(made.model_dump(), allow_nan=False)
+    assert repr(Evaluation.model_validate(json.loads(written))) == repr(made)
 
 
 def test_the_interval_of_a_mean_covers_the_truth_about_as_often_as_it_says() -> None:

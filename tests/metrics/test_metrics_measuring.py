@@ -163,6 +163,18 @@ def test_of_guided_batches_the_latents_that_are_decoded_are_taken() -> None:
     np.testing.assert_allclose(np.clip(as_images, 0, 1), images, atol=1e-6)
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_latents_of_images_that_are_made_one_by_one_are_theirs(task: Task, batch: int) -> None:
+    """A scheduler that draws from the global generator: the batch that showed it counts for nothing."""
+    pipeline = small_pipeline()
+    pipeline.scheduler = DDPMScheduler(num_train_timesteps=50)
+    made = generator(pipeline, batch=batch)
+    measurer = Measurer(made, Switch(pipeline.transformer, task.bank, task.graph.layers), ["latent_mse"], range(3, 7))
+    values = measurer(task.space.uniform(Option.parse("kmeans_a-2"))).values["latent_mse"]
+    assert len(values) == 4 and made.one_by_one == (batch > 1) and min(values) > 0
+    np.testing.assert_allclose(measurer(Configuration({})).values["latent_mse"], 0, atol=1e-12)
+
+
 def test_latents_of_a_latent_pipeline_are_what_its_autoencoder_decodes() -> None:
     vae = AutoencoderKL(
         in_channels=3, out_channels=3, latent_channels=1, block_out_channels=(8,), norm_num_groups=4, sample_size=8,

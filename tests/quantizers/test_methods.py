@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers import METHODS, packed_bytes, quantization_error, stored_dtype, unpack
+from qua2sedimo.quantizers import METHODS, dequantize_weight, packed_bytes, quantization_error, stored_dtype, unpack
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 #: Linear, Conv1d, Conv2d, Conv3d, one weight a channel, a vector, one channel.
@@ -31,7 +31,7 @@ def normal(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
 def test_value_has_the_weights_shape_and_dtype_and_exactly_the_promised_bytes(method, dtype, shape) -> None:
     weight = normal(shape).to(dtype)
     for bits, value in zip(range(2, 9), METHODS[method].quantize(weight, range(2, 9))):
-        back = value.dequantize()
+        back = dequantize_weight(value)
         assert (value.method, value.bits, value.shape, value.dtype) == (method, bits, shape, dtype)
         assert (back.shape, back.dtype) == (weight.shape, dtype)
         assert torch.isfinite(back).all()
@@ -56,7 +56,7 @@ def test_overhead_is_that_of_the_design() -> None:
 @given(st.sampled_from(list(METHODS)), st.integers(0, 10**6), st.sampled_from(DTYPES))
 def test_error_falls_as_bits_rise(method: str, seed: int, dtype: torch.dtype) -> None:
     weight = normal((8, 300), seed).to(dtype)
-    errors = [quantization_error(weight, v.dequantize()) for v in METHODS[method].quantize(weight, range(2, 9))]
+    errors = [quantization_error(weight, dequantize_weight(v)) for v in METHODS[method].quantize(weight, range(2, 9))]
     for column in zip(*errors):
         assert all(more_bits < fewer_bits for fewer_bits, more_bits in itertools.pairwise(column))
 
@@ -85,15 +85,15 @@ def test_nan_and_infinity_are_refused_with_their_count(method: str, dtype: torch
 def test_empty_tensors_come_back_empty(method: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     (value,) = METHODS[method].quantize(torch.zeros(shape, dtype=dtype), [3])
     assert value.nbytes == packed_bytes(method, shape, 3)
-    assert (value.dequantize().shape, value.dequantize().dtype) == (shape, dtype)
-    assert quantization_error(torch.zeros(shape), value.dequantize()) == (0.0, 0.0)
+    assert (dequantize_weight(value).shape, dequantize_weight(value).dtype) == (shape, dtype)
+    assert quantization_error(torch.zeros(shape), dequantize_weight(value)) == (0.0, 0.0)
 
 
 @methods
 @dtypes
 def test_a_strided_weight_is_quantized_like_its_contiguous_copy(method: str, dtype: torch.dtype) -> None:
     weight = normal((12, 9)).to(dtype).T
-    strided, whole = (METHODS[method].quantize(w, [4])[0].dequantize() for w in (weight, weight.contiguous()))
+    strided, whole = (dequantize_weight(METHODS[method].quantize(w, [4])[0]) for w in (weight, weight.contiguous()))
     assert torch.equal(strided, whole)
 
 
@@ -103,7 +103,7 @@ def test_the_weight_itself_is_left_alone(method: str) -> None:
     before = weight.detach().clone()
     value = METHODS[method].quantize(weight, [2])[0]
     assert torch.equal(weight, before)
-    assert not value.dequantize().requires_grad
+    assert not dequantize_weight(value).requires_grad
 
 
 def test_quantization_error_by_hand() -> None:
@@ -128,7 +128,7 @@ def test_dequantizing_is_looking_codes_up_at_every_width_and_row_length(method, 
     for value in METHODS[method].quantize(weight, range(2, 9)):
         codes = unpack(value.codes, value.bits, weight.numel()).view(shape[0], -1).long()
         levels = METHODS[method].levels(value.parameters, value.bits).expand(shape[0], -1)
-        assert torch.equal(value.dequantize(), levels.gather(1, codes).to(dtype).view(shape))
+        assert torch.equal(dequantize_weight(value), levels.gather(1, codes).to(dtype).view(shape))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -137,8 +137,8 @@ def test_dequantizing_into_a_span_of_a_larger_weight_changes_only_that(method, t
     part = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(1)).half()
     (value,) = METHODS[method].quantize(part, [3])
     whole = torch.full((6, 12, 3, 3), 7.0, dtype=target)
-    value.dequantize(whole[:, 4:9])
-    assert torch.equal(whole[:, 4:9], value.dequantize().to(target))
+    dequantize_weight(value, whole[:, 4:9])
+    assert torch.equal(whole[:, 4:9], dequantize_weight(value).to(target))
     assert (whole[:, :4] == 7).all()
     assert (whole[:, 9:] == 7).all()
 
@@ -146,6 +146,6 @@ def test_dequantizing_into_a_span_of_a_larger_weight_changes_only_that(method, t
 def test_dequantizing_a_large_weight_on_several_threads_equals_one(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(700, 500, generator=torch.Generator().manual_seed(1)).half()
     (value,) = METHODS["kmeans_a"].quantize(weight, [3])
-    alone = value.dequantize()
+    alone = dequantize_weight(value)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert torch.equal(value.dequantize(), alone)
+    assert torch.equal(dequantize_weight(value), alone)

@@ -21,7 +21,7 @@ from diffusers import (
 )
 from torch import nn
 
-from qua2sedimo.quantizers import METHODS, QuantizedWeight
+from qua2sedimo.quantizers import METHODS, QuantizedWeight, dequantize_weight
 from qua2sedimo.runtime import save_packed
 from qua2sedimo.runtime.table import layer_modules
 
@@ -108,7 +108,7 @@ def simulate(
         if tensor.is_floating_point():
             tensor.copy_(tensor.to(half))
     for name, value in values.items():
-        plain.get_submodule(name).weight.copy_(value.dequantize())
+        plain.get_submodule(name).weight.copy_(dequantize_weight(value))
     plain.save_pretrained(folder)
     return type(model).from_pretrained(folder, torch_dtype=torch_dtype)
 

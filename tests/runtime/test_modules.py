@@ -8,7 +8,7 @@ from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Option
-from qua2sedimo.quantizers import METHODS
+from qua2sedimo.quantizers import METHODS, dequantize_weight
 from qua2sedimo.runtime import Part, QuantizedLayer, Storage, empty_quantized_module, quantized_module
 
 LAYERS = {
@@ -37,7 +37,7 @@ def test_computes_as_the_plain_layer_with_the_dequantized_weight(kind: str, meth
         quantized = quantized_module(plain, value)
         assert isinstance(quantized, type(plain)) and isinstance(quantized, QuantizedLayer)
         reference = copy.deepcopy(plain)
-        reference.weight.data = value.dequantize()
+        reference.weight.data = dequantize_weight(value)
         assert torch.equal(quantized(x), reference(x)), bits
         assert f"{method}-{bits}" in repr(quantized)
 
@@ -50,9 +50,9 @@ def test_casts_do_not_touch_what_is_stored(stored: torch.dtype, method: str, bia
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         quantized.to(dtype)
         assert quantized.compute_dtype == quantized.weight.dtype == dtype
-        assert torch.equal(quantized.weight, value.dequantize().to(dtype))
+        assert torch.equal(quantized.weight, dequantize_weight(value).to(dtype))
         assert quantized(torch.randn(2, 24, dtype=dtype)).dtype == dtype
-    assert torch.equal(quantized.half().float().weight, value.dequantize().float())
+    assert torch.equal(quantized.half().float().weight, dequantize_weight(value).float())
 
 
 def test_holds_only_the_packed_bytes_and_shares_the_bias() -> None:
@@ -72,7 +72,7 @@ def test_survives_deepcopy_state_dict_and_a_stay_on_another_device(method: str) 
     assert empty.codes.is_meta
     empty.load_state_dict(quantized.state_dict(), assign=True)
     for other in (twin, empty, quantized.to("cpu")):
-        assert torch.equal(other.weight, value.dequantize())
+        assert torch.equal(other.weight, dequantize_weight(value))
     assert quantized.to("meta").weight.is_meta
 
 
@@ -88,7 +88,7 @@ def test_gradients_reach_the_input() -> None:
     _, value, quantized = layer()
     x = torch.randn(2, 24, requires_grad=True)
     quantized(x).sum().backward()
-    torch.testing.assert_close(x.grad, value.dequantize().sum(0).expand(2, -1))
+    torch.testing.assert_close(x.grad, dequantize_weight(value).sum(0).expand(2, -1))
 
 
 def test_refuses_what_does_not_fit() -> None:
@@ -126,7 +126,7 @@ def test_a_layer_in_parts_computes_as_the_plain_one_with_the_parts_side_by_side(
         for (a, b), method, bits in zip(spans, ("kmeans_a", "uaq"), (2, 5))
     ]
     quantized = quantized_module(plain, list(zip(spans, values)))
-    plain.weight.data = torch.cat([value.dequantize() for value in values], dim=1)
+    plain.weight.data = torch.cat([dequantize_weight(value) for value in values], dim=1)
     assert torch.equal(quantized(x), plain(x))
     held = sum(t.numel() * t.element_size() for t in quantized.buffers())
     assert held == sum(value.nbytes for value in values)

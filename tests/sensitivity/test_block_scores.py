@@ -7,8 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from tests.denoisers.test_subgraphs import full_graph, small_graph, zoo_graph
 from tests.sensitivity.untrained import Untrained, untrained
 
@@ -19,7 +17,6 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.predictor.network import norms
 from qua2sedimo.sensitivity import BlockScores, BlockSettings, block_level, block_scores
 from qua2sedimo.sensitivity.block_scores import reference
-from qua2sedimo.sensitivity.block_settings import undominated
 
 
 def scores_of(made: Untrained, **changes: int) -> BlockScores:
@@ -148,13 +145,3 @@ def test_the_frontier_of_a_fold_is_by_that_folds_score() -> None:
         assert front[0].nbytes == entry.nbytes.min() and front[-1].score == pytest.approx(value.max())
         assert all(set(s.options) == set(entry.layers) for s in front)
     assert all(s.spread > 0 for s in scores.pareto(name))
-
-
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30))
-def test_the_undominated_are_those_of_brute_force(pairs: list[tuple[int, int]]) -> None:
-    nbytes, value = (np.array(side, dtype=float) for side in zip(*pairs))
-    found = undominated(nbytes, value)
-    assert [nbytes[i] for i in found] == sorted(nbytes[i] for i in found)
-    beaten = {(b, v) for b, v in pairs if any(c <= b and w >= v and (c, w) != (b, v) for c, w in pairs)}
-    assert {(int(nbytes[i]), int(value[i])) for i in found} == set(pairs) - beaten
-    assert len(found) == len(set(pairs) - beaten)

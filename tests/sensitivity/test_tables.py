@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from qua2sedimo.sensitivity import (
     LayerStep,
     Sensitivity,
     distributions,
-    findings,
     layer_steps,
     op_scores,
     option_effects,
@@ -133,22 +131,6 @@ def made(name: str, operation: str, folds: tuple[float, ...], stage: str = "s", 
     block = block or f"block of {operation}"
     layer = WeightLayer(name, name, None, (4, 4), "Linear", operation, block, None, stage)
     return LayerStep(layer, Step("uaq-4", "uaq-3", folds, True))
-
-
-def test_a_sentence_is_said_only_where_the_folds_agree() -> None:
-    calm = [made(f"{o} {i}", o, (1.0, 1.1, 0.9, 1.0, 1.05)) for o in ("SA-Q", "SA-K") for i in range(2)]
-    sure = findings([*calm, made("t", "t-Embed", (2.0, 2.2, 2.1, 2.3, 1.9))], "dB")
-    assert any(re.fullmatch(r"t-Embed: 4 → 3 bits costs the most, 2\.1\d* ± 0\.07\d* dB a layer\.", s) for s in sure)
-    torn = findings([*calm, made("t", "t-Embed", (9.0, 0.1, 0.1, 0.2, 1.0))], "dB")
-    assert not any(s.startswith("t") for s in torn)
-    assert findings([made("t", "t-Embed", (2.0,)), *[made(o, o, (1.0,)) for o in ("SA-Q", "SA-K")]]) == []
-
-
-def test_a_stage_that_is_one_block_is_named_once() -> None:
-    calm = [made(o, o, (1.0, 1.1, 0.9, 1.0, 1.05), place, place) for o, place in (("SA-Q", "mid"), ("SA-K", "output"))]
-    dear = [made(f"{o} in", o, (2.0, 2.2, 2.1, 2.3, 1.9), "input", "input") for o in ("SA-Q", "t-Embed")]
-    said = findings([*calm, *dear], "dB")
-    assert [s for s in said if s.startswith("input: 4 → 3 bits costs the most")] and len(said) == len(set(said))
 
 
 def test_the_step_compares_options_within_each_fold() -> None:

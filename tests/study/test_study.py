@@ -362,7 +362,7 @@ def test_a_bank_of_other_weights_is_refused(finished: Finished) -> None:
     other = Study(finished.study.folder, small_pipeline(seed=1))
     with pytest.raises(Qua2SeDiMoError, match="built from other weights") as caught:
         other.quantize()
-    assert "Delete the bank folder" in str(caught.value.remedy)
+    assert "Move the bank folder away" in str(caught.value.remedy)
 
 
 def test_records_and_a_predictor_of_other_weights_are_refused(finished: Finished) -> None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import read_json, write_text
 
 D = TypeVar("D", bound="Document")
+
+#: A float that may be NaN, which JSON does not have: null in a file.
+MaybeFloat = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    PlainSerializer(lambda value: None if math.isnan(value) else value),
+]
 
 #: For plain dataclasses that are fields of a document: as strict as the document itself.
 STRICT = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")

@@ -14,7 +14,7 @@ import torch
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.images.prompts import PromptMemory
 
-#: Images a call of the pipeline, unless told; and the most that are tried.
+#: Images a call of the pipeline by default, and the most that are tried.
 BATCH = 16
 
 
@@ -23,7 +23,8 @@ class Generation:
     """What to generate: ``inputs`` (prompts or class labels, reused in turn), pipeline arguments, and a seed.
 
     The noise of image i comes from a CPU generator seeded by (seed, i) alone, so it is the same for every
-    configuration, batch size and device.
+    configuration, batch size and device. Numbers that a pipeline draws from PyTorch's global generators are seeded by
+    (seed, i) too.
     """
 
     inputs: Sequence[str | int]
@@ -47,11 +48,14 @@ class Generation:
 class Generator:
     """Calls a diffusers pipeline for images ``start`` to ``stop`` of a :class:`Generation`.
 
-    What does not depend on the denoiser is computed once: the prompts' embeddings.
+    What does not depend on the denoiser is computed once: the prompts' embeddings. ``one_by_one`` becomes true once the
+    pipeline is seen to draw from PyTorch's global generators: in a batch its images would depend on each other, so each
+    is made by a call of its own.
     """
 
     def __init__(self, pipeline: Any, generation: Generation) -> None:
         self.pipeline, self.generation = pipeline, generation
+        self.one_by_one = False
         self._input_name = input_argument(pipeline)
         self._prompts = PromptMemory()
 
@@ -61,12 +65,23 @@ class Generator:
         Raises :class:`Qua2SeDiMoError` if the pipeline gives no images, another number of them than asked for, or a
         batch does not fit into memory.
         """
-        images = []
-        for low in range(start, stop, self.generation.batch):
-            indices = range(low, min(stop, low + self.generation.batch))
-            images.append(self._batch(indices))
-            progress(indices[-1] + 1 - start)
+        images: list[np.ndarray] = []
+        low = start
+        while low < stop:
+            indices = range(low, min(stop, low + self.batch))
+            made, drew = self._batch(indices)
+            if drew and len(indices) > 1:
+                self.one_by_one = True
+                continue
+            images.append(made)
+            low = indices.stop
+            progress(low - start)
         return np.concatenate(images)
+
+    @property
+    def batch(self) -> int:
+        """Images a call of the pipeline."""
+        return 1 if self.one_by_one else self.generation.batch
 
     def call_arguments(self, indices: Sequence[int]) -> dict[str, Any]:
         """Keyword arguments of the pipeline call that makes these images."""
@@ -82,9 +97,10 @@ class Generator:
         }
 
     @torch.inference_mode()
-    def _batch(self, indices: Sequence[int]) -> np.ndarray:
+    def _batch(self, indices: Sequence[int]) -> tuple[np.ndarray, bool]:
+        """The images of one call, and whether it drew from a global generator."""
         seeded = _seeded(self.generation.number(indices[0], 1))
-        with self._prompts.remembering(self.pipeline), without_safety_checker(self.pipeline), seeded:
+        with self._prompts.remembering(self.pipeline), without_safety_checker(self.pipeline), seeded as drew:
             try:
                 output = self.pipeline(**self.call_arguments(indices))
             except (RuntimeError, MemoryError) as error:
@@ -94,6 +110,7 @@ class Generator:
                     f"{len(indices)} images at once do not fit into memory",
                     "Set a smaller 'batch:' in study.yaml. Numbers depend on it only by rounding.",
                 ) from error
+            drawn = drew()
         images = pictures(self.pipeline, output)
         if len(images) != len(indices):
             raise Qua2SeDiMoError(
@@ -102,7 +119,7 @@ class Generator:
             )
         if not np.isfinite(images).all():
             images = np.nan_to_num(images, nan=0.0, posinf=1.0, neginf=0.0)  # a ruined picture, still a picture
-        return np.ascontiguousarray(images)  # safetensors stores memory, whatever the strides
+        return np.ascontiguousarray(images), drawn  # safetensors stores memory, whatever the strides
 
 
 def pictures(pipeline: Any, output: Any) -> np.ndarray:
@@ -161,15 +178,24 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Fix the global random numbers meanwhile: some schedulers draw from them, whatever generator they are given."""
+def _seeded(seed: int) -> Iterator[Callable[[], bool]]:
+    """Seed the global random numbers meanwhile; what is yielded says whether any were drawn since.
+
+    Some schedulers draw from them whatever generator they are given, and some pipelines pass none on.
+    """
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        yield
+        before = _global_states()
+        yield lambda: any(not torch.equal(a, b) for a, b in zip(before, _global_states()))
+
+
+def _global_states() -> list[torch.Tensor]:
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return [torch.get_rng_state(), *devices]
 
 
 def input_argument(pipeline: Any) -> str | None:
-    """How the pipeline is told what to paint: ``prompt``, ``class_labels``, or nothing (unconditional)."""
+    """The argument that says what to paint: ``prompt``, ``class_labels``, or nothing (unconditional)."""
     parameters = inspect.signature(pipeline.__call__).parameters
     return next((name for name in ("prompt", "class_labels") if name in parameters), None)
 
@@ -210,6 +236,6 @@ def check_arguments(pipeline: Any, arguments: Mapping[str, Any]) -> None:
     ]  # fmt: skip
     if missing:
         raise Qua2SeDiMoError(
-            f"{name} must be given '{missing[0]}', which a study has not",
+            f"{name} must be given '{missing[0]}', which a study does not have",
             "Put it in 'arguments:' if it is a plain value; pipelines that start from pictures cannot be studied.",
         )

@@ -93,6 +93,9 @@ class Measurer:
         return any(m.of == "latents" for m in self._metrics)
 
     def _generate(self, images: range, latents: bool) -> Pictures:
+        one_by_one = self.generator.one_by_one
         with final_latents(self.generator.pipeline) if latents else nullcontext() as seen:
             made = self.generator(images.start, images.stop)
+        if seen is not None and self.generator.one_by_one != one_by_one:
+            return self._generate(images, latents)  # the latents seen include those of a batch that was discarded
         return Pictures(made, seen.array(len(made)) if seen is not None else None)

@@ -244,7 +244,7 @@ def record_of(role: str, request: Request, outcome: Outcome, space: SearchSpace)
         return Failure(role, number, configuration, bits, request.images.start, outcome.error or "", origin)
     found = json.loads(outcome.result)
     origin = Origin(**where, peak_memory=found["peak_memory"], versions=found["versions"])
-    sets = {name: Estimate(**values) for name, values in found["sets"].items()}
+    sets = {name: Estimate.from_json(values) for name, values in found["sets"].items()}
     measurement = Measurement(found["start"], found["values"], found["seconds"], sets)
     return Record(role, number, configuration, bits, measurement, origin)
 

@@ -13,7 +13,7 @@ from qua2sedimo.denoisers import WeightLayer, unit_weight, weight_modules
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.measuring.originals import Originals, Source
 from qua2sedimo.options import Option
-from qua2sedimo.quantizers import METHODS, each
+from qua2sedimo.quantizers import METHODS, dequantize_weight, each
 
 _UNCERTAIN = "uncertain"
 
@@ -62,10 +62,10 @@ class Switch:
         if option is None:
             first.copy_(self.originals(name))
         elif option in self._bank.space.options[name]:
-            self._bank.get(name, option).dequantize(first)
+            dequantize_weight(self._bank.get(name, option), first)
         else:
             (value,) = METHODS[option.method].quantize(stored_weight(self.originals(name)), [option.bits])
-            value.dequantize(first)
+            dequantize_weight(value, first)
         for weight in copies:
             weight.copy_(first)
         return change

@@ -102,7 +102,7 @@ def try_out(
 @torch.inference_mode()
 def bare_seconds(generator: Generator, images: range, clock: Clock = time.perf_counter) -> float:
     """Seconds of calling the pipeline for these images, and nothing else."""
-    batch = generator.generation.batch
+    batch = generator.batch
     began = clock()
     with without_safety_checker(generator.pipeline):
         for low in range(images.start, images.stop, batch):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+
+from qua2sedimo.formats.document import MaybeFloat
 
 _REPLICATES = 200
 _SET_REPLICATES = 50  # each computes a distance of sets
@@ -13,17 +17,36 @@ _SET_REPLICATES = 50  # each computes a distance of sets
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric's value with a 95 % bootstrap interval and the number of images behind it."""
+    """A metric's value with a 95 % bootstrap interval and the number of images behind it.
 
-    value: float
-    low: float
-    high: float
+    ``low`` and ``high`` are NaN where there is no interval: one image says nothing about the spread of images.
+    """
+
+    value: MaybeFloat
+    low: MaybeFloat
+    high: MaybeFloat
     images: int
+
+    @property
+    def has_interval(self) -> bool:
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields for a JSON file, which has null where this has NaN."""
+        return {name: None if isinstance(of, float) and math.isnan(of) else of for name, of in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Estimate:
+        """Inverse of :meth:`to_json`; raises TypeError if fields are missing or unknown."""
+        fields: dict[str, Any] = {name: math.nan if of is None else of for name, of in content.items()}
+        return cls(**fields)
 
 
 def mean_estimate(values: np.ndarray, seed: int = 0) -> Estimate:
-    """Mean of per-image values with its percentile bootstrap interval."""
+    """Mean of per-image values with its percentile bootstrap interval; without interval (NaN) for one value."""
     values = np.asarray(values, dtype=np.float64)
+    if len(values) < 2:
+        return Estimate(float(values.mean()), math.nan, math.nan, len(values))
     draws = np.random.default_rng(seed).integers(len(values), size=(_REPLICATES, len(values)))
     low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
     return Estimate(float(values.mean()), float(low), float(high), len(values))
@@ -32,13 +55,15 @@ def mean_estimate(values: np.ndarray, seed: int = 0) -> Estimate:
 def set_estimate(
     distance: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.ndarray, seed: int = 0
 ) -> Estimate:
-    """Distance of two feature sets with a bootstrap interval over both.
+    """Distance of two feature sets with a bootstrap interval over both; without interval (NaN) if one set has one row.
 
     Repeated images inflate a resampled distance, so the spread of the replicates is used around the estimate, not
     their level.
     """
     rng = np.random.default_rng(seed)
     value = distance(a, b)
+    if min(len(a), len(b)) < 2:
+        return Estimate(value, math.nan, math.nan, len(a))
     replicates = [
         distance(a[rng.integers(len(a), size=len(a))], b[rng.integers(len(b), size=len(b))])
         for _ in range(_SET_REPLICATES)

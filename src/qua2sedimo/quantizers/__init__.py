@@ -1,7 +1,8 @@
 """How a weight is quantized: methods, packing, and the quantized weight as a value; only tensors in here."""
 
+from qua2sedimo.quantizers.decoding import dequantize_traceable, dequantize_weight, levels_of
 from qua2sedimo.quantizers.error import EXPONENT, quantization_error
-from qua2sedimo.quantizers.method import Method, stored_dtype
+from qua2sedimo.quantizers.method import Method, check_half, stored_dtype
 from qua2sedimo.quantizers.operator import decode
 from qua2sedimo.quantizers.packing import pack, packed_length, unpack
 from qua2sedimo.quantizers.registry import METHODS, packed_bytes
@@ -13,8 +14,12 @@ __all__ = [
     "METHODS",
     "Method",
     "QuantizedWeight",
+    "check_half",
     "decode",
+    "dequantize_weight",
+    "dequantize_traceable",
     "each",
+    "levels_of",
     "pack",
     "packed_bytes",
     "packed_length",

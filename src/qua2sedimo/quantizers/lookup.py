@@ -19,12 +19,12 @@ _STRIP = 2048  # weights that stay in the first cache while they are compared
 
 
 def kernels_read(tensor: torch.Tensor) -> bool:
-    """Whether it is a real tensor of the CPU, and nobody is tracing its operations."""
+    """Whether it is a real tensor on the CPU whose operations are not being traced."""
     return tensor.device.type == "cpu" and is_real(tensor)
 
 
 def is_real(tensor: torch.Tensor) -> bool:
-    """Whether it is a real tensor, and nobody is tracing its operations."""
+    """Whether it is a real tensor whose operations are not being traced."""
     plain = type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
     return plain and not torch.compiler.is_compiling()
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers.lookup import is_real, kernels_read
-from qua2sedimo.quantizers.operator import decode, decode_into, device_kernel, look_up
 from qua2sedimo.quantizers.packing import pack
 from qua2sedimo.quantizers.value import QuantizedWeight
 
+_LARGE = 2.0**120
+
 
 class Method(ABC):
-    """Quantizes a weight [output channels, ...] at several bit widths at once, and decodes the result."""
+    """Quantizes a weight [output channels, ...] at several bit widths at once, and says what its codes stand for."""
 
     name: str
 
@@ -39,49 +38,26 @@ class Method(ABC):
     def quantize(self, weight: torch.Tensor, bits: Sequence[int]) -> list[QuantizedWeight]:
         """Quantize ``weight`` (fp16, bf16 or fp32, at least one dimension) at every width of ``bits``.
 
-        Raises :class:`Qua2SeDiMoError` on NaN or infinity, which no code can represent.
+        The root mean square error of a channel (of the tensor for ``kmeans_a``) is at most
+        r/(2^b − 1) + 2·u·r + 2^b·s, where r is the range of its weights with 0 included, and u and s are the unit
+        roundoff and the least positive number of the stored type: 2⁻¹¹ and 2⁻²⁴ for fp16, 2⁻⁸ and 2⁻¹²⁶ (the least
+        normal one) for bf16. Parameters of fp32 weights are stored as fp16.
+
+        Raises :class:`Qua2SeDiMoError` on NaN or infinity, which no code can represent, and on fp32 weights beyond the
+        range of fp16.
         """
         check_finite(weight)
+        check_half(weight)
         if weight.numel() == 0:
             return [self._empty(weight, b) for b in bits]
         rows = weight.detach().reshape(weight.shape[0], -1)
+        # The range of a channel must have a number in fp32; only bf16 weights can be as large.
+        unit = 2.0**-16 if weight.dtype == torch.bfloat16 and float(rows.abs().max()) > _LARGE else 1.0
+        fitted = self.fit(rows if unit == 1 else rows * unit, bits)
         return [
-            QuantizedWeight(self.name, b, tuple(weight.shape), weight.dtype, pack(codes, b), parameters)
-            for b, (codes, parameters) in zip(bits, self.fit(rows, bits))
+            QuantizedWeight(self.name, b, tuple(weight.shape), weight.dtype, pack(codes, b), _scaled(found, 1 / unit))
+            for b, (codes, found) in zip(bits, fitted)
         ]
-
-    def dequantize(self, value: QuantizedWeight, out: torch.Tensor) -> torch.Tensor:
-        """Write the weight that ``value`` stands for to ``out``, of its shape and any float type; returns ``out``.
-
-        On a CPU codes are unpacked, looked up and written in one pass, without a tensor of codes between.
-        """
-        if value.codes.numel() == 0:
-            return out
-        levels = self._levels_in(value, out.dtype)
-        rows = out.view(out.shape[0], -1)  # never copies: a span of input channels has regular rows too
-        kernel = device_kernel(out.device.type)
-        if kernels_read(out) and kernels_read(value.codes):
-            decode_into(value.codes, levels, value.bits, rows)
-        elif kernel is not None and is_real(out) and is_real(value.codes):
-            kernel(value.codes, levels, value.bits, rows)
-        else:
-            rows.copy_(look_up(value.codes, levels, value.bits, *rows.shape))
-        return out
-
-    def decode(self, value: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
-        """As :meth:`dequantize`, into a new tensor: for code that is compiled or exported, where nothing is in place.
-
-        Where there is a kernel the compiled program calls it; on other devices the compiler fuses the operations.
-        """
-        levels = self._levels_in(value, dtype)
-        if levels.device.type == "cpu" or device_kernel(levels.device.type) is not None:
-            return decode(value.codes, levels, value.bits, value.shape)
-        channels = value.shape[0]
-        return look_up(value.codes, levels, value.bits, channels, math.prod(value.shape[1:])).view(value.shape)
-
-    def _levels_in(self, value: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
-        """Rounded to the weight's own type first: it is the same weight whatever it is computed in."""
-        return self.levels(value.parameters, value.bits).to(value.dtype).to(dtype)
 
     def _empty(self, weight: torch.Tensor, bits: int) -> QuantizedWeight:
         dtypes = self.parameter_dtypes(stored_dtype(weight.dtype))
@@ -96,6 +72,25 @@ class Method(ABC):
 def stored_dtype(dtype: torch.dtype) -> torch.dtype:
     """The 16-bit float type that parameters are kept in: bf16 for bf16 weights, fp16 otherwise."""
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float16
+
+
+def check_half(weight: torch.Tensor) -> None:
+    """Raise :class:`Qua2SeDiMoError` if a weight of a type wider than 16 bits is beyond the range of fp16."""
+    if weight.dtype in (torch.bfloat16, torch.float16):
+        return
+    lost = int((torch.isinf(weight.to(torch.float16)) & torch.isfinite(weight)).sum())
+    if lost:
+        raise Qua2SeDiMoError(
+            f"{lost} of {weight.numel()} weights are beyond ±65504, the range of float16",
+            "Load the pipeline in torch.bfloat16.",
+        )
+
+
+def _scaled(parameters: dict[str, torch.Tensor], factor: float) -> dict[str, torch.Tensor]:
+    """Float parameters times a power of two."""
+    if factor == 1:
+        return parameters
+    return {name: t * factor if t.is_floating_point() else t for name, t in parameters.items()}
 
 
 def check_finite(weight: torch.Tensor) -> None:

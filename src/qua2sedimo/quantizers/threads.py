@@ -51,9 +51,9 @@ def _pool(process: int) -> ThreadPoolExecutor:
 
 
 def each(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
-    """``work(item)`` for every item, in order of the items, on so many threads that each compute alone.
+    """``work(item)`` for every item, in order of the items, on ``threads`` threads, each of which computes alone.
 
-    The first exception is raised here; what has not begun by then is not begun.
+    The first exception is raised here; items not begun by then are skipped.
     """
     before = torch.get_num_threads()
 

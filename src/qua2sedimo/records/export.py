@@ -28,7 +28,7 @@ def rows(records: Records) -> list[Row]:
     """One mapping a record, measured ones first; every mapping has the same keys.
 
     A metric ``psnr`` is three columns: ``psnr``, its mean, and ``psnr_low`` and ``psnr_high``, its 95 % bootstrap
-    interval. What a record does not have is None.
+    interval. What a record does not have, and NaN, is None.
     """
     found = [*map(_measured, records.all()), *map(_failed, records.failed())]
     metrics = dict.fromkeys(key for row in found for key in row if key not in _BEFORE and key not in _AFTER)
@@ -78,7 +78,8 @@ def _measured(record: Record) -> Row:
     metrics: Row = {}
     for name in (*m.values, *m.sets):
         e = m.estimate(name)
-        metrics |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
+        plain = e.to_json()
+        metrics |= {name: plain["value"], f"{name}_low": plain["low"], f"{name}_high": plain["high"]}
     images = max([*map(len, m.values.values()), *(e.images for e in m.sets.values())], default=None)
     return {
         **_common(record), "status": "measured", "first_image": m.start, "images": images, "seconds": m.seconds,

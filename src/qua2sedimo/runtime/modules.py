@@ -17,7 +17,14 @@ from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Option
-from qua2sedimo.quantizers import METHODS, QuantizedWeight, packed_length, stored_dtype
+from qua2sedimo.quantizers import (
+    METHODS,
+    QuantizedWeight,
+    dequantize_traceable,
+    dequantize_weight,
+    packed_length,
+    stored_dtype,
+)
 from qua2sedimo.runtime.integer import integer_levels, integer_linear
 
 DAMAGED = "The checkpoint's config.json is damaged: download it or export it again."
@@ -124,12 +131,12 @@ class QuantizedLayer(nn.Module):
     def weight(self) -> torch.Tensor:
         """The dequantized weight in the compute dtype, computed at every access; writes to it have no effect."""
         if torch.compiler.is_compiling():
-            parts = [self._value(part).decode(self.compute_dtype) for part in self.parts]
+            parts = [dequantize_traceable(self._value(part), self.compute_dtype) for part in self.parts]
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         device = getattr(self, f"{self.parts[0].prefix}codes").device
         whole = torch.empty(self.shape, dtype=self.compute_dtype, device=device)
         for part in self.parts:
-            self._value(part).dequantize(part.of(whole))
+            dequantize_weight(self._value(part), part.of(whole))
         return whole
 
     def extra_repr(self) -> str:

@@ -3,14 +3,9 @@ up."""
 
 from qua2sedimo.search.argmax import argmax_configuration
 from qua2sedimo.search.budget import Budget, budget_bytes
-from qua2sedimo.search.choose import (
-    Setting,
-    Values,
-    best_configurations,
-    best_settings,
-    non_dominated,
-)
 from qua2sedimo.search.constraints import Allowed, Constraints, allow
+from qua2sedimo.search.pareto import pareto_front
+from qua2sedimo.search.programs import Setting, Values, best_configurations, best_settings, non_dominated
 from qua2sedimo.search.proposals import propose
 from qua2sedimo.search.proposers import (
     Evidence,
@@ -44,6 +39,7 @@ __all__ = [
     "most_likely",
     "non_dominated",
     "one_at_a_time",
+    "pareto_front",
     "propose",
     "reasons",
     "sum_of_errors",

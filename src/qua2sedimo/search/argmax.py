@@ -7,7 +7,7 @@ from functools import partial
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Configuration, Option, SearchSpace
-from qua2sedimo.search.choose import Values
+from qua2sedimo.search.programs import Values
 
 _STEPS = 60
 
@@ -15,7 +15,7 @@ _STEPS = 60
 def argmax_configuration(space: SearchSpace, scores: Values, nbytes: int) -> Configuration:
     """Each layer's option of highest score − λ · its average bits, with the least λ ≥ 0 whose sum fits ``nbytes``.
 
-    The paper (section 3.3) trains one predictor for each trade-off and cannot be told a size; λ stands for the
+    The paper (section 3.3) trains one predictor for each trade-off and takes no size; λ stands for the
     trade-off, so that its answer can be compared at one. A layer counts by its bits a weight, not by its bytes, as in
     the paper's average. Raises if not even the largest λ fits.
     """

@@ -52,7 +52,7 @@ class Budget:
         return cls(math.floor(float(match[1]) * _UNITS[match[2]] + 1e-6), "bytes")
 
     def nbytes(self, weights: int) -> int:
-        """The most whole bytes within the budget, for so many weights."""
+        """The most whole bytes within the budget, for this number of weights."""
         share = {"bits": weights / 8, "bytes": 1.0, "ratio": 2.0 * weights}[self.unit]
         return int(self.amount * share + 1e-6)
 

@@ -21,7 +21,7 @@ class Constraints:
     """Limits on a choice. Patterns are those of the shell and match whole layer names.
 
     ``keep``: layers that stay in 16 bits, and count so; ``min_bits``: (pattern, least nominal width); ``methods``: only
-    these, e.g. those a runtime has kernels for; ``methods_at_most``: so many different ones in the whole choice.
+    these, e.g. those a runtime has kernels for; ``methods_at_most``: the most different ones in the whole choice.
     """
 
     keep: tuple[str, ...] = ()

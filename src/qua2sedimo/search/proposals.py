@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from qua2sedimo.options import Configuration, SearchSpace
-from qua2sedimo.search.choose import Values, best_configurations
 from qua2sedimo.search.constraints import Allowed
+from qua2sedimo.search.programs import Values, best_configurations
 
 
 def propose(

@@ -15,7 +15,7 @@ import numpy as np
 from qua2sedimo.damage import DECIBEL, DamageModel, Features, Observations, fit_damage
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Configuration, Option, SearchSpace
-from qua2sedimo.search.choose import Values
+from qua2sedimo.search.programs import Values
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qua2sedimo.options import Configuration, Option, SearchSpace
-from qua2sedimo.search.choose import Values
 from qua2sedimo.search.constraints import Allowed, kept_bytes
+from qua2sedimo.search.programs import Values
 
-#: What decided, as readers are told: of each :attr:`LayerReason.why`.
+#: For each :attr:`LayerReason.why`, what decided, in words.
 DECIDED = {
     "kept": "kept in 16 bits",
     "constraint": "a constraint",

@@ -1,7 +1,7 @@
 """From the predictor to scores of options and settings, and what they say by layer, operation, block and stage."""
 
 from qua2sedimo.sensitivity.block_scores import block_level, block_scores
-from qua2sedimo.sensitivity.block_settings import BlockScores, BlockSettings, Setting
+from qua2sedimo.sensitivity.block_settings import BlockScores, BlockSettings
 from qua2sedimo.sensitivity.effects import Effects, option_effects
 from qua2sedimo.sensitivity.findings import findings
 from qua2sedimo.sensitivity.scores import OptionScore, Scores, op_scores
@@ -27,7 +27,6 @@ __all__ = [
     "OptionScore",
     "Scores",
     "Sensitivity",
-    "Setting",
     "block_level",
     "block_scores",
     "distributions",

@@ -21,7 +21,8 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import SearchSpace
 from qua2sedimo.predictor import Encoding, Ensemble, HopNetwork
 from qua2sedimo.predictor.network import norms
-from qua2sedimo.sensitivity.block_settings import BlockScores, BlockSettings, undominated
+from qua2sedimo.search.pareto import pareto_front
+from qua2sedimo.sensitivity.block_settings import BlockScores, BlockSettings
 
 #: Blocks with more settings than this are searched by a beam of :data:`BEAM` settings.
 LIMIT, BEAM = 100_000, 1_000
@@ -220,11 +221,11 @@ def _beam(field: Field, embedded: Sequence[Embedded], scale: np.ndarray, width: 
 
 
 def _fronts(nbytes: np.ndarray, value: np.ndarray, count: int) -> np.ndarray:
-    """At most ``count`` positions: the undominated ones, then those undominated without them, and so on."""
+    """At most ``count`` positions: the Pareto frontier, then the frontier of the others, and so on."""
     kept: list[int] = []
     left = np.arange(len(value))
     while len(kept) < count and len(left):
-        front = left[undominated(nbytes[left], value[left])]
+        front = left[pareto_front(nbytes[left], value[left])]
         kept += [int(i) for i in front]
         left = np.setdiff1d(left, front)
     return np.array(kept[: max(count, 1)])

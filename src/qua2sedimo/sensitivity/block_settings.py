@@ -9,16 +9,8 @@ import numpy as np
 
 from qua2sedimo.denoisers.subgraphs import Subgraph
 from qua2sedimo.options import Option
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One option for each layer of a block, the packed bytes they take, their score, and its standard error."""
-
-    options: Mapping[str, Option]
-    nbytes: int
-    score: float
-    spread: float
+from qua2sedimo.search.pareto import pareto_front
+from qua2sedimo.search.programs import Setting
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +40,7 @@ class BlockSettings:
         The score is the sum over folds, or that of one ``fold`` alone.
         """
         value = self.scores.sum(axis=1) if fold is None else self.scores[:, fold]
-        return [self._setting(i, float(value[i]), fold is None) for i in undominated(self.nbytes, value)]
+        return [self._setting(i, float(value[i]), fold is None) for i in pareto_front(self.nbytes, value)]
 
     def _setting(self, number: int, score: float, summed: bool) -> Setting:
         folds = self.scores[number]
@@ -89,13 +81,3 @@ class BlockScores:
     def pareto(self, block: str, fold: int | None = None) -> list[Setting]:
         """Settings of a block that no other one beats in bytes and score, smallest first."""
         return self.blocks[block].pareto(fold)
-
-
-def undominated(nbytes: np.ndarray, value: np.ndarray) -> list[int]:
-    """Positions that no other one beats: fewer bytes for no less value, or more value for no more bytes.
-
-    Smallest first; of equals the first stays.
-    """
-    order = np.lexsort((-value, nbytes))
-    best = np.concatenate([[-np.inf], np.maximum.accumulate(value[order])[:-1]])
-    return [int(i) for i in order[value[order] > best]]

@@ -33,10 +33,10 @@ class Sensitivity:
 
     @cached_property
     def steps(self) -> list[LayerStep]:
-        """What 4 → 3 bits costs each layer, dearest first."""
+        """What 4 → 3 bits costs each layer, highest cost first."""
         return layer_steps(self.layers, self.space, self.effects)
 
     @cached_property
     def findings(self) -> list[str]:
-        """Plain sentences, only where the folds agree."""
-        return findings(self.steps, self.unit)
+        """Plain sentences; the chance that any of them is false is at most 5 %."""
+        return findings(self.steps, self.unit, self.scores.folds)

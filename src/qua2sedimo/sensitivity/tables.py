@@ -110,7 +110,7 @@ def option_row(layer: WeightLayer, option: Option, relative_mse: float, *found: 
 def layer_steps(
     layers: Mapping[str, WeightLayer], space: SearchSpace, effects: Effects, exact: bool = True
 ) -> list[LayerStep]:
-    """Every layer that has options of about 4 and of about 3 bits, overhead counted, dearest first.
+    """Every layer that has options of about 4 and of about 3 bits, overhead counted, highest cost first.
 
     Unless ``exact``, also the layers that have options of other sizes; their cost is that of a bit.
     """

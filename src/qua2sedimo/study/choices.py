@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.document import STRICT, Document
+from qua2sedimo.formats.document import STRICT, Document, MaybeFloat
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.search import Budget, Constraints
 
@@ -31,7 +31,7 @@ class Candidate(BaseModel):
     origin: str
     configuration: Configuration
     average_bits: float
-    predicted: float
+    predicted: MaybeFloat
     measured: dict[str, float]
 
 
@@ -60,7 +60,7 @@ class Choice(Document):
     average_bits: float
     nbytes: int
     origin: str
-    predicted: float
+    predicted: MaybeFloat
     measured: dict[str, float]
     candidates: list[Candidate]
     objective: str | None = None

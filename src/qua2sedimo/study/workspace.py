@@ -175,13 +175,13 @@ class Workspace:
 
     def build_bank(self, progress: Progress = silent) -> Bank:
         """Quantize every option of every layer, or open the bank if that was done."""
-        index = self.folder / "bank" / "index.json"
-        if index.exists():
-            return Bank(index.parent, self.space, self.identity)
+        folder = self.folder / "bank"
+        if Bank.is_finished(folder, self.space):
+            return Bank(folder, self.space, self.identity)
         total = len(self.space.layers)
         workers = min(_MOST_WORKERS, torch.get_num_threads())
         return Bank.build(
-            index.parent,
+            folder,
             self.space,
             self.identity,
             self.weight,

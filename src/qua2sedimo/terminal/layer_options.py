@@ -16,7 +16,7 @@ from qua2sedimo.denoisers import weight_modules, weight_of
 from qua2sedimo.denoisers.names import operation_type
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Option, options_for
-from qua2sedimo.quantizers import METHODS, QuantizedWeight, quantization_error
+from qua2sedimo.quantizers import METHODS, QuantizedWeight, dequantize_weight, levels_of, quantization_error
 from qua2sedimo.terminal.console import table
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -59,8 +59,8 @@ def weight_table(title: str, weight: torch.Tensor, options: Sequence[Option], wi
     histogram = Column("\n".join(_columns(counts, 6)), no_wrap=True)
     made = table("option", histogram, *columns, title=title, box=None)
     for value in _quantized(weight, options):
-        levels = METHODS[value.method].levels(value.parameters, value.bits).to(value.dtype).float().numpy()
-        loss, relative = quantization_error(weight, value.dequantize())
+        levels = levels_of(value, torch.float32).numpy()
+        loss, relative = quantization_error(weight, dequantize_weight(value))
         bits = 8 * value.nbytes / max(1, weight.numel())
         made.add_row(
             f"{value.method}-{value.bits}",

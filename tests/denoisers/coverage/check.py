@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from qua2sedimo.denoisers import Graph, trace, unit_weight, weight_modules
 from qua2sedimo.denoisers.names import OPERATIONS
-from qua2sedimo.quantizers import METHODS
+from qua2sedimo.quantizers import METHODS, dequantize_weight
 from qua2sedimo.runtime import save_packed
 
 
@@ -82,7 +82,7 @@ def check(name: str, folder: Path) -> Checked:
         for name_, value in values.items():
             unit = graph.layers[name_]
             for module in (unit.module, *(copy_ for copy_ in unit.copies if copy_ in places)):
-                unit_weight(places, replace(unit, module=module)).copy_(value.dequantize())
+                unit_weight(places, replace(unit, module=module)).copy_(dequantize_weight(value))
     return Checked(graph, tuple(modules), outputs(reference, name), outputs(loaded, name))
 
 

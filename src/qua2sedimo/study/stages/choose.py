@@ -19,7 +19,6 @@ from qua2sedimo.search import (
     Budget,
     Constraints,
     LayerReason,
-    Setting,
     Values,
     allow,
     best_configurations,
@@ -169,10 +168,7 @@ def _of_blocks(study: Workspace, nbytes: int) -> list[tuple[Configuration, str]]
         scores = block_scores_of(study)
     except Qua2SeDiMoError:  # a hop that ranks nothing scores no block, and so proposes nothing
         return []
-    blocks = [
-        [Setting(s.options, s.nbytes, s.score) for s in entry.pareto()]
-        for entry in scores.blocks.values()
-    ]  # fmt: skip
+    blocks = [entry.pareto() for entry in scores.blocks.values()]
     found = [c for c in best_settings(blocks, nbytes, 1) if len(c) == len(study.space.layers)]
     rivals = list(best_configurations(study.space, _error_sum(study), nbytes, 1))
     encoded = np.stack([study.space.encode(c) for c in (*rivals, *found)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -222,7 +222,7 @@ def table_json(rows: list[Row]) -> str:
                 "name": row.name,
                 "average_bits": row.average_bits,
                 "bytes": row.nbytes,
-                "metrics": {m: asdict(e) for m, e in row.metrics.items()},
+                "metrics": {m: e.to_json() for m, e in row.metrics.items()},
             }
             for row in rows
         ],

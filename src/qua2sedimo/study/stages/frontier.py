@@ -13,8 +13,7 @@ from qua2sedimo.images.ledger import FRONTIER
 from qua2sedimo.measuring.run import Workers
 from qua2sedimo.metrics.estimates import Estimate, mean_estimate
 from qua2sedimo.options import Configuration
-from qua2sedimo.search import best_configurations, most_likely
-from qua2sedimo.search.pareto import pareto_front
+from qua2sedimo.search import best_configurations, most_likely, pareto_front
 from qua2sedimo.study.choices import Candidate, Choice
 from qua2sedimo.study.evidence import FEW, check_objective, evidence, measure_singles
 from qua2sedimo.study.measurements import measure_all, per_image

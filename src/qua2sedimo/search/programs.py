@@ -1,4 +1,4 @@
-"""The budgeted choice: the configurations of highest total score within a number of packed bytes."""
+"""Integer programs: the configurations of highest total score within a number of packed bytes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.search.constraints import Allowed, allow, kept_bytes
 from qua2sedimo.search.knapsack import best_choices
+from qua2sedimo.search.pareto import pareto_front
 
 #: Score of every option of every layer; higher is better for quality.
 Values = Mapping[str, Mapping[Option, float]]
@@ -55,18 +56,18 @@ def _best(
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to quantize all layers of a block, and its score."""
+    """One option for each layer of a block, the packed bytes they take, their score, and its standard error."""
 
     options: Mapping[str, Option]
     nbytes: int
     score: float
+    spread: float = 0.0
 
 
 def best_settings(blocks: Sequence[Sequence[Setting]], nbytes: int, count: int = 1) -> Iterator[Configuration]:
     """The ``count`` configurations of highest total score within ``nbytes``, one setting of every block.
 
-    Settings that another one of their block beats in both size and score are dropped, so of several configurations
-    only those of settings worth having are given. Blocks must not share layers.
+    Only settings on the Pareto frontier of their block are combined. Blocks must not share layers.
     """
     worth = [non_dominated(block) for block in blocks]
     sizes = [np.array([s.nbytes for s in block]) for block in worth]
@@ -76,9 +77,5 @@ def best_settings(blocks: Sequence[Sequence[Setting]], nbytes: int, count: int =
 
 
 def non_dominated(settings: Sequence[Setting]) -> list[Setting]:
-    """The settings no other is at most as large as and at least as good as, smallest first."""
-    kept: list[Setting] = []
-    for setting in sorted(settings, key=lambda s: (s.nbytes, -s.score)):
-        if not kept or setting.score > kept[-1].score:
-            kept.append(setting)
-    return kept
+    """The settings on the Pareto frontier of size and score, smallest first."""
+    return [settings[i] for i in pareto_front([s.nbytes for s in settings], [s.score for s in settings])]
