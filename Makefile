@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 help:
 	@echo "make demo      shrink a shipped text-to-image model to 3.5 bits, with a report (minutes)"
 	@echo "make test      the tests (minutes)        make test-all  also the slow ones"
-	@echo "make lint      ruff, mypy, import layers             make bench     the benchmarks in docs/ (hours)"
+	@echo "make lint      ruff, mypy, layers       make bench     the benchmarks in docs/ (hours)"
 	@echo "make docs      pages and API reference as a web site in build/docs"
 
 # A broken or half-made environment is made anew; the stamp is written last.

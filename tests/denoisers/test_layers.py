@@ -158,7 +158,7 @@ def test_a_denoiser_without_weights_can_be_traced_but_not_studied(tmp_path) -> N
     pipeline.transformer.to("meta")
     assert weight_layers(pipeline.transformer)
     with pytest.raises(Qua2SeDiMoError, match="DiTTransformer2DModel has no weights") as caught:
-        Study.create(tmp_path / "s", small_settings(), pipeline).graph  # noqa: B018
+        Study.create(tmp_path / "s", small_settings(), pipeline).workspace.graph  # noqa: B018
     assert "inspect" in str(caught.value.remedy)
 
 

@@ -79,7 +79,7 @@ def without_counts(study: Study) -> Study:
     """The study as an older version left it."""
     path = study.folder / "graph.json"
     study.workspace.graph.save(path)
-    path.write_text(re.sub(r', "positions": \d+', "", path.read_text()))
+    path.write_text(re.sub(r',"positions":\d+', "", path.read_text()))
     assert "positions" not in path.read_text()
     return Study(study.folder, small_pipeline())
 

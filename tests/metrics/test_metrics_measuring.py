@@ -261,7 +261,7 @@ def test_a_study_measures_an_objective_of_sets_beside_others(tmp_path: Path, mon
     monkeypatch.setattr("qua2sedimo.measuring.measurer.REFERENCE_IMAGES", 4)
     settings = small_settings(objective="kernel_full", metrics=["psnr", "latent_mse"], options="uaq-4,uaq-2")
     study = Study.create(tmp_path / "study", settings, small_pipeline())
-    measurement = study.workspace.measurer(0, 2)(study.workspace.space.uniform(Option.parse("uaq-4")))
+    measurement = study.workspace.measurer(range(2))(study.workspace.space.uniform(Option.parse("uaq-4")))
     assert set(measurement.means) == {"kernel_full", "psnr", "latent_mse"}
     record = Record("sample", 0, study.workspace.space.uniform(Option.parse("uaq-4")), 4.0, measurement)
     assert record.value("kernel_full") == measurement.sets["kernel_full"].value

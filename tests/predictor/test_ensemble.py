@@ -204,19 +204,20 @@ def test_an_ensemble_of_another_owner_is_refused(ensemble: Ensemble, tmp_path: P
 @pytest.mark.parametrize("damage", ["cut", "missing", "other shape", "no folds", "short fold"])
 def test_damaged_files_are_refused_with_the_remedy(ensemble: Ensemble, tmp_path: Path, damage: str) -> None:
     ensemble.save(tmp_path, "owner")
-    weights, summary = tmp_path / "fold1.safetensors", tmp_path / "predictor.json"
-    content = json.loads(summary.read_text())
+    weights, summary, fold = (tmp_path / name for name in ("fold1.safetensors", "predictor.json", "fold1.json"))
+    content, about = json.loads(summary.read_text()), json.loads(fold.read_text())
     if damage == "cut":
         weights.write_bytes(weights.read_bytes()[:-100])
     elif damage == "missing":
         weights.unlink()
     elif damage == "other shape":
-        content["folds"][1]["shape"][1] = 16
+        about["shape"][1] = 16
     elif damage == "no folds":
         del content["folds"]
     else:
-        del content["folds"][1]["hop_weights"]
+        del about["hop_weights"]
     summary.write_text(json.dumps(content))
+    fold.write_text(json.dumps(about))
     with pytest.raises(Qua2SeDiMoError, match=str(tmp_path)) as caught:
         Ensemble.load(tmp_path, "owner")
     assert "fit" in str(caught.value.remedy)

@@ -149,11 +149,11 @@ def test_an_evaluation_is_kept_in_the_export_and_told_by_its_card(study: Study, 
     (out / FILE).write_text(kept_file)
     with pytest.raises(Qua2SeDiMoError, match="measured on other files"):
         card_data(out)
-    (out / FILE).write_text('{"format": 1}')
+    (out / FILE).write_text('{"format": 2}')
     with pytest.raises(Qua2SeDiMoError, match="is damaged"):
         card_data(out)
-    (out / FILE).write_text('{"format": 2}')
-    with pytest.raises(Qua2SeDiMoError, match="format 2 is not 1"):
+    (out / FILE).write_text('{"format": 1}')
+    with pytest.raises(Qua2SeDiMoError, match="format 1 is not 2"):
         card_data(out)
 
 

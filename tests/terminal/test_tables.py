@@ -11,7 +11,7 @@ from rich.table import Table
 
 from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.objective import Objective
-from qua2sedimo.options import Configuration, Option
+from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.study.choices import Candidate, Choice
 from qua2sedimo.study.stages.compare import Row
 from qua2sedimo.study.stages.frontier import Point
@@ -60,7 +60,7 @@ def test_one_image_has_no_interval_in_any_table() -> None:
     rows = [replace(r, metrics={"psnr": ONE_IMAGE}) for r in rows]
     assert shown(rows, 80).splitlines()[-2].split()[-1] == "20.00"
     assert "±" not in shown(rows, 80).split("bits")[1] and "nan" not in shown(rows, 80)
-    points = [Point("3.5", Configuration({}), 3.5, 10**6, quality, True) for quality in (ONE_IMAGE, INTERVAL)]
+    points = [point("3.5", quality) for quality in (ONE_IMAGE, INTERVAL)]
     one, many = printed(frontier_table(points, "psnr")).splitlines()[-3:-1]
     assert "nan" not in one and "to" not in one and "20.00" in one
     assert "19.50 to 20.50" in many
@@ -71,8 +71,18 @@ INTERVAL = Estimate(20.0, 19.5, 20.5, 16)
 
 def choice(predicted: float) -> Choice:
     configuration = Configuration({"a[0:4]": Option("uaq", 4)})
-    candidate = Candidate("each block's best", configuration, 4.0, predicted, {"psnr": 30.0})
-    return Choice(4.0, configuration, 4.0, 100, candidate.origin, predicted, {"psnr": 30.0}, [candidate])
+    candidate = Candidate(
+        origin="each block's best", configuration=configuration, average_bits=4.0, predicted=predicted,
+        measured={"psnr": 30.0},
+    )  # fmt: skip
+    space = SearchSpace({"a[0:4]": (4, 4)}, {"a[0:4]": (Option("uaq", 4),)})
+    return Choice.of(candidate, space, "a fit")
+
+
+def point(name: str, quality: Estimate) -> Point:
+    return Point(
+        name=name, configuration=Configuration({}), average_bits=3.5, nbytes=10**6, quality=quality, efficient=True
+    )
 
 
 def test_candidates_are_predicted_and_measured_in_the_objective_they_were_chosen_by() -> None:
@@ -88,6 +98,6 @@ def test_what_was_not_predicted_is_a_dash() -> None:
 
 def test_names_with_brackets_are_shown_as_they_are() -> None:
     other = choice(1.0)
-    changed = Choice(**{**vars(other), "configuration": Configuration({"a[0:4]": Option("uaq", 3)})})
+    changed = other.model_copy(update={"configuration": Configuration({"a[0:4]": Option("uaq", 3)})})
     assert "a[0:4]" in printed(difference_table(other, changed, ("[bold]one", "two")))
     assert "[bold]one" in printed(difference_table(other, changed, ("[bold]one", "two")))

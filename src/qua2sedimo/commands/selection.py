@@ -163,7 +163,8 @@ def search(
         with progress() as report:
             opened.quantize(report)
             found = opened.search(budget, images, report, limits, workers=measuring)
-        console.print(rounds_table(found, opened.workspace.settings.objective))
+        if found.rounds:
+            console.print(rounds_table(found, opened.workspace.settings.objective))
         _print_choice(opened, found.choice, why, opened.workspace.choice_path(budget, limits))
     _print_next(opened, opened.workspace.choice_path(budgets[-1], limits))
 

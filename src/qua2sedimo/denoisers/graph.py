@@ -86,6 +86,8 @@ class GraphFile(Document):
 
     remedy: ClassVar[str] = "Move it away: the next command traces the denoiser again."
 
+    indent: ClassVar[int | None] = None
+
     format: Literal[2] = 2
     denoiser: str
     nodes: list[tuple[str, str, tuple[int, ...], tuple[str, ...]]]

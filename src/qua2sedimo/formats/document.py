@@ -36,12 +36,14 @@ class Document(BaseModel):
 
     #: What to do about a file that cannot be read: the command that makes it anew.
     remedy: ClassVar[str] = ""
+    #: Spaces of an indented file that people may read; None for a large one on a single line.
+    indent: ClassVar[int | None] = 1
 
     format: int
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all."""
-        write_text(path, self.model_dump_json(indent=1))
+        write_text(path, self.model_dump_json(indent=self.indent))
 
     @classmethod
     def load(cls: type[D], path: Path) -> D:

@@ -105,7 +105,10 @@ class Crew:
 
     def do_all(self, contents: Sequence[dict[str, Any]], what: str, progress: Progress = silent) -> None:
         """Do jobs that must all succeed, as :meth:`each` does, and say how far they are."""
-        for done, _ in enumerate(self.each(contents, what) if contents else (), 1):
+        if not contents:
+            return
+        progress(0, len(contents), what)
+        for done, _ in enumerate(self.each(contents, what), 1):
             progress(done, len(contents), what)
 
 

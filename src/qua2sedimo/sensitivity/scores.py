@@ -80,6 +80,8 @@ class ScoresFile(Document):
 
     remedy: ClassVar[str] = "Run `qua2sedimo explain` again."
 
+    indent: ClassVar[int | None] = None
+
     format: Literal[1] = 1
     owner: str
     scores: dict[str, dict[str, list[float]]]

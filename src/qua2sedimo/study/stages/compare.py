@@ -175,6 +175,7 @@ class _Comparison:
         jobs: list[dict[str, Any]] = [{"do": "reference", "start": r.start, "stop": r.stop} for r in ranges]
         crew.do_all(jobs, "painting full-precision images", progress)
         done = total - len(lines)
+        progress(done, total, _WHAT)
         for line in lines:
             if line.paint is None:
                 self._keep(line, self._estimator.references.paired)

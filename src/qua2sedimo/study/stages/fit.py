@@ -40,6 +40,7 @@ def fit(study: Workspace, settings: FitSettings | None = None, progress: Progres
         (folder, owner),
         alone_data(study, alone),
     )
+    progress(total, total, "fitting the predictor")
     numbers = (tuple(record.number for record in of) for of in (records, alone))
     ensemble = Ensemble(ensemble.folds, *numbers)
     ensemble.save(folder, owner)

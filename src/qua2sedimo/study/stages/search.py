@@ -65,7 +65,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Found:
-    """The choice of a search, and its rounds."""
+    """The choice of a search, and its rounds; none where the same search was finished before."""
 
     choice: Choice
     rounds: list[Round]

@@ -50,6 +50,7 @@ def choose_by_objective(
         lambda fold, epoch: progress(fold * settings.epochs + epoch, total, f"fitting {text}"),
         hop_roots(study, settings.hops),
     )  # fmt: skip
+    progress(total, total, f"fitting {text}")
     proposed = _proposed(study, ensemble)
     what = f"measuring the best of {text}"
     measured = measure_all(study, "candidate", list(proposed), fresh, what, progress, workers)
