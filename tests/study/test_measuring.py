@@ -19,7 +19,7 @@ import torch
 from tests.conftest import small_pipeline, small_settings
 
 from qua2sedimo import Configuration, Qua2SeDiMoError, Study
-from qua2sedimo.commands.measurement import measure
+from qua2sedimo.commands.collecting import measure
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.measuring.run import Request, Workers, record_of
 from qua2sedimo.measuring.workers import Outcome, RayWorkers, Work

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.special import expit
 
-from qua2sedimo.damage.features import Features
+from qua2sedimo.damage.columns import Features
 from qua2sedimo.options import Option, SearchSpace
 
 #: Nepers of squared error in a decibel of PSNR.
