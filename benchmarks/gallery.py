@@ -105,7 +105,7 @@ def methods(found: Sensitivity, paths: Iterable[Path]) -> list[str]:
     """Of every candidate for a size: what it measured on the same fresh images, and its weights' share by method."""
     lines = []
     for path in paths:
-        choice, _ = Choice.load(path)
+        choice = Choice.load(path)
         for one in sorted(choice.candidates, key=lambda c: -next(iter(c.measured.values()))):
             measured = ", ".join(f"{name} {value:.2f}" for name, value in one.measured.items())
             about = f"choice {path.stem}, {one.origin} ({one.average_bits:.3f} bits): {measured}"

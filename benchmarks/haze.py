@@ -58,7 +58,7 @@ def _answers(study: Study, asked: argparse.Namespace) -> dict[str, Configuration
     ours = Study(
         study.folder.parent / f"{study.folder.name}-ours-{asked.bits:g}-{asked.images}", study.workspace.pipeline
     )
-    choice = kept_choice(ours, Budget(asked.bits))
+    choice = kept_choice(ours.workspace, Budget(asked.bits))
     if choice is None:
         raise SystemExit(f"{ours.folder} holds no choice of {asked.bits:g} bits: run benchmarks/search.py first")
     known, nbytes = evidence(study.workspace, ["single"]), int(asked.bits * study.workspace.space.weights / 8)

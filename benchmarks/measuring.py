@@ -48,7 +48,7 @@ def measured(asked: argparse.Namespace, model: str, folder: Path) -> dict[str, A
     switch = TimedSwitch(
         study.workspace.denoiser, study.workspace.bank, study.workspace.graph.layers, study.workspace.original_weights()
     )
-    measurer = study.workspace.measurer(0, asked.images, generator, switch)
+    measurer = study.workspace.measurer(range(asked.images), generator, switch)
     drawn = [study.workspace.sampler(i) for i in range(asked.repeats + 1)]
     trial = try_out(measurer, generator, switch, drawn, clock=CLOCKS[asked.clock])
     return {

@@ -35,6 +35,7 @@ import numpy as np
 
 from qua2sedimo import Study, StudySettings, zoo
 from qua2sedimo.formats.files import write_json
+from qua2sedimo.images.ledger import LEARNING, USE_OF_ROLE
 from qua2sedimo.inspection import inspected
 from qua2sedimo.metrics.distances import frechet_distance, psnr
 from qua2sedimo.metrics.estimates import mean_estimate
@@ -43,7 +44,6 @@ from qua2sedimo.options import Configuration
 from qua2sedimo.predictor import FitSettings, fit_ensemble
 from qua2sedimo.sampling import sample
 from qua2sedimo.search import (
-    Budget,
     Evidence,
     Values,
     argmax_configuration,
@@ -53,9 +53,9 @@ from qua2sedimo.search import (
     sum_of_errors,
 )
 from qua2sedimo.sensitivity import op_scores
-from qua2sedimo.study.evidence import FEW, evidence, images_spent, measure_all, measure_singles, per_image
-from qua2sedimo.study.stages.compare import activations_at
-from qua2sedimo.study.stages.search import search
+from qua2sedimo.study.evidence import FEW, evidence, measure_singles
+from qua2sedimo.study.measurements import images_spent, measure_all, per_image
+from qua2sedimo.study.worker import activations_at
 from search_docs import PUBLISHED, TENTH, keep_rows, kept_rows, write_docs
 
 RESULTS = Path(__file__).parent / "results"
@@ -139,14 +139,14 @@ def answers(study: Study, bits: float, images: int, random: int) -> Iterator[Pro
     yield "ours, layers alone", layers, _best(singles, most_likely(singles), nbytes)
 
     branch = _branch(study, f"ours-{bits:g}-{images}", "single")
-    found = search(branch, Budget(bits), images, progress=_say)
-    known = evidence(branch)
+    found = branch.search(bits, images, progress=_say)
+    known = evidence(branch.workspace)
     for spent in (images // 3, images // 2):
         if layers < spent < FEW * len(known.measured):
             early = replace(known, measured=known.measured[: spent // FEW])
             yield "ours, rounds without finals", spent, _best(early, most_likely(early), nbytes)
     yield "ours, rounds without finals", FEW * len(known.measured), _best(known, most_likely(known), nbytes)
-    yield "ours, search", images_spent(branch), found.choice.configuration
+    yield "ours, search", images_spent(branch.workspace), found.choice.configuration
     yield from _random(study, bits, nbytes, random)
     total = _paper(study, images // FEW)
     yield "paper: predictor, argmax", images // FEW * FEW, argmax_configuration(space, total, nbytes)
@@ -158,8 +158,8 @@ def tenth(study: Study, bits: float) -> Iterator[Proposed]:
     """The paper's procedure as it was published, and ours for a tenth of its images, from nothing."""
     space, images = study.workspace.space, FEW * RECORDS
     branch = _branch(study, f"tenth-{bits:g}")
-    found = search(branch, Budget(bits), images // 10, progress=_say)
-    yield TENTH, images_spent(branch), found.choice.configuration
+    found = branch.search(bits, images // 10, progress=_say)
+    yield TENTH, images_spent(branch.workspace), found.choice.configuration
     nbytes = int(bits * space.weights / 8)
     yield PUBLISHED, images, argmax_configuration(space, _paper(study, RECORDS), nbytes)
 
@@ -171,8 +171,10 @@ def _random(study: Study, bits: float, nbytes: int, images: int) -> Iterator[Pro
         sample(space, "spread", study.workspace.settings.seed + 1000, i, (bits - 0.1, bits)) for i in range(4 * count)
     )
     fitting = list(islice((c for c in drawn if space.nbytes(c) <= nbytes), count))
-    measured = measure_all(study.workspace, f"random {bits:g}", fitting, range(FEW), f"random {bits:g}", _say)
-    quality = [float(np.mean(per_image(study.workspace, m))) for m in measured]
+    role = f"random {bits:g}"
+    USE_OF_ROLE[role] = LEARNING  # no search knows this role
+    measured = measure_all(study.workspace, role, fitting, LEARNING.images(FEW), role, _say)
+    quality = [float(np.mean(per_image(study.workspace, m))) if m else -np.inf for m in measured]
     for part in sorted({count // 4, count // 2, count}):
         yield "random search", FEW * part, fitting[int(np.argmax(quality[:part]))]
 
@@ -183,7 +185,7 @@ def _paper(study: Study, count: int) -> Values:
     space, seed = study.workspace.space, study.workspace.settings.seed
     records = [sample(space, "spread", seed, i, (2.0, 6.0)) for i in range(count)]
     measured = measure_all(study.workspace, "sample", records, range(FEW), "random records", _say)
-    quality = np.array([np.mean(per_image(study.workspace, m)) for m in measured])
+    quality = np.array([np.mean(per_image(study.workspace, m)) for m in measured if m])
     choices = np.stack([space.encode(c) for c in records])
     return op_scores(
         space,

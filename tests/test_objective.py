@@ -20,6 +20,7 @@ from qua2sedimo.records import Record
 from qua2sedimo.records.measurement import Measurement
 from qua2sedimo.study import Study
 from qua2sedimo.study.settings import StudySettings
+from qua2sedimo.study.stages.fit import training_data
 
 METRIC_VALUES = {"psnr": 23.5, "features": 0.25, "kernel_full": 3.0}
 BITS = 3.5
@@ -156,13 +157,15 @@ def test_a_study_learns_and_maximises_the_expression(tmp_path: Path) -> None:
     study = Study.create(tmp_path / "s", small_settings(objective="-features - bits/2"), small_pipeline())
     records = study.measure(3)
     assert set(records[0].measurement.values) == {"features", "psnr"}  # the expression's metrics, and those asked for
-    _, gain = study.training_data(records)
+    _, gain = training_data(study.workspace, records)
     expected = [-np.mean(r.measurement.values["features"]) - r.average_bits / 2 for r in records]
     np.testing.assert_allclose(gain, expected)
-    bytes_of = Study.create(tmp_path / "t", small_settings(objective="psnr - bytes/1000"), small_pipeline()).objective
+    bytes_of = Study.create(
+        tmp_path / "t", small_settings(objective="psnr - bytes/1000"), small_pipeline()
+    ).workspace.objective
     record = records[0]
     assert bytes_of.value(record) == pytest.approx(
-        record.value("psnr") - study.space.nbytes(record.configuration) / 1000
+        record.value("psnr") - study.workspace.space.nbytes(record.configuration) / 1000
     )
 
 

@@ -214,7 +214,7 @@ def test_quantize_reads_the_files_and_loads_no_model(run, model: Path, study: Pa
     bank = Study(study).quantize()
     bank.verify()
     layer = bank.space.layers[0]
-    assert torch.equal(Study(study).workspace.weight(layer), live.modules[layer].weight.detach().half())
+    assert torch.equal(Study(study).workspace.weight(layer), live.workspace.modules[layer].weight.detach().half())
 
 
 def test_quantize_names_a_damaged_shard(run, refused, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

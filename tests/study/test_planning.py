@@ -39,7 +39,7 @@ def test_a_plan_without_a_bank_tries_on_a_few_layers_and_leaves_nothing_behind(s
     made = study.plan(30)
     assert not (study.folder / "bank").exists() and not study.workspace.records.all()
     assert all(torch.equal(before[name], t) for name, t in study.workspace.denoiser.state_dict().items())
-    assert made.quantize > 0 and made.left == 30 and made.workspace.batch == 2
+    assert made.quantize > 0 and made.left == 30 and made.batch == 2
     assert made.workers[1] == pytest.approx(30 * made.trial.total)
     assert made.trial.total >= made.trial.generate > 0 and made.trial.bare > 0
     assert made.disk > sum(int(b.sum()) for b in study.workspace.space.option_bytes)

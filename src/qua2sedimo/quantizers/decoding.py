@@ -46,7 +46,7 @@ def dequantize_weight(value: QuantizedWeight, out: torch.Tensor | None = None) -
 
 
 def dequantize_traceable(value: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
-    """As :func:`dequantize_weight`, into a new tensor of ``dtype`` by operations that can be compiled or exported.
+    """As :func:`dequantize_weight`, into a new tensor [value.shape] of ``dtype``, by operations that can be compiled.
 
     Where there is a kernel the compiled program calls it; on other devices the compiler fuses the operations.
     """

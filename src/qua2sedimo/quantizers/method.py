@@ -75,7 +75,7 @@ def stored_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def check_half(weight: torch.Tensor) -> None:
-    """Raise :class:`Qua2SeDiMoError` if a weight of a type wider than 16 bits is beyond the range of fp16."""
+    """Raise :class:`Qua2SeDiMoError` if a weight [...] of a type wider than 16 bits is beyond the range of fp16."""
     if weight.dtype in (torch.bfloat16, torch.float16):
         return
     lost = int((torch.isinf(weight.to(torch.float16)) & torch.isfinite(weight)).sum())

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def pareto_front(sizes: Sequence[float] | np.ndarray, values: Sequence[float] | np.ndarray) -> list[int]:
-    """Positions of the points that no other one beats, smallest first.
+    """Positions of the points [points] that no other one beats, smallest first.
 
     A point is beaten by one that is no larger and better, or smaller and no worse; higher values are better. Of points
     of equal size and value the first is kept; a value that is NaN is never on the front.

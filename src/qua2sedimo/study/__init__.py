@@ -1,5 +1,3 @@
 """A study folder: what was asked, what was found, and the stages between."""
 
-from qua2sedimo.study.facade import Study
-
-__all__ = ["Study"]
+from qua2sedimo.study.facade import Study as Study

@@ -111,7 +111,10 @@ class Choice(Document):
 
     @classmethod
     def upgraded(cls, content: dict[str, Any], path: Path) -> dict[str, Any]:
-        """Format 1 had neither the exact budget, which the file's name tells, nor constraints, which nothing tells."""
+        """Format 1 had neither the exact budget, which is in the file's name, nor constraints, which nothing tells.
+
+        Raises :class:`Qua2SeDiMoError` for a choice that was made under constraints.
+        """
         if content.get("format") != 1:
             return content
         try:
