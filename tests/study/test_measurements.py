@@ -11,6 +11,7 @@ import pytest
 from tests.study.synthetic import Seen, made_up, study_in
 
 from qua2sedimo import Choice, Qua2SeDiMoError, Study
+from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.options import Configuration
 from qua2sedimo.predictor import FitSettings
 from qua2sedimo.records import Record
@@ -18,6 +19,7 @@ from qua2sedimo.records.measurement import Measurement
 from qua2sedimo.report.fill.predictor import predictor_quality
 from qua2sedimo.search import Budget, Constraints
 from qua2sedimo.study.measurements import _joined, images_spent, measure_all
+from qua2sedimo.study.stages.compare import KeptRow
 from qua2sedimo.study.stages.explain import sensitivity
 from qua2sedimo.study.stages.fit import samples_since
 
@@ -214,3 +216,17 @@ def test_a_candidate_that_cannot_be_measured_is_left_out_and_recorded(
     assert failure.error == "MemoryError: too large" and failure.configuration.to_json() == unlucky[0]
     assert failure.configuration not in [c.configuration for c in choice.candidates]
     assert np.isfinite(choice.measured["psnr"])
+
+
+def test_a_compared_row_of_the_first_version_is_read(study: Study, tmp_path: Path) -> None:
+    estimate = {"value": 20.0, "low": 19.0, "high": 21.0, "images": 8}
+    old = {"key": ["space-weights", "protocol", 8, "digest"], "metrics": {"psnr": estimate}}
+    (tmp_path / "row.json").write_text(json.dumps(old))
+    kept = KeptRow.load(tmp_path / "row.json")
+    assert (kept.identity, kept.protocol, kept.images, kept.digest) == ("space-weights", "protocol", 8, "digest")
+    assert kept.metrics == {"psnr": Estimate(20.0, 19.0, 21.0, 8)}
+    kept.save(tmp_path / "again.json")
+    assert KeptRow.load(tmp_path / "again.json") == kept
+    (tmp_path / "row.json").write_text(json.dumps({**old, "more": 1, "format": 2}))
+    with pytest.raises(Qua2SeDiMoError, match=r"row\.json is damaged"):
+        KeptRow.load(tmp_path / "row.json")
