@@ -90,11 +90,34 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> list[range]:
     return ranges
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(images=st.sampled_from([2, 5, 16, 40, 3_000]), commands=st.lists(COMMANDS, min_size=2, max_size=6))
+#: Any images a configuration, and any commands in any order.
+ANY = {
+    "images": st.sampled_from([2, 5, 16, 40, 3_000]),
+    "commands": st.lists(COMMANDS, min_size=2, max_size=5),
+}
+QUIET = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+
+
+@settings(max_examples=5, **QUIET)
+@given(**ANY)
 def test_nothing_is_judged_on_an_image_that_something_was_learned_from(
     template: Path, learned: list[range], monkeypatch: pytest.MonkeyPatch, images: int, commands: list[tuple]
 ) -> None:
+    check(template, learned, monkeypatch, images, commands)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, **QUIET)
+@given(**ANY)
+def test_nothing_is_judged_on_an_image_that_something_was_learned_from_in_many_orders(
+    template: Path, learned: list[range], monkeypatch: pytest.MonkeyPatch, images: int, commands: list[tuple]
+) -> None:
+    check(template, learned, monkeypatch, images, commands)
+
+
+def check(
+    template: Path, learned: list[range], monkeypatch: pytest.MonkeyPatch, images: int, commands: list[tuple]
+) -> None:  # fmt: skip
     learned.clear()
     seen = made_up(monkeypatch)
     with tempfile.TemporaryDirectory() as folder:

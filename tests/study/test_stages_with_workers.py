@@ -17,10 +17,10 @@ from qua2sedimo.measuring.workers import RayWorkers, Work
 from qua2sedimo.predictor import FitSettings
 from qua2sedimo.study.stages.compare import Row
 from qua2sedimo.study.stages.frontier import Point
-from qua2sedimo.study.worker import open_worker
+from qua2sedimo.study.worker import crew, open_worker
 
 OPTIONS = "uaq-2,uaq-4,kmeans_a-3"
-BITS, IMAGES = 3.6, 130
+BITS, IMAGES = 3.6, 110
 FIT = FitSettings(epochs=4, channels=4, hops=1)
 #: Each kind of job, and each stage, kills a worker once.
 DEADLY = (("measure", 0), ("measure", 10_000), ("measure", 20_000), ("measure", 30_000), ("paint", 100_000))
@@ -73,7 +73,8 @@ def test_every_stage_gives_the_same_by_workers_of_which_some_are_killed(
 
     monkeypatch.setattr("qua2sedimo.measuring.run.RayWorkers", mortal)
     spread = Study.create(tmp_path / "spread" / "study", settings)
-    found = all_stages(spread, Workers(2))
+    with crew(spread.workspace, Workers(2)):  # the workers live on from stage to stage
+        found = all_stages(spread, Workers(2))
 
     died = {path.name for path in (tmp_path / "spread").glob("died-*")}
     assert died == {f"died-{what}-{first}" for what, first in DEADLY}
