@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -56,6 +56,13 @@ class Features:
         columns = np.concatenate([np.arange(self.mean.size)[self.groups[name]] for name in groups])
         places = _places({name: self.mean[self.groups[name]].size for name in groups})
         return Features(self.values[..., columns], self.offered, places, self.mean[columns], self.deviation[columns])
+
+    def believing(self, deviations: Mapping[str, float]) -> Features:
+        """The same with these prior standard deviations of groups, and without effects of single options."""
+        deviation = self.deviation.copy()
+        for name, of in deviations.items():
+            deviation[self.groups[name]] = of
+        return replace(self, deviation=deviation, own=0.0)
 
 
 def option_features(graph: Graph, space: SearchSpace, bank: Bank) -> Features:
