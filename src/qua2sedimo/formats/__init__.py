@@ -1,1 +1,1 @@
-"""How files and numbers are written."""
+"""File formats: atomic writes, documents, tables, safetensors headers, checksums, sizes as text."""

@@ -1,8 +1,7 @@
-"""Checksums of the tensors of safetensors files: one CRC-32 each in the metadata, compared while other work goes on.
+"""CRC-32 checksums of the tensors of safetensors files, stored in the metadata and verified in background threads.
 
-A file is read in pieces by some threads, and the sum of each piece covers many tensors. Sums of neighbours can be
-joined, so that those in the metadata give what the sum of the whole file must be; only if it is not is every tensor
-looked at.
+A file is read in pieces that span tensors. CRC-32 checksums of adjacent byte ranges can be combined, so the checksums
+in the metadata give the expected checksum of the whole file; single tensors are checked only if it differs.
 """
 
 from __future__ import annotations
@@ -20,39 +19,39 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.tensorfiles import DAMAGED_FILE, FileLayout, read_layout
 
 _SUMS = "qua2sedimo.crc32"
-_THREADS = 4  # more wait for the disk
-# Python's lock is taken twice a piece, and whoever computes in Python gives it up only every 5 ms.
+_THREADS = 4  # more would wait for the disk
+# Large: the GIL is taken twice per piece, and a thread that computes in Python releases it only every 5 ms.
 _PIECE = 4 << 20
 _POLYNOMIAL = 0xEDB88320  # of CRC-32, the highest power in the lowest bit
 _ONE = 1 << 31
 
 
 def checksum(data: bytes | memoryview, before: int = 0) -> int:
-    """CRC-32 of a tensor's bytes; ``before`` is that of bytes that precede them."""
+    """CRC-32 of a tensor's bytes; ``before`` is the CRC-32 of the bytes that precede them."""
     return zlib.crc32(data, before)
 
 
 def joined(first: int, second: int, length: int) -> int:
-    """CRC-32 of what has the sum ``first``, followed by ``length`` bytes that have the sum ``second``."""
+    """CRC-32 of bytes with CRC-32 ``first``, followed by ``length`` bytes with CRC-32 ``second``."""
     return _times(_shift(length), first) ^ second
 
 
 def checksum_metadata(sums: Mapping[str, int]) -> dict[str, str]:
-    """The entry of a file's metadata that :class:`SumCheck` reads."""
+    """The metadata entry that :class:`SumCheck` reads."""
     return {_SUMS: json.dumps({name: f"{value:08x}" for name, value in sums.items()}, separators=(",", ":"))}
 
 
 class SumCheck:
-    """Reads files in threads from when it is made, to compare them with the checksums in their metadata.
+    """Compares files with the checksums in their metadata; its threads start reading at once.
 
-    So tensors of one shape that were swapped, and altered bytes, are noticed. A file without checksums passes. Nothing
-    of a file stays in memory.
+    Altered bytes are detected, and swapped tensors of equal shape. A file without checksums passes. No file contents
+    stay in memory.
     """
 
     def __init__(self, layouts: Iterable[FileLayout]) -> None:
         self._files: list[tuple[FileLayout, dict[str, int], list[tuple[int, Future[int]]]]] = []
         pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), thread_name_prefix="qua2sedimo-sums")
-        weakref.finalize(self, pool.shutdown, wait=False, cancel_futures=True)  # if nobody waits for the result
+        weakref.finalize(self, pool.shutdown, wait=False, cancel_futures=True)  # if result() is never called
         for layout in layouts:
             sums = _stored_sums(layout)
             if sums is not None:
@@ -61,7 +60,7 @@ class SumCheck:
                 self._files.append((layout, sums, futures))
 
     def result(self) -> None:
-        """Wait for the end; raise :class:`Qua2SeDiMoError` naming a tensor that has not its checksum."""
+        """Wait for the threads; raise :class:`Qua2SeDiMoError` naming a tensor whose checksum is missing or differs."""
         try:
             for layout, sums, pieces in self._files:
                 lacking = [name for name in layout.spans if not 0 <= sums.get(name, -1) < 1 << 32]
@@ -86,14 +85,13 @@ def _stored_sums(layout: FileLayout) -> dict[str, int] | None:
     if stored is None:
         return None
     try:
-        sums = {name: int(value, 16) for name, value in json.loads(stored).items()}
+        return {name: int(value, 16) for name, value in json.loads(stored).items()}
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise Qua2SeDiMoError(f"{layout.path} has unreadable checksums: {error}", DAMAGED_FILE) from error
-    return sums
 
 
 def _pieces(layout: FileLayout) -> list[tuple[int, int]]:
-    """Bytes (begin, end) of the file that together are all its tensors'."""
+    """Byte ranges (begin, end) of the file that together cover its tensors."""
     if not layout.spans:
         return []
     begin, end = min(b for b, _ in layout.spans.values()), max(e for _, e in layout.spans.values())
@@ -101,7 +99,7 @@ def _pieces(layout: FileLayout) -> list[tuple[int, int]]:
 
 
 def _sum_of(path: Path, begin: int, end: int) -> int:
-    """CRC-32 of these bytes of a file; of fewer if it was cut meanwhile."""
+    """CRC-32 of a byte range of a file; of fewer bytes if the file was truncated meanwhile."""
     with path.open("rb", buffering=0) as handle:
         handle.seek(begin)
         found, left = 0, end - begin
@@ -111,7 +109,7 @@ def _sum_of(path: Path, begin: int, end: int) -> int:
 
 
 def _wrong(layout: FileLayout, sums: Mapping[str, int]) -> str:
-    """The first tensor, in order of the file, that has not its checksum, and the file."""
+    """The file, and its first tensor whose checksum differs."""
     for name, (begin, end) in layout.spans.items():
         if _sum_of(layout.path, begin, end) != sums[name]:
             return f"tensor '{name}' in {layout.path}"
@@ -119,7 +117,7 @@ def _wrong(layout: FileLayout, sums: Mapping[str, int]) -> str:
 
 
 def _join(parts: Iterable[tuple[int, int]]) -> int:
-    """CRC-32 of stretches that follow each other, each given as (its sum, its length)."""
+    """CRC-32 of adjacent byte ranges, each given as (CRC-32, length)."""
     total = 0
     for found, length in parts:
         total = joined(total, found, length)
@@ -128,7 +126,7 @@ def _join(parts: Iterable[tuple[int, int]]) -> int:
 
 @cache
 def _shift(length: int) -> int:
-    """x^(8·length) modulo the polynomial: what a sum is multiplied by when so many bytes follow."""
+    """x^(8·length) modulo the polynomial: the factor of a CRC-32 that ``length`` bytes follow."""
     power, result = _ONE >> 8, _ONE
     while length:
         if length & 1:
@@ -139,7 +137,7 @@ def _shift(length: int) -> int:
 
 
 def _times(a: int, b: int) -> int:
-    """The product of two polynomials over two elements, modulo CRC-32's."""
+    """The product of two polynomials over GF(2), modulo the CRC-32 polynomial."""
     product = 0
     while a:
         if a & _ONE:

@@ -1,4 +1,4 @@
-"""JSON files of a study as strict, versioned models: what is read is what was written, or an error names the file."""
+"""JSON files of a study as strict, versioned pydantic models; an error names the file and the field."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qua2sedimo.formats.files import read_json, write_text
 
 D = TypeVar("D", bound="Document")
 
-#: A float that may be NaN, which JSON does not have: null in a file.
+#: A float that may be NaN, written as null: JSON has no NaN.
 MaybeFloat = Annotated[
     float,
     BeforeValidator(lambda value: math.nan if value is None else value),
@@ -26,30 +26,30 @@ STRICT = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
 
 
 class Document(BaseModel):
-    """A JSON file with a version. A subclass declares ``format: Literal[N] = N``, its fields, and its ``remedy``.
+    """A JSON file with a format number. A subclass declares ``format: Literal[N] = N``, its fields, its ``remedy``.
 
-    Unknown entries, entries of another type, and files of another format are errors. A new format comes with a step
-    in :meth:`upgraded` that reads the one before, or the old file is refused with the remedy.
+    Unknown fields, fields of another type, and other formats are errors. A new format adds a step to :meth:`upgraded`
+    that converts the previous one; otherwise old files are refused with the remedy.
     """
 
     model_config = ConfigDict(**STRICT, frozen=True)
 
-    #: What to do about a file that cannot be read: the command that makes it anew.
+    #: What to do about an unreadable file: the command that writes it again.
     remedy: ClassVar[str] = ""
-    #: Spaces of an indented file that people may read; None for a large one on a single line.
+    #: Spaces of indentation, for people who read the file; None writes a large file on one line.
     indent: ClassVar[int | None] = 1
 
     format: int
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         write_text(path, self.model_dump_json(indent=self.indent))
 
     @classmethod
     def load(cls: type[D], path: Path) -> D:
         """Read what :meth:`save` wrote, or an earlier format that can be upgraded.
 
-        Raises :class:`Qua2SeDiMoError` naming the file, the entry and the remedy.
+        Raises :class:`Qua2SeDiMoError` naming the file, the field and the remedy.
         """
         content = read_json(path, cls.remedy)
         wanted = cls.model_fields["format"].default
@@ -69,5 +69,5 @@ class Document(BaseModel):
 
     @classmethod
     def upgraded(cls, content: dict[str, Any], path: Path) -> dict[str, Any]:
-        """The content of an earlier format in the present one; as it is where there is no such step."""
+        """The content of an earlier format, converted to the current one; unchanged if that is not possible."""
         return content

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, flushed, and renamed."""
+"""Atomic file writes: into a temporary file in the same folder, flushed, and renamed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_via(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raise :class:`Qua2SeDiMoError` if no file or folder could be made at ``path``; nothing is written."""
+    """Raise :class:`Qua2SeDiMoError` if no file or folder can be created at ``path``; nothing is written."""
     place = next(parent for parent in path.absolute().parents if parent.exists())
     reason = "" if place.is_dir() else f"{place} is a file, not a folder"
     if not reason and not os.access(place, os.W_OK | os.X_OK):
@@ -54,7 +54,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path, remedy: str = _MOVE) -> Any:
-    """The file's content; a missing or damaged file is an error that names it and the remedy."""
+    """The file's content; raises :class:`Qua2SeDiMoError` naming a missing or damaged file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -64,7 +64,7 @@ def read_json(path: Path, remedy: str = _MOVE) -> Any:
 
 
 def read_document(path: Path, format: int, remedy: str) -> dict[str, Any]:
-    """A JSON object of the given ``format`` number; anything else is an error that names the file and the remedy."""
+    """A JSON object with the given ``format`` number; raises :class:`Qua2SeDiMoError` with the remedy otherwise."""
     content = read_json(path)
     found = content.get("format") if isinstance(content, dict) else type(content).__name__
     if not isinstance(content, dict) or found != format:

@@ -16,16 +16,17 @@ Row = Mapping[str, Any]
 
 
 def write_rows(kind: type, rows: Sequence[Any], path: Path) -> None:
-    """Write dataclasses of one ``kind`` as a table with a column a field, whole or not at all; the ending decides.
+    """Write instances of the dataclass ``kind`` atomically as a table, a column per field; the extension decides.
 
-    In CSV a value that is not there is empty, and several in one cell are joined by semicolons. Raises
-    :class:`Qua2SeDiMoError` for an ending other than .csv or .parquet, or for Parquet without pyarrow.
+    In CSV, None is an empty cell and a tuple is joined by semicolons. Raises :class:`Qua2SeDiMoError` for an extension
+    other than .csv or .parquet, or for Parquet without pyarrow.
     """
     hints = get_type_hints(kind)
     columns = {f.name: hints[f.name] for f in fields(kind)}
     table = [asdict(row) for row in rows]
     if path.suffix == ".csv":
-        content = as_csv([{k: _flat(v) for k, v in row.items()} for row in table], list(columns), "\r\n")
+        flat = [{k: "; ".join(v) if isinstance(v, tuple) else v for k, v in row.items()} for row in table]
+        content = as_csv(flat, list(columns), "\r\n")
     elif path.suffix == ".parquet":
         content = as_parquet(table, columns)
     else:
@@ -34,7 +35,7 @@ def write_rows(kind: type, rows: Sequence[Any], path: Path) -> None:
 
 
 def as_csv(table: Sequence[Row], columns: Sequence[str], newline: str = "\n") -> bytes:
-    """With a header line."""
+    """CSV in UTF-8, with a header line."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator=newline)
     writer.writeheader()
@@ -43,18 +44,12 @@ def as_csv(table: Sequence[Row], columns: Sequence[str], newline: str = "\n") ->
 
 
 def as_parquet(table: Sequence[Row], columns: Mapping[str, Any]) -> bytes:
-    """``columns`` gives each column's type: int, float, str, these or None, or a tuple of str.
-
-    Raises :class:`Qua2SeDiMoError` without pyarrow.
-    """
+    """Parquet; ``columns`` gives each column's type. Raises :class:`Qua2SeDiMoError` without pyarrow."""
     pyarrow = require_pyarrow()
     kinds = {
-        int: pyarrow.int64(),
-        int | None: pyarrow.int64(),
-        float: pyarrow.float64(),
-        str: pyarrow.string(),
+        int: pyarrow.int64(), int | None: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string(),
         tuple[str, ...]: pyarrow.list_(pyarrow.string()),
-    }
+    }  # fmt: skip
     schema = pyarrow.schema([(name, kinds[kind]) for name, kind in columns.items()])
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(table), schema=schema), buffer)
@@ -69,10 +64,6 @@ def require_pyarrow() -> Any:
     except ImportError:
         raise Qua2SeDiMoError(
             "Parquet needs pyarrow, which is not installed",
-            "Install it with `pip install 'qua2sedimo[parquet]'`, or take CSV.",
+            "Install it with `pip install 'qua2sedimo[parquet]'`, or use CSV.",
         ) from None
     return pyarrow
-
-
-def _flat(cell: Any) -> Any:
-    return "; ".join(cell) if isinstance(cell, tuple) else cell

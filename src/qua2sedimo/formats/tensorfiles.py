@@ -1,4 +1,4 @@
-"""Safetensors files of a checkpoint: what their headers say, and single tensors from them."""
+"""Safetensors files of a checkpoint: their headers, and single tensors."""
 
 from __future__ import annotations
 
@@ -14,22 +14,13 @@ from safetensors import SafetensorError, safe_open
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import read_json
 
-#: What diffusers names the files of a model.
+#: Base name of the weight files that diffusers writes.
 WEIGHTS = "diffusion_pytorch_model"
-#: Bytes of a number of each float type of the format.
+#: Bytes per number of each float dtype of the format.
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 _ITEM_SIZE = {
-    **FLOATS,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U64": 8,
-    "U32": 4,
-    "U16": 2,
-    "U8": 1,
-    "BOOL": 1,
-}
+    **FLOATS, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
 _MOST_HEADER_BYTES = 100_000_000
 DAMAGED_FILE = "The checkpoint is damaged or incomplete: download it or export it again."
 
@@ -48,9 +39,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class FileLayout:
-    """What the header of a safetensors file says: its tensors, the metadata, and the bytes (begin, end) of the file
-    that each tensor lies in, in order.
-    """
+    """The header of a safetensors file: tensors, metadata, and the byte range (begin, end) of each, in file order."""
 
     path: Path
     tensors: dict[str, StoredTensor]
@@ -61,7 +50,7 @@ class FileLayout:
 def read_layout(path: Path) -> FileLayout:
     """The header of a safetensors file; no tensor is read.
 
-    Raises :class:`Qua2SeDiMoError` if the file is not one, or does not end where its header says.
+    Raises :class:`Qua2SeDiMoError` if it is not a safetensors file, or not as long as its header says.
     """
     if path.suffix != ".safetensors":
         raise Qua2SeDiMoError(f"{path} is not a safetensors file", DAMAGED_FILE)
@@ -89,7 +78,7 @@ def read_layout(path: Path) -> FileLayout:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Names, dtypes and shapes of the tensors of a safetensors file, as :func:`read_layout` finds them."""
+    """Dtype and shape of each tensor of a safetensors file; raises as :func:`read_layout` does."""
     return read_layout(path).tensors
 
 
@@ -101,7 +90,7 @@ def _entry(entry: dict) -> StoredTensor:
 
 
 def _end_of_data(spans: list[tuple[int, int, int]]) -> int:
-    """Where the last tensor ends; tensors (begin, end, bytes), by begin, must follow without gap or overlap."""
+    """Where the last tensor ends; raises ValueError if the sorted (begin, end, bytes) have gaps or overlaps."""
     position = 0
     for begin, end, nbytes in spans:
         if begin != position or end - begin != nbytes:
@@ -111,7 +100,7 @@ def _end_of_data(spans: list[tuple[int, int, int]]) -> int:
 
 
 def all_tensors(layouts: Iterable[FileLayout]) -> dict[str, StoredTensor]:
-    """The tensors of several shards together. Raises if two of them hold a tensor of the same name."""
+    """The tensors of all shards; raises :class:`Qua2SeDiMoError` if a name occurs in two of them."""
     found: dict[str, StoredTensor] = {}
     for layout in layouts:
         twice = found.keys() & layout.tensors.keys()
@@ -122,7 +111,7 @@ def all_tensors(layouts: Iterable[FileLayout]) -> dict[str, StoredTensor]:
 
 
 class Checkpoint:
-    """The tensors of a diffusers model folder by name, read one at a time; no model is made.
+    """Reads the tensors of a diffusers model folder by name, one at a time, without building the model.
 
     Raises :class:`Qua2SeDiMoError` if there are no safetensors files, or one is missing, truncated or damaged.
     """
@@ -137,7 +126,7 @@ class Checkpoint:
         return name in self._file
 
     def __call__(self, name: str) -> torch.Tensor:
-        """A copy of the tensor: the file is mapped only meanwhile, so that no page of it stays resident."""
+        """A copy of the tensor; the file is mapped only during the call, so none of its pages stay resident."""
         if name not in self._file:
             raise Qua2SeDiMoError(f"{self.folder} holds no tensor '{name}'", DAMAGED_FILE)
         try:
@@ -151,15 +140,15 @@ class Checkpoint:
 
 
 def weight_names(variant: str | None = None) -> tuple[str, str]:
-    """Names of the index of a model's weights, and of the file that holds them all where there is no index."""
+    """File names of the index of sharded weights, and of unsharded weights."""
     end = "" if variant is None else f".{variant}"
     return f"{WEIGHTS}.safetensors.index{end}.json", f"{WEIGHTS}{end}.safetensors"
 
 
 def shard_files(folder: Path, variant: str | None = None) -> list[Path]:
-    """The files that a model folder's index names, or its only one.
+    """The weight files of a model folder: those that its index lists, or its only one.
 
-    Raises :class:`Qua2SeDiMoError` if there is none, the index is damaged, or one that it names is missing.
+    Raises :class:`Qua2SeDiMoError` if there is none, the index is damaged, or a listed file is missing.
     """
     index, single = (folder / name for name in weight_names(variant))
     if not index.is_file():
@@ -174,9 +163,9 @@ def shard_files(folder: Path, variant: str | None = None) -> list[Path]:
 
 
 def indexed_files(index: Path) -> list[Path]:
-    """The files beside it that an index names, be they there or not; :class:`Qua2SeDiMoError` if it is damaged."""
-    content = read_json(index)
+    """The files that an index lists, existing or not; raises :class:`Qua2SeDiMoError` if it is damaged."""
+    content = read_json(index, DAMAGED_FILE)
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise Qua2SeDiMoError(f"{index} names no files", DAMAGED_FILE)
+        raise Qua2SeDiMoError(f"{index} lists no files", DAMAGED_FILE)
     return [index.parent / name for name in sorted(set(names.values()))]

@@ -6,7 +6,7 @@ _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def size_text(nbytes: float) -> str:
-    """A size in three digits, such as ``12.3 MB``; decimal units, as disks and model hubs count."""
+    """A size to three significant digits, such as ``12.3 MB``, in decimal units, as disks and model hubs use."""
     for unit, one in _UNITS:
         if nbytes >= 0.9995 * one:  # 999.9 kB would read 1e+03 kB
             return f"{nbytes / one:#.3g}".rstrip(".") + f" {unit}"

@@ -1,1 +1,1 @@
-"""What surrounds the program: the machine, versions, other libraries' output, progress, Ctrl-C."""
+"""The environment: machine, versions, other libraries' output, progress, Ctrl-C."""

@@ -1,4 +1,4 @@
-"""What the machine says of this process: its name, its memory."""
+"""The machine's name, and the memory of this process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def host() -> str:
 
 
 def peak_memory() -> int:
-    """Most bytes of main memory that this process has ever held."""
+    """Peak resident memory of this process, in bytes."""
     if sys.platform == "win32":
         import psutil
 
@@ -27,7 +27,7 @@ def peak_memory() -> int:
 
 
 def release_memory() -> None:
-    """Give back what nobody holds any more, also the accelerator's cache: for after a failure."""
+    """Free unreferenced memory, including the accelerator's cache, after a failure."""
     gc.collect()
     device = torch.accelerator.current_accelerator()
     backend: Any = getattr(torch, device.type, None) if device is not None else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-#: Called with (done, total, what is done), as soon as a stage begins and after every step.
+#: Called with (done, total, what), when a stage begins and after every step.
 Progress = Callable[[int, int, str], object]
 
 _NOTE = " · "
@@ -15,10 +15,10 @@ def silent(done: int, total: int, what: str) -> None:
 
 
 def noted(what: str, note: str) -> str:
-    """What is done, with a note that may change meanwhile, such as the best value so far."""
+    """``what`` with a note that may change from call to call, such as the best value so far."""
     return f"{what}{_NOTE}{note}"
 
 
 def without_note(what: str) -> str:
-    """What is done, without the note: the name of the stage."""
+    """``what`` without its note: the name of the stage."""
     return what.partition(_NOTE)[0]

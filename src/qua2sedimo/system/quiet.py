@@ -1,4 +1,4 @@
-"""Load models without the progress bars and notes of other libraries, which say nothing a user can act on."""
+"""Load models without the progress bars and messages of other libraries, on which a user cannot act."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence progress bars and messages below errors of diffusers, transformers and the hub; then restore them."""
+    """Silence progress bars, and messages below error level, of diffusers, transformers and the hub client."""
     libraries = (diffusers_logging, transformers_logging)
     before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     hub_was_silent = are_progress_bars_disabled()

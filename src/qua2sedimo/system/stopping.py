@@ -13,9 +13,9 @@ _SAID = b"\nStopping when the current measurements are finished. Press Ctrl-C ag
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """A function that tells whether Ctrl-C was pressed; pressed a second time, it raises KeyboardInterrupt.
+    """Yields a function that returns whether Ctrl-C was pressed; a second Ctrl-C raises KeyboardInterrupt.
 
-    In a thread, or where the program has a signal handler of its own, nothing is changed.
+    In a thread, or if the program has its own SIGINT handler, signals are left alone.
     """
     asked = False
 
@@ -24,7 +24,7 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        os.write(2, _SAID)  # print() could interrupt itself
+        os.write(2, _SAID)  # print() is not reentrant
 
     in_thread = threading.current_thread() is not threading.main_thread()
     if in_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

@@ -1,4 +1,4 @@
-"""Versions that numbers may depend on."""
+"""Software versions that results may depend on."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ _PACKAGES = ("qua2sedimo", "torch", "diffusers", "transformers", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide what is measured."""
+    """Versions of Python and of the packages that affect measurements."""
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
