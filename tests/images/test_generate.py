@@ -209,14 +209,14 @@ def test_a_pipeline_without_pictures_is_refused() -> None:
         def keys(self) -> list[str]:
             return ["image_embeds"]
 
-    with pytest.raises(Qua2SeDiMoError, match="Prior gives image_embeds, no images"):
+    with pytest.raises(Qua2SeDiMoError, match="Prior returns image_embeds, no images"):
         Generator(Prior(), Generation([]))(0, 1)
-    with pytest.raises(Qua2SeDiMoError, match="gives tensors, not pictures"):
+    with pytest.raises(Qua2SeDiMoError, match="returns tensors"):
         Generator(Painter([torch.zeros(3, 4, 4)]), Generation([]))(0, 1)
 
 
 def test_more_pictures_than_asked_for_are_refused_with_the_likely_cause() -> None:
-    with pytest.raises(Qua2SeDiMoError, match="made 4 images where 2 were asked for") as caught:
+    with pytest.raises(Qua2SeDiMoError, match="returned 4 images for 2 inputs") as caught:
         Generator(Painter(np.zeros((4, 2, 2, 3))), Generation([]))(0, 2)
     assert "num_images_per_prompt" in str(caught.value.remedy)
 
@@ -230,7 +230,7 @@ def test_pipelines_that_need_a_picture_or_take_no_noise_are_refused(pipeline: Di
 
     check_arguments(pipeline, ARGUMENTS)
     check_arguments(FromPicture(), {"image": "a.png"})
-    with pytest.raises(Qua2SeDiMoError, match="FromPicture must be given 'image'"):
+    with pytest.raises(Qua2SeDiMoError, match="FromPicture requires 'image'"):
         check_arguments(FromPicture(), {})
     with pytest.raises(Qua2SeDiMoError, match="NoNoise takes no 'generator'"):
         check_arguments(NoNoise(), {})

@@ -44,7 +44,7 @@ def test_uses_do_not_overlap_and_every_role_has_one() -> None:
 @given(st.sampled_from(USES), st.integers(0, 200_000), st.integers(1, 200_000))
 def test_a_use_gives_only_images_of_its_own_and_refuses_others(use: Any, skip: int, count: int) -> None:
     if skip + count > use.size:
-        with pytest.raises(Qua2SeDiMoError, match="of its own"):
+        with pytest.raises(Qua2SeDiMoError, match="images requested"):
             use.images(count, skip)
     else:
         images = use.images(count, skip)

@@ -1,1 +1,1 @@
-"""Pictures of a pipeline: how they are generated, and which of them may be used for what."""
+"""Images of a pipeline: how they are generated, and which of them may be used for what."""

@@ -1,26 +1,24 @@
-"""How many images at once: as many as fit into memory, found by trying."""
+"""The number of images per pipeline call: as many as fit into memory, found by trial."""
 
 from __future__ import annotations
 
-import gc
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.images.generate import Generation, Generator, is_out_of_memory
+from qua2sedimo.system.machine import release_memory
 
-_STEPS = 2  # memory is that of one step; the second finds what a first keeps alive
+_STEPS = 2  # peak memory does not grow with steps; the second shows what the first keeps alive
 
 
 def fitting_batch(pipeline: Any, generation: Generation, most: int) -> int:
-    """The largest of ``most``, ``most``/2, … 1 images that the pipeline makes at once without running out of memory.
+    """The largest of ``most``, ``most``/2, … 1 images per pipeline call that does not run out of memory.
 
-    Few steps are made where the pipeline counts steps: memory is the same. Raises :class:`Qua2SeDiMoError` if not even
-    one image fits.
+    Tries it with two steps if the pipeline takes a number of steps: peak memory is the same. Raises
+    :class:`Qua2SeDiMoError` if not even one image fits.
     """
     arguments = dict(generation.arguments)
     if "num_inference_steps" in inspect.signature(pipeline.__call__).parameters:
@@ -42,9 +40,7 @@ def largest_fitting(attempt: Callable[[int], object], most: int) -> int:
         except Qua2SeDiMoError as error:
             if error.__cause__ is None or not is_out_of_memory(error.__cause__):
                 raise
-        gc.collect()  # outside the handler, whose traceback holds the tensors of the failed call
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()  # outside the handler, whose traceback holds the tensors of the failed call
         if batch == 1:
-            raise Qua2SeDiMoError("not even one image fits into memory", "Ask for smaller images, or a larger machine.")
+            raise Qua2SeDiMoError("not even one image fits into memory", "Use smaller images, or a larger machine.")
         batch //= 2

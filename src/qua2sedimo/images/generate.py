@@ -1,4 +1,4 @@
-"""Images of a pipeline for given inputs, each from its own fixed noise."""
+"""Generate a pipeline's images for given inputs, each from its own fixed noise."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ import torch
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.images.prompts import PromptMemory
 
-#: Images a call of the pipeline by default, and the most that are tried.
+#: Images per pipeline call: the default, and the most that is tried.
 BATCH = 16
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What to generate: ``inputs`` (prompts or class labels, reused in turn), pipeline arguments, and a seed.
+    """What to generate: ``inputs`` (prompts or class labels, cycled), pipeline arguments, and a seed.
 
     The noise of image i comes from a CPU generator seeded by (seed, i) alone, so it is the same for every
-    configuration, batch size and device. Numbers that a pipeline draws from PyTorch's global generators are seeded by
-    (seed, i) too.
+    configuration, batch size and device. PyTorch's global generators are seeded by (seed, i) too.
     """
 
     inputs: Sequence[str | int]
@@ -33,24 +32,23 @@ class Generation:
     batch: int = BATCH
 
     def input(self, index: int) -> str | int | None:
-        """Prompt or class of image ``index``; the inputs are taken in turn. None if there are none."""
+        """Prompt or class label of image ``index``, None without inputs."""
         return self.inputs[index % len(self.inputs)] if self.inputs else None
 
     def number(self, *place: int) -> int:
-        """The seed of what is drawn for image ``place``."""
+        """A seed that is a function of the study's seed and ``place``, which begins with the image's index."""
         return int(np.random.SeedSequence([self.seed, *place]).generate_state(1, np.uint64)[0] >> 1)
 
     def noise(self, index: int) -> torch.Generator:
-        """The CPU generator of image ``index``: the same for every configuration."""
+        """The CPU generator of image ``index``, the same for every configuration."""
         return torch.Generator("cpu").manual_seed(self.number(index))
 
 
 class Generator:
     """Calls a diffusers pipeline for images ``start`` to ``stop`` of a :class:`Generation`.
 
-    What does not depend on the denoiser is computed once: the prompts' embeddings. ``one_by_one`` becomes true once the
-    pipeline is seen to draw from PyTorch's global generators: in a batch its images would depend on each other, so each
-    is made by a call of its own.
+    Prompt embeddings do not depend on the denoiser and are computed once. ``one_by_one`` becomes true when the pipeline
+    draws from PyTorch's global generators: images of a batch would depend on each other, so each gets its own call.
     """
 
     def __init__(self, pipeline: Any, generation: Generation) -> None:
@@ -60,10 +58,10 @@ class Generator:
         self._prompts = PromptMemory()
 
     def __call__(self, start: int, stop: int, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
-        """Images as float32 [n, height, width, channels] in 0 to 1; the frames of a film stand one below the other.
+        """Images as float32 [n, height, width, channels] in 0 to 1; the frames of a video are stacked vertically.
 
-        Raises :class:`Qua2SeDiMoError` if the pipeline gives no images, another number of them than asked for, or a
-        batch does not fit into memory.
+        Raises :class:`Qua2SeDiMoError` if the pipeline returns no images or too many, or a batch does not fit into
+        memory.
         """
         images: list[np.ndarray] = []
         low = start
@@ -80,21 +78,17 @@ class Generator:
 
     @property
     def batch(self) -> int:
-        """Images a call of the pipeline."""
+        """Images per pipeline call."""
         return 1 if self.one_by_one else self.generation.batch
 
     def call_arguments(self, indices: Sequence[int]) -> dict[str, Any]:
-        """Keyword arguments of the pipeline call that makes these images."""
+        """Keyword arguments of the pipeline call that generates these images."""
         arguments = dict(self.generation.arguments)
         if self._input_name is not None:
             arguments[self._input_name] = [self.generation.input(i) for i in indices]
         elif len(indices) > 1 or "batch_size" in inspect.signature(self.pipeline.__call__).parameters:
             arguments["batch_size"] = len(indices)
-        return {
-            **arguments,
-            "generator": [self.generation.noise(i) for i in indices],
-            "output_type": "np",
-        }
+        return {**arguments, "generator": [self.generation.noise(i) for i in indices], "output_type": "np"}
 
     @torch.inference_mode()
     def _batch(self, indices: Sequence[int]) -> tuple[np.ndarray, bool]:
@@ -108,24 +102,24 @@ class Generator:
                     raise
                 raise Qua2SeDiMoError(
                     f"{len(indices)} images at once do not fit into memory",
-                    "Set a smaller 'batch:' in study.yaml. Numbers depend on it only by rounding.",
+                    "Set a smaller 'batch:' in study.yaml; it changes results only by rounding.",
                 ) from error
             drawn = drew()
         images = pictures(self.pipeline, output)
         if len(images) != len(indices):
             raise Qua2SeDiMoError(
-                f"{type(self.pipeline).__name__} made {len(images)} images where {len(indices)} were asked for",
+                f"{type(self.pipeline).__name__} returned {len(images)} images for {len(indices)} inputs",
                 "Leave arguments that multiply images, such as num_images_per_prompt, out of 'arguments'.",
             )
         if not np.isfinite(images).all():
-            images = np.nan_to_num(images, nan=0.0, posinf=1.0, neginf=0.0)  # a ruined picture, still a picture
-        return np.ascontiguousarray(images), drawn  # safetensors stores memory, whatever the strides
+            images = np.nan_to_num(images, nan=0.0, posinf=1.0, neginf=0.0)  # a ruined image can still be measured
+        return np.ascontiguousarray(images), drawn  # safetensors ignores strides
 
 
 def pictures(pipeline: Any, output: Any) -> np.ndarray:
-    """Images float32 [n, height, width, channels] of what a pipeline returned; films [n, frames · height, …].
+    """A pipeline's output as float32 [n, height, width, channels]; videos as [n, frames · height, …].
 
-    Raises :class:`Qua2SeDiMoError` if it returned neither ``images`` nor ``frames``.
+    Raises :class:`Qua2SeDiMoError` if it has neither ``images`` nor ``frames``.
     """
     name = type(pipeline).__name__
     found = getattr(output, "images", None)
@@ -134,34 +128,35 @@ def pictures(pipeline: Any, output: Any) -> np.ndarray:
     if found is None:
         given = ", ".join(output.keys()) if hasattr(output, "keys") else type(output).__name__
         raise Qua2SeDiMoError(
-            f"{name} gives {given}, no images", "Study the pipeline that paints, and name the denoiser by --component."
+            f"{name} returns {given}, no images",
+            "Use the pipeline that returns images, and select the denoiser with --component.",
         )
     if any(isinstance(image, torch.Tensor) for image in found):
-        raise Qua2SeDiMoError(f"{name} gives tensors, not pictures", "Leave return_dict and output_type to the study.")
+        raise Qua2SeDiMoError(f"{name} returns tensors", "Remove return_dict and output_type from 'arguments'.")
     images = np.asarray(found, dtype=np.float32)
     if film:
         if images.ndim != 5:
-            raise Qua2SeDiMoError(f"{name} gives frames of shape {images.shape}; expected [n, frames, h, w, channels]")
+            raise Qua2SeDiMoError(f"{name} returns frames of shape {images.shape}, not [n, frames, h, w, channels]")
         return images.reshape(len(images), -1, *images.shape[3:])
     return images[..., None] if images.ndim == 3 else images
 
 
 def has_safety_checker(pipeline: Any) -> bool:
-    """Whether the pipeline judges its pictures, and gives black ones in place of those it takes offence at."""
+    """Whether the pipeline has a safety checker, which replaces images that it flags with black ones."""
     return getattr(pipeline, "safety_checker", None) is not None
 
 
 @contextmanager
 def without_safety_checker(pipeline: Any) -> Iterator[None]:
-    """Switch off the pipeline's safety checker meanwhile: a black picture says nothing of a configuration's quality.
+    """Disable the pipeline's safety checker: a black image says nothing about a configuration's quality.
 
-    The pipeline's configuration, which is what is exported, names it all the while.
+    The pipeline's configuration, which is exported, still names the checker.
     """
     checker = getattr(pipeline, "safety_checker", None)
     if checker is None:
         yield
         return
-    # Past the pipeline's own __setattr__, which would take the checker out of its configuration.
+    # Bypasses the pipeline's __setattr__, which would remove the checker from its configuration.
     vars(pipeline)["safety_checker"] = None
     try:
         yield
@@ -170,7 +165,7 @@ def without_safety_checker(pipeline: Any) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
+    """Whether an error reports that memory ran out, on any device."""
     words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
@@ -179,9 +174,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[Callable[[], bool]]:
-    """Seed the global random numbers meanwhile; what is yielded says whether any were drawn since.
+    """Seed PyTorch's global generators; yields a function that returns whether any was used since.
 
-    Some schedulers draw from them whatever generator they are given, and some pipelines pass none on.
+    Some schedulers use them even if they are given a generator, and some pipelines pass no generator on.
     """
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
@@ -195,13 +190,13 @@ def _global_states() -> list[torch.Tensor]:
 
 
 def input_argument(pipeline: Any) -> str | None:
-    """The argument that says what to paint: ``prompt``, ``class_labels``, or nothing (unconditional)."""
+    """The pipeline's conditioning argument: ``prompt``, ``class_labels``, or None (unconditional)."""
     parameters = inspect.signature(pipeline.__call__).parameters
     return next((name for name in ("prompt", "class_labels") if name in parameters), None)
 
 
 def check_inputs(pipeline: Any, inputs: Sequence[str | int]) -> None:
-    """Raise unless the inputs are of the kind the pipeline takes."""
+    """Raise :class:`Qua2SeDiMoError` unless the inputs are of the type the pipeline takes."""
     name = input_argument(pipeline)
     expected = {"prompt": str, "class_labels": int, None: None}[name]
     if expected is None and inputs:
@@ -216,7 +211,8 @@ def check_inputs(pipeline: Any, inputs: Sequence[str | int]) -> None:
 
 
 def check_arguments(pipeline: Any, arguments: Mapping[str, Any]) -> None:
-    """Raise unless the pipeline takes every argument, has all it must have, and can be given noise and a batch."""
+    """Raise :class:`Qua2SeDiMoError` unless the pipeline takes these arguments, a generator and an output type, and
+    needs no others."""
     name = type(pipeline).__name__
     parameters = inspect.signature(pipeline.__call__).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
@@ -227,15 +223,13 @@ def check_arguments(pipeline: Any, arguments: Mapping[str, Any]) -> None:
     for argument in ("generator", "output_type"):
         if argument not in parameters:
             raise Qua2SeDiMoError(
-                f"{name} takes no '{argument}': the noise of its images cannot be fixed, or they come as no arrays",
-                "Only pipelines that take both can be studied.",
+                f"{name} takes no '{argument}': its noise cannot be fixed, or its images not be returned as arrays",
+                "Only pipelines that take 'generator' and 'output_type' can be studied.",
             )
     given = {*arguments, input_argument(pipeline)}
-    missing = [
-        p.name for p in parameters.values() if p.default is inspect.Parameter.empty and p.name not in given
-    ]  # fmt: skip
+    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in given]
     if missing:
         raise Qua2SeDiMoError(
-            f"{name} must be given '{missing[0]}', which a study does not have",
-            "Put it in 'arguments:' if it is a plain value; pipelines that start from pictures cannot be studied.",
+            f"{name} requires '{missing[0]}', which a study does not pass",
+            "Add it to 'arguments:' if it is a plain value; pipelines that need an input image cannot be studied.",
         )

@@ -1,7 +1,7 @@
-"""The latents a pipeline ends with, taken from its scheduler's last step.
+"""A pipeline's final latents, taken from its scheduler's last step.
 
-They are what the denoiser was made to produce, in its own scale, before any autoencoder. Pipelines need no callback for
-it: whatever calls ``scheduler.step`` is observed.
+They are the denoiser's own result, before any autoencoder. ``scheduler.step`` is observed, so that pipelines need no
+callback.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qua2sedimo.errors import Qua2SeDiMoError
 
 
 class FinalLatents:
-    """What the pipeline calls made within :func:`final_latents` ended with."""
+    """The final latents of the pipeline calls made within :func:`final_latents`."""
 
     def __init__(self, pipeline: str) -> None:
         self._pipeline = pipeline
@@ -35,8 +35,8 @@ class FinalLatents:
     def array(self, images: int) -> np.ndarray:
         """Latents float32 [images, ...] of all calls together.
 
-        Some pipelines (DiT) step the guided and the unguided half of a batch together; both end the same, and the first
-        is taken. Raises :class:`Qua2SeDiMoError` if the scheduler did not end with one sample an image.
+        Some pipelines (DiT) step the guided and the unguided half of a batch together; both end equal, and the first is
+        taken. Raises :class:`Qua2SeDiMoError` if the last steps did not give one sample per image.
         """
         ends = [call for call in self._calls if call is not None]
         rows = sum(len(end) for end in ends)
@@ -45,15 +45,15 @@ class FinalLatents:
         elif rows != images:
             raise Qua2SeDiMoError(
                 f"{self._pipeline}: its scheduler ended with {rows} latents for {images} images",
-                "Metric 'latent_mse' cannot be had of this pipeline; leave it out.",
+                "Metric 'latent_mse' cannot be measured with this pipeline; leave it out.",
             )
         latents = np.concatenate([end.float().cpu().numpy() for end in ends])
-        return np.nan_to_num(latents, nan=0.0, posinf=0.0, neginf=0.0)  # a ruined picture, still a picture
+        return np.nan_to_num(latents, nan=0.0, posinf=0.0, neginf=0.0)  # a ruined image can still be measured
 
 
 @contextmanager
 def final_latents(pipeline: Any) -> Iterator[FinalLatents]:
-    """Observe the pipeline's scheduler while images are generated.
+    """Record the pipeline's final latents while images are generated.
 
     Raises :class:`Qua2SeDiMoError` if the pipeline has no scheduler with steps.
     """
@@ -87,7 +87,7 @@ def can_observe(pipeline: Any) -> bool:
 
 @contextmanager
 def _instead(thing: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """``function`` under that name on this one object, for a while."""
+    """Within the context, attribute ``name`` of this one object is ``function``."""
     before = vars(thing).get(name)
     setattr(thing, name, function)
     try:

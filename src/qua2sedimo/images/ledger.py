@@ -1,8 +1,8 @@
-"""The ledger of images: which image may be used for what. Nothing is judged on an image that something learned from.
+"""The ledger of images: which image may be used for what, so that nothing is evaluated on images it was fitted to.
 
-Image *i* of a study has noise of its own, a function of the study's seed and *i* alone
-(:meth:`qua2sedimo.images.generate.Generation.noise`), so a use of images is a block of numbers. The blocks do not
-overlap, whatever a study asks for: a request that does not fit its block is refused.
+The noise of image *i* is a function of the study's seed and *i* alone
+(:meth:`qua2sedimo.images.generate.Generation.noise`), so each use of images has a block of image numbers. Blocks never
+overlap: a request that does not fit into its block is refused.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from qua2sedimo.errors import Qua2SeDiMoError
 
 @dataclass(frozen=True)
 class Use:
-    """A use of images, and its block: numbers ``first`` to ``first + size``.
+    """A use of images, and its block of image numbers: ``first`` to ``first + size``, exclusive.
 
-    ``learns``: a model may be fitted to measurements on these images. On the others configurations are judged:
-    compared with each other, reported, or both; no model ever sees these measurements.
+    ``learns``: models may be fitted to measurements on these images. All other blocks only evaluate configurations, for
+    selection or for a report; no model is fitted to them.
     """
 
     name: str
@@ -26,14 +26,11 @@ class Use:
     learns: bool = False
 
     def images(self, count: int, skip: int = 0) -> range:
-        """``count`` images of the block, behind its first ``skip``.
-
-        Raises :class:`Qua2SeDiMoError` if the block does not hold so many.
-        """
+        """``count`` images of the block, after its first ``skip``; raises :class:`Qua2SeDiMoError` beyond its end."""
         if skip + count > self.size:
             raise Qua2SeDiMoError(
-                f"{skip + count:,} images asked for {self.name}, which has {self.size:,} of its own",
-                "Ask for fewer: images of other uses would be judged by what was learned from them.",
+                f"{skip + count:,} images requested for {self.name}, which has {self.size:,}",
+                "Request fewer: images of other uses are reserved for learning or for evaluation.",
             )
         return range(self.first + skip, self.first + skip + count)
 
@@ -41,24 +38,24 @@ class Use:
         return self.first <= image < self.first + self.size
 
 
-#: Random configurations, layers alone, rounds of a search: what models are fitted to.
+#: Random configurations, single layers, rounds of a search: what models are fitted to.
 LEARNING = Use("learning", 0, 10_000, learns=True)
-#: The finalists of a search, by which its choice is made.
+#: The finalists of a search, among which it selects its choice.
 FINALS = Use("the final of a search", 10_000, 10_000)
 #: Points of the frontier.
 FRONTIER = Use("the frontier", 20_000, 10_000)
-#: Candidates that the predictor proposed for a budget, by which the choice is made.
+#: The predictor's candidates for a budget, among which the choice is selected.
 CANDIDATES = Use("candidates", 30_000, 20_000)
-#: The comparison with uniform quantization; half of it full precision with other noise, for set metrics.
+#: The comparison with uniform quantization; its second half is full precision with other noise, for set metrics.
 COMPARISON = Use("the comparison", 100_000, 100_000)
-#: What set metrics compare measured images with: full precision with noise that no configuration has.
+#: Full-precision images that set metrics compare with while measuring; no configuration uses their noise.
 SET_REFERENCES = Use("references of set metrics", 200_000, 100_000)
-#: An exported model against the one it came from.
+#: An exported model compared with the original.
 EVALUATION = Use("the evaluation of an export", 300_000, 100_000)
 
 USES = (LEARNING, FINALS, FRONTIER, CANDIDATES, COMPARISON, SET_REFERENCES, EVALUATION)
 
-#: The use that each role of records belongs to.
+#: Role of records → its use of images.
 USE_OF_ROLE: dict[str, Use] = {
     "sample": LEARNING,
     "single": LEARNING,

@@ -1,4 +1,4 @@
-"""Pictures in memory: float images, the latents they were decoded from, and what is computed from either."""
+"""Images in memory, the latents they were decoded from, and cached features."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Pictures:
-    """Float images [n, h, w, c] in 0 to 1 and, if they were observed, the latents [n, ...] they were decoded from."""
+    """Float images [n, h, w, c] in 0 to 1 and, if recorded, the latents [n, ...] they were decoded from."""
 
     images: np.ndarray
     latents: np.ndarray | None = None
     _views: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def view(self, function: Callable[[np.ndarray], Any]) -> Any:
-        """``function(images)``, computed once: several metrics compare the same feature maps."""
+        """``function(images)``, cached: several metrics compare the same feature maps."""
         if function not in self._views:
             self._views[function] = function(self.images)
         return self._views[function]
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
-    """Float images in 0 to 1 as 8-bit pictures."""
+    """Float images in 0 to 1 as uint8."""
     return np.clip(np.rint(images * 255), 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Prompts encoded once: the text encoder is not quantized, so every configuration would compute the same."""
+"""A cache of prompt embeddings: the text encoder is not quantized, so they are the same for every configuration."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-#: Encodings are kept up to so many bytes; prompts beyond are encoded each time.
+#: Size limit of the cache in bytes; further prompts are encoded at every call.
 MOST_BYTES = 512 * 2**20
 
 
 class PromptMemory:
-    """What a pipeline's ``encode_prompt`` gave for arguments it was called with, as long as those are plain values.
+    """Caches the results of a pipeline's ``encode_prompt`` by its arguments, if these are plain values.
 
-    The tensors handed out are copies of those computed once: the very bits, whatever the pipeline does to them.
+    Every call gets its own copy, so that a pipeline may modify it in place.
     """
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
@@ -25,7 +25,7 @@ class PromptMemory:
 
     @contextmanager
     def remembering(self, pipeline: Any) -> Iterator[None]:
-        """Within, the pipeline's calls of ``encode_prompt``, if it has one, are answered from memory."""
+        """Within the context, the pipeline's ``encode_prompt``, if it has one, uses the cache."""
         encode = getattr(pipeline, "encode_prompt", None)
         if not callable(encode) or "encode_prompt" in vars(pipeline):
             yield
@@ -48,7 +48,7 @@ class PromptMemory:
             result = encode(*args, **kwargs)
             try:
                 nbytes = _size(result)
-            except TypeError:  # something else than tensors: not ours to keep
+            except TypeError:  # not only tensors: not cached
                 return result
             if nbytes <= self._left:
                 self._known[key] = _copied(result)
@@ -59,7 +59,7 @@ class PromptMemory:
 
 
 def _plain(value: Any) -> Any:
-    """A hashable stand-in for arguments; TypeError if they hold anything but plain values."""
+    """A hashable key for arguments; TypeError if they contain anything but plain values."""
     if value is None or isinstance(value, (str, int, float, bool, torch.device, torch.dtype)):
         return (type(value).__name__, value)
     if isinstance(value, (list, tuple)):
