@@ -1,1 +1,1 @@
-"""What pictures are measured by."""
+"""Image metrics."""

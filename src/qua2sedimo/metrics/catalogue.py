@@ -1,7 +1,7 @@
-"""Image metrics by name: what each is, which way is better, and how it is computed.
+"""Image metrics by name: meaning, direction, and computation.
 
 *Paired* metrics compare image i with the full-precision image i and need few images; *set* metrics compare
-distributions of features and need many; *input* metrics ask whether image i shows what was asked for.
+distributions of features and need many; *input* metrics score how well image i matches its prompt or class.
 """
 
 from __future__ import annotations
@@ -14,13 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.metrics.distances import (
-    frechet_distance,
-    kernel_distance,
-    mean_squared_error,
-    psnr,
-    ssim,
-)
+from qua2sedimo.metrics.distances import frechet_distance, kernel_distance, mean_squared_error, psnr, ssim
 from qua2sedimo.metrics.features import map_decibels, map_distance, pooled_features, unit_maps
 from qua2sedimo.metrics.pretrained import clip_judge, clip_presence, inception_features, inception_presence
 
@@ -30,11 +24,11 @@ Features = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric is called, which way is better, and how it is computed.
+    """A metric: its name, direction, and computation.
 
-    ``compute`` takes, of a paired metric, two arrays of what it is ``of``, or what ``view`` makes of each, and gives a
-    value an image; of a set metric, two arrays of ``features``; of an input metric, what its judge answers. ``source``
-    names weights that do not come with the package, and ``presence`` says in a few words whether they are here.
+    ``compute`` of a paired metric takes two arrays, images or latents (``of``) or their ``view``, and returns a value
+    per image; that of a set metric takes two arrays of ``features``; that of an input metric takes its judge's scores.
+    ``source`` names weights outside the package, and ``presence`` says in a few words whether they are available.
     """
 
     name: str
@@ -54,7 +48,7 @@ class Metric:
     presence: Callable[[str | None], str] | None = None
 
     def load(self) -> None:
-        """Load what does not come with the package; raises if it cannot be had."""
+        """Load weights outside the package; raises :class:`Qua2SeDiMoError` if that fails."""
         loader = self.features or self.judge
         if self.presence is not None and loader is not None:
             loader(self.source)
@@ -66,10 +60,6 @@ class Metric:
 
 def _lite(source: str | None) -> Features:
     return pooled_features
-
-
-def _as_is(values: np.ndarray) -> np.ndarray:
-    return values
 
 
 METRICS: dict[str, Metric] = {
@@ -120,13 +110,13 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             "accuracy", "Accuracy", "%", True, "input",
-            "Share of what was asked for that a classifier finds in the picture.", lambda values: 100 * values,
+            "Share of the requested attributes that a classifier finds in the picture.", lambda values: 100 * values,
             needs="a shipped model: its classifier is the judge",
         ),
         Metric(
             "clip_score", "CLIP score", "", True, "input",
             "100 times the cosine of CLIP's embeddings of picture and prompt; clip_score:FOLDER takes another CLIP.",
-            _as_is, judge=clip_judge, presence=clip_presence,
+            lambda values: values, judge=clip_judge, presence=clip_presence,
             needs="prompts, and CLIP's weights from the hub or a folder",
         ),
         Metric(
@@ -139,15 +129,14 @@ METRICS: dict[str, Metric] = {
     )
 }  # fmt: skip
 
-#: Metrics that need nothing but the package.
+#: Metrics without weights outside the package.
 BUILT_IN: tuple[str, ...] = tuple(name for name, m in METRICS.items() if m.presence is None)
 
 
 def metric(name: str) -> Metric:
-    """The metric of that name. ``NAME:SOURCE`` takes its weights from a folder, file or hub name.
+    """The metric of that name; ``NAME:SOURCE`` takes its weights from a folder, file or hub name.
 
-    Raises :class:`Qua2SeDiMoError` for an unknown name, with the nearest known one, and for a source that is not
-    needed.
+    Raises :class:`Qua2SeDiMoError` for an unknown name, suggesting the nearest, and for a source where none is used.
     """
     base, colon, source = name.partition(":")
     if base not in METRICS:
@@ -166,27 +155,27 @@ def metric(name: str) -> Metric:
 
 
 def check_metrics(names: Sequence[str]) -> None:
-    """Raise unless every name is known."""
+    """Raise :class:`Qua2SeDiMoError` unless every name is known."""
     for name in names:
         metric(name)
 
 
 def check_measurable(names: Sequence[str], inputs: Sequence[str | int], judge: bool, real: bool, latents: bool) -> None:
-    """Raise if a metric needs what a study does not have, or weights that cannot be loaded here.
+    """Raise :class:`Qua2SeDiMoError` if a metric needs what a study does not have, or weights that cannot be loaded.
 
-    ``inputs``: its prompts or classes; ``judge``, ``real``: whether it has a classifier and real pictures; ``latents``:
-    whether its pipeline has a scheduler that can be observed.
+    ``inputs``: the study's prompts or classes; ``judge``, ``real``: whether it has a classifier and real images;
+    ``latents``: whether its pipeline has a scheduler that can be observed.
     """
     for m in map(metric, names):
         lacks = ""
         if m.kind == "input" and m.judge is None and not judge:
             lacks = "only a shipped model has a classifier"
         elif m.judge is not None and not (inputs and all(isinstance(value, str) for value in inputs)):
-            lacks = "it needs prompts, and this pipeline is not told what to paint in words"
+            lacks = "it needs prompts, and this study has none"
         elif m.against == "real" and not real:
             lacks = "only a shipped model has real pictures"
         elif m.of == "latents" and not latents:
-            lacks = "the pipeline has no scheduler whose steps could be observed"
+            lacks = "the pipeline has no scheduler whose steps can be observed"
         if lacks:
             raise Qua2SeDiMoError(
                 f"metric '{m.name}' cannot be measured here: {lacks}",

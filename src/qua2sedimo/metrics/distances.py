@@ -21,8 +21,8 @@ def psnr(images: np.ndarray, references: np.ndarray) -> np.ndarray:
 def ssim(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Structural similarity per image, −1 to 1, for images [n, h, w, c] in 0 to 1.
 
-    Gaussian window of 11 pixels, σ = 1.5 (Wang et al. 2004), around every pixel; beyond the border pictures are
-    mirrored. A picture too small for that, below 6 pixels, gets the largest odd window that fits, with σ in proportion.
+    Gaussian window of 11 pixels, σ = 1.5 (Wang et al. 2004), with reflection padding at the borders. Images of fewer
+    than 6 pixels a side use the largest odd window that fits, with σ in proportion.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -42,9 +42,8 @@ def mean_squared_error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Fréchet distance of Gaussians fitted to features [n, d] and [m, d]: |μ₁−μ₂|² + tr(Σ₁+Σ₂−2(Σ₁Σ₂)^½).
 
-    With Σ₁ = AᵀA and Σ₂ = BᵀB, tr (Σ₁Σ₂)^½ is the sum of singular values of ABᵀ. A and B need no more than d rows
-    (their triangular factors), so few images are cheap however many features, and no root of a singular matrix is
-    taken.
+    With Σ₁ = AᵀA and Σ₂ = BᵀB, tr (Σ₁Σ₂)^½ is the sum of singular values of ABᵀ. A and B have at most d rows (QR
+    reduces longer ones), so few images are cheap, and no square root of a singular matrix is needed.
     """
     (mean_a, root_a), (mean_b, root_b) = _moments(a), _moments(b)
     cross = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
@@ -53,7 +52,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, A with AᵀA the covariance)."""
+    """The mean, and A such that AᵀA is the covariance."""
     mean = features.mean(axis=0)
     root = (features - mean) / np.sqrt(len(features) - 1)
     return mean, root if len(root) <= root.shape[1] else np.asarray(np.linalg.qr(root, mode="r"))

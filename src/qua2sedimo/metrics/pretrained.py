@@ -1,7 +1,7 @@
-"""Networks of others that metrics ask for: CLIP and Inception v3, from the hub, a folder, or a file.
+"""External networks that metrics use: CLIP and Inception v3, from the hub, a folder, or a file.
 
-Their weights do not come with the package. They are loaded when a study asks for them, and where they cannot be had,
-the error says what is missing.
+Their weights are not part of the package. They are loaded when a study needs them; if that fails, the error says what
+is missing.
 """
 
 from __future__ import annotations
@@ -17,31 +17,29 @@ import numpy as np
 import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.images.pictures import to_uint8
 from qua2sedimo.system.quiet import quiet
 
-CLIP = "openai/clip-vit-large-patch14"  # what torchmetrics takes unless told
+CLIP = "openai/clip-vit-large-patch14"  # torchmetrics' default
 _INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's, in torch.hub's folder
 _BATCH = 16
-_HUB_SECONDS = 5.0  # until the hub, if it can be reached, has answered
+_HUB_SECONDS = 5.0  # timeout of the check whether the hub can be reached
 
 
 def clip_judge(source: str | None) -> Callable[[np.ndarray, Sequence[str | int]], np.ndarray]:
     """CLIP score of each picture (uint8 [n, h, w, 1 or 3]) with its prompt: 100·cos of their embeddings, 0 to 100.
 
     Computed by torchmetrics' ``clip_score`` (Hessel et al., arXiv 2104.08718). ``source`` is a hub name or a folder;
-    None is :data:`CLIP`. Raises :class:`Qua2SeDiMoError` if the model cannot be loaded.
+    None means :data:`CLIP`. Raises :class:`Qua2SeDiMoError` if the model cannot be loaded.
     """
-    pair = _load_clip(source or CLIP)
-
-    def take() -> Any:
-        return pair
+    pair: Any = _load_clip(source or CLIP)
 
     @torch.inference_mode()
     def judge(images: np.ndarray, inputs: Sequence[str | int]) -> np.ndarray:
         from torchmetrics.functional.multimodal import clip_score
 
-        # One at a time: torchmetrics gives the mean of those given together.
-        values = [clip_score(picture, str(prompt), take) for picture, prompt in zip(_rgb(images), inputs)]
+        # One at a time: torchmetrics returns the mean of a batch.
+        values = [clip_score(picture, str(prompt), lambda: pair) for picture, prompt in zip(_rgb(images), inputs)]
         return np.array([float(value) for value in values])
 
     return judge
@@ -65,20 +63,20 @@ def _load_clip(source: str) -> tuple[_ClipModel, _ClipProcessor]:
 
 
 def _hub_answers() -> bool:
-    """Whether the hub can be reached. Without asking first, every file is waited for, several times."""
+    """Whether the hub can be reached; without this check, every file request would run into several timeouts."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=_HUB_SECONDS)
-    except Exception:  # which, depends on the HTTP library that huggingface_hub is built on
+    except Exception:  # its type depends on huggingface_hub's HTTP library
         return False
     return True
 
 
 class _ClipModel:
-    """transformers 5 gives its features with their provenance, torchmetrics wants them bare."""
+    """Returns features as tensors, as torchmetrics expects; transformers 5 wraps them in an output object."""
 
     def __init__(self, model: Any) -> None:
         self._model, self.config = model, model.config
@@ -95,7 +93,7 @@ class _ClipModel:
 
 
 class _ClipProcessor:
-    """Prompts longer than the model reads are cut before their end token is put on, not after."""
+    """Truncates prompts that are too long before the end token is added, so that it is kept."""
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
@@ -114,15 +112,14 @@ def inception_features(source: str | None) -> Callable[[np.ndarray], np.ndarray]
     """A function from float images [n, h, w, 1 or 3] in 0 to 1 to Inception v3's pooled features, float64 [n, 2048].
 
     The network of the original FID, as torchmetrics loads it through torch-fidelity. ``source`` is a file with its
-    weights; None has torch-fidelity download them. Raises :class:`Qua2SeDiMoError` if the package or the weights are
-    not to be had.
+    weights; with None torch-fidelity downloads them. Raises :class:`Qua2SeDiMoError` if the package or the weights are
+    missing.
     """
     network = _load_inception(source)
 
     @torch.inference_mode()
     def features(images: np.ndarray) -> np.ndarray:
-        pictures = _rgb(np.clip(np.rint(images * 255), 0, 255).astype(np.uint8))
-        return torch.cat([network(batch) for batch in pictures.split(_BATCH)]).double().numpy()
+        return torch.cat([network(batch) for batch in _rgb(to_uint8(images)).split(_BATCH)]).double().numpy()
 
     return features
 
@@ -137,7 +134,7 @@ def _load_inception(source: str | None) -> torch.nn.Module:
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     try:
-        if source is not None:  # torch-fidelity would run code that is hidden in the file
+        if source is not None:  # torch-fidelity would execute code that is pickled in the file
             torch.load(source, map_location="cpu", weights_only=True)
         with quiet():
             return NoTrainInceptionV3("inception-v3-compat", ["2048"], source)
@@ -149,7 +146,7 @@ def _load_inception(source: str | None) -> torch.nn.Module:
 
 
 def clip_presence(source: str | None) -> str:
-    """Whether CLIP can be used here, in a few words, without loading or downloading anything."""
+    """Whether CLIP is available, in a few words; nothing is loaded or downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     name = source or CLIP
@@ -159,7 +156,7 @@ def clip_presence(source: str | None) -> str:
 
 
 def inception_presence(source: str | None) -> str:
-    """The same for Inception."""
+    """Whether Inception is available, in a few words; nothing is loaded or downloaded."""
     if find_spec("torch_fidelity") is None:
         return "needs torch-fidelity"
     if source is not None:

@@ -1,4 +1,4 @@
-"""Values of metrics for generated pictures: per image where a metric has them, else for the set."""
+"""Metric values of generated images: per image where a metric has them, else for the set."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from qua2sedimo.metrics.estimates import Estimate, set_estimate
 
 
 class SetReferences:
-    """Features that set metrics compare with, computed once per network, when first needed.
+    """Features that set metrics compare with, computed once per network, on first use.
 
-    ``other`` makes full-precision images of noise that no configuration sees; ``real`` are real pictures (uint8).
+    ``other`` generates full-precision images with noise that no configuration uses; ``real``: real images (uint8).
     """
 
     def __init__(self, other: Callable[[], np.ndarray], real: np.ndarray | None) -> None:
@@ -25,14 +25,14 @@ class SetReferences:
         self._features: dict[tuple[object, str | None, str], np.ndarray] = {}
 
     def features(self, m: Metric) -> np.ndarray:
-        """Features [n, d] of the pictures that ``m`` compares with."""
+        """Features [n, d] of the images that ``m`` compares with."""
         key = (m.features, m.source, m.against)
         if key not in self._features:
             self._features[key] = features_of(m, self._pictures(m))
         return self._features[key]
 
     def prepare(self, metrics: Sequence[Metric]) -> None:
-        """Compute now what these metrics will compare with."""
+        """Compute the features that these metrics compare with."""
         for m in metrics:
             if m.kind == "set":
                 self.features(m)
@@ -48,7 +48,7 @@ class SetReferences:
 
 
 def features_of(m: Metric, images: np.ndarray) -> np.ndarray:
-    """What a set metric compares: features float64 [n, d] of float images."""
+    """Features float64 [n, d] of float images, for a set metric."""
     assert m.features is not None, f"{m.name} is no set metric"
     return m.features(m.source)(images)
 
@@ -62,7 +62,7 @@ def per_image(
 ) -> dict[str, list[float]]:
     """Values of the paired and input metrics for each image.
 
-    Raises :class:`Qua2SeDiMoError` if a metric asks for a judge or latents and there are none.
+    Raises :class:`Qua2SeDiMoError` if a metric needs a judge or latents and there are none.
     """
     values: dict[str, list[float]] = {}
     for m in metrics:
@@ -77,7 +77,7 @@ def per_image(
 
 
 def _compared(m: Metric, pictures: Pictures) -> Any:
-    """What a paired metric compares; raises if it needs latents and they were not observed."""
+    """What a paired metric compares; raises :class:`Qua2SeDiMoError` if it needs latents and there are none."""
     if m.of == "images":
         return pictures.images if m.view is None else pictures.view(m.view)
     if pictures.latents is None:
@@ -86,7 +86,7 @@ def _compared(m: Metric, pictures: Pictures) -> Any:
 
 
 def per_set(metrics: Sequence[Metric], images: np.ndarray, references: SetReferences) -> dict[str, Estimate]:
-    """Estimates of the set metrics; metrics of one feature network share its features."""
+    """Estimates of the set metrics; metrics with the same feature network share its features."""
     own: dict[tuple[object, str | None], np.ndarray] = {}
     estimates = {}
     for m in metrics:
