@@ -1,4 +1,4 @@
-"""The measured configurations of a study: one SQLite file in WAL mode, one transaction a measurement."""
+"""The measured configurations of a study: one SQLite file in WAL mode, one transaction per measurement."""
 
 from qua2sedimo.records.export import FORMATS, content, export, rows
 from qua2sedimo.records.schema import SCHEMA

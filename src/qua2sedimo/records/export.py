@@ -1,4 +1,4 @@
-"""Records as a table for other programs: one line a record, in CSV, JSON or Parquet."""
+"""Records as a table for other programs: a row per record, in CSV, JSON or Parquet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qua2sedimo.records.store import Failure, Record, Records
 
 Row = dict[str, Any]
 
-#: Columns in front of and behind the metrics, with their types.
+#: Columns before and after the metrics, with their types.
 _BEFORE = {"role": str, "number": int, "status": str, "average_bits": float, "first_image": int, "images": int}
 _AFTER = {
     "seconds": float, "peak_memory": int, "attempts": int, "error": str, "host": str, "worker": str, "space": str,
@@ -25,10 +25,10 @@ _NESTED = ("versions", "configuration")
 
 
 def rows(records: Records) -> list[Row]:
-    """One mapping a record, measured ones first; every mapping has the same keys.
+    """A mapping per record, measured ones first; all have the same keys.
 
-    A metric ``psnr`` is three columns: ``psnr``, its mean, and ``psnr_low`` and ``psnr_high``, its 95 % bootstrap
-    interval. What a record does not have, and NaN, is None.
+    A metric such as ``psnr`` has three columns: ``psnr``, its mean, and ``psnr_low`` and ``psnr_high``, its 95 %
+    bootstrap interval. Missing values and NaN are None.
     """
     found = [*map(_measured, records.all()), *map(_failed, records.failed())]
     metrics = dict.fromkeys(key for row in found for key in row if key not in _BEFORE and key not in _AFTER)
@@ -36,7 +36,7 @@ def rows(records: Records) -> list[Row]:
 
 
 def content(records: Records, form: str) -> bytes:
-    """The table as a file's content.
+    """The table in the given format.
 
     Raises :class:`Qua2SeDiMoError` for an unknown format, or for Parquet without pyarrow.
     """
@@ -46,7 +46,7 @@ def content(records: Records, form: str) -> bytes:
 
 
 def export(records: Records, form: str, path: Path) -> None:
-    """Write the table, whole or not at all."""
+    """Write the table atomically."""
     written = content(records, form)
     write_via(path, lambda temporary: temporary.write_bytes(written))
 
@@ -56,7 +56,7 @@ def as_csv(table: Sequence[Row]) -> bytes:
 
 
 def as_json(table: Sequence[Row]) -> bytes:
-    """An array of objects; configuration and versions are objects too, and what is not a number is null."""
+    """An array of objects; configuration and versions are nested objects, and non-finite numbers are null."""
     plain = [{key: json.loads(cell) if key in _NESTED else _finite(cell) for key, cell in row.items()} for row in table]
     return json.dumps(plain, indent=1, allow_nan=False).encode()
 
@@ -69,7 +69,7 @@ def _columns(table: Sequence[Row]) -> list[str]:
     return list(table[0]) if table else [*_BEFORE, *_AFTER]
 
 
-#: Format → how the lines of :func:`rows` become a file's content.
+#: Format → function from :func:`rows` to a file's content.
 FORMATS: dict[str, Callable[[Sequence[Row]], bytes]] = {"csv": as_csv, "json": as_json, "parquet": as_parquet}
 
 
@@ -77,13 +77,11 @@ def _measured(record: Record) -> Row:
     m = record.measurement
     metrics: Row = {}
     for name in (*m.values, *m.sets):
-        e = m.estimate(name)
-        plain = e.to_json()
+        plain = m.estimate(name).to_json()
         metrics |= {name: plain["value"], f"{name}_low": plain["low"], f"{name}_high": plain["high"]}
-    images = max([*map(len, m.values.values()), *(e.images for e in m.sets.values())], default=None)
     return {
-        **_common(record), "status": "measured", "first_image": m.start, "images": images, "seconds": m.seconds,
-        **metrics,
+        **_common(record), "status": "measured", "first_image": m.start, "images": m.images or None,
+        "seconds": m.seconds, **metrics,
     }  # fmt: skip
 
 
@@ -94,18 +92,11 @@ def _failed(failure: Failure) -> Row:
 def _common(record: Record | Failure) -> Row:
     o = record.origin
     return {
-        "role": record.role,
-        "number": record.number,
-        "average_bits": record.average_bits,
-        "peak_memory": o.peak_memory,
-        "attempts": o.attempts,
-        "host": o.host,
-        "worker": o.worker,
-        "space": o.space,
-        "versions": json.dumps(dict(o.versions)),
-        "digest": record.configuration.digest,
+        "role": record.role, "number": record.number, "average_bits": record.average_bits,
+        "peak_memory": o.peak_memory, "attempts": o.attempts, "host": o.host, "worker": o.worker, "space": o.space,
+        "versions": json.dumps(dict(o.versions)), "digest": record.configuration.digest,
         "configuration": record.configuration.to_json(),
-    }
+    }  # fmt: skip
 
 
 def _finite(cell: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What was measured of one configuration: plain values, by image and by set of images."""
+"""The measurement of one configuration: plain values, per image and per set of images."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from qua2sedimo.metrics.estimates import Estimate, mean_estimate
 
 @dataclass(frozen=True)
 class Measurement:
-    """What images ``start`` to ``start + n`` of a configuration are worth, and the seconds it took.
+    """Metrics of images ``start`` to ``start + n`` of a configuration, and the seconds it took.
 
-    ``values``: per-image values of each paired or input metric; ``sets``: estimates of metrics that only a set of
-    images has.
+    ``values``: per-image values of each paired or input metric; ``sets``: estimates of set metrics.
     """
 
     start: int
@@ -25,7 +24,7 @@ class Measurement:
 
     @property
     def images(self) -> int:
-        """How many images were measured."""
+        """Number of images measured."""
         return max([*map(len, self.values.values()), *(e.images for e in self.sets.values())], default=0)
 
     def value(self, name: str) -> float:

@@ -1,6 +1,6 @@
-"""Tables of records.db, and how a file of an older schema is brought up to date.
+"""Tables of records.db, and migrations from older schemas.
 
-A new file goes through the same steps as an old one, so that there is one definition of what the tables are.
+A new file runs the same migrations as an old one, so that the tables have one definition.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _FIRST = (
     "CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     """CREATE TABLE IF NOT EXISTS measurements (
     id INTEGER PRIMARY KEY,
-    role TEXT NOT NULL,              -- why it was measured: sample, single, listed, candidate
+    role TEXT NOT NULL,              -- why it was measured: see qua2sedimo.images.ledger
     number INTEGER NOT NULL,         -- position in the role's sequence
     configuration TEXT NOT NULL,     -- JSON: layer -> option; a layer left out is at full precision
     digest TEXT NOT NULL,
@@ -39,7 +39,7 @@ _FAILURES_AND_ORIGIN = (
     "ALTER TABLE measurements ADD COLUMN space TEXT NOT NULL DEFAULT ''",  # hash of search space and weights
     "UPDATE measurements SET space = COALESCE((SELECT value FROM about WHERE key = 'space'), '')",
 )
-#: Step n leads from schema n to schema n + 1; 0 is an empty file.
+#: Step n migrates schema n to n + 1; 0 is an empty file.
 STEPS: tuple[Sequence[str], ...] = (_FIRST, _FAILURES_AND_ORIGIN)
 SCHEMA = len(STEPS)
 
@@ -49,7 +49,7 @@ def version_of(db: sqlite3.Connection) -> int:
 
 
 def bring_up_to_date(db: sqlite3.Connection, path: Path) -> None:
-    """Run the missing steps; the caller's transaction makes them all or none.
+    """Run the missing steps, within the caller's transaction.
 
     Raises :class:`Qua2SeDiMoError` if a newer program made the file.
     """

@@ -1,4 +1,4 @@
-"""Reading and adding records: what is measured is kept whole, once, and for good."""
+"""Reading and adding records: each measurement is stored once, completely, and never changed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a record comes from: who measured it, at which attempt, with which software and how much memory.
+    """Where a record comes from: host and worker, attempts, software versions, and memory.
 
-    ``peak_memory``: most bytes that the measuring process had held when it was done, None if not known; ``space``: hash
-    of search space and weights.
+    ``peak_memory``: peak bytes of the measuring process, None if unknown; ``space``: hash of search space and weights.
     """
 
     host: str = ""
@@ -37,7 +36,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Record:
-    """One measured configuration; where it was measured makes it no other one."""
+    """One measured configuration; its origin does not affect equality."""
 
     role: str
     number: int
@@ -47,13 +46,13 @@ class Record:
     origin: Origin = field(default_factory=Origin, compare=False)
 
     def value(self, metric: str) -> float:
-        """The metric's value, of per-image or set kind."""
+        """A metric's value, of the mean over images or of the set."""
         return self.measurement.means[metric]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A configuration that could not be measured on images from ``start`` on, and the last error."""
+    """A configuration that could not be measured on images from ``start``, and the last error."""
 
     role: str
     number: int
@@ -67,8 +66,8 @@ class Failure:
 class Records:
     """Reads and adds measurements; a file of another search space or protocol is refused.
 
-    ``space`` names the search space and ``protocol`` everything else that makes numbers comparable (inputs, seed,
-    steps, images): measurements made under different ones never share a file.
+    ``space`` identifies search space and weights, ``protocol`` everything else that measurements depend on (inputs,
+    seed, steps, images): a file holds measurements of one space and protocol only.
     """
 
     def __init__(self, path: Path, space: str, protocol: str) -> None:
@@ -83,12 +82,12 @@ class Records:
             if about[key] != value:
                 raise Qua2SeDiMoError(
                     f"{path} holds measurements of another {key} ({about[key]}, this study has {value})",
-                    "Use a new study folder, or put study.yaml back as it was.",
+                    "Use a new study folder, or restore study.yaml.",
                 )
 
     @classmethod
     def existing(cls, path: Path) -> Records:
-        """Open what is there, of whatever space and protocol; raises if there is nothing."""
+        """Open a file of any space and protocol; raises :class:`Qua2SeDiMoError` if it holds no measurements."""
         remedy = "Measure first: `qua2sedimo measure STUDY`."
         if not path.exists():
             raise Qua2SeDiMoError(f"{path} does not exist", remedy)
@@ -105,7 +104,7 @@ class Records:
 
     @contextmanager
     def _connection(self, settled: bool = False) -> Iterator[sqlite3.Connection]:
-        """A connection; with ``settled`` one that reads the file as it lies there and makes no file beside it."""
+        """A connection; with ``settled`` it reads the file as it is, and creates no files beside it."""
         db = None
         try:
             if settled:
@@ -119,8 +118,8 @@ class Records:
         except sqlite3.DatabaseError as error:
             raise Qua2SeDiMoError(
                 f"{self.path}: {error}",
-                "If the disk is full, free some space. If the file is damaged, move it away; nothing else holds "
-                "its measurements.",
+                "If the disk is full, free some space. If the file is damaged, move it away; its measurements are "
+                "stored nowhere else.",
             ) from error
         finally:
             if db is not None:
@@ -134,7 +133,7 @@ class Records:
             db.execute("COMMIT")
 
     def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        """What the query finds, also on a disk too full for the index that SQLite makes beside the file."""
+        """The query's result, even on a disk too full for the index file that SQLite creates beside it."""
         try:
             with self._connection() as db:
                 return query(db)
@@ -147,42 +146,27 @@ class Records:
             return query(db)
 
     def add(self, record: Record) -> None:
-        """Store one measurement; one already there for the same role, number and images is kept."""
+        """Store a measurement, unless one exists for the same role, number and first image."""
         m = record.measurement
         self._put(
             record, m.start, "measured", None, m.seconds, m.values, {name: astuple(e) for name, e in m.sets.items()}
         )
 
     def add_failure(self, failure: Failure) -> None:
-        """Store that a configuration cannot be measured, unless it has been measured meanwhile."""
+        """Store that a configuration could not be measured, unless it has been measured meanwhile."""
         self._put(failure, failure.start, "failed", failure.error, 0.0, {}, {})
 
     def _put(
-        self,
-        what: Record | Failure,
-        start: int,
-        status: str,
-        error: str | None,
-        seconds: float,
-        metrics: Mapping[str, Any],
-        sets: Mapping[str, Any],
-    ) -> None:
+        self, what: Record | Failure, start: int, status: str, error: str | None, seconds: float,
+        metrics: Mapping[str, Any], sets: Mapping[str, Any],
+    ) -> None:  # fmt: skip
         row = {
-            "role": what.role,
-            "number": what.number,
-            "configuration": what.configuration.to_json(),
-            "digest": what.configuration.digest,
-            "average_bits": what.average_bits,
-            "first_image": start,
-            "status": status,
-            "error": error,
-            "seconds": seconds,
-            "metrics": json.dumps(metrics),
-            "sets": json.dumps(sets),
-            **asdict(what.origin),
-            "versions": json.dumps(dict(what.origin.versions)),
+            "role": what.role, "number": what.number, "configuration": what.configuration.to_json(),
+            "digest": what.configuration.digest, "average_bits": what.average_bits, "first_image": start,
+            "status": status, "error": error, "seconds": seconds, "metrics": json.dumps(metrics),
+            "sets": json.dumps(sets), **asdict(what.origin), "versions": json.dumps(dict(what.origin.versions)),
             "space": self.space,
-        }
+        }  # fmt: skip
         columns, places = ", ".join(row), ", ".join(f":{name}" for name in row)
         with self._transaction() as db:
             db.execute(
@@ -197,7 +181,7 @@ class Records:
             )
 
     def all(self, role: str | None = None) -> list[Record]:
-        """Measured configurations in order of role and number."""
+        """Measured configurations, sorted by role and number."""
         return [
             Record(
                 row["role"], row["number"], _configuration(row), row["average_bits"], _measurement(row), _origin(row)
@@ -206,7 +190,7 @@ class Records:
         ]
 
     def failed(self, role: str | None = None) -> list[Failure]:
-        """Configurations that could not be measured, in order of role and number."""
+        """Configurations that could not be measured, sorted by role and number."""
         return [
             Failure(
                 row["role"], row["number"], _configuration(row), row["average_bits"], row["first_image"],

@@ -1,11 +1,11 @@
 """Which configurations to measure: sequences that are functions of (seed, number) alone.
 
 ====================  =============================================================================================
-``spread``            average bits uniform over the range, every layer drawn by itself
-``stratified``        average bits evenly spaced; methods mixed anew and layers drawn together; uniform ones as anchors
+``spread``            average bits uniform over the range, layers drawn independently
+``stratified``        average bits evenly spaced; random mix of methods, layers correlated; some uniform configurations
 ``paper``             a share p ~ U(0, 1) of low widths, methods uniform (Qua²SeDiMo, section 4)
 ``singles``           one layer at a low or a middle width, the others in full precision
-``list``              configurations of a file
+``list``              configurations from a file
 ====================  =============================================================================================
 """
 
@@ -27,10 +27,10 @@ SAMPLERS = ("spread", "stratified", "paper", "singles", "list")
 
 @dataclass(frozen=True)
 class Sampler:
-    """One of :data:`SAMPLERS` over a search space; called with a number it gives that configuration.
+    """One of :data:`SAMPLERS` over a search space; calling it with a number returns that configuration.
 
-    ``bits``: range of average bits, cut to what the space can reach. ``layers``: where units stand; layers of one block
-    or of one operation are drawn together by ``stratified``. ``listed``: the configurations of ``list``.
+    ``bits``: range of average bits, clipped to what the space can reach. ``layers``: block and operation of each unit,
+    within which ``stratified`` correlates layers. ``listed``: the configurations of ``list``.
     """
 
     name: str
@@ -46,13 +46,13 @@ class Sampler:
 
     @property
     def count(self) -> int | None:
-        """How many configurations there are; None if there is no end."""
+        """Number of configurations; None if it is unlimited."""
         if self.name == "list":
             return len(self.listed)
         return single_count(self.space) if self.name == "singles" else None
 
     def require(self, configurations: int) -> None:
-        """Raise :class:`Qua2SeDiMoError` if there are not so many."""
+        """Raise :class:`Qua2SeDiMoError` if there are fewer configurations."""
         count = self.count
         if count is not None and configurations > count:
             raise Qua2SeDiMoError(
@@ -61,7 +61,7 @@ class Sampler:
             )
 
     def __call__(self, number: int) -> Configuration:
-        """Configuration ``number``; raises :class:`Qua2SeDiMoError` if there are not so many."""
+        """Configuration ``number``; raises :class:`Qua2SeDiMoError` beyond the last."""
         self.require(number + 1)
         if self.name == "list":
             return self.listed[number]
@@ -75,13 +75,13 @@ class Sampler:
 
     @property
     def range(self) -> tuple[float, float]:
-        """The range of average bits, cut to what the space can reach."""
+        """The range of average bits, clipped to what the space can reach."""
         low, high = (8 * n / self.space.weights for n in self.space.byte_range())
         return min(max(self.bits[0], low), high), min(max(self.bits[1], low), high)
 
 
 def sample(space: SearchSpace, sampler: str, seed: int, number: int, bits: tuple[float, float]) -> Configuration:
-    """Configuration ``number`` of the sequence of ``seed``, of a sampler that needs to know no more than the space."""
+    """Configuration ``number`` in the sequence of ``seed``, for a sampler that needs only the space."""
     return Sampler(sampler, space, seed, bits)(number)
 
 

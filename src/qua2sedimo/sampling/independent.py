@@ -1,4 +1,4 @@
-"""Samplers that draw every layer by itself, given one number that all share."""
+"""Samplers that draw every layer independently, given one random number per configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qua2sedimo.sampling.tilt import OptionTable, slope_for
 def spread(space: SearchSpace, seed: int, number: int, bits: tuple[float, float]) -> Configuration:
     """Target average bits uniform over ``bits``, then p(option) ∝ exp(λ · its average bits).
 
-    Of all distributions with that mean this one has the largest entropy.
+    This is the maximum-entropy distribution with the target as its mean.
     """
     rng = np.random.default_rng([seed, number])
     target, table = rng.uniform(*bits), OptionTable.of(space)
@@ -24,10 +24,10 @@ def spread(space: SearchSpace, seed: int, number: int, bits: tuple[float, float]
 
 
 def paper(space: SearchSpace, seed: int, number: int) -> Configuration:
-    """p ~ U(0, 1) for the configuration; the method of a layer uniform among those at its width.
+    """One p ~ U(0, 1) per configuration; the method of a layer is uniform among those at its width.
 
-    A layer with widths b_0 < … < b_n has width b_k, k binomial(n, 1 − p): with two widths the lower one with
-    probability p (section 4 of the paper); with more, mean widths are as evenly spread over the range.
+    A layer with widths b_0 < … < b_n gets b_k with k ~ Binomial(n, 1 − p): with two widths, the lower one with
+    probability p (section 4 of the paper); with more, mean widths spread over the range as evenly.
     """
     rng = np.random.default_rng([seed, number])
     p = rng.uniform()

@@ -1,4 +1,4 @@
-"""Configurations of a file: a list of {layer pattern: option}, in JSON or YAML."""
+"""Configurations from a file: a list of {layer pattern: option}, in JSON or YAML."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _EXAMPLE = "Expected a list like: [{'*': uaq-4, '*.attn1.*': uaq-6}, {'*': kmean
 
 
 def read_list(path: Path, space: SearchSpace) -> list[Configuration]:
-    """The file's configurations in its order; later patterns of one hold over earlier ones.
+    """The file's configurations in order; within one, later patterns override earlier ones.
 
     A layer that no pattern matches is in full precision. Raises :class:`Qua2SeDiMoError` naming the file and the entry
-    if a pattern matches no layer or an option is not one.
+    if a pattern matches no layer or an option is invalid.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
@@ -33,7 +33,7 @@ def read_list(path: Path, space: SearchSpace) -> list[Configuration]:
 
 def _configuration(where: str, entry: Any, space: SearchSpace) -> Configuration:
     if not isinstance(entry, dict) or not entry:
-        raise Qua2SeDiMoError(f"{where}: no map of layer patterns to options", _EXAMPLE)
+        raise Qua2SeDiMoError(f"{where}: not a map of layer patterns to options", _EXAMPLE)
     chosen: dict[str, Option] = {}
     for pattern, text in entry.items():
         matching = [n for n in space.layers if n == str(pattern) or fnmatch.fnmatchcase(n, str(pattern))]

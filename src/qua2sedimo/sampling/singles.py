@@ -1,4 +1,4 @@
-"""One layer alone at an option, all others in full precision."""
+"""A single layer quantized, all others in full precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MIDDLE = 4  # bits
 
 
 def single_options(options: tuple[Option, ...], nbytes: dict[Option, int]) -> tuple[Option, ...]:
-    """The smallest option of the lowest width, and the smallest of the width nearest to 4 bits, if it is another."""
+    """The smallest option of the lowest width, and that of the width nearest to 4 bits, if different."""
 
     def smallest(bits: int) -> Option:
         return min((o for o in options if o.bits == bits), key=lambda o: (nbytes[o], o))
@@ -35,6 +35,6 @@ def single_count(space: SearchSpace) -> int:
 
 
 def single(space: SearchSpace, seed: int, number: int) -> Configuration:
-    """Number ``number`` of the singles in an order drawn by the seed, so that any first part is a fair sample."""
+    """Single ``number``, in an order shuffled by the seed, so that every prefix is a fair sample."""
     every = singles(space)
     return Configuration([every[int(np.random.default_rng([seed, 3]).permutation(len(every))[number])]])

@@ -1,4 +1,4 @@
-"""The stratified sampler: average bits evenly spaced, methods mixed anew, layers drawn together, uniform anchors."""
+"""The stratified sampler: average bits evenly spaced, random mix of methods, correlated layers, uniform anchors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from scipy.special import ndtr
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.sampling.tilt import STEEPEST, OptionTable
 
-#: Every so-many-th configuration gives all layers the same option.
+#: Every ANCHOR_EVERY-th configuration gives all layers the same option.
 ANCHOR_EVERY = 8
 _GOLDEN = (5**0.5 - 1) / 2
-_CONCENTRATION = 0.5  # of the Dirichlet of methods: below 1, mixtures near one method are as likely as even ones
+_CONCENTRATION = 0.5  # of the Dirichlet over methods: below 1, mixtures of almost one method are likely too
 _HALVINGS = 40
 
 
@@ -24,12 +24,12 @@ def stratified(
     bits: tuple[float, float],
     groups: tuple[Sequence[str], Sequence[str]],
 ) -> Configuration:
-    """Configuration ``number``: an anchor, or drawn to an average of evenly spaced bits within ``bits``.
+    """Configuration ``number``: an anchor, or a draw with a target of average bits, evenly spaced in ``bits``.
 
-    ``groups`` are block and operation of each layer. Each layer has a normal number z = √a · z(block) + √b ·
-    z(operation) + √c · z(layer), with (a, b, c) ~ Dirichlet(1, 1, 1), so that some configurations go by block, some by
-    operation, and some by neither. Φ(z) is the layer's quantile in p(option) ∝ w(method) · exp(λ · its average bits),
-    w ~ Dirichlet(½) over methods. The average of the options so found rises with λ, which is set to meet the target.
+    ``groups``: block and operation of each layer. Each layer has a standard normal z = √a · z(block) + √b ·
+    z(operation) + √c · z(layer), with (a, b, c) ~ Dirichlet(1, 1, 1), so that some configurations vary by block, some
+    by operation, and some by layer. Φ(z) is the layer's quantile in p(option) ∝ w(method) · exp(λ · its average bits),
+    w ~ Dirichlet(½) over methods. The average bits increase with λ, which is chosen to meet the target.
     """
     if number % ANCHOR_EVERY == ANCHOR_EVERY - 1:
         return _anchor(space, seed, number // ANCHOR_EVERY, bits)
@@ -41,14 +41,14 @@ def stratified(
     weights = _method_weights(rng, space, table)
 
     def chosen(slope: float) -> np.ndarray:
-        """Position of each layer's option among its options by size."""
+        """Rank by size of each layer's option."""
         cumulated = np.cumsum(table.tilted(weights, slope), axis=1)
         return np.asarray((cumulated < quantiles[:, None] * cumulated[:, -1:]).sum(axis=1))
 
     def average(choice: np.ndarray) -> float:
         return float(np.take_along_axis(table.bits, choice[:, None], axis=1)[:, 0] @ table.share)
 
-    below, above = -STEEPEST, STEEPEST  # a step function: halve the interval until one step is left
+    below, above = -STEEPEST, STEEPEST  # bisection: the average is a step function of the slope
     for _ in range(_HALVINGS):
         middle = (below + above) / 2
         below, above = (middle, above) if average(chosen(middle)) < target else (below, middle)
@@ -57,7 +57,7 @@ def stratified(
 
 
 def anchors(space: SearchSpace, bits: tuple[float, float]) -> list[Configuration]:
-    """Uniform configurations of averages in the range, or nearest it; layers without the option have their nearest."""
+    """Uniform configurations in the range of bits, else the nearest; layers without the option get their nearest."""
     every = [
         Configuration((name, nearest(space.options[name], option)) for name in space.layers) for option in space.union
     ]
@@ -67,7 +67,7 @@ def anchors(space: SearchSpace, bits: tuple[float, float]) -> list[Configuration
 
 
 def nearest(options: Sequence[Option], wanted: Option) -> Option:
-    """The option of the nearest width, of the same method if there is one."""
+    """The option of the nearest width, preferably of the same method."""
     return min(options, key=lambda o: (abs(o.bits - wanted.bits), o.method != wanted.method, o))
 
 
@@ -82,7 +82,7 @@ def _start(seed: int) -> float:
 
 
 def _together(rng: np.random.Generator, groups: tuple[Sequence[str], Sequence[str]]) -> np.ndarray:
-    """A quantile for each layer, alike within blocks and operations."""
+    """A quantile for each layer, correlated within blocks and operations."""
     layers = len(groups[0])
     by_block, by_operation, own = np.sqrt(rng.dirichlet(np.ones(3)))
     z = own * rng.standard_normal(layers)
@@ -94,7 +94,7 @@ def _together(rng: np.random.Generator, groups: tuple[Sequence[str], Sequence[st
 
 
 def _method_weights(rng: np.random.Generator, space: SearchSpace, table: OptionTable) -> np.ndarray:
-    """Weight of each option of the table: its method's, shared among the method's options of that layer."""
+    """Weight of each option: its method's weight, divided among the layer's options of that method."""
     methods = sorted({option.method for option in space.union})
     weight = dict(zip(methods, rng.dirichlet(np.full(len(methods), _CONCENTRATION)) + 1e-6))
     rows = []

@@ -10,14 +10,14 @@ from scipy.optimize import brentq
 
 from qua2sedimo.options import SearchSpace
 
-STEEPEST = 40.0  # beyond, the mean no longer moves
+STEEPEST = 40.0  # beyond, the mean no longer changes
 
 
 @dataclass(frozen=True)
 class OptionTable:
-    """Options of every layer by size: ``order`` their positions in the space, ``bits`` average bits with overhead.
+    """Each layer's options sorted by size: ``order`` their indices in the space, ``bits`` average bits with overhead.
 
-    Both [layers, options]; where a layer has fewer options its largest is repeated, and ``real`` is False.
+    Both [layers, options]; a layer with fewer options repeats its largest, where ``real`` is False.
     """
 
     order: np.ndarray
@@ -41,18 +41,18 @@ class OptionTable:
         return cls(order, bits, real, weights / space.weights)
 
     def tilted(self, weights: np.ndarray, slope: float) -> np.ndarray:
-        """p(option) ∝ weight · exp(slope · bits), each layer's sum 1."""
+        """p(option) ∝ weight · exp(slope · bits), normalised per layer."""
         nearest = (self.bits.max if slope > 0 else self.bits.min)(axis=1, keepdims=True)
         p = weights * np.exp(slope * (self.bits - nearest))
         return np.asarray(p / p.sum(axis=1, keepdims=True))
 
     def by_option(self, values: np.ndarray) -> list[np.ndarray]:
-        """Values of the table in the order of the space's options: layers × [options]."""
+        """Values of the table in the space's order of options: an array [options] per layer."""
         return [row[real][np.argsort(order[real])] for row, order, real in zip(values, self.order, self.real)]
 
 
 def slope_for(mean: Callable[[float], float], target: float) -> float:
-    """The slope whose mean, a rising function, is the target; the steepest if none is."""
+    """The slope at which the increasing function ``mean`` equals the target, limited to ±STEEPEST."""
     if mean(-STEEPEST) >= target:
         return -STEEPEST
     if mean(STEEPEST) <= target:
