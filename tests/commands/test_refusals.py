@@ -126,7 +126,7 @@ def test_evaluate_and_card_refuse_before_they_read_the_model(refused, tmp_path: 
     (tmp_path / "qua2sedimo.json").write_text(json.dumps({"extra": {"model": "owner/base"}}))
     assert "README.md exists" in refused("card", tmp_path)
     for metric in ("latent_mse", "kernel_real", "accuracy"):
-        assert f"metric '{metric}' needs what" in refused("evaluate", tmp_path, "--metric", metric)
+        assert f"metric '{metric}' cannot be computed" in refused("evaluate", tmp_path, "--metric", metric)
 
 
 def test_parquet_without_pyarrow_is_refused_before_anything_is_scored(  # type: ignore[no-untyped-def]

@@ -1,1 +1,1 @@
-"""Measure configurations of a live denoiser, in this process or by workers."""
+"""Measure configurations of a live denoiser, in this process or on workers."""

@@ -1,4 +1,4 @@
-"""What an export costs against the model it came from; kept beside its files, and only believed of just these files."""
+"""Metrics of an export compared with the original model; stored beside its files, and valid for these files only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FILE = "evaluation.json"
 class Evaluation(Document):
     """Metrics of an export and of full precision on the same inputs and noise.
 
-    ``export`` names the files that were measured; ``model`` is what they were compared with.
+    ``export``: digest of the measured files; ``model``: what they were compared with.
     """
 
     remedy: ClassVar[str] = "Measure again: qua2sedimo evaluate OUT."
@@ -46,10 +46,10 @@ class Evaluation(Document):
     full: dict[str, Estimate]
 
     def keep(self, folder: Path) -> None:
-        """Write it to ``folder``, with what is kept there of other metrics measured in the same way."""
+        """Write it to ``folder``, merged with other metrics stored there if they were measured in the same way."""
         try:
             kept = read_evaluation(folder)
-        except Qua2SeDiMoError:  # damaged, or of other files: it gives way
+        except Qua2SeDiMoError:  # damaged, or of other files: it is replaced
             kept = None
         if kept is not None and kept._way() == self._way():
             merged = {"metrics": kept.metrics | self.metrics, "full": kept.full | self.full}
@@ -61,9 +61,9 @@ class Evaluation(Document):
 
 
 def read_evaluation(folder: Path) -> Evaluation | None:
-    """What is kept of the export ``folder``; None if it was not evaluated.
+    """The stored evaluation of the export ``folder``; None if it was not evaluated.
 
-    Raises :class:`Qua2SeDiMoError` if the file is damaged, or is of other files than those in the folder.
+    Raises :class:`Qua2SeDiMoError` if it is damaged, or was measured on other files than those in the folder.
     """
     path = folder / FILE
     if not path.is_file():
@@ -75,7 +75,7 @@ def read_evaluation(folder: Path) -> Evaluation | None:
 
 
 def export_digest(folder: Path) -> str:
-    """Sixteen hex digits that name an export: its configuration, and its tensors by their checksums in the headers."""
+    """Sixteen hex digits that identify an export: a hash of its configuration, and of the checksums in the headers."""
     component = folder / (read_json(folder / "qua2sedimo.json").get("component") or "")
     found = hashlib.sha256((component / "config.json").read_bytes())
     for path in sorted(component.glob("*.safetensors")):
@@ -87,11 +87,10 @@ def export_digest(folder: Path) -> str:
 def evaluate_export(
     folder: Path, model: str, generation: Generation, names: Sequence[str], images: int, progress: Progress
 ) -> Evaluation:
-    """Paint ``images`` pictures with the export in ``folder`` and with ``model``; compare them by metrics ``names``.
+    """Generate ``images`` images with the export in ``folder`` and with ``model``; compare them by metrics ``names``.
 
-    They are images that no study learns from or chooses by, whatever its seed.
-
-    ``progress(done, total, what)`` is called now and then. Raises :class:`Qua2SeDiMoError` if a metric cannot be had.
+    They are from a block that no study fits or selects on. ``progress(done, total, what)`` is called after every batch.
+    Raises :class:`Qua2SeDiMoError` if a metric cannot be computed.
     """
     check_comparable(names, model)
     more = images if any(metric(name).kind == "set" for name in names) else 0
@@ -103,26 +102,20 @@ def evaluate_export(
     inputs = [i for i in map(generation.input, judged[:images]) if i is not None]
     compared = MetricEstimator(references, inputs, names, zoo.input_score(model) if known else None)
     return Evaluation(
-        export=export_digest(folder),
-        model=public_name(model),
-        inputs=list(generation.inputs),
-        arguments=dict(generation.arguments),
-        seed=generation.seed,
-        versions=versions(),
-        metrics=compared(own),
+        export=export_digest(folder), model=public_name(model), inputs=list(generation.inputs),
+        arguments=dict(generation.arguments), seed=generation.seed, versions=versions(), metrics=compared(own),
         full=compared(full[:images]),
-    )
+    )  # fmt: skip
 
 
 def check_comparable(names: Sequence[str], model: str) -> None:
-    """Raise if a metric cannot be computed for an export of ``model``: there are images only, and no latents."""
+    """Raise :class:`Qua2SeDiMoError` if a metric cannot be computed for an export of ``model``: one of latents, or one
+    that needs the classifier or the real images of included models."""
     known = model in zoo.ENTRIES
     for m in map(metric, names):
         judged = m.kind != "input" or m.judge is not None or known
         if m.of == "latents" or not judged or (m.against == "real" and not known):
-            raise Qua2SeDiMoError(
-                f"metric '{m.name}' needs what '{model}' does not come with", "Choose another metric."
-            )
+            raise Qua2SeDiMoError(f"metric '{m.name}' cannot be computed for '{model}'", "Choose another metric.")
 
 
 def _report(progress: Progress, what: str, done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""Measure configurations: generate their images, compare them with full precision, report per image and per set."""
+"""Measure configurations: generate their images and compare them with full precision, per image and per set."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from qua2sedimo.metrics.values import SetReferences, per_image, per_set
 from qua2sedimo.options import Configuration
 from qua2sedimo.records.measurement import Measurement
 
-#: Full-precision images that set metrics compare with while measuring.
+#: Number of full-precision images that set metrics compare with while measuring.
 REFERENCE_IMAGES = 128
 
 
 class Measurer:
     """Measures configurations of one live denoiser on a fixed range of images.
 
-    Full-precision images, and the features of what set metrics compare with, are made once, when first needed;
-    ``kept`` reads the images where another process made them before, and keeps them for others.
-    ``input_score`` answers the ``accuracy`` metric: it takes images (uint8) and their inputs and gives a value in 0 to
-    1 per image. ``real``: real pictures (uint8), for metrics against them.
+    Full-precision images, and the features that set metrics compare with, are computed once, on first use; ``kept``
+    stores the images, and reads those that other processes stored. ``input_score`` computes the ``accuracy`` metric: it
+    takes images (uint8) and their inputs and returns a value in 0 to 1 per image. ``real``: real images (uint8), for
+    metrics against them.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Measurer:
         return self._full.images
 
     def prepare(self) -> None:
-        """Make or read what configurations are compared with: a failure of this is no configuration's fault."""
+        """Generate or read what configurations are compared with: if this fails, no configuration is the cause."""
         _ = self._full
         self._references.prepare(self._metrics)
 
@@ -97,5 +97,5 @@ class Measurer:
         with final_latents(self.generator.pipeline) if latents else nullcontext() as seen:
             made = self.generator(images.start, images.stop)
         if seen is not None and self.generator.one_by_one != one_by_one:
-            return self._generate(images, latents)  # the latents seen include those of a batch that was discarded
+            return self._generate(images, latents)  # the recorded latents include those of a discarded batch
         return Pictures(made, seen.array(len(made)) if seen is not None else None)

@@ -1,4 +1,4 @@
-"""The original weights of a live denoiser, to be put back: read anew from its files, or kept where there are none."""
+"""The original weights of a live denoiser, for restoring them: read again from its files, or copied without files."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from qua2sedimo.denoisers import WeightLayer
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.tensorfiles import WEIGHTS, Checkpoint
 
-#: The tensor of a unit (layer or part) as a file holds it, in any float type; None if it holds none.
+#: Unit (layer or part) → its tensor in a checkpoint, in any float dtype; None if it has none.
 Source = Callable[[str], torch.Tensor | None]
 
 
 class Originals:
-    """Gives back the weight each unit had, bit for bit.
+    """Returns the original weight of each unit, bit for bit.
 
-    ``weights`` are the live tensors, still original. A unit for which ``source`` gives just these bits, once cast to
-    the live type, is not copied: it is read again when asked for, and compared with its checksum. Of the others a copy
-    is kept, in 16 bits where that holds every number exactly.
+    ``weights``: the live tensors, not quantized yet. A unit for which ``source`` gives the same bits, after a cast to
+    the live dtype, is not copied: it is read again on request, and compared with its checksum. Other units are copied,
+    in 16 bits where these hold every number exactly.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor], source: Source | None = None) -> None:
@@ -38,9 +38,9 @@ class Originals:
                 self._copies[name] = compact(weight)
 
     def __call__(self, name: str) -> torch.Tensor:
-        """The unit's original weight, in the live type.
+        """The unit's original weight, in the live dtype.
 
-        Raises :class:`Qua2SeDiMoError` if the file it is read from has changed since.
+        Raises :class:`Qua2SeDiMoError` if its file has changed since.
         """
         if name in self._copies:
             return self._copies[name].to(self._types[name])
@@ -48,13 +48,13 @@ class Originals:
         if weight is None or _checksum(weight) != self._checksums[name]:
             raise Qua2SeDiMoError(
                 f"layer '{name}': the checkpoint's file has changed since the pipeline was loaded",
-                "Put the file back and start again; nothing measured is lost.",
+                "Restore the file and run the command again; all measurements are kept.",
             )
         return weight
 
     @property
     def copied_bytes(self) -> int:
-        """Memory that copies take."""
+        """Memory of the copies, in bytes."""
         return sum(t.numel() * t.element_size() for t in self._copies.values())
 
     def _read(self, name: str) -> torch.Tensor | None:
@@ -78,21 +78,21 @@ def checkpoint_source(checkpoint: Checkpoint | None, layers: Mapping[str, Weight
 
 
 def files_of(denoiser: nn.Module) -> Checkpoint | None:
-    """The files a denoiser says it was loaded from, be it a folder or the hub's cache; None if there are none.
+    """The files a denoiser says it was loaded from, in a folder or the hub's cache; None if there are none.
 
-    They may have been another model's, or changed since: :class:`Originals` compares every tensor.
+    They may belong to another model or have changed since: :class:`Originals` compares every tensor.
     """
     folder = Path(str(getattr(denoiser, "config", {}).get("_name_or_path") or "/nowhere"))
     if not folder.is_dir() or not any(folder.glob(f"{WEIGHTS}.safetensors*")):
         return None
     try:
         return Checkpoint(folder)
-    except Qua2SeDiMoError:  # damaged files serve no one; the weights in memory are whole, and will be copied
+    except Qua2SeDiMoError:  # damaged: the weights in memory, which are intact, will be copied
         return None
 
 
 def compact(weight: torch.Tensor) -> torch.Tensor:
-    """A copy in the smaller float type that holds every number exactly."""
+    """A copy, in a 16-bit float dtype if one holds every number exactly."""
     if weight.element_size() > 2:
         for dtype in (torch.float16, torch.bfloat16):
             small = weight.to(dtype)
@@ -102,7 +102,7 @@ def compact(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal to the last bit, the signs of zeros included, and NaN equal to itself."""
+    """Bitwise equal: signs of zeros count, and NaN equals itself."""
     return a.shape == b.shape and torch.equal(_bits(a), _bits(b))
 
 

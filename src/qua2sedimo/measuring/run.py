@@ -1,7 +1,7 @@
-"""The one loop that measures: requests of a role go in, records come out, whoever measures them.
+"""The measuring loop: requests of a role go in, records come out, measured in this process or on workers.
 
-A configuration that raises, or kills its worker, is tried three times and then recorded as failed. Ctrl-C finishes what
-is being measured. What is recorded is not measured again.
+A configuration that raises, or kills its worker, is tried three times and then recorded as failed. Ctrl-C finishes the
+running measurements. Recorded measurements are not repeated.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from qua2sedimo.system.progress import Progress, noted, silent
 from qua2sedimo.system.stopping import stop_on_interrupt
 from qua2sedimo.system.versions import versions
 
-#: Configurations that fail one after the other, before it is no longer their fault.
+#: Consecutive failures that stop the loop: the configurations are then unlikely to be the cause.
 _FAILURES_IN_A_ROW = 3
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Who measures: this process, ``count`` Ray actors of this machine, or actors of the cluster at ``address``."""
+    """Where to measure: this process, ``count`` Ray actors on this machine, or actors of the cluster at ``address``."""
 
     count: int | None = None
     address: str | None = None
@@ -44,21 +44,16 @@ class Workers:
 
 
 class Crew:
-    """Does jobs, one call of :meth:`do` after the other, in this process or on Ray actors that live in between.
+    """Runs jobs in this process, or on Ray actors that stay alive between calls of :meth:`do`.
 
-    ``here`` makes the work of this process, ``opener`` ("module:function") and ``arguments`` that of an actor. With
-    ``one_first`` the other actors start when the first is ready: it finds something out that they then read.
+    ``here`` creates the work of this process, ``opener`` ("module:function") with ``arguments`` that of an actor. With
+    ``one_first`` the other actors start when the first is ready: they read what it found out.
     """
 
     def __init__(
-        self,
-        workers: Workers,
-        here: Callable[[], Work],
-        opener: str,
-        arguments: Sequence[Any],
-        progress: Progress = silent,
-        one_first: bool = False,
-    ) -> None:
+        self, workers: Workers, here: Callable[[], Work], opener: str, arguments: Sequence[Any],
+        progress: Progress = silent, one_first: bool = False,
+    ) -> None:  # fmt: skip
         self._here, self._opener, self._arguments = here, opener, arguments
         self._workers, self._progress, self._one_first = workers, progress, one_first
         self._work: Work | None = None
@@ -72,25 +67,24 @@ class Crew:
             self._pool.__exit__(*exception)
 
     def do(self, jobs: Iterable[Job], stop: Callable[[], bool] = lambda: False) -> Generator[Outcome, None, None]:
-        """Outcomes as they come; after ``stop()`` only of jobs that are being done. Starts the workers if need be."""
+        """Outcomes as they arrive; after ``stop()`` only those of running jobs. Starts the workers if necessary."""
         if self._workers.here:
             self._work = self._work or self._here()
             return run_here(self._work, jobs, stop)
         if self._pool is None:
-            count, address = self._workers.count, self._workers.address
-            self._pool = RayWorkers(
-                self._opener, self._arguments, count, address, self._started, self._one_first
-            ).__enter__()
+            where = self._workers.count, self._workers.address
+            pool = RayWorkers(self._opener, self._arguments, *where, self._started, self._one_first)
+            self._pool = pool.__enter__()
         return self._pool.run(jobs, stop)
 
     def _started(self, ready: int, count: int) -> None:
         self._progress(ready, count, "starting workers")
 
     def each(self, contents: Sequence[dict[str, Any]], what: str) -> Iterator[tuple[int, Any]]:
-        """(position, result) of jobs that must all succeed, as they end.
+        """(position, result) of jobs that must all succeed, as they finish.
 
-        Raises :class:`Qua2SeDiMoError` saying ``what`` failed if one fails at its last try; KeyboardInterrupt after
-        Ctrl-C, when the jobs under way are done.
+        Raises :class:`Qua2SeDiMoError` saying that ``what`` failed if a job fails at its last attempt;
+        KeyboardInterrupt after Ctrl-C, once the running jobs are done.
         """
         jobs = [Job(i, json.dumps(content)) for i, content in enumerate(contents)]
         done = 0
@@ -104,7 +98,7 @@ class Crew:
                 raise KeyboardInterrupt
 
     def do_all(self, contents: Sequence[dict[str, Any]], what: str, progress: Progress = silent) -> None:
-        """Do jobs that must all succeed, as :meth:`each` does, and say how far they are."""
+        """Run jobs that must all succeed, as :meth:`each` does, and report progress."""
         if not contents:
             return
         progress(0, len(contents), what)
@@ -114,7 +108,7 @@ class Crew:
 
 @dataclass(frozen=True)
 class Request:
-    """One measurement that is asked for: a configuration, under its number in the role, on these images."""
+    """A requested measurement: a configuration, its number in the role, and the images."""
 
     number: int
     configuration: Configuration
@@ -138,12 +132,12 @@ def run(
     again: bool = False,
     count: int | None = None,
 ) -> None:
-    """Measure what is requested of a role, and record it; ``prepare`` is called before if there is anything to measure.
+    """Measure and record requests of a role; ``prepare`` is called first if there is anything to measure.
 
-    All requests, or those of a longer sequence until ``count`` are measured, the ones recorded before included. What is
-    recorded under its number for its first image is passed over; failures too, unless ``again``. Layers that a
-    configuration leaves out are at full precision. Raises :class:`Qua2SeDiMoError` when three in a row fail, and
-    KeyboardInterrupt after Ctrl-C, when what was being measured is recorded.
+    Measures all requests, or, with ``count``, as many of a sequence as are needed for ``count`` measurements, earlier
+    ones included. Requests whose number and first image are recorded are skipped; failed ones too, unless ``again``.
+    Layers that a configuration leaves out are in full precision. Raises :class:`Qua2SeDiMoError` after three
+    consecutive failures, and KeyboardInterrupt after Ctrl-C, once the running measurements are recorded.
     """
     known = records.all(role)
     measured = {(r.number, r.measurement.start) for r in known}
@@ -169,27 +163,23 @@ def run(
             if in_a_row == _FAILURES_IN_A_ROW:
                 raise Qua2SeDiMoError(
                     f"{in_a_row} configurations in a row could not be measured, the last: {outcome.error}",
-                    "They are recorded as failed. When the cause is mended, try them again with --again.",
+                    "They are recorded as failed. Fix the cause, then retry them with --again.",
                 )
         if stop() and not queue.nothing_left:
             raise KeyboardInterrupt
 
 
 class _Queue:
-    """Jobs of requests, in order: as many as are needed for ``count`` to be measured if none fails.
+    """Jobs of requests, in order: as many as are needed for ``count`` measurements if none fails.
 
-    Without ``count`` it is all of them, once. One that fails leaves room for another: asked again after an end, there
-    may be a further job. ``given``: the request of each job's key.
+    Without ``count``, every request once. A failure makes room for another request, so there may be a next job after
+    StopIteration. ``given``: job key → request.
     """
 
     def __init__(
-        self,
-        role: str,
-        requests: Iterable[Request],
-        count: int | None,
-        measured: Collection[tuple[int, int]],
+        self, role: str, requests: Iterable[Request], count: int | None, measured: Collection[tuple[int, int]],
         failed: Collection[tuple[int, int]],
-    ) -> None:
+    ) -> None:  # fmt: skip
         if count is None:
             requests = list(requests)
         self.total = len(requests) if isinstance(requests, list) else count or 0
@@ -202,11 +192,11 @@ class _Queue:
         self._fill()
 
     def _fill(self) -> None:
-        """Pass over what is recorded, and have the next job waiting, unless enough are under way."""
+        """Skip recorded requests, and have the next job waiting, unless enough are running."""
         while not self._waiting and self.done + self._running < self.total:
             request = next(self._sequence, None)
             if request is None:
-                self.total = self.done + self._running  # the sequence has no more
+                self.total = self.done + self._running  # the sequence is exhausted
                 return
             place = request.number, request.images.start
             if place in self._measured or (place in self._failed and not self._replaces):
@@ -222,7 +212,7 @@ class _Queue:
         return not self._waiting and not self._running
 
     def settle(self, measured: bool) -> None:
-        """A job has ended."""
+        """Count a finished job."""
         self._running -= 1
         self.done += measured or not self._replaces
         self._fill()
@@ -239,7 +229,7 @@ class _Queue:
 
 
 def record_of(role: str, request: Request, outcome: Outcome, space: SearchSpace) -> Record | Failure:
-    """What is written down of an outcome."""
+    """The record or failure to store for an outcome."""
     number, configuration, bits = request.number, request.configuration, space.average_bits(request.configuration)
     where: dict[str, Any] = {"host": outcome.host, "worker": outcome.worker, "attempts": outcome.attempts}
     if outcome.result is None:

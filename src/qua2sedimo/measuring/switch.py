@@ -1,4 +1,4 @@
-"""Put configurations into a live denoiser, touching only the layers that change."""
+"""Apply configurations to a live denoiser, rewriting only the layers that change."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _UNCERTAIN = "uncertain"
 
 
 class Switch:
-    """Writes dequantized weights into a denoiser's layers, in place, and can put the original ones back.
+    """Writes dequantized weights into a denoiser's layers, in place, and restores the original ones.
 
-    ``layers`` tells where the units of the bank's search space lie: whole weights, parts, or several copies.
-    ``source`` reads original weights from files; without it, or where it gives other bits than the denoiser holds, they
-    are copied (:class:`~qua2sedimo.measuring.originals.Originals`).
+    ``layers`` locates the units of the bank's search space: whole weights, parts, or several copies. ``source`` reads
+    original weights from files; without it, or where its bits differ from the denoiser's, they are copied
+    (:class:`~qua2sedimo.measuring.originals.Originals`).
     """
 
     def __init__(
@@ -36,24 +36,24 @@ class Switch:
         self._current: dict[str, Option | str | None] = dict.fromkeys(self._weights)
 
     def apply(self, configuration: Mapping[str, Option]) -> int:
-        """Make the denoiser that of ``configuration``; returns the number of units rewritten.
+        """Write the weights of ``configuration``; returns the number of units rewritten.
 
-        Layers that it does not name are in full precision. Raises :class:`Qua2SeDiMoError` if it names one that the
-        denoiser has not; :meth:`restore` undoes what was written when reading an option failed.
+        Layers that it does not name get full precision. Raises :class:`Qua2SeDiMoError` if it names an unknown layer.
+        After any error, :meth:`restore` restores the units written before it.
         """
         unknown = [name for name in configuration if name not in self._weights]
         if unknown:
-            raise Qua2SeDiMoError(f"configuration names layer '{unknown[0]}', which is not one that is quantized")
+            raise Qua2SeDiMoError(f"configuration names layer '{unknown[0]}', which is not in the search space")
         wanted = {name: configuration.get(name) for name in self._weights}
         changed = [(name, option) for name, option in wanted.items() if self._current[name] != option]
-        # Until it is known that a unit was written whole it is neither old nor new: restore must not pass it over.
+        # A write that failed leaves a unit in an unknown state: restore must rewrite it.
         self._current |= dict.fromkeys((name for name, _ in changed), _UNCERTAIN)
         for name, option in each(self._write, changed, torch.get_num_threads()):
             self._current[name] = option
         return len(changed)
 
     def restore(self) -> None:
-        """Back to full precision."""
+        """Restore full precision."""
         self.apply({})
 
     def _write(self, change: tuple[str, Option | None]) -> tuple[str, Option | None]:
@@ -72,6 +72,6 @@ class Switch:
 
 
 def _places(modules: Mapping[str, nn.Module], layer: WeightLayer) -> list[torch.Tensor]:
-    """Where the unit's weight lies: its own module, and copies that are modules of their own."""
+    """The tensors that hold the unit's weight: in its module, and in copies that are separate modules."""
     copies = [replace(layer, module=name) for name in layer.copies if name in modules]
     return [unit_weight(modules, place) for place in (layer, *copies)]

@@ -1,4 +1,4 @@
-"""A short trial of measuring: where the seconds of a configuration go, beside the bare pipeline."""
+"""A short trial of measuring: seconds of each stage of a configuration, compared with the bare pipeline."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from qua2sedimo.system.machine import peak_memory
 class Trial:
     """Median seconds of one configuration, of its stages, and of the bare pipeline calls for the same images.
 
-    ``overhead``: median over configurations of how much longer each took than the bare calls just before and after it;
-    ``quartiles`` of the same.
+    ``overhead``: extra time of a configuration relative to the bare calls just before and after it, median over
+    configurations; ``quartiles`` of the same.
     """
 
     bare: float
@@ -36,7 +36,7 @@ class Trial:
 
     @property
     def metrics(self) -> float:
-        """What is left: comparing the images."""
+        """Seconds of comparing the images: the remainder."""
         return max(0.0, self.total - self.switch - self.generate)
 
 
@@ -44,7 +44,7 @@ Clock = Callable[[], float]
 
 
 class TimedGenerator(Generator):
-    """A generator that adds up its seconds, by ``clock``."""
+    """A generator that accumulates its seconds, measured by ``clock``."""
 
     seconds = 0.0
     clock: Clock = staticmethod(time.perf_counter)
@@ -57,7 +57,7 @@ class TimedGenerator(Generator):
 
 
 class TimedSwitch(Switch):
-    """A switch that adds up its seconds, by ``clock``."""
+    """A switch that accumulates its seconds, measured by ``clock``."""
 
     seconds = 0.0
     clock: Clock = staticmethod(time.perf_counter)
@@ -77,10 +77,10 @@ def try_out(
     progress: Callable[[int], object] = lambda done: None,
     clock: Clock = time.perf_counter,
 ) -> Trial:
-    """Measure the configurations, each between bare calls for the same images; the first only warms up.
+    """Measure the configurations, each between bare calls for the same images; the first is a warm-up.
 
-    A bare call before and one after each, halved, cancel a machine that slows down or warms up meanwhile. ``clock``
-    may be ``time.process_time``: seconds of this process alone, where others work beside it.
+    The mean of the bare calls before and after cancels gradual changes of the machine's speed. ``clock`` may be
+    ``time.process_time``, CPU seconds of this process, if others run beside it.
     """
     generator.clock = switch.clock = clock
     _ = measurer.reference
@@ -101,7 +101,7 @@ def try_out(
 
 @torch.inference_mode()
 def bare_seconds(generator: Generator, images: range, clock: Clock = time.perf_counter) -> float:
-    """Seconds of calling the pipeline for these images, and nothing else."""
+    """Seconds of the bare pipeline calls for these images."""
     batch = generator.batch
     began = clock()
     with without_safety_checker(generator.pipeline):
@@ -121,7 +121,7 @@ def torch_threads(number: int) -> Iterator[None]:
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held: of the GPU if torch uses one, else resident."""
+    """Peak memory of this process in bytes: on the GPU if torch uses one, else resident."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     return peak_memory()

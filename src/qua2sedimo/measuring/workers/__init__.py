@@ -1,4 +1,4 @@
-"""Jobs done by this process or by Ray actors, tried again when they fail."""
+"""Jobs run by this process or by Ray actors, with retries."""
 
 from qua2sedimo.measuring.workers.cluster import RayWorkers, Shares, shares
 from qua2sedimo.measuring.workers.jobs import ATTEMPTS, Job, Outcome, Work, run_here

@@ -1,7 +1,7 @@
-"""Ray actors that do jobs: on this machine, or on a cluster that is running already.
+"""Ray actors that run jobs, on this machine or on a running cluster.
 
-Only text travels: a job's, its result's, and the name of the function that makes an actor's work. What is big (model,
-bank, references) each actor opens by itself, once.
+Only text is sent: jobs, results, and the name of the function that creates an actor's work. Each actor loads the model,
+the bank and the full-precision images by itself, once.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from qua2sedimo.system.machine import host
 
 _POLL_SECONDS = 0.5
 _ANSWER_SECONDS = 5.0
-#: Actors that die before they are ready, one after the other, before it is an error.
+#: Consecutive actors that may die before they are ready; then it is an error.
 _STARTS = 3
-#: How long there may be no actor at all, neither ready nor at work.
+#: How long there may be no actor that is ready or busy.
 _PATIENCE_SECONDS = 1800
-#: Only text goes through the object store; this is about the least Ray takes.
+#: Only text goes through the object store; this is about Ray's minimum.
 _OBJECT_STORE_BYTES = 80 * 2**20
 
 
 @dataclass(frozen=True)
 class Shares:
-    """What one actor gets of its machine: Ray's CPUs and GPUs (fractions are fine), and torch threads."""
+    """One actor's share of its machine: Ray's CPUs and GPUs, possibly fractions, and torch threads."""
 
     cpus: float
     gpus: float
@@ -42,9 +42,9 @@ class Shares:
 
 
 def shares(count: int | None, nodes: Sequence[Mapping[str, float]]) -> tuple[int, Shares]:
-    """(number of actors, the share of each) for the nodes' resources; by default one actor a GPU, else one a node.
+    """(number of actors, the share of each) for the nodes' resources; by default one actor per GPU, else one per node.
 
-    Every actor gets the same, so that they fit whatever node they are put on: actors that share a GPU get 1/k of it.
+    All actors get the same share, so that each fits on any node; k actors on a GPU get 1/k of it each.
     """
     gpus = int(sum(node.get("GPU", 0) for node in nodes))
     places = [node for node in nodes if node.get("GPU" if gpus else "CPU", 0) > 0]
@@ -59,15 +59,15 @@ def shares(count: int | None, nodes: Sequence[Mapping[str, float]]) -> tuple[int
 
 
 def _floor(value: float) -> float:
-    """Down to the ten-thousandth, Ray's grain, lest k such shares exceed the whole."""
+    """Round down to 1/10,000, Ray's resolution, so that k shares do not exceed the whole."""
     return math.floor(value * 10_000) / 10_000
 
 
 class Actor:
-    """Lives in a worker process: opens its work once, then does jobs."""
+    """Runs in a worker process: creates its work once, then runs jobs."""
 
     def open(self, factory: str, arguments: str, threads: int) -> dict[str, Any]:
-        """Make the work, by ``factory`` ("module:function") from JSON ``arguments``; who and where this actor is."""
+        """Create the work, by ``factory`` ("module:function") from JSON ``arguments``; return host, worker, error."""
         torch.set_num_threads(threads)
         module, name = factory.split(":")
 
@@ -83,7 +83,7 @@ class Actor:
 
 @dataclass
 class _Hand:
-    """A worker as the driver sees it."""
+    """The driver's view of a worker."""
 
     actor: Any
     host: str = ""
@@ -93,13 +93,13 @@ class _Hand:
 
 @dataclass
 class RayWorkers:
-    """Does jobs on ``count`` actors, of this machine or, if ``address`` is given, of the cluster there.
+    """Runs jobs on ``count`` actors on this machine or, if ``address`` is given, on that cluster.
 
-    A context manager: within it, :meth:`run` may be called several times, and actors that are ready are used again.
+    A context manager: within it, :meth:`run` may be called several times, and reuses actors that are ready.
 
-    ``factory`` ("module:function") and ``arguments`` (plain data) make an actor's work when it starts.
+    ``factory`` ("module:function") and ``arguments`` (plain data) create an actor's work when it starts.
     ``started(ready, count)`` is called as actors become ready. With ``one_first`` the others are started when the first
-    is ready: it makes something once that they then find.
+    is ready: they read what it found out.
     """
 
     factory: str
@@ -133,10 +133,10 @@ class RayWorkers:
             ray.shutdown()
 
     def run(self, jobs: Iterable[Job], stop: Callable[[], bool] = lambda: False) -> Generator[Outcome, None, None]:
-        """Outcomes as they come; after ``stop()`` only of jobs that are being done.
+        """Outcomes as they arrive; after ``stop()`` only those of running jobs.
 
-        A job whose actor dies or raises is tried again, by a new actor if need be; at the third time the outcome has
-        its error. Raises :class:`Qua2SeDiMoError` if Ray is missing, cannot be reached, or no actor can be started.
+        A job whose actor dies or raises is retried, on a new actor if necessary; after the third attempt the outcome
+        has its error. Raises :class:`Qua2SeDiMoError` if Ray is missing, cannot be reached, or no actor can be started.
         """
         ray = _ray()
         try:
@@ -149,7 +149,7 @@ class RayWorkers:
             yield from self._drive(ray, share, count, Queue(jobs), stop)
         except ray.exceptions.RaySystemError as error:
             raise Qua2SeDiMoError(f"the Ray cluster was lost: {_line(error)}", _GO_ON) from error
-        finally:  # what is still being done is of no use to anybody
+        finally:  # nobody reads the results of jobs that are still running
             for hand in self._busy.values():
                 ray.kill(hand.actor)
                 self._lost += 1
@@ -164,8 +164,8 @@ class RayWorkers:
                 hand.job = job
                 self._busy[hand.actor.do.remote(job.content)] = hand
             if not self._busy and (stopped or not queue.more()):
-                return  # nothing to do is left, or wanted
-            while self._lost and not stopped and queue.more():  # a start costs seconds: not for nothing
+                return  # no jobs are left, or it was stopped
+            while self._lost and not stopped and queue.more():  # starting takes seconds: only if there are jobs
                 self._lost -= 1
                 self._start(ray, share)
             if self._busy or self._idle:
@@ -187,7 +187,7 @@ class RayWorkers:
         self._starting[opening] = _Hand(actor)
 
     def _opened(self, ray: Any, reference: Any, share: Shares) -> None:
-        """An actor is ready, or has died before it was."""
+        """Handle an actor that is ready, or that died before."""
         hand = self._starting.pop(reference)
         try:
             reply = ray.get(reference)
@@ -212,7 +212,7 @@ class RayWorkers:
             self._start(ray, share)
 
     def _finished(self, ray: Any, reference: Any, queue: Queue) -> Outcome | None:
-        """A job has ended, or its actor; a dead actor is replaced if there is more to do."""
+        """Handle a finished job, or a dead actor, which is replaced if there are more jobs."""
         hand = self._busy.pop(reference)
         job, hand.job = hand.job, None
         assert job is not None
@@ -220,7 +220,7 @@ class RayWorkers:
             reply = Reply(**ray.get(reference))
         except ray.exceptions.RayError as error:
             reply = Reply(error=f"its worker died: {_line(error)}")
-            ray.kill(hand.actor)  # one that only cannot be reached must not come back
+            ray.kill(hand.actor)  # one that was only unreachable must not come back
             self._lost += 1
         else:
             self._idle.append(hand)
@@ -239,11 +239,11 @@ def check_workers(address: str | None) -> None:
         raise _unreachable(address, error) from error
 
 
-_GO_ON = "What was measured is kept. When the cluster is well again, run the same command; it goes on."
+_GO_ON = "All measurements are kept. When the cluster works again, run the same command to continue."
 
 
 def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use over the network
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send usage reports
     try:
         return import_module("ray")
     except ImportError:
@@ -260,7 +260,7 @@ def _connect(ray: Any, address: str | None) -> None:
             ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE_BYTES, **quiet)
         else:
             ray.init(address, **quiet)
-    except Exception as error:  # Ray raises plain ones, too, when its processes do not start in time
+    except Exception as error:  # Ray also raises plain exceptions if its processes do not start in time
         raise _unreachable(address, error) from error
 
 
@@ -272,5 +272,5 @@ def _unreachable(address: str | None, error: Exception) -> Qua2SeDiMoError:
 
 
 def _line(error: BaseException) -> str:
-    """What an error says, on one line of readable length."""
+    """An error's message on one line, at most 300 characters."""
     return " ".join(str(error).split())[:300]

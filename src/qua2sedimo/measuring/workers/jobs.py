@@ -1,4 +1,4 @@
-"""Jobs, how they ended, and which of them are tried again.
+"""Jobs, their outcomes, and retries.
 
 A job and its result are text, so that they mean the same in this process and on another machine.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.system.machine import host, release_memory
 
-#: How often a job is tried before it is given up.
+#: Attempts before a job fails.
 ATTEMPTS = 3
 
 Work = Callable[[str], str]
@@ -27,7 +27,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended, who did it, and at which attempt: with a result, or with the last error."""
+    """A job's result, or its last error; who ran it, and the number of attempts."""
 
     job: Job
     attempts: int
@@ -39,7 +39,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Reply:
-    """One attempt's end. ``refusal``: a problem with the input that every job would have; its message and remedy."""
+    """The result of one attempt. ``refusal``: message and remedy of an input error, which every job would have."""
 
     result: str | None = None
     error: str | None = None
@@ -47,33 +47,33 @@ class Reply:
 
 
 def attempt(work: Work, content: str) -> Reply:
-    """Do the job; no exception but an interruption leaves this function."""
+    """Run the job; catches every exception but interruptions."""
     try:
         return Reply(result=work(content))
     except Qua2SeDiMoError as error:
         return Reply(refusal=(error.message, error.remedy))
     except Exception as error:
         reply = Reply(error=f"{type(error).__name__}: {error}")
-    release_memory()  # only now does nothing refer to the frames of the failure
+    release_memory()  # outside the handler, which refers to the frames of the failed job
     return reply
 
 
 class Queue:
-    """Jobs to do: those to be tried again first, then new ones, drawn when they are wanted."""
+    """Pending jobs: retries first, then new ones, taken from the iterable on demand."""
 
     def __init__(self, jobs: Iterable[Job]) -> None:
         self._new, self._again = iter(jobs), deque[Job]()
         self._tried: Counter[int] = Counter()
 
     def take(self) -> Job | None:
-        """The next job, None if there is none now."""
+        """The next job; None if there is none at present."""
         job = self._again.popleft() if self._again else next(self._new, None)
         if job is not None:
             self._tried[job.key] += 1
         return job
 
     def more(self) -> bool:
-        """Whether :meth:`take` would give a job now."""
+        """Whether :meth:`take` would return a job now."""
         if not self._again and (job := next(self._new, None)) is not None:
             self._again.append(job)
         return bool(self._again)
@@ -82,7 +82,7 @@ class Queue:
         return Outcome(job, self._tried[job.key], host, worker, result=result)
 
     def failed(self, job: Job, error: str, host: str, worker: str) -> Outcome | None:
-        """None if the job will be tried again."""
+        """The outcome of a job whose last attempt failed; None if it will be retried."""
         if self._tried[job.key] < ATTEMPTS:
             self._again.append(job)
             return None
@@ -92,10 +92,10 @@ class Queue:
 def run_here(
     work: Work, jobs: Iterable[Job], stop: Callable[[], bool] = lambda: False
 ) -> Generator[Outcome, None, None]:
-    """Do the jobs in this process, in order, until there are no more or ``stop()``.
+    """Run the jobs in this process, in order, until there are no more or ``stop()``.
 
-    A job that raises is tried again; at its third failure the outcome has its error. Raises
-    :class:`Qua2SeDiMoError` at once if the work does.
+    A job that raises is retried; after the third attempt the outcome has its error. A :class:`Qua2SeDiMoError` of the
+    work is raised at once.
     """
     queue, me = Queue(jobs), str(os.getpid())
     while not stop() and (job := queue.take()) is not None:
@@ -106,7 +106,7 @@ def run_here(
 
 
 def settle(queue: Queue, job: Job, reply: Reply, host: str, worker: str) -> Outcome | None:
-    """The outcome of an attempt, None if the job will be tried again; a refusal is raised."""
+    """The outcome after an attempt, None if the job will be retried; a refusal is raised."""
     if reply.refusal is not None:
         raise Qua2SeDiMoError(*reply.refusal)
     if reply.result is not None:
