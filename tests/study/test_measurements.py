@@ -142,7 +142,7 @@ def test_choices_of_the_first_format_are_read_with_their_exact_budget(study: Stu
     assert study.workspace.choice_for(3.3) == found
     constrained = study.workspace.choice_path(Budget(3.3), Constraints(methods=("uaq",)))
     constrained.write_text(json.dumps(old))
-    with pytest.raises(Qua2SeDiMoError, match="does not tell its constraints") as caught:
+    with pytest.raises(Qua2SeDiMoError, match="does not record its constraints") as caught:
         Choice.load(constrained)
     assert caught.value.remedy and "delete" not in caught.value.remedy.lower()
 

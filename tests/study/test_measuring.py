@@ -291,7 +291,7 @@ def test_a_record_says_where_it_was_measured_and_with_how_much_memory(study: Stu
 
 def test_a_pipeline_in_memory_cannot_be_measured_by_workers(tmp_path: Path) -> None:
     study = Study.create(tmp_path / "study", small_settings(options=OPTIONS), small_pipeline())
-    with pytest.raises(Qua2SeDiMoError, match="given one in memory"):
+    with pytest.raises(Qua2SeDiMoError, match="passed in memory"):
         study.measure(2, workers=Workers(2))
 
 

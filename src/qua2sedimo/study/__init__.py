@@ -1,3 +1,3 @@
-"""A study folder: what was asked, what was found, and the stages between."""
+"""A study folder: its settings, its results, and the stages that produce them."""
 
 from qua2sedimo.study.facade import Study as Study

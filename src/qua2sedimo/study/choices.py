@@ -1,4 +1,4 @@
-"""The choice made for a budget, as it is kept in a study folder."""
+"""The choice for a budget, as stored in a study folder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from qua2sedimo.formats.document import STRICT, Document, MaybeFloat
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.search import Budget, Constraints
 
-#: How the file of a choice is named: the budget's amount and unit, and a checksum of its constraints.
+#: File name of a choice: the budget's amount and unit, and a checksum of its constraints.
 _NAME = re.compile(r"(?P<amount>[\d.e+-]+?)(-(?P<unit>bytes|ratio))?(?P<constrained>-[0-9a-f]{8})?")
 
 
 class Candidate(BaseModel):
-    """A configuration that was measured for a budget: who proposed it, and its objective predicted and measured.
+    """A configuration measured for a budget: its proposer, the predicted objective, and the measured metrics.
 
-    ``predicted`` is NaN where the proposer predicts nothing.
+    ``predicted`` is NaN if the proposer predicts nothing.
     """
 
     model_config = ConfigDict(**STRICT, frozen=True)
@@ -35,18 +35,18 @@ class Candidate(BaseModel):
     measured: dict[str, float]
 
 
-#: What a choice repeats of its best candidate.
+#: Fields that a choice copies from its best candidate.
 _SHARED = {"average_bits", "origin", "predicted", "measured"}
 
 
 class Choice(Document):
-    """The best measured configuration under a budget, and the candidates it was chosen from.
+    """The best measured configuration under a budget, and the candidates it was selected from.
 
-    ``owner`` names what the choice rests on: a fit, or a search. ``budget_bytes`` is the budget in packed bytes,
-    exactly as it was held. ``objective``: what ``predicted`` is a value of, where that is not the study's objective.
-    ``p_value``: the best against the second best, paired on the images both were measured on; None if there is no
-    second, or the objective has no value for a single image. ``images``: how many a search was given. ``judged_on``:
-    first image and number of images that all candidates were compared on, None after a search.
+    ``owner`` identifies the fit or search behind the choice. ``budget_bytes``: the exact budget in packed bytes.
+    ``objective``: the objective that ``predicted`` refers to, if it is not the study's. ``p_value``: a test of the best
+    against the second best, paired by image; None if there is no second, or the objective has no per-image values.
+    ``images``: the image budget of a search. ``judged_on``: first image and number of images that all candidates were
+    compared on; None after a search.
     """
 
     remedy: ClassVar[str] = "Move it out of choices/ and choose or search again."
@@ -72,7 +72,7 @@ class Choice(Document):
     def of(
         cls, best: Candidate, space: SearchSpace, owner: str, budget: Budget | None = None, **more: Any
     ) -> Choice:  # fmt: skip
-        """The choice of ``best`` for a budget; without one its own size is the budget. ``more``: other fields."""
+        """The choice of ``best`` for a budget, by default its own size. ``more``: other fields."""
         nbytes = space.nbytes(best.configuration)
         budget = budget or Budget(float(nbytes), "bytes")
         more = {"candidates": [best], **best.model_dump(include=_SHARED), **more}
@@ -90,13 +90,13 @@ class Choice(Document):
 
     @property
     def asked(self) -> str:
-        """What was asked for, in words."""
+        """The request in words."""
         limits = f" with {self.constraints.name}" if self.constraints.name else ""
         return self.objective if self.objective is not None else f"{self.budget}{limits}"
 
     @property
     def flags(self) -> str:
-        """The options of a command that ask for the same."""
+        """Command-line options for the same request."""
         if self.objective is not None:
             return f"--objective {shlex.quote(self.objective)}"
         amount = f"{self.budget.amount:.0f}B" if self.budget.unit == "bytes" else f"{self.budget.amount:.12g}"
@@ -104,14 +104,14 @@ class Choice(Document):
 
     @property
     def name(self) -> str:
-        """The name of the file, without its ending."""
+        """The file name without its extension."""
         if self.objective is not None:
             return objective_name(self.objective)
         return choice_name(self.budget, self.constraints)
 
     @classmethod
     def upgraded(cls, content: dict[str, Any], path: Path) -> dict[str, Any]:
-        """Format 1 had neither the exact budget, which is in the file's name, nor constraints, which nothing tells.
+        """Format 1 lacks the exact budget, which is taken from the file's name, and the constraints.
 
         Raises :class:`Qua2SeDiMoError` for a choice that was made under constraints.
         """
@@ -122,28 +122,23 @@ class Choice(Document):
             asked, of_objective = content.pop("bits_asked"), path.stem.startswith("objective-")
             named = None if of_objective else _NAME.fullmatch(path.stem)
             if named and named["constrained"]:
-                raise Qua2SeDiMoError(f"{path} is of format 1, which does not tell its constraints", cls.remedy)
+                raise Qua2SeDiMoError(f"{path} is of format 1, which does not record its constraints", cls.remedy)
             budget = {"amount": float(named["amount"]), "unit": named["unit"] or "bits"} if named else {"amount": asked}
             weights = round(8 * content["nbytes"] / content["average_bits"])
             if of_objective:
                 content["objective"] = content["owner"].split(" ", 3)[3]
-            return {
-                **content,
-                "format": 2,
-                "budget": budget,
-                "budget_bytes": Budget(**budget).nbytes(weights),
-            }
+            return {**content, "format": 2, "budget": budget, "budget_bytes": Budget(**budget).nbytes(weights)}
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise Qua2SeDiMoError(f"{path} is damaged: {error!r}", cls.remedy) from error
 
 
 def choice_name(budget: Budget, constraints: Constraints | None = None) -> str:
-    """How the choice for a budget is named in files; constraints add a checksum of theirs."""
+    """File name of the choice for a budget; constraints add their checksum."""
     return budget.name + (constraints.suffix if constraints else "")
 
 
 def objective_name(text: str) -> str:
-    """How the choice for an objective is named in files."""
+    """File name of the choice for an objective."""
     return f"objective-{zlib.crc32(''.join(text.split()).encode()):08x}"
 
 

@@ -1,4 +1,4 @@
-"""What a study knows: its measurements that models may learn from, as evidence for the proposers."""
+"""A study's measurements that models may be fitted to, as evidence for the proposers of a search."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from qua2sedimo.study.measurements import measure_all, per_image
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
-#: Roles of records that models may learn from, in the order of the damage model's kinds.
+#: Roles of records that models may be fitted to, in the order of the damage model's kinds.
 ROLES = ("single", "sample", "round")
-#: Images of a cheap measurement: one layer alone, or a candidate of a round.
+#: Images per cheap measurement: of a single layer, or of a candidate of a round.
 FEW = 4
 #: Prior standard deviations of a search, narrower than the predictor's. It adds up what the model says of many options
 #: that few measurements touched: under a wide prior it would pick those that look good by luck.
@@ -27,7 +27,7 @@ _PRIOR = {"error": 0.4, "operation": 0.6, "block": 0.6, "layer": 0.6}
 
 
 def evidence(study: Workspace, roles: Sequence[str] = ROLES) -> Evidence:
-    """All measurements of these roles, each with which images it was measured on."""
+    """All measurements of these roles, each with the images it was measured on."""
     check_objective(study)
     errors = {n: {o: e.relative_mse for o, e in study.bank.errors[n].items()} for n in study.space.layers}
     records = [(ROLES.index(role), r) for role in roles for r in study.learning_records(role)]
@@ -40,25 +40,24 @@ def evidence(study: Workspace, roles: Sequence[str] = ROLES) -> Evidence:
 
 
 def check_objective(study: Workspace) -> None:
-    """Raise unless the objective is in decibels, since the damage model is one of squared errors."""
+    """Raise :class:`Qua2SeDiMoError` unless the objective is in decibels: the damage model is one of squared errors."""
     if not study.objective.in_decibels:
         raise Qua2SeDiMoError(
             f"objective '{study.settings.objective}': the damage model needs one in decibels",
-            "Use `objective: psnr`, or `0.5*psnr + 0.5*features_db`, in which shares add up to 1.",
+            "Use `objective: psnr`, or `0.5*psnr + 0.5*features_db`, with factors that add up to 1.",
         )
 
 
 def measure_singles(
     study: Workspace, images: int = FEW, progress: Progress = silent, workers: Workers = Workers()
 ) -> list[Record]:
-    """Measure each layer alone at its smallest option, the others in 16 bits; those measured before are kept."""
+    """Measure each layer alone at its smallest option, the others in 16 bits; recorded measurements are reused."""
     wanted = [Configuration({n: smallest_option(study, n)}) for n in study.space.layers]
     measure_all(study, "single", wanted, LEARNING.images(images), "measuring layers alone", progress, workers)
     return study.records.all("single")
 
 
 def smallest_option(study: Workspace, layer: str) -> Option:
-    """The option of fewest bytes, of equal ones that of least error: its damage stands out most."""
-    errors = study.bank.errors[layer]
-    shape = study.space.shapes[layer]
+    """The option of fewest bytes, whose damage is clearest; among several that of least error."""
+    errors, shape = study.bank.errors[layer], study.space.shapes[layer]
     return min(study.space.options[layer], key=lambda o: (o.nbytes(shape), errors[o].relative_mse))

@@ -1,4 +1,4 @@
-"""Study: the stages over one folder; the Python face of the tool."""
+"""Study: the stages over one folder; the Python interface."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def _stage(function: Callable[Concatenate[Workspace, P], T]) -> Callable[Concatenate[Study, P], T]:
-    """A stage, which is a function of a workspace, as a method of the study."""
+    """A stage, a function of a workspace, as a method of :class:`Study`."""
 
     @functools.wraps(function)
     def method(self: Study, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -36,8 +36,8 @@ def _stage(function: Callable[Concatenate[Workspace, P], T]) -> Callable[Concate
 class Study:
     """A study folder and its stages.
 
-    Each stage reads what the stage before left in the folder and leaves its own result there, so every stage can be
-    run alone, repeated, and resumed after a kill. What a study consists of is in its ``workspace``.
+    Each stage reads the results of earlier stages from the folder and stores its own there, so every stage can be run
+    alone, repeated, and resumed after a kill. Model, records and files are in its ``workspace``.
 
     >>> study = Study.create("demo", StudySettings(model="avatars-pixart", inputs=["red hair"]))  # doctest: +SKIP
     >>> study.measure(100); study.fit(); study.explain(); study.choose(3.5)  # doctest: +SKIP
@@ -53,7 +53,7 @@ class Study:
 
     @classmethod
     def create(cls, folder: str | Path, settings: StudySettings, pipeline: Any = None) -> Study:
-        """Make a study folder, or open it if it asks for just the same; another study there is refused."""
+        """Create a study folder, or open one with the same settings; raises :class:`Qua2SeDiMoError` if they differ."""
         path = Path(folder) / "study.yaml"
         loaded = None
         check_metrics(settings.metrics)
@@ -74,10 +74,10 @@ class Study:
             settings.save(path)
         study = cls(folder, pipeline)
         if loaded is not None:
-            study.workspace.pipeline = loaded  # it need not be loaded again
+            study.workspace.pipeline = loaded  # saves loading it again
         return study
 
-    # One line a stage, in the order in which they are run.
+    # One line per stage, in the order in which they are run.
     quantize = _stage(Workspace.build_bank)
     plan = _stage(stages.plan.plan)
     measure = _stage(stages.measure.measure)
@@ -93,7 +93,7 @@ class Study:
 
 
 def _check_metrics(settings: StudySettings, pipeline: Any) -> None:
-    """Raise if a metric the study asks for cannot be had of this pipeline."""
+    """Raise :class:`Qua2SeDiMoError` if a metric of the study cannot be measured with this pipeline."""
     shipped = settings.model in zoo.ENTRIES
     names = [*Objective.parse(settings.objective).metrics, *settings.metrics]
     check_measurable(names, settings.inputs, judge=shipped, real=shipped, latents=can_observe(pipeline))

@@ -1,4 +1,4 @@
-"""A study's measurements: what is lacking of those asked for is measured, by whichever workers, and all are given."""
+"""A study's measurements: of those requested, missing ones are measured, and all are returned."""
 
 from __future__ import annotations
 
@@ -18,18 +18,12 @@ from qua2sedimo.system.progress import Progress, silent
 
 
 def measure_requests(
-    study: Workspace,
-    role: str,
-    requests: Iterable[Request],
-    ranges: Sequence[range],
-    what: str,
-    progress: Progress = silent,
-    workers: Workers = Workers(),
-    **more: Any,
-) -> None:
-    """Measure and record requests of a role, on images of these ranges, whose full-precision pictures are made first.
+    study: Workspace, role: str, requests: Iterable[Request], ranges: Sequence[range], what: str,
+    progress: Progress = silent, workers: Workers = Workers(), **more: Any,
+) -> None:  # fmt: skip
+    """Measure and record requests of a role; the full-precision images of ``ranges`` are generated first.
 
-    ``more`` goes to :func:`qua2sedimo.measuring.run.run`.
+    ``more`` is passed to :func:`qua2sedimo.measuring.run.run`.
     """
     with crew(study, workers, progress) as at_work:
 
@@ -42,7 +36,7 @@ def measure_requests(
 
 
 def _without_reference(study: Workspace, ranges: Sequence[range]) -> list[range]:
-    """The ranges whose full-precision pictures are not kept in the study's folder."""
+    """The ranges whose full-precision images are not stored in the study's folder."""
     names = [*study.objective.metrics, *study.settings.metrics]
     latents = any(metric(name).of == "latents" for name in names)
     distinct = list(dict.fromkeys(ranges))
@@ -50,18 +44,13 @@ def _without_reference(study: Workspace, ranges: Sequence[range]) -> list[range]
 
 
 def measure_all(
-    study: Workspace,
-    role: str,
-    configurations: Sequence[Configuration],
-    images: range | Sequence[range],
-    what: str,
-    progress: Progress = silent,
-    workers: Workers = Workers(),
-) -> list[Measurement | None]:
+    study: Workspace, role: str, configurations: Sequence[Configuration], images: range | Sequence[range], what: str,
+    progress: Progress = silent, workers: Workers = Workers(),
+) -> list[Measurement | None]:  # fmt: skip
     """Measurements of each configuration on these images, or on its own of several ranges.
 
-    Images that were measured before in this role are read, and only the others measured. None stands for a
-    configuration that could not be measured; it is tried again the next time.
+    Only images not yet measured in this role are measured. None stands for a configuration that could not be measured;
+    the next call retries it.
     """
     ranges = [images] * len(configurations) if isinstance(images, range) else list(images)
     known = _by_digest(study.records.all(role))
@@ -83,9 +72,8 @@ def measure_all(
 def kept_measurement(
     study: Workspace, role: str, configuration: Configuration, images: range
 ) -> Measurement | None:  # fmt: skip
-    """What was measured of a configuration in this role on all of these images; None if it was not."""
-    records = [r for r in study.records.all(role) if r.configuration == configuration]
-    return _joined(records, images)
+    """The recorded measurement of a configuration in this role on these images; None unless all were measured."""
+    return _joined([r for r in study.records.all(role) if r.configuration == configuration], images)
 
 
 def _by_digest(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -96,7 +84,7 @@ def _by_digest(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 
 def _pieces(records: Sequence[Record], images: range) -> list[tuple[range, Measurement | None]]:
-    """The images in stretches, each with the measurement that holds it, None where there is none."""
+    """The images as consecutive ranges, each with the measurement that covers it, or None."""
     pieces: list[tuple[range, Measurement | None]] = []
     spans = [(m, range(m.start, m.start + m.images)) for m in (r.measurement for r in records)]
     at = images.start
@@ -117,7 +105,7 @@ def _lacking(records: Sequence[Record], images: range) -> list[range]:
 
 
 def _joined(records: Sequence[Record], images: range) -> Measurement | None:
-    """One measurement of all images; None if some are lacking. Metrics of sets have no value for joined sets."""
+    """One measurement of all images; None if some are missing. Set metrics are dropped when several are joined."""
     pieces = _pieces(records, images)
     if any(held is None for _, held in pieces):
         return None
@@ -132,12 +120,12 @@ def _joined(records: Sequence[Record], images: range) -> Measurement | None:
 
 
 def images_spent(study: Workspace, role: str | None = None, only: Sequence[Configuration] | None = None) -> int:
-    """Images the study's measurements have cost, full precision's not counted; of a role, and of these alone."""
+    """Images spent on measurements, without full precision; optionally only of a role, or of these configurations."""
     digests = None if only is None else {c.digest for c in only}
     records = [r for r in study.records.all(role) if digests is None or r.configuration.digest in digests]
     return sum(r.measurement.images for r in records)
 
 
 def per_image(study: Workspace, measurement: Measurement) -> np.ndarray:
-    """The objective of each image [images], of an objective that single images have."""
+    """The objective of each image [images], for an objective with per-image values."""
     return np.asarray(study.objective.of_images(measurement.values), dtype=np.float64)

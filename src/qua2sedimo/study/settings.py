@@ -1,4 +1,4 @@
-"""study.yaml: what was asked, strict and versioned."""
+"""study.yaml: the settings of a study, strict and versioned."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SAMPLERS: tuple[str, ...] = get_args(SamplerName)
 
 
 class StudySettings(BaseModel):
-    """Everything that decides a study's results. Unknown keys are errors.
+    """All settings that a study's results depend on. Unknown keys are errors.
 
     ``model``: zoo name, pipeline folder or hub name; ``inputs``: prompts or class labels; ``arguments``: passed to
-    the pipeline (steps, guidance, size); ``images``: images a measured configuration; ``batch``: images a call of the
-    pipeline, ``auto`` for as many as fit, at most 16; ``options``: ``wide``, ``paper`` or a comma-separated list;
-    ``sampler``: which configurations are measured, between ``bits_range`` average bits, or those of the file
-    ``configurations`` (relative to the study folder); ``objective``: what is learned and maximised, a metric or an
+    the pipeline (steps, guidance, size); ``images``: images per measured configuration; ``batch``: images per pipeline
+    call, ``auto`` for as many as fit, at most 16; ``options``: ``wide``, ``paper`` or a comma-separated list;
+    ``sampler``: which configurations are measured, within ``bits_range`` average bits, or from the file
+    ``configurations`` (relative to the study folder); ``objective``: what is predicted and maximised, a metric or an
     expression (:mod:`qua2sedimo.objective`).
     """
 
@@ -55,7 +55,7 @@ class StudySettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _upgraded(cls, content: Any) -> Any:
-        """Version 1 had neither ``configurations`` nor ``batch: auto``; all else means the same."""
+        """Version 1 had no ``configurations`` and no ``batch: auto``; everything else is unchanged."""
         if isinstance(content, dict) and content.get("version") == 1:
             return {"batch": _BATCH_OF_VERSION_1, **content, "version": 2}
         return content
@@ -85,7 +85,7 @@ class StudySettings(BaseModel):
     @classmethod
     def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not (0 < value[0] <= value[1] and math.isfinite(value[1])):
-            raise ValueError(f"the lower end comes first and both are bits above 0, got {list(value)}")
+            raise ValueError(f"expected 0 < lowest <= highest average bits, got {list(value)}")
         return value
 
     @model_validator(mode="after")
@@ -96,7 +96,7 @@ class StudySettings(BaseModel):
 
     @property
     def protocol(self) -> str:
-        """Names what makes measurements comparable: two studies with the same protocol measure alike."""
+        """A hash of what measurements depend on: those of studies with equal protocols are comparable."""
         fields = set(type(self).model_fields) - {"version", "options", "batch", "loss"}
         if self.configurations is None:
             fields -= {"configurations"}
@@ -104,11 +104,11 @@ class StudySettings(BaseModel):
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def asks_the_same_as(self, other: StudySettings) -> bool:
-        """Whether both are the same but for the batch, which changes no result."""
+        """Whether both are equal except for the batch, which changes results only by rounding."""
         return self.model_copy(update={"batch": other.batch}) == other
 
     def save(self, path: Path) -> None:
-        """Write study.yaml, whole or not at all."""
+        """Write study.yaml atomically."""
         content = self.model_dump(mode="json")
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         if yaml.safe_load(text) != content:  # some control characters survive only as escapes
@@ -117,7 +117,7 @@ class StudySettings(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> StudySettings:
-        """Read study.yaml; a missing, damaged or unknown entry is an error that names it."""
+        """Read study.yaml; raises :class:`Qua2SeDiMoError` naming a missing, invalid or unknown entry."""
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
             return cls.model_validate(content)
@@ -127,7 +127,7 @@ class StudySettings(BaseModel):
                 "Make one with `qua2sedimo init MODEL STUDY`, or run everything with `qua2sedimo run MODEL STUDY`.",
             ) from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise Qua2SeDiMoError(f"{path} is not valid YAML: {error}", "Repair it or make a new study.") from error
+            raise Qua2SeDiMoError(f"{path} is not valid YAML: {error}", "Correct it, or create a new study.") from error
         except Qua2SeDiMoError as error:
             raise Qua2SeDiMoError(f"{path}: {error.message}", error.remedy or "Correct this entry.") from error
         except ValidationError as error:
@@ -140,7 +140,7 @@ class StudySettings(BaseModel):
 
 
 def known_name(value: Any, known: tuple[str, ...], what: str) -> Any:
-    """The value itself; ValueError with the likely name if it is not among those known."""
+    """The value itself; raises ValueError with the nearest known name if it is unknown."""
     if value not in known:
         raise ValueError(_unknown(str(value), known, what))
     return value

@@ -1,4 +1,4 @@
-"""What a worker does for a study, this process or another: measure a configuration, or paint pictures into a file."""
+"""A worker's jobs for a study: measure a configuration, or generate images into a file."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from qua2sedimo.system.machine import peak_memory
 from qua2sedimo.system.progress import Progress, silent
 from qua2sedimo.system.versions import versions
 
-_MEASURERS = 16  # ranges of images whose full-precision pictures stay in memory
+_MEASURERS = 16  # ranges of images whose full-precision images stay in memory
 
 
 @contextmanager
 def crew(study: Workspace, workers: Workers = Workers(), progress: Progress = silent) -> Iterator[Crew]:
-    """Who does jobs meanwhile: this process, or Ray workers that open the study by its folder.
+    """The crew that runs jobs within the context: this process, or Ray workers that open the study by its folder.
 
-    A crew that is at work already is used again, so that a stage of stages starts its workers once.
+    An active crew is reused, so that a stage that calls others starts its workers once.
     """
     if study.crew is not None:
         yield study.crew
         return
     if not workers.here and study.pipeline_given:
         raise Qua2SeDiMoError(
-            "workers load the pipeline by its name, and this study was given one in memory",
-            "Save the pipeline to a folder and make a study of that, or measure without workers.",
+            "workers load the pipeline by its name, but that of this study was passed in memory",
+            "Save the pipeline to a folder and create a study of that, or measure without workers.",
         )
     if not workers.here:
-        study.bank  # noqa: B018 - graph and bank must be there before a worker opens them
+        study.bank  # noqa: B018 - graph and bank must exist before a worker opens them
     opener, folder = f"{__name__}:{open_worker.__name__}", str(study.folder.resolve())
     with Crew(workers, lambda: work_of(study), opener, [folder], progress, not study.batch_is_known) as study.crew:
         try:
@@ -56,7 +56,7 @@ def crew(study: Workspace, workers: Workers = Workers(), progress: Progress = si
 
 
 def open_worker(folder: str) -> Work:
-    """The work of a worker that knows a study by its folder: its pipeline, bank and full-precision images, once."""
+    """The work of a worker that opens a study by its folder."""
     study = Workspace(folder)
     if not (study.folder / "bank" / "index.json").exists():
         raise Qua2SeDiMoError(
@@ -96,7 +96,7 @@ def _painted(
     study: Workspace, images: range, configuration: str | None = None, act_bits: int | None = None,
     packed: str | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Images of a configuration, with activations rounded if asked; or of the packed folder, by a new process."""
+    """Images of a configuration, optionally with rounded activations; or of the packed folder, by a new process."""
     if packed is not None:
         return replay(Path(packed), study.generator.generation, images, study.folder / "comparison")
     applied = Configuration.from_json(configuration or "{}")
@@ -109,9 +109,9 @@ def _painted(
 
 @contextmanager
 def activations_at(study: Workspace, configuration: Configuration, bits: int) -> Iterator[None]:
-    """Within, the study's denoiser rounds what the layers of ``configuration`` and attention read to ``bits``.
+    """Within the context, the inputs of attention and of the layers of ``configuration`` are rounded to ``bits``.
 
-    Computes what the exported model does with such activations. Raises :class:`Qua2SeDiMoError` if it cannot.
+    Equals the exported model with such activations. Raises :class:`Qua2SeDiMoError` if the denoiser does not allow it.
     """
     units = (study.graph.layers[unit] for unit in configuration)
     layers = dict.fromkeys(name for unit in units for name in (unit.module, *unit.copies))

@@ -1,4 +1,4 @@
-"""What a stage may touch: a study's folder, its model, and what earlier stages left; opened when first asked for."""
+"""What stages work on: a study's folder, its model, and the results of earlier stages, each loaded on first use."""
 
 from __future__ import annotations
 
@@ -49,29 +49,29 @@ from qua2sedimo.study.choices import Choice, choice_name
 from qua2sedimo.study.settings import StudySettings
 from qua2sedimo.system.progress import Progress, silent
 
-_USUAL_BITS = 3.5  # the budget of commands by default
-_MOST_WORKERS = 8  # layers quantized side by side: each needs some 30 bytes a weight
+_USUAL_BITS = 3.5  # the default budget of commands
+_MOST_WORKERS = 8  # layers quantized in parallel: each needs about 30 bytes per weight
 
 
 class Workspace:
-    """A study as its stages see it. Every stage is a function of a workspace.
+    """A study as its stages see it; every stage is a function of a workspace.
 
-    ``pipeline``: used instead of loading the model that study.yaml names.
+    ``pipeline`` is used instead of loading the model that study.yaml names.
     """
 
     def __init__(self, folder: str | Path, pipeline: Any = None) -> None:
-        """Open a study folder; raises :class:`Qua2SeDiMoError` if there is no study, or a damaged study.yaml."""
+        """Open a study folder; raises :class:`Qua2SeDiMoError` if study.yaml is missing or invalid."""
         self.folder = Path(folder)
         self.settings = StudySettings.load(self.folder / "study.yaml")
         self._given = pipeline
-        #: Who does jobs at present; see :func:`qua2sedimo.study.worker.crew`.
+        #: The active crew; see :func:`qua2sedimo.study.worker.crew`.
         self.crew: Crew | None = None
 
     # The model -------------------------------------------------------------------------------------------------
 
     @property
     def pipeline_given(self) -> bool:
-        """Whether the pipeline was given in memory, so that no other process can load it."""
+        """Whether the pipeline was passed in memory, so that other processes cannot load it."""
         return self._given is not None
 
     @cached_property
@@ -95,7 +95,7 @@ class Workspace:
 
     @cached_property
     def graph(self) -> Graph:
-        """The graph, from graph.json or traced from one real call of the denoiser."""
+        """The graph, read from graph.json or traced from a real call of the denoiser."""
         path = self.folder / "graph.json"
         if path.exists():
             return Graph.load(path)
@@ -107,19 +107,18 @@ class Workspace:
 
     @cached_property
     def copies(self) -> dict[str, tuple[str, ...]]:
-        """Module name → other modules with the same weights, which get the same option."""
+        """Module → other modules with the same weights, which get the same option."""
         layers = (self.graph.layers[name] for name in self.space.layers)
         return {layer.module: layer.copies for layer in layers if layer.copies}
 
     def names_of(self, layer: str) -> list[str]:
-        """All names by which a pattern may mean a layer: its module and the module's copies."""
+        """The names of a layer that patterns are matched with: its module and the module's copies."""
         return [self.graph.layers[layer].module, *self.graph.layers[layer].copies]
 
     def weight(self, layer: str) -> torch.Tensor:
-        """The 16-bit weight of a layer or part that is quantized.
+        """The 16-bit weight of a layer or part, to be quantized.
 
-        Read from the checkpoint's files if the model is a folder, so that no model has to be loaded for it, else from
-        the denoiser.
+        Read from the checkpoint's files, without loading the model, if the model is a folder; else from the denoiser.
         """
         unit = self.graph.layers[layer]
         name = f"{unit.module}.weight"
@@ -129,7 +128,7 @@ class Workspace:
         return stored_weight(unit_weight(self.modules, unit))
 
     def original_weights(self) -> Source | None:
-        """Reads original weights from the files the denoiser came from, if there are any."""
+        """Reads original weights from the denoiser's files, if there are any."""
         return checkpoint_source(self._checkpoint or files_of(self.denoiser), self.graph.layers)
 
     @cached_property
@@ -140,7 +139,7 @@ class Workspace:
 
     @cached_property
     def space(self) -> SearchSpace:
-        """Layers that can be measured, without those kept in 16 bits, and their options."""
+        """The layers to quantize, without those kept in 16 bits, and their options."""
         layers = self.graph.layers
         idle = [p for p in self.settings.keep if not any(_matches(layer, p) for layer in layers.values())]
         if idle:
@@ -156,7 +155,7 @@ class Workspace:
 
     @cached_property
     def identity(self) -> str:
-        """Names the search space and the very weights: what belongs to other ones is refused, not mixed."""
+        """A hash of search space and weights: files of other ones are refused."""
         checksum = 0
         for layer in self.space.layers:
             weight = self.weight(layer).cpu().contiguous()
@@ -169,25 +168,21 @@ class Workspace:
         return self.parsed(self.settings.objective)
 
     def parsed(self, objective: str) -> Objective:
-        """Any objective, with the sizes and operations of this study's layers."""
+        """An objective over the sizes and operations of this study's layers."""
         macs = {name: self.graph.layers[name].macs for name in self.space.layers}
         return Objective.parse(objective, self.space.weights, macs)
 
     def build_bank(self, progress: Progress = silent) -> Bank:
-        """Quantize every option of every layer, or open the bank if that was done."""
+        """Quantize every option of every layer, or open a finished bank."""
         folder = self.folder / "bank"
         if Bank.is_finished(folder, self.space):
             return Bank(folder, self.space, self.identity)
         total = len(self.space.layers)
         workers = min(_MOST_WORKERS, torch.get_num_threads())
         return Bank.build(
-            folder,
-            self.space,
-            self.identity,
-            self.weight,
-            lambda done: progress(done, total, "quantizing layers"),
+            folder, self.space, self.identity, self.weight, lambda done: progress(done, total, "quantizing layers"),
             workers,
-        )
+        )  # fmt: skip
 
     @cached_property
     def bank(self) -> Bank:
@@ -208,19 +203,19 @@ class Workspace:
 
     @property
     def generation(self) -> Generation:
-        """What is painted; how many at once is decided by :attr:`batch`."""
+        """What to generate; the number of images per call is :attr:`batch`."""
         return Generation(self.settings.inputs, self.settings.arguments, self.settings.seed)
 
     @property
     def batch_is_known(self) -> bool:
-        """Whether :attr:`batch` can be read without trying."""
+        """Whether :attr:`batch` is known without a trial."""
         return self.settings.batch != "auto" or (self.folder / "batch.json").exists()
 
     @cached_property
     def batch(self) -> int:
-        """Images a call of the pipeline: as asked, or as many as fit, found once and kept in batch.json.
+        """Images per pipeline call: as set, or as many as fit, determined once and stored in batch.json.
 
-        It is the same for all measurements, since the last bits of an image depend on it.
+        It is the same for all measurements, since the rounding of an image depends on it.
         """
         if self.settings.batch != "auto":
             return self.settings.batch
@@ -230,7 +225,7 @@ class Workspace:
         found = read_json(path)
         if not isinstance(found, int) or found < 1:
             raise Qua2SeDiMoError(
-                f"{path} holds {found!r}, not a number of images", "Move it away; it will be found anew."
+                f"{path} holds {found!r}, not a number of images", "Move it away; it will be determined again."
             )
         return found
 
@@ -240,12 +235,12 @@ class Workspace:
 
     @property
     def references(self) -> ReferenceStore:
-        """Full-precision images of the study, on disk: those of these weights, this protocol and this batch."""
+        """The study's full-precision images on disk, for these weights, this protocol and this batch."""
         key = f"{self.identity}-{self.settings.protocol}-{self.batch}"
         return ReferenceStore(self.folder / "reference", key)
 
     def full_precision(self, images: range) -> np.ndarray:
-        """Full-precision images, read if they were made before."""
+        """Full-precision images, read if they are stored."""
 
         def make() -> Pictures:
             self.switch.restore()
@@ -255,12 +250,12 @@ class Workspace:
 
     @property
     def input_score(self) -> Callable[[np.ndarray, Sequence[str | int]], np.ndarray] | None:
-        """Answers the ``accuracy`` metric, for zoo models only."""
+        """Computes the ``accuracy`` metric; zoo models only."""
         return zoo.input_score(self.settings.model) if self.settings.model in zoo.ENTRIES else None
 
     @property
     def real_pictures(self) -> np.ndarray | None:
-        """What metrics against real pictures compare with (uint8), for zoo models only."""
+        """Real images (uint8), for metrics against them; zoo models only."""
         return zoo.reference_images(self.settings.model) if self.settings.model in zoo.ENTRIES else None
 
     # Measuring -------------------------------------------------------------------------------------------------
@@ -270,9 +265,9 @@ class Workspace:
         return Records(self.folder / "records.db", self.identity, self.settings.protocol)
 
     def learning_records(self, role: str) -> list[Record]:
-        """Records of a role that models may be fitted to: those on images that never judge."""
+        """Records of a role that models may be fitted to: those on images of the learning block."""
         if not USE_OF_ROLE[role].learns:
-            raise ValueError(f"records of role '{role}' judge: nothing may be learned from them")
+            raise ValueError(f"records of role '{role}' are for evaluation: no model may be fitted to them")
         return [r for r in self.records.all(role) if r.measurement.start in LEARNING]
 
     @cached_property
@@ -282,7 +277,7 @@ class Workspace:
     def measurer(
         self, images: range, generator: Generator | None = None, switch: Switch | None = None
     ) -> Measurer:  # fmt: skip
-        """Measures configurations on these images; a trial brings a generator and a switch of its own."""
+        """Measures configurations on these images; a trial passes its own generator and switch."""
         metrics = list(dict.fromkeys([*self.objective.metrics, *self.settings.metrics]))
         generator, switch = generator or self.generator, switch or self.switch
         return Measurer(generator, switch, metrics, images, self.input_score, self.real_pictures, self.references)
@@ -290,18 +285,18 @@ class Workspace:
     # Choices ---------------------------------------------------------------------------------------------------
 
     def choice_path(self, budget: Budget, constraints: Constraints | None = None) -> Path:
-        """Where the choice for a budget is kept; one under constraints has a name of its own."""
+        """Path of the choice for a budget; constraints change the name."""
         return self.folder / "choices" / f"{choice_name(budget, constraints)}.json"
 
     def choices(self) -> list[Choice]:
-        """The choices kept in the folder that belong to this space and these weights."""
+        """The stored choices for this space and these weights."""
         kept = [Choice.load(path) for path in sorted((self.folder / "choices").glob("*.json"))]
         return [choice for choice in kept if self.identity in choice.owner]
 
     def choice_for(self, bits: float | None = None) -> Choice | None:
-        """The kept choice of just this budget and without constraints; None if there is none.
+        """The stored choice for exactly this budget, without constraints; None if there is none.
 
-        Without ``bits`` that for 3.5 bits, or else the only choice there is.
+        Without ``bits``, the one for 3.5 bits, or else the only choice.
         """
         kept = self.choices()
         nbytes = Budget(_USUAL_BITS if bits is None else bits).nbytes(self.space.weights)
@@ -312,5 +307,5 @@ class Workspace:
 
 
 def _matches(layer: WeightLayer, pattern: str) -> bool:
-    """Whether a layer of this unit, or a copy, is meant by the pattern; layers are kept whole."""
+    """Whether the pattern matches the unit's module or a copy; parts match with their whole layer."""
     return any(fnmatch.fnmatchcase(name, pattern) for name in (layer.module, *layer.copies))

@@ -1,4 +1,4 @@
-"""Choosing: candidates under a budget, measured, and the best measured one kept."""
+"""Choosing: candidates under a budget are proposed and measured, and the best measured one is stored."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def choose(
     constraints: Constraints | None = None,
     workers: Workers = Workers(),
 ) -> Choice:
-    """The best measured configuration within the budget (a number: average bits), overhead counted.
+    """The best measured configuration within the budget (a number: average bits), overhead included.
 
-    Integer programs over the predictor's scores (of all folds, and of each alone), over additive sensitivities and over
-    the training-free sum of relative errors propose ``candidates`` (default: 8); each is measured on the same images,
-    from which nothing was learned, and the best measured one is kept. A choice made before for this fit, or found by a
-    search, is returned as it is, unless another number of candidates is asked for.
+    Integer programs over the predictor's scores (of all folds, and of each fold), additive sensitivities and the
+    training-free sum of relative errors propose ``candidates`` (default: 8). All are measured on the same images, which
+    no model was fitted to, and the best is stored. An earlier choice of this fit or of a search is returned unchanged,
+    unless another number of candidates is requested.
     """
     budget = budget if isinstance(budget, Budget) else Budget(budget)
     limits = constraints or Constraints()
@@ -90,7 +90,7 @@ def choose(
 
 
 def _predicted(study: Workspace, ensemble: Ensemble, configurations: Sequence[Configuration]) -> list[float]:
-    """The objective the predictor expects of each; NaN where layers stay in 16 bits, which it knows nothing of."""
+    """The predicted objective of each; NaN if layers stay in 16 bits, which the predictor does not cover."""
     whole = [i for i, c in enumerate(configurations) if len(c) == len(study.space.layers)]
     expected = [math.nan] * len(configurations)
     if whole:
@@ -101,7 +101,7 @@ def _predicted(study: Workspace, ensemble: Ensemble, configurations: Sequence[Co
 
 
 def _paired_p(study: Workspace, rows: list[Candidate], images: range) -> float | None:
-    """The first row's p-value against the second, of a paired test on the images that judged both."""
+    """p-value of a test of the first row against the second, paired by image."""
     if len(rows) < 2 or not study.objective.in_decibels:
         return None
     best, second = (kept_measurement(study, "candidate", row.configuration, images) for row in rows[:2])
@@ -111,8 +111,7 @@ def _paired_p(study: Workspace, rows: list[Candidate], images: range) -> float |
 
 
 def _of_earlier_fits(study: Workspace, path: Path, images: range, known: set[Configuration]) -> list[Candidate]:
-    """Other candidates that an earlier fit, of another loss or of fewer records, had measured for just this: the same
-    images judged them, so they compete without a new one."""
+    """Other candidates of an earlier fit for the same budget: measured on the same images, they compete at no cost."""
     if not path.exists():
         return []
     made = Choice.load(path)
@@ -124,7 +123,7 @@ def _of_earlier_fits(study: Workspace, path: Path, images: range, known: set[Con
 
 
 def kept_choice(study: Workspace, budget: Budget, constraints: Constraints | None = None) -> Choice | None:
-    """The choice made before for just this, if it rests on the present fit or came from a search of this study."""
+    """The stored choice for this budget, if it is of the current fit or of a search of this study."""
     path = study.choice_path(budget, constraints)
     if not path.exists():
         return None
@@ -136,7 +135,7 @@ def kept_choice(study: Workspace, budget: Budget, constraints: Constraints | Non
 
 
 def search_owner(study: Workspace) -> str:
-    """What the choice of a search says it rests on."""
+    """The owner of a choice of a search."""
     return f"search {study.identity} {study.settings.protocol}"
 
 
@@ -159,14 +158,14 @@ def propose_candidates(
 
 
 def _of_blocks(study: Workspace, nbytes: int) -> list[tuple[Configuration, str]]:
-    """What the predictor's scores of whole blocks add up to best: one setting a block, by integer program.
+    """The best sum of the predictor's block scores: one setting per block, by integer program.
 
-    Scores of different blocks come from different hops and need not add up. So it is proposed only where the predictor
-    expects no less of it than of what needs no predictor, the least sum of relative errors.
+    Scores of different blocks come from different hops and need not be additive. So it is proposed only if the
+    predictor expects it to be at least as good as the configuration of least relative error.
     """
     try:
         scores = block_scores_of(study)
-    except Qua2SeDiMoError:  # a hop that ranks nothing scores no block, and so proposes nothing
+    except Qua2SeDiMoError:  # a hop without a useful ranking scores no block
         return []
     blocks = [entry.pareto() for entry in scores.blocks.values()]
     found = [c for c in best_settings(blocks, nbytes, 1) if len(c) == len(study.space.layers)]
@@ -177,14 +176,14 @@ def _of_blocks(study: Workspace, nbytes: int) -> list[tuple[Configuration, str]]
 
 
 def _error_sum(study: Workspace) -> Values:
-    """Minus the relative error, whatever the objective: it needs no measurement."""
+    """Minus the relative error of each option; it needs no measurement."""
     return {n: {o: -e.relative_mse for o, e in options.items()} for n, options in study.bank.errors.items()}
 
 
 def why(study: Workspace, choice: Choice) -> list[LayerReason]:
-    """For each layer of a choice: its option, what the next cheaper one would have cost, and what decided.
+    """For each layer of a choice: its option, the cost of the next cheaper one, and the deciding constraint or gain.
 
-    Costs and gains are decibels of the pictures where the objective is in decibels, else scores.
+    Costs and gains are in decibels if the objective is, else scores.
     """
     allowed, scores = allow(study.space, choice.constraints, study.names_of), scores_for(study)
     tied = {n: study.graph.layers[n].copies for n in study.space.layers}
@@ -193,7 +192,7 @@ def why(study: Workspace, choice: Choice) -> list[LayerReason]:
 
 
 def scores_for(study: Workspace) -> Values:
-    """The scores that explain a choice: damage by the damage model of all measurements, or the predictor's."""
+    """The scores that explain a choice: the damage model's if the objective is in decibels, else the predictor's."""
     if study.objective.in_decibels:
         return most_likely(evidence(study))
     return explain(study).total()

@@ -1,4 +1,4 @@
-"""The table at the end: full precision, uniform configurations and ours, on the same fresh images."""
+"""The final table: full precision, uniform configurations and ours, on the same fresh images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Kind = Literal["full", "uniform", "ours", "activations"]
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; ``pictures`` are its first images, uint8 [n, height, width, channels].
+    """One row of the table; ``pictures``: its first images, uint8 [n, height, width, channels].
 
     ``kind`` is "activations" for ours with its activations rounded too.
     """
@@ -52,7 +52,7 @@ class Row:
 
 
 class KeptRow(Document):
-    """What comparison/NAME.json holds of a row; its first pictures lie beside it in NAME.safetensors."""
+    """comparison/NAME.json, a stored row; its first images are in NAME.safetensors."""
 
     remedy: ClassVar[str] = "Move it away; the row is measured again by `qua2sedimo report`."
 
@@ -65,7 +65,7 @@ class KeptRow(Document):
 
     @classmethod
     def upgraded(cls, content: dict[str, Any], path: Path) -> dict[str, Any]:
-        """Before there was a format number, the first four were a list."""
+        """The format without a number had the first four fields in a list."""
         if "key" not in content or "format" in content:
             return content
         identity, protocol, images, *digest = content["key"]
@@ -76,7 +76,7 @@ class KeptRow(Document):
 
 @dataclass(frozen=True)
 class _Line:
-    """A row to be measured: ``paint`` is how a worker paints it, None for full precision."""
+    """A row to measure; ``paint``: arguments of the worker's job, None for full precision."""
 
     name: str
     kind: Kind
@@ -97,10 +97,10 @@ def compare(
     act_bits: tuple[int, ...] = (),
     workers: Workers = Workers(),
 ) -> list[Row]:
-    """Measure every row on ``images`` images; rows measured before are read from the study folder.
+    """Measure every row on ``images`` images; stored rows are read from the study folder.
 
-    The pictures of "ours" come from the packed checkpoint in the folder ``packed``, loaded by a new process.
-    ``act_bits`` are widths of activations that ours is measured with besides.
+    The images of "ours" come from the packed checkpoint in the folder ``packed``, loaded by a new process.
+    ``act_bits``: activation widths that ours is also measured with.
     """
     comparison = _Comparison(study, choice, images)
     lines = _lines(study, choice, packed, act_bits)
@@ -112,9 +112,9 @@ def compare(
 
 
 def kept_rows(study: Workspace, choice: Choice | None) -> list[Row]:
-    """The rows in the study's folder that were measured on equally many images, those of ours for ``choice`` only.
+    """The stored rows that were measured on the same number of images; those of ours only for ``choice``.
 
-    Nothing is measured; none of them if full precision is not among them.
+    Nothing is measured. Empty if full precision is not among them.
     """
     lines = _lines(study, choice, "", _ACTIVATIONS)
     paths = [_path(study, line) for line in lines]
@@ -147,7 +147,7 @@ def _path(study: Workspace, line: _Line) -> Path:
 
 
 class _Comparison:
-    """Rows of a study on so many images: those kept, and how the others are measured."""
+    """Rows of a study on ``images`` images: reads stored ones, and measures the others."""
 
     def __init__(self, study: Workspace, choice: Choice | None, images: int) -> None:
         self.study, self.choice = study, choice
@@ -155,7 +155,7 @@ class _Comparison:
         self.images, self.other = both[:images], both[images:]
 
     def kept(self, line: _Line) -> KeptRow | None:
-        """What was measured of the row before; None if nothing, or of another choice, protocol or number of images."""
+        """The stored row; None if there is none, or one of another choice, protocol or number of images."""
         path = _path(self.study, line)
         if not (path.exists() and path.with_suffix(".safetensors").exists()):
             return None
@@ -170,7 +170,7 @@ class _Comparison:
         return Row(line.name, line.kind, line.configuration, bits, nbytes, kept.metrics, pictures)
 
     def measure(self, lines: Sequence[_Line], crew: Crew, progress: Progress, total: int) -> None:
-        """Paint the pictures of these rows, compare them with full precision, and keep what comes of it."""
+        """Generate the images of these rows, compare them with full precision, and store the rows."""
         ranges = [r for r in (self.images, self.other) if self.study.references.find(r) is None]
         jobs: list[dict[str, Any]] = [{"do": "reference", "start": r.start, "stop": r.stop} for r in ranges]
         crew.do_all(jobs, "painting full-precision images", progress)
@@ -216,16 +216,12 @@ class _Comparison:
 
 
 def table_json(rows: list[Row]) -> str:
-    """The table for machines."""
-    return json.dumps(
-        [
-            {
-                "name": row.name,
-                "average_bits": row.average_bits,
-                "bytes": row.nbytes,
-                "metrics": {m: e.to_json() for m, e in row.metrics.items()},
-            }
-            for row in rows
-        ],
-        indent=1,
-    )
+    """The table as JSON."""
+    table = [
+        {
+            "name": row.name, "average_bits": row.average_bits, "bytes": row.nbytes,
+            "metrics": {m: e.to_json() for m, e in row.metrics.items()},
+        }
+        for row in rows
+    ]  # fmt: skip
+    return json.dumps(table, indent=1)

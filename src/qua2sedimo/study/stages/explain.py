@@ -1,4 +1,4 @@
-"""Explaining: from the predictor to scores of every option, and to what each is expected to cost."""
+"""Explaining: from the predictor to a score and an expected cost of every option."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qua2sedimo.study.workspace import Workspace
 
 
 def explain(study: Workspace) -> Scores:
-    """Score every option of every layer, and leave the scores in sensitivity.json."""
+    """Score every option of every layer; the scores are stored in sensitivity.json."""
     ensemble, owner = fitted(study)
     scores = op_scores(study.space, study.encoding, ensemble)
     scores.save(study.folder / "sensitivity.json", owner)
@@ -29,9 +29,9 @@ def block_scores_of(study: Workspace) -> BlockScores:
 
 
 def sensitivity(study: Workspace, ending: str = "csv") -> Sensitivity:
-    """Scores, and what each option is expected to cost the objective.
+    """Scores, and each option's expected cost in the objective.
 
-    The tables are left in sensitivity.csv and sensitivity-groups.csv, or with the ending "parquet".
+    The tables are stored in sensitivity.csv and sensitivity-groups.csv, or with the extension .parquet.
     """
     ensemble, scores, records = fitted(study)[0], explain(study), fitted_records(study)
     effects = option_effects(study.space, study.encoding, ensemble, *training_data(study, records))

@@ -19,26 +19,22 @@ from qua2sedimo.system.versions import versions
 def export(
     study: Workspace, what: float | Budget | Choice, out: str | Path, act_bits: int | None = None
 ) -> PackedSize:  # fmt: skip
-    """Write a choice, or that for a budget, as a packed pipeline folder; returns its sizes in bytes.
+    """Write a choice, or the one for a budget, as a packed pipeline folder; returns its sizes in bytes.
 
-    ``act_bits``: the width of activations in the loaded model (None: they stay as they are).
+    ``act_bits``: the width of activations in the loaded model (None: unchanged).
     """
     choice = what if isinstance(what, Choice) else choose(study, what)
     provenance = {
-        "model": public_name(study.settings.model),
-        "average_bits": choice.average_bits,
-        "origin": choice.origin,
-        "arguments": study.settings.arguments,
-        "inputs": list(study.settings.inputs),
-        "versions": versions(),
-    }
+        "model": public_name(study.settings.model), "average_bits": choice.average_bits, "origin": choice.origin,
+        "arguments": study.settings.arguments, "inputs": list(study.settings.inputs), "versions": versions(),
+    }  # fmt: skip
     return save_configuration(study, choice.configuration, out, provenance, act_bits)
 
 
 def save_configuration(
     study: Workspace, configuration: Configuration, out: str | Path, extra: dict[str, Any], act_bits: int | None = None
 ) -> PackedSize:
-    """Write any configuration as a packed pipeline folder, ``extra`` kept as JSON; returns its sizes in bytes."""
+    """Write any configuration as a packed pipeline folder, with ``extra`` as JSON; returns its sizes in bytes."""
     study.switch.restore()
     values = study.bank.values(configuration)
     with quiet():

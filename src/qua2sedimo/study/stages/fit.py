@@ -1,4 +1,4 @@
-"""Fitting: from a study's records to its predictor, and which records that was."""
+"""Fitting: from a study's records to its predictor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qua2sedimo.system.progress import Progress, silent
 
 
 def fit(study: Workspace, settings: FitSettings | None = None, progress: Progress = silent) -> Ensemble:
-    """Fit the predictor to the sampled records, or load it if it was fitted to just these."""
+    """Fit the predictor to the recorded samples and single layers, or load it if it was fitted to exactly these."""
     settings = settings or FitSettings(loss=study.settings.loss, seed=study.settings.seed)
     records, alone = samples(study), layers_alone(study)
     owner = _owner(study, [*records, *alone]) + json.dumps(asdict(settings), sort_keys=True)
@@ -31,15 +31,10 @@ def fit(study: Workspace, settings: FitSettings | None = None, progress: Progres
     choices, objective = training_data(study, records)
     total = settings.folds * settings.epochs
     ensemble = fit_ensemble(
-        study.encoding,
-        choices,
-        objective,
-        settings,
+        study.encoding, choices, objective, settings,
         lambda fold, epoch: progress(fold * settings.epochs + epoch, total, "fitting the predictor"),
-        hop_roots(study, settings.hops),
-        (folder, owner),
-        alone_data(study, alone),
-    )
+        hop_roots(study, settings.hops), (folder, owner), alone_data(study, alone),
+    )  # fmt: skip
     progress(total, total, "fitting the predictor")
     numbers = (tuple(record.number for record in of) for of in (records, alone))
     ensemble = Ensemble(ensemble.folds, *numbers)
@@ -48,7 +43,7 @@ def fit(study: Workspace, settings: FitSettings | None = None, progress: Progres
 
 
 def kept_owner(study: Workspace) -> str | None:
-    """What the predictor in the folder was fitted to; None if there is none that can be read."""
+    """The owner of the stored predictor, which names what it was fitted to; None if none can be read."""
     path = study.folder / "predictor" / "predictor.json"
     try:
         return PredictorFile.load(path).owner if path.exists() else None
@@ -57,7 +52,7 @@ def kept_owner(study: Workspace) -> str | None:
 
 
 def hop_roots(study: Workspace, hops: int) -> list[torch.Tensor]:
-    """Nodes ranked at each hop: every layer at hop 0, behind it the roots of blocks, all nodes if there are none."""
+    """Nodes ranked at each hop: the layers at hop 0, then the roots of blocks, or all nodes if there are none."""
     blocks = roots(subgraphs(study.graph, hops), hops) if hops else [[]]
     everywhere = torch.arange(study.encoding.nodes)
     found = [torch.tensor(nodes) if nodes else everywhere for nodes in blocks[1:]]
@@ -71,9 +66,9 @@ def training_data(study: Workspace, records: Sequence[Record]) -> tuple[np.ndarr
 
 
 def layers_alone(study: Workspace) -> list[Record]:
-    """Records of one layer alone that tell its damage: none where the objective is not one metric in decibels.
+    """Records of single layers from which damage can be computed: only if the objective is in decibels.
 
-    Size is no part of such an objective, and an option without any error has no logarithm.
+    Such an objective does not include size. An option without any error has no finite value, and is left out.
     """
     if not study.objective.in_decibels:
         return []
@@ -81,7 +76,7 @@ def layers_alone(study: Workspace) -> list[Record]:
 
 
 def alone_data(study: Workspace, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray] | None:
-    """As :func:`training_data` of records of one layer alone, −1 where a layer is in 16 bits; None without any."""
+    """As :func:`training_data`, for records of single layers: −1 for layers in 16 bits; None without records."""
     if not records:
         return None
     choices = study.space.encode_partial([r.configuration for r in records])
@@ -89,7 +84,7 @@ def alone_data(study: Workspace, records: Sequence[Record]) -> tuple[np.ndarray,
 
 
 def fitted(study: Workspace) -> tuple[Ensemble, str]:
-    """(the predictor, the name of the fit); raises if there is none for this study's space and weights."""
+    """(predictor, owner); raises :class:`Qua2SeDiMoError` if there is none for this study's space and weights."""
     path = study.folder / "predictor" / "predictor.json"
     if not path.exists():
         raise Qua2SeDiMoError(f"{study.folder} has no predictor", f"Run `qua2sedimo fit {study.folder}` first.")
@@ -100,9 +95,9 @@ def fitted(study: Workspace) -> tuple[Ensemble, str]:
 
 
 def fitted_records(study: Workspace) -> list[Record]:
-    """The samples that the predictor was fitted to, in the order of its positions, whatever was measured since.
+    """The samples that the predictor was fitted to, in its order, without those measured since.
 
-    Raises :class:`Qua2SeDiMoError` if records.db does not hold just these any more.
+    Raises :class:`Qua2SeDiMoError` if records.db does not hold them any more.
     """
     ensemble, owner = fitted(study)
     known = {(r.role, r.number): r for r in (*samples(study), *layers_alone(study))}
@@ -118,18 +113,16 @@ def fitted_records(study: Workspace) -> list[Record]:
 
 
 def samples_since(study: Workspace, ensemble: Ensemble) -> int:
-    """How many samples were measured after the predictor was fitted."""
+    """Number of samples measured since the predictor was fitted."""
     return len({record.number for record in samples(study)} - set(ensemble.records))
 
 
 def samples(study: Workspace) -> list[Record]:
-    """The measured random configurations; raises if there are none."""
+    """The measured random configurations; raises :class:`Qua2SeDiMoError` if there are none."""
     records = study.learning_records("sample")
     if not records:
-        raise Qua2SeDiMoError(
-            f"{study.folder} has no measured configurations",
-            f"Run `qua2sedimo measure {study.folder}` first.",
-        )
+        remedy = f"Run `qua2sedimo measure {study.folder}` first."
+        raise Qua2SeDiMoError(f"{study.folder} has no measured configurations", remedy)
     return records
 
 

@@ -26,8 +26,7 @@ TARGETS = (2.2, 2.4, 2.6, 2.8, 3.0, 3.25, 3.5, 3.75, 4.0, 4.5, 5.0, 5.5, 6.0)
 
 
 class Point(BaseModel):
-    """A measured configuration: its name, size, quality with a 95 % interval, and whether no measured one is both no
-    larger and better."""
+    """A measured configuration: name, size, quality with a 95 % interval, and whether it is Pareto-efficient."""
 
     model_config = ConfigDict(**STRICT, frozen=True)
 
@@ -56,11 +55,11 @@ def frontier(
     progress: Progress = silent,
     workers: Workers = Workers(),
 ) -> list[Point]:
-    """Measure, on the same fresh images, the damage model's best configuration at each target, every kept choice,
-    and the uniform configurations; mark those on the frontier, and leave frontier.json.
+    """Measure, on the same fresh images, the damage model's best configuration at each target, every stored choice,
+    and the uniform configurations; mark the Pareto-efficient ones, and store all in frontier.json.
 
-    Layers are measured alone first if they were not. Targets that cannot be reached are left out. Of a frontier that
-    was measured on fewer images only the others are painted.
+    Single layers are measured first if necessary. Targets that cannot be reached are left out. If a frontier was
+    measured on fewer images, only the missing ones are generated.
     """
     check_objective(study)
     fresh = FRONTIER.images(images)
@@ -75,23 +74,18 @@ def frontier(
     efficient = {known[i] for i in front}
     points = [
         Point(
-            name=name,
-            configuration=c,
-            average_bits=study.space.average_bits(c),
-            nbytes=study.space.nbytes(c),
-            quality=quality[c],
-            efficient=c in efficient,
+            name=name, configuration=c, average_bits=study.space.average_bits(c), nbytes=study.space.nbytes(c),
+            quality=quality[c], efficient=c in efficient,
         )
-        for name, c in named.items()
-        if c in quality
-    ]
+        for name, c in named.items() if c in quality
+    ]  # fmt: skip
     points.sort(key=lambda p: (p.nbytes, p.name))
     Frontier(owner=study.identity, points=points).save(study.folder / "frontier.json")
     return points
 
 
 def _named(study: Workspace, targets: Sequence[float]) -> dict[str, Configuration]:
-    """What is measured: the best of each size, the kept choices, and the uniform options that every layer has."""
+    """What is measured: the best at each target, the stored choices, and uniform options that all layers have."""
     space, values = study.space, most_likely(evidence(study))
     named: dict[str, Configuration] = {}
     for bits in targets:
@@ -103,7 +97,7 @@ def _named(study: Workspace, targets: Sequence[float]) -> dict[str, Configuratio
 
 
 def load_frontier(study: Workspace) -> list[Point]:
-    """The points of frontier.json; a missing or damaged file, or one of another study, is an error that names it."""
+    """The points of frontier.json; raises :class:`Qua2SeDiMoError` if it is missing, damaged or of another study."""
     path = study.folder / "frontier.json"
     if not path.exists():
         raise Qua2SeDiMoError(f"{study.folder} has no frontier", f"Run `qua2sedimo frontier {study.folder}` first.")
@@ -114,7 +108,7 @@ def load_frontier(study: Workspace) -> list[Point]:
 
 
 def named_choice(study: Workspace, choice: str | None, point: str | None) -> Choice | None:
-    """The choice of that file name, or the frontier's point of that name as one; None if neither is asked for."""
+    """The choice with this file name, or the frontier's point as a choice; None if neither is given."""
     if choice and point:
         raise Qua2SeDiMoError("--choice and --point exclude each other", "Give one of them.")
     if choice:

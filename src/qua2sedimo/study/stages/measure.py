@@ -20,10 +20,10 @@ def measure(
     workers: Workers = Workers(),
     again: bool = False,
 ) -> list[Record]:
-    """Measure random configurations until ``configurations`` of the seed's sequence are measured; returns them all.
+    """Measure configurations of the seed's sequence until ``configurations`` are measured; returns all of them.
 
-    Those measured before are kept. In place of one that failed the next of the sequence is measured, if it has one;
-    ``again``: what failed before is tried again.
+    Recorded measurements are reused. A failed configuration is replaced by the next of the sequence, if there is one;
+    with ``again``, failed ones are retried.
     """
     check_samples(study, configurations)
     images = LEARNING.images(study.settings.images)
@@ -37,7 +37,7 @@ def measure(
 
 
 def check_samples(study: Workspace, configurations: int) -> None:
-    """Raise if there are fewer configurations to sample, or a measured entry of the user's list has changed."""
+    """Raise :class:`Qua2SeDiMoError` if there are fewer configurations, or a measured entry of the list has changed."""
     sampler = study.sampler
     sampler.require(configurations)
     if sampler.name != "list":
@@ -47,5 +47,5 @@ def check_samples(study: Workspace, configurations: int) -> None:
         if kept.number >= len(sampler.listed) or sampler.listed[kept.number] != kept.configuration:
             raise Qua2SeDiMoError(
                 f"entry {kept.number + 1} of {study.settings.configurations} is not the one that was measured",
-                "Put it back and add new entries at the end, or make another study for the new list.",
+                "Restore it and add new entries at the end, or create another study for the new list.",
             )

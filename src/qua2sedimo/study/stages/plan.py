@@ -1,4 +1,4 @@
-"""Planning: what measuring N configurations will take on this machine, from a short trial."""
+"""Planning: time, memory and disk space of measuring N configurations, from a short trial."""
 
 from __future__ import annotations
 
@@ -31,16 +31,17 @@ from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
 WORKERS = (1, 2, 3, 4)
-_TRIED_LAYERS = 3  # quantized for the trial where there is no bank yet
+_TRIED_LAYERS = 3  # quantized for the trial if there is no bank yet
 _BYTES_A_VALUE = 20  # of a per-image value in JSON
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What ``configurations`` measurements take; ``measured`` of them exist already.
+    """The cost of ``configurations`` measurements, ``measured`` of which exist already.
 
-    ``quantize``: seconds until every option of every layer is quantized, 0 if that is done. ``workers``: seconds of
-    what is left to measure with so many workers. Bytes: ``memory`` of one process, ``disk`` of bank and records.
+    ``load``: seconds of loading the pipeline; ``quantize``: seconds of building the bank, 0 if it exists; ``workers``:
+    number of workers → seconds of the remaining measurements; ``memory``: bytes of one process; ``kept_weights``: bytes
+    of copied original weights; ``disk``: bytes of bank and records.
     """
 
     model: str
@@ -63,21 +64,21 @@ class Plan:
         return max(0, self.configurations - self.measured)
 
     def seconds_with(self, images: int) -> float:
-        """Of what is left, one worker, with another number of images a configuration."""
+        """Seconds of the remaining measurements on one worker, with another number of images per configuration."""
         share = images / self.images
         return self.left * (self.trial.switch + share * (self.trial.total - self.trial.switch))
 
     def document(self) -> dict[str, Any]:
-        """The plan for machines."""
+        """The plan as plain data."""
         content = asdict(self)
         content["trial"]["metrics"] = self.trial.metrics
         return {**content, "left": self.left, "images_in_all": self.images * (self.left + 1)}
 
 
 def plan(study: Workspace, configurations: int, repeats: int = 2, progress: Progress = silent) -> Plan:
-    """Try ``repeats`` configurations beside the bare pipeline, and say what ``configurations`` of them will take.
+    """Time ``repeats`` configurations and the bare pipeline, and estimate the cost of ``configurations``.
 
-    Nothing is recorded. Where the bank does not exist yet, a few layers are quantized for the trial, and seconds of
+    Nothing is recorded. If there is no bank yet, a few layers are quantized for the trial, and the seconds of
     quantizing and switching are extrapolated by the number of weights.
     """
     began = time.perf_counter()
@@ -106,32 +107,23 @@ def plan(study: Workspace, configurations: int, repeats: int = 2, progress: Prog
     )  # fmt: skip
     left = max(0, configurations - measured)
     return Plan(
-        model=study.settings.model,
-        configurations=configurations,
-        measured=measured,
-        images=study.settings.images,
-        batch=study.batch,
-        trial=trial,
-        load=load,
-        quantize=quantize,
+        model=study.settings.model, configurations=configurations, measured=measured, images=study.settings.images,
+        batch=study.batch, trial=trial, load=load, quantize=quantize,
         workers={n: left * trial.total / gain for n, gain in _gains(study, measurer, generator, device).items()},
-        memory=peak_bytes(),
-        kept_weights=switch.originals.copied_bytes,
-        disk=_disk_bytes(study, configurations),
-        device=device,
-        cores=_cores(),
-    )
+        memory=peak_bytes(), kept_weights=switch.originals.copied_bytes, disk=_disk_bytes(study, configurations),
+        device=device, cores=_cores(),
+    )  # fmt: skip
 
 
 @contextmanager
 def _bank_for_trial(study: Workspace) -> Iterator[tuple[Bank, float, float]]:
-    """(bank, share of all weights in it, seconds of quantizing still to come)."""
+    """(bank, its share of all weights, estimated seconds of building the whole bank)."""
     if (study.folder / "bank" / "index.json").exists():
         yield study.bank, 1.0, 0.0
         return
     space = study.space
     mean = space.weights / len(space.layers)
-    # Of layers of mean size both what a layer and what a weight costs are extrapolated right.
+    # With layers of mean size, both cost per layer and cost per weight are extrapolated correctly.
     typical = sorted(space.layers, key=lambda name: abs(study.graph.layers[name].weights - mean))
     picked = set(typical[:_TRIED_LAYERS])
     part = SearchSpace(
@@ -146,11 +138,11 @@ def _bank_for_trial(study: Workspace) -> Iterator[tuple[Bank, float, float]]:
 
 
 def _gains(study: Workspace, measurer: Measurer, generator: TimedGenerator, device: str) -> dict[int, float]:
-    """How many times as many configurations a second so many workers measure.
+    """Number of workers → their throughput relative to this process.
 
-    On CPUs they share the cores: a worker with t threads takes a + b/t seconds a batch (Amdahl), a and b from one and
-    from all of torch's threads. More workers than cores, or than GPUs, gain nothing. Contention for memory is not
-    counted: it is at best so fast.
+    On CPUs they share the cores: a worker with t threads takes a + b/t seconds per batch (Amdahl's law), with a and b
+    measured on one and on all of torch's threads. More workers than cores or GPUs gain nothing. Memory contention is
+    ignored, so this is an upper bound.
     """
     if not device.startswith("cpu"):
         devices = max(1, torch.cuda.device_count())
@@ -164,7 +156,7 @@ def _gains(study: Workspace, measurer: Measurer, generator: TimedGenerator, devi
 
 
 def gain_of_workers(workers: int, cores: int, threads: int, alone: float, every: float) -> float:
-    """Throughput against one worker on ``threads`` threads; ``alone``, ``every``: its seconds on one and on all."""
+    """Throughput relative to one worker on ``threads`` threads; ``alone``, ``every``: seconds on one thread, on all."""
     parallel = max(0.0, (alone - every) / (1 - 1 / threads)) if threads > 1 else 0.0
     busy = min(workers, cores)
     own = min(threads, max(1, cores // busy))
@@ -172,12 +164,12 @@ def gain_of_workers(workers: int, cores: int, threads: int, alone: float, every:
 
 
 def _cores() -> int:
-    """Cores this process may use."""
+    """Number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _disk_bytes(study: Workspace, configurations: int) -> int:
-    """Of the bank, to the byte but for headers, and of the records, about."""
+    """Bytes of the bank, exact except for headers, and of the records, estimated."""
     bank = sum(int(nbytes.sum()) for nbytes in study.space.option_bytes)
     names = {layer: str(options[0]) for layer, options in study.space.options.items()}
     metrics = len({study.settings.objective, *study.settings.metrics})

@@ -1,4 +1,4 @@
-"""Searching: an image budget spent in rounds, from layers measured alone to a winner among the best candidates."""
+"""Searching: an image budget is spent on single layers, rounds of candidates, and a final of the best."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ from qua2sedimo.study.worker import crew
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
-_ROUND, _LEAST_ROUNDS = 8, 2  # candidates a round; rounds before the noise may end them
-_DRAWS = 16  # models drawn to propose, and to judge what could still be gained
-_SPREADS = (1.0, 1.0, 2.0)  # how much wider than the posterior
-#: Candidates take turns on so many sets of images. What an image does with a configuration is mostly its own: measured
-#: on the same few, the winner would be the best for those.
+_ROUND, _LEAST_ROUNDS = 8, 2  # candidates per round; rounds before the noise criterion may end them
+_DRAWS = 16  # models drawn from the posterior, for proposals and for the expected gain
+_SPREADS = (1.0, 1.0, 2.0)  # widths of the draws, relative to the posterior
+#: Candidates cycle through this many sets of images. Most of the noise is specific to an image: on a single set, the
+#: winner would be the best for its images only.
 _IMAGE_SETS = 8
 _FINALISTS, _FINAL_IMAGES = 8, 16
-_LIKE = 20  # candidates that differ in less than one of so many layers are taken for one
-#: Layers are measured alone if that takes no more than this share of the images.
+_LIKE = 20  # candidates that differ in less than one of this many layers count as the same
+#: Single layers are measured if that takes no more than this share of the images.
 _ALONE = 0.5
-_DECIBELS = 10 / np.log(10)  # in a neper of squared error
+_DECIBELS = 10 / np.log(10)  # per unit of the natural logarithm of squared error
 
 
 @dataclass(frozen=True)
 class Round:
-    """One round, in dB: images spent so far, the quality the model expects of the best measured one, what knowing the
-    true model could still gain, and the standard error with which finals could tell two candidates apart."""
+    """One round, in dB: images spent before it, the expected quality of the best measured candidate, the expected gain
+    from knowing the true model, and the standard error of a difference of two candidates in the final."""
 
     number: int
     spent: int
@@ -65,7 +65,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Found:
-    """The choice of a search, and its rounds; none where the same search was finished before."""
+    """The choice of a search, and its rounds; no rounds if the same search was finished before."""
 
     choice: Choice
     rounds: list[Round]
@@ -79,17 +79,17 @@ def search(
     constraints: Constraints | None = None,
     workers: Workers = Workers(),
 ) -> Found:
-    """The best measured configuration within the budget (a number: average bits), for at most ``images`` images, those
-    of records that a search learned from or decided by before counted, whatever its size.
+    """The best measured configuration within the budget (a number: average bits), for at most ``images`` images; those
+    of earlier records that searches use count, also for other budgets.
 
-    First every layer is measured alone at its smallest option, unless that would take more than half of the images.
-    Then rounds: the damage model is fitted to all that was measured, proposes its most likely best configuration and
-    those of models drawn from its posterior, and they are measured on few images. Rounds end when knowing the model
-    better would gain less than the images left can tell apart, or at three fifths of the images; later if the rest
-    could not compare all finalists: two are enough then. The best candidates compete on images of their own by
-    successive halving. Every measurement is a record: run again, it goes on.
+    First every layer is measured alone at its smallest option, unless that takes more than half of the images. Then
+    rounds: the damage model is fitted to all measurements; the best configurations of its most likely parameters and of
+    draws from its posterior are measured on few images. Rounds end when the expected gain of a better model is below
+    the noise of a final with the remaining images, or after three fifths of the images; later if the rest is too small
+    to compare all finalists, and the final has only two. The best candidates compete on images of their own by
+    successive halving. Every measurement is recorded: the same call continues an interrupted search.
 
-    Raises :class:`Qua2SeDiMoError` if it cannot be done with so many images; then none was spent.
+    Raises :class:`Qua2SeDiMoError`, before any image is spent, if ``images`` are too few.
     """
     budget = budget if isinstance(budget, Budget) else Budget(budget)
     limits = constraints or Constraints()
@@ -115,9 +115,9 @@ def search(
 def check_search(
     study: Workspace, budget: Budget, images: int, constraints: Constraints | None = None
 ) -> tuple[int, Allowed]:
-    """(the budget in packed bytes, what is allowed); raises :class:`Qua2SeDiMoError` if it cannot be searched for.
+    """(budget in packed bytes, allowed options); raises :class:`Qua2SeDiMoError` if the search is impossible.
 
-    Needs no bank and no model: all that can be refused is refused before work begins.
+    Needs no bank and no model, so that errors are found before work begins.
     """
     check_objective(study)
     allowed = allow(study.space, constraints, study.names_of)
@@ -132,14 +132,14 @@ def check_search(
 
 
 def _singles_are_due(study: Workspace, images: int, until: int) -> bool:
-    """Whether layers are measured alone: for at most half of all images, and within what rounds may spend."""
+    """Whether to measure single layers: for at most half of all images, within what may be spent before the final."""
     every = FEW * len(study.space.layers)
     lacking = every - images_spent(study, "single")
     return every <= _ALONE * images and lacking > 0 and _spent(study) + lacking <= until
 
 
 def _refuse_overspending(study: Workspace, nbytes: int, allowed: Allowed, images: int, reserved: int) -> None:
-    """Raise unless the images left are enough for another round, or for what finals of the present candidates lack."""
+    """Raise :class:`Qua2SeDiMoError` unless the remaining images allow another candidate, or the final of two."""
     spent = _spent(study)
     if (images - reserved - spent) // FEW >= 1:
         return
@@ -150,7 +150,7 @@ def _refuse_overspending(study: Workspace, nbytes: int, allowed: Allowed, images
         raise Qua2SeDiMoError(
             f"{images} images are fewer than this search needs: {spent} are spent, and a final of two takes "
             f"{2 * _FINAL_IMAGES}",
-            f"None was spent. Ask for --images {least} at least.",
+            f"None was spent. Use --images {least} or more.",
         )
 
 
@@ -161,10 +161,10 @@ def run(
     progress: Progress = silent,
     workers: Workers = Workers(),
 ) -> Choice:
-    """Everything from an empty folder to the choice: random configurations for the explanation, then a search that
-    spends up to twice as many images, then the predictor, which learns from layers alone too.
+    """All stages from an empty folder to the choice: random configurations for the explanation, a search that spends up
+    to twice as many images, then the predictor, which is also fitted to single layers.
 
-    An objective that is not in decibels cannot be searched for: the predictor's candidates are measured instead.
+    If the objective is not in decibels, the predictor's candidates are measured instead of a search.
     """
     budget = budget if isinstance(budget, Budget) else Budget(budget)
     budget_bytes(study.space, budget)
@@ -184,33 +184,32 @@ def run(
 
 
 def _spent(study: Workspace) -> int:
-    """Images of all records but those that no search uses: the frontier's, and candidates of the predictor."""
+    """Images of all records that searches use, that is without the frontier and the predictor's candidates."""
     return sum(images_spent(study, role) for role in (*ROLES, "final"))
 
 
 def _for_finals(images: int) -> int:
-    """How many of all images finals may spend: two fifths, if that compares all finalists; else a final of two."""
+    """Images reserved for the final: two fifths, if that is enough for all finalists; else those of a final of two."""
     share = 2 * images // 5
     return min(share, 3 * _FINALISTS * _FINAL_IMAGES) if share >= _FINALISTS * _FINAL_IMAGES else 2 * _FINAL_IMAGES
 
 
 def least_images() -> int:
-    """Images a search takes at least: one round, and a final of two."""
+    """The minimum of images of a search: one round, and a final of two."""
     return FEW * _ROUND + 2 * _FINAL_IMAGES
 
 
 def _searches(study: Workspace) -> int:
-    """Other searches the study has seen, whose images are no reason to spend fewer on the next."""
+    """Number of earlier searches of the study, whose images do not reduce those of the next."""
     return sum(choice.origin == "search" for choice in study.choices())
 
 
 def _rounds(
     study: Workspace, nbytes: int, allowed: Allowed, until: int, images: int, progress: Progress
 ) -> list[Round]:  # fmt: skip
-    """Measure proposals until the expected gain is below the noise or ``until`` of ``images`` are spent; one row a
-    round.
+    """Measure proposals until the expected gain is below the noise, or ``until`` of ``images`` are spent.
 
-    All a round needs to know is in the records, so a search that was stopped goes on as it would have.
+    A round depends on the records alone, so an interrupted search continues as it would have.
     """
     rounds: list[Round] = []
     while True:
@@ -224,7 +223,7 @@ def _rounds(
         gain, noise = expected_gain(known, proposals), _noise(known, images - spent)
         rounds.append(Round(len(rounds), spent, best, gain, noise))
         room = (until - spent) // FEW
-        # A model of fewer measurements than layers is sure of itself only because of what it assumed beforehand.
+        # With fewer measurements than layers, the model's certainty comes from its prior alone.
         enough = len(own) >= _LEAST_ROUNDS * _ROUND and len(known.measured) >= len(study.space.layers)
         if not new or room < 1 or (enough and gain < noise):
             return rounds
@@ -235,7 +234,7 @@ def _rounds(
 
 
 def _proposals(known: Evidence, nbytes: int, allowed: Allowed, rng: np.random.Generator) -> list[Configuration]:
-    """What the most likely model thinks best, what the simple programs do, and what drawn models do."""
+    """The best configurations by the most likely model, the simple programs, and drawn models."""
     programs = [most_likely(known), *_simple(known)]
     programs += [drawn(known, rng, _SPREADS[i % len(_SPREADS)]) for i in range(_DRAWS)]
     found = [next(best_configurations(known.space, values, nbytes, 1, allowed)) for values in programs]
@@ -243,22 +242,21 @@ def _proposals(known: Evidence, nbytes: int, allowed: Allowed, rng: np.random.Ge
 
 
 def _simple(known: Evidence) -> list[Values]:
-    """Programs that need no model: the sum of errors, and each layer alone if all were measured so."""
+    """Programs that need no model: the sum of errors, and single layers if all were measured."""
     alone = {name for m in known.measured if m.kind == 0 for name in m.configuration}
     return [sum_of_errors(known), *([one_at_a_time(known)] if alone >= set(known.space.layers) else [])]
 
 
 def expected_gain(known: Evidence, proposals: list[Configuration], draws: int = _DRAWS, seed: int = 1) -> float:
-    """What knowing the true model would gain over the most likely one's best, in dB: the mean over drawn models of the
-    best proposal's quality minus the first's. Drawn as widely as proposals are at most, since the model is surer of
-    itself than it should be."""
+    """The expected gain of knowing the true model, in dB: the mean over drawn models of the best proposal's quality
+    minus that of the first. Draws are widened by the largest factor, since the model is overconfident."""
     rng = np.random.default_rng(seed)
     quality = np.stack([known.predicted(proposals, known.model.draw(rng, max(_SPREADS))) for _ in range(draws)])
     return float((quality.max(axis=1) - quality[:, 0]).mean())
 
 
 def _noise(known: Evidence, left: int) -> float:
-    """Standard error, in dB, of the difference of two candidates that share the images left."""
+    """Standard error, in dB, of the difference of two candidates that share the ``left`` images."""
     noise = known.model.noise
     if len(noise) < 3 or left < 2:
         return 0.0
@@ -270,11 +268,11 @@ def _fits(known: Evidence, configuration: Configuration, nbytes: int, allowed: A
 
 
 def _candidates(known: Evidence, nbytes: int, allowed: Allowed, seed: int) -> list[Configuration]:
-    """What competes in the finals: the simple programs' answers, and the best expected of all others that were
-    measured, or that the model or models drawn from it propose.
+    """The finalists: the simple programs' configurations, and those of the highest expected quality among measured
+    ones and proposals of the model and of draws from it.
 
-    The model's expectation and no single measurement orders them: four images say less of a candidate than all the
-    other measurements do.
+    They are ranked by the model, not by their own measurement: four images say less about a candidate than all other
+    measurements do.
     """
 
     def best(values: Values, count: int = 1) -> list[Configuration]:
@@ -291,7 +289,7 @@ def _candidates(known: Evidence, nbytes: int, allowed: Allowed, seed: int) -> li
 
 
 def _unlike(ordered: list[Configuration], count: int) -> list[Configuration]:
-    """The first ``count`` of which no two agree in nearly all layers: measuring both would tell nothing."""
+    """The first ``count`` of which no two are nearly equal: measuring both would tell nothing."""
     found: list[Configuration] = []
     for one in ordered:
         least = max(1, len(one) // _LIKE)
@@ -303,7 +301,7 @@ def _unlike(ordered: list[Configuration], count: int) -> list[Configuration]:
 def _decide(
     study: Workspace, known: Evidence, candidates: list[Configuration], images: int, progress: Progress
 ) -> tuple[Candidate, dict[str, Any]]:
-    """Successive halving on images of their own: (the winner of the last stage, what its choice says besides)."""
+    """Successive halving on images of their own: (the winner, further fields of its choice)."""
     remaining = list(range(len(candidates)))
     measured: dict[int, list[Measurement]] = {i: [] for i in remaining}
     for count, part in schedule(len(candidates), _FINAL_IMAGES, images):
@@ -327,14 +325,11 @@ def _decide(
     expected, space = known.predicted(candidates), study.space
     rows_kept = {
         i: Candidate(
-            origin="search",
-            configuration=candidates[i],
-            average_bits=space.average_bits(candidates[i]),
-            predicted=float(expected[i]),
-            measured=_means(measured[i]),
+            origin="search", configuration=candidates[i], average_bits=space.average_bits(candidates[i]),
+            predicted=float(expected[i]), measured=_means(measured[i]),
         )
         for i in quality
-    }
+    }  # fmt: skip
     p_value = paired_p(quality[finalists[0]], quality[finalists[1]]) if len(finalists) > 1 else None
     return rows_kept[finalists[0]], {"candidates": list(rows_kept.values()), "p_value": p_value}
 

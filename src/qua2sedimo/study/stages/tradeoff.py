@@ -1,6 +1,6 @@
-"""The paper's own way of choosing: one objective weighs quality against size, and everything takes its best by itself.
+"""The paper's own way of choosing: one objective weighs quality against size, and every block or layer takes its best.
 
-There is no budget in it: the size is what comes out. Section 3.3 of the paper; here it is for comparison.
+There is no budget: the size is a result. Section 3.3 of the paper; included for comparison.
 """
 
 from __future__ import annotations
@@ -25,18 +25,14 @@ from qua2sedimo.system.progress import Progress, silent
 def choose_by_objective(
     study: Workspace, text: str, progress: Progress = silent, workers: Workers = Workers()
 ) -> Choice:  # fmt: skip
-    """Fit a predictor to the objective ``text``, e.g. ``psnr - 3*bits``, over the measured random configurations; take
-    each block's best setting, and each layer's best option; measure both on fresh images and keep the better one.
+    """Fit a predictor of the objective ``text``, e.g. ``psnr - 3*bits``, to the measured random configurations; combine
+    each block's best setting, and each layer's best option; measure both on fresh images and store the better one.
 
-    What the choice predicts is a value of ``text``. Raises :class:`Qua2SeDiMoError` if the expression cannot be parsed
-    or names a metric that was not measured.
+    The choice's predicted values are those of ``text``. Raises :class:`Qua2SeDiMoError` if the expression is
+    invalid or names a metric that was not measured.
     """
     objective = study.parsed(text)
     records = samples(study)
-    known = records[0].measurement.means
-    for name in objective.metrics:
-        if name not in known:
-            raise Qua2SeDiMoError(f"objective '{text}': {name} was not measured", f"Measured: {', '.join(known)}.")
     known = records[0].measurement.means
     for name in objective.metrics:
         if name not in known:
@@ -74,18 +70,18 @@ def choose_by_objective(
 
 
 def objective_path(study: Workspace, text: str) -> Path:
-    """Where the choice for an objective is kept."""
+    """Path of the choice for an objective."""
     return study.folder / "choices" / f"{objective_name(text)}.json"
 
 
 def _proposed(study: Workspace, ensemble: Ensemble) -> dict[Configuration, str]:
-    """Each block's best setting, unless some hop ranks nothing; each layer's best option."""
+    """Each block's best setting, unless a hop has no useful ranking, and each layer's best option."""
     total = op_scores(study.space, study.encoding, ensemble).total()
     layers = {n: max(options, key=options.__getitem__) for n, options in total.items()}
     found: dict[Configuration, str] = {}
     try:
         scores = block_scores(study.graph, study.space, study.encoding, ensemble)
-    except Qua2SeDiMoError:  # a hop that ranks nothing scores no block; layers are scored at hop 0, which ranks
+    except Qua2SeDiMoError:  # a hop without a useful ranking scores no block; hop 0, which scores layers, has one
         pass
     else:
         blocks = dict(layers)
