@@ -26,12 +26,12 @@ def quantize(
 ) -> Any:
     """Quantize the denoiser of a diffusers pipeline in place, to at most ``bits`` average bits; returns the pipeline.
 
-    Runs a whole study: ``configurations`` random configurations are measured on ``prompts`` (or class labels; none
-    for an unconditional pipeline) called with ``arguments`` (steps, guidance, size), then a search near the size
-    spends up to twice as many images. With ``folder`` the study is
-    kept there and can be resumed, reported and exported; without, it is thrown away.
+    Runs a whole study: measures ``configurations`` random configurations on ``prompts`` (or class labels; none for an
+    unconditional pipeline) with the pipeline's ``arguments`` (steps, guidance, size), then searches with up to twice as
+    many images. With ``folder``, the study is kept there and can be resumed, reported and exported; otherwise it is
+    deleted.
 
-    Raises :class:`Qua2SeDiMoError` on a budget that cannot be reached, or a pipeline without a denoiser.
+    Raises :class:`Qua2SeDiMoError` if the budget cannot be reached, or the pipeline has no denoiser.
     """
     place: Any = nullcontext(folder) if folder is not None else tempfile.TemporaryDirectory(prefix="qua2sedimo-")
     with place as where:

@@ -1,10 +1,10 @@
 """The option bank: every option of every layer, packed, on disk, memory-mapped.
 
 ``bank/0007.safetensors`` holds all options of layer 7 (in search-space order): ``uaq-4.codes``, ``uaq-4.scale``
-and so on, with the layer's name and each option's error in its metadata. ``bank/index.json`` repeats the errors
-of all layers with a checksum per file, so that they can be read without touching codes. A layer file appears by
-rename when it is complete, and its checksum in ``bank/checksums.jsonl`` at once: a build that was killed goes on with
-the first missing or damaged layer. Every file is compared with its checksum when it is first used.
+and so on, with the layer's name and each option's error in its metadata. ``bank/index.json`` repeats the errors of all
+layers, so that they can be read without codes, and has a checksum per file. Layer files are written atomically, and
+their checksums are then appended to ``bank/checksums.jsonl``: an interrupted build continues with the first missing or
+damaged layer. Every file is compared with its checksum on first use.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.quantizers import METHODS, QuantizedWeight, check_half, dequantize_weight, each, quantization_error
 
 FORMAT = 1
-_PIECE = 1 << 20  # bytes that are hashed at a time
+_PIECE = 1 << 20  # bytes hashed at a time
 _REBUILD = "Move the bank folder away; `qua2sedimo quantize STUDY` builds it again."
 _REBUILD_FILE = "Move the file away; `qua2sedimo quantize STUDY` makes it again."
 _INDEX, _SUMS = "index.json", "checksums.jsonl"
@@ -43,17 +43,17 @@ class OptionError:
 
 
 class Bank:
-    """Reads options of one search space from a bank folder; :meth:`build` makes or completes the folder."""
+    """Reads options of one search space from a bank folder; :meth:`build` creates or completes the folder."""
 
     def __init__(self, folder: Path, space: SearchSpace, owner: str) -> None:
-        """Open a finished bank; ``owner`` names space and weights, and must be that of the build.
+        """Open a finished bank; ``owner`` identifies space and weights, and must be that of the build.
 
         Raises :class:`Qua2SeDiMoError` if the index is damaged or of another owner.
         """
         self.folder, self.space = folder, space
         index = read_document(folder / _INDEX, FORMAT, _REBUILD)
         if index.pop("checksum", None) not in (None, _digest(index)):  # older banks have none
-            raise Qua2SeDiMoError(f"{folder / _INDEX} is damaged: it does not have its checksum", _REBUILD_FILE)
+            raise Qua2SeDiMoError(f"{folder / _INDEX} is damaged: its checksum differs", _REBUILD_FILE)
         if index.get("owner") != owner:
             raise Qua2SeDiMoError(f"{folder} was built from other weights or for other options", _REBUILD)
         self.errors: dict[str, dict[Option, OptionError]] = {
@@ -66,7 +66,7 @@ class Bank:
 
     @staticmethod
     def is_finished(folder: Path, space: SearchSpace) -> bool:
-        """Whether the index and every layer file are there; no file is read."""
+        """Whether the index and all layer files exist; no file is read."""
         return all(p.exists() for p in (folder / _INDEX, *(_file(folder, i) for i in range(len(space.layers)))))
 
     @classmethod
@@ -79,7 +79,7 @@ class Bank:
         progress: Callable[[int], object] = lambda done: None,
         workers: int = 1,
     ) -> Bank:
-        """Quantize what is missing or damaged; ``weights(layer)`` gives a layer's tensor, ``progress`` layers done.
+        """Quantize missing or damaged layers; ``weights(layer)`` gives a layer's tensor, ``progress`` gets layers done.
 
         Raises :class:`Qua2SeDiMoError` naming the layer if its weights hold NaN or infinity.
         """
@@ -122,8 +122,8 @@ class Bank:
     def get(self, layer: str, option: Option) -> QuantizedWeight:
         """The packed weight of a layer under an option, mapped from disk.
 
-        Raises :class:`Qua2SeDiMoError` naming file and layer if the file is missing or damaged; each file is compared
-        with its checksum when it is first used.
+        Raises :class:`Qua2SeDiMoError` naming file and layer if the file is missing or damaged; it is compared with its
+        checksum on first use.
         """
         if layer not in self._files:
             path = self._intact(layer)
@@ -135,18 +135,15 @@ class Bank:
         names = METHODS[option.method].parameter_shapes(self.space.shapes[layer], option.bits)
         try:
             return QuantizedWeight(
-                option.method,
-                option.bits,
-                self.space.shapes[layer],
-                self._dtype[layer],
+                option.method, option.bits, self.space.shapes[layer], self._dtype[layer],
                 tensors.get_tensor(f"{option}.codes"),
                 {name: tensors.get_tensor(f"{option}.{name}") for name in names},
-            )
+            )  # fmt: skip
         except SafetensorError as error:
             raise Qua2SeDiMoError(f"bank has no option '{option}' for layer '{layer}': {error}", _REBUILD) from error
 
     def _intact(self, layer: str) -> Path:
-        """The layer's file; raises :class:`Qua2SeDiMoError` if it is missing or does not have its checksum."""
+        """The layer's file; raises :class:`Qua2SeDiMoError` if it is missing or its checksum differs."""
         path = _file(self.folder, self.space.layers.index(layer))
         try:
             damaged = _sha256(path) != self._checksums[layer]
@@ -155,12 +152,12 @@ class Bank:
             raise Qua2SeDiMoError(f"{path} (layer '{layer}') is missing or damaged: {why}", _REBUILD_FILE) from error
         if damaged:
             raise Qua2SeDiMoError(
-                f"{path} (layer '{layer}') is missing or damaged: it does not have its checksum", _REBUILD_FILE
+                f"{path} (layer '{layer}') is missing or damaged: its checksum differs", _REBUILD_FILE
             )
         return path
 
     def relative_mse(self, configuration: Mapping[str, Option]) -> float:
-        """Sum over layers of relative MSE: the training-free predictor of damage."""
+        """Sum over layers of relative MSE, the training-free predictor of damage."""
         return sum(self.errors[layer][option].relative_mse for layer, option in configuration.items())
 
     def values(self, configuration: Configuration) -> dict[str, QuantizedWeight]:
@@ -168,7 +165,7 @@ class Bank:
 
 
 def stored_weight(weight: torch.Tensor) -> torch.Tensor:
-    """The 16-bit tensor that is quantized: bf16 as it is, anything else as fp16.
+    """The 16-bit tensor that is quantized: bf16 unchanged, any other dtype as fp16.
 
     Raises :class:`Qua2SeDiMoError` if a finite weight is beyond the range of fp16.
     """
@@ -180,7 +177,7 @@ def stored_weight(weight: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _named(layer: str) -> Iterator[None]:
-    """Say in an error of a quantizer which layer it was."""
+    """Prefix errors of a quantizer with the layer's name."""
     try:
         yield
     except Qua2SeDiMoError as error:
@@ -192,7 +189,7 @@ def _file(folder: Path, position: int) -> Path:
 
 
 def _about(path: Path) -> dict[str, Any]:
-    """What a layer file says of itself: one metadata entry, since safetensors writes several in random order."""
+    """A layer file's metadata; a single entry, since safetensors writes several in random order."""
     with safe_open(path, "pt") as handle:
         return dict(json.loads((handle.metadata() or {})["about"]))
 
@@ -206,16 +203,16 @@ def _sha256(path: Path) -> str:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object, however its file is written."""
+    """SHA-256 of a JSON object, independent of its formatting."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _known_checksums(folder: Path) -> dict[str, str]:
-    """Checksums of layer files by layer: those of the index, or of a build that did not finish."""
+    """Checksums of layer files by layer: from the index, or from an unfinished build."""
     found: dict[str, str] = {}
     with suppress(FileNotFoundError):
         for line in (folder / _SUMS).read_bytes().splitlines():
-            with suppress(ValueError, TypeError):  # a line that was cut, or damaged: its layer is made again
+            with suppress(ValueError, TypeError):  # a truncated or damaged line: its layer is quantized again
                 layer, checksum = json.loads(line)
                 found[layer] = checksum
     with suppress(Qua2SeDiMoError, KeyError, TypeError, AttributeError):  # a damaged index is written again

@@ -1,4 +1,4 @@
-"""What `inspect` shows: the weight layers, parts and graph of any denoiser, with weights or from its architecture."""
+"""What `inspect` shows: weight layers, parts and graph of a denoiser, with weights or from its configuration alone."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from qua2sedimo.options import SearchSpace, options_for
 
 @dataclass(frozen=True)
 class Inspection:
-    """A traced denoiser: ``layers`` are all its whole weight layers, also those that the graph bypasses.
+    """A traced denoiser; ``layers``: all its whole weight layers, including bypassed ones.
 
-    ``values`` tells whether weights were at hand, ``inputs`` where those of the traced forward came from, ``others``
-    names further denoisers of the same pipeline.
+    ``values``: whether it has weights; ``inputs``: where the inputs of the traced forward came from; ``others``: names
+    of further denoisers of the same pipeline.
     """
 
     graph: Graph
@@ -51,11 +51,11 @@ class Inspection:
 
     @cached_property
     def weights(self) -> int:
-        """Weights of all layers, biases not counted; those of tied copies counted in every copy."""
+        """Number of weights of all layers, without biases; tied copies count separately."""
         return sum(layer.weights for layer in self.layers.values())
 
     def matching(self, pattern: str) -> list[WeightLayer]:
-        """Units whose name or module matches, in the order of the denoiser."""
+        """Units whose name or module matches, in the denoiser's order; raises :class:`Qua2SeDiMoError` without any."""
         units = self.graph.layers.values()
         found = [u for u in units if fnmatch.fnmatch(u.name, pattern) or fnmatch.fnmatch(u.module, pattern)]
         if not found:
@@ -63,7 +63,7 @@ class Inspection:
         return found
 
     def document(self, pattern: str = "*") -> dict[str, Any]:
-        """Everything as plain data."""
+        """The inspection as plain data."""
         low, high = self.space.byte_range()
         graph = self.graph
         return {
@@ -108,8 +108,8 @@ def inspected(
 ) -> Inspection:
     """Inspect a zoo name, a pipeline or denoiser folder, a hub name, or a ``config.json``.
 
-    A pipeline's inputs are captured from one real step under ``arguments``; a bare denoiser's are built from its
-    configuration; ``inputs`` names a file of them and wins over both. The forward is run on fake weights.
+    A pipeline's inputs are captured from one real step with ``arguments``; a bare denoiser's are built from its
+    configuration; ``inputs``, a file of them, overrides both. The forward runs with fake weights.
     """
     options_for(option_set, (64, 64))  # unknown options are an error before a model is loaded
     given = read_inputs(inputs) if inputs else None
@@ -124,9 +124,8 @@ def inspected(
     if given is not None:
         return _traced(denoiser, (), given, option_set, str(inputs), others)
     captured = capture_call(pipeline, denoiser, _call_arguments(model, pipeline, arguments or {}))
-    return _traced(
-        denoiser, captured.args, captured.kwargs, option_set, "captured from one step of the pipeline", others
-    )
+    origin = "captured from one step of the pipeline"
+    return _traced(denoiser, captured.args, captured.kwargs, option_set, origin, others)
 
 
 def denoiser_named(model: str, component: str | None = None) -> nn.Module:
@@ -140,7 +139,7 @@ def denoiser_named(model: str, component: str | None = None) -> nn.Module:
 
 
 def _call_arguments(model: str, pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a pipeline call for one image of anything."""
+    """Arguments of a pipeline call for an arbitrary image."""
     defaults: dict[str | None, list[str | int]] = {"prompt": ["a picture"], "class_labels": [0], None: []}
     known = zoo.ENTRIES[model].arguments if model in zoo.ENTRIES else {}
     asked = {**known, **arguments}
@@ -158,14 +157,14 @@ def _traced(
 
 
 def check_graph_file(path: Path) -> None:
-    """Raise if :func:`write_graph` cannot write to ``path``."""
+    """Raise :class:`Qua2SeDiMoError` if :func:`write_graph` cannot write to ``path``."""
     if path.suffix not in (".json", ".svg"):
         raise Qua2SeDiMoError(f"--graph {path}: unknown ending '{path.suffix}'", "Name a file .json or .svg.")
     check_writable(path)
 
 
 def write_graph(graph: Graph, path: Path) -> None:
-    """Write the graph as data (``.json``) or as a drawing (``.svg``), by the ending of the name."""
+    """Write the graph as data (``.json``) or as a drawing (``.svg``), by the extension."""
     check_graph_file(path)
     if path.suffix == ".json":
         graph.save(path)

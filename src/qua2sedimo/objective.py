@@ -1,8 +1,8 @@
-"""What is maximised: an expression over metrics and size, such as ``psnr - 2*bits``.
+"""The objective: an expression over metrics and size that is maximised, such as ``psnr - 2*bits``.
 
-Numbers, names, + - * / and brackets, read as Python reads them; − × ÷ mean the same as - * /. Names are metrics,
-``bits`` (average bits a weight), ``bytes`` (packed, of the quantized layers) and ``bops`` (bit operations of one
-forward of the denoiser). Nothing else is ever evaluated.
+It consists of numbers, names, + - * / and brackets, in Python's syntax; − × ÷ are accepted for - * /. Names are
+metrics, ``bits`` (average bits per weight), ``bytes`` (packed, of the quantized layers) and ``bops`` (bit operations of
+a forward of the denoiser). Nothing else is evaluated.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Value = float | np.ndarray
 
 
 class Measured(Protocol):
-    """The metrics of a measurement: ``values`` per image, ``means`` of all, also of those that only a set has."""
+    """The metrics of a measurement: ``values`` per image, ``means`` of all metrics, including set metrics."""
 
     @property
     def values(self) -> Mapping[str, Sequence[float]]: ...
@@ -59,12 +59,11 @@ class MeasuredConfiguration(Protocol):
 
 @dataclass(frozen=True)
 class Objective:
-    """An expression, and how its values are read.
+    """An expression, and how its values are computed.
 
-    ``weights``: number of quantized weights, which gives ``bytes``; ``macs``: multiply-accumulates of each layer, which
-    give ``bops``.
+    ``weights``: number of quantized weights, for ``bytes``; ``macs``: multiply-accumulates of each layer, for ``bops``.
 
-    A metric's name alone is the metric in its own better direction; anything else is maximised as it is written.
+    A metric's name alone is optimised in the metric's own direction; any other expression is maximised.
     """
 
     text: str
@@ -74,7 +73,7 @@ class Objective:
 
     @classmethod
     def parse(cls, text: str, weights: int = 0, macs: Mapping[str, int] | None = None) -> Objective:
-        """Raises :class:`Qua2SeDiMoError` that points at the character, or if no metric is named."""
+        """Raises :class:`Qua2SeDiMoError` pointing at the invalid character, or if there is no metric."""
         found = cls(text.strip(), _parsed(text), weights, macs or {})
         if not found.metrics:
             raise Qua2SeDiMoError(
@@ -84,7 +83,7 @@ class Objective:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Distinct names in the order they are written."""
+        """Distinct names, in order of appearance."""
         found = [node for node in ast.walk(self.expression) if isinstance(node, ast.Name)]
         return tuple(dict.fromkeys(node.id for node in sorted(found, key=lambda node: node.col_offset)))
 
@@ -108,15 +107,15 @@ class Objective:
 
     @property
     def in_decibels(self) -> bool:
-        """Whether models of the images' error can be fitted to it: every name is a metric in decibels, and a decibel of
-        all of them is one of the whole, as in ``0.5*psnr + 0.5*features_db``: the geometric mean of their errors."""
+        """Whether models of squared error can be fitted to it: all names are metrics in decibels, and factors add up to
+        1, as in ``0.5*psnr + 0.5*features_db``, the geometric mean of two errors."""
         if any(name in SIZES or METRICS[name].unit != "dB" for name in self.names):
             return False
         at = [self.of(dict.fromkeys(self.metrics, level), 0.0) for level in (20.0, 30.0, 40.0)]
         return bool(np.allclose(np.diff(at), 10.0))
 
     def of_images(self, values: Mapping[str, Sequence[float]]) -> np.ndarray:
-        """The value of each image alone [images], for an objective of paired metrics without sizes."""
+        """The value of each image [images], for an objective of per-image metrics without sizes."""
         return self._of_arrays(values, float("nan"), None)
 
     @property
@@ -125,7 +124,7 @@ class Objective:
 
     @property
     def unit(self) -> str:
-        """That of its metric; of an expression, that of the metrics in it if they have one and no other."""
+        """The unit that all its metrics share; empty if they differ."""
         units = {METRICS[name].unit for name in self.metrics}
         return units.pop() if len(units) == 1 else ""
 
@@ -137,11 +136,11 @@ class Objective:
         return self.of(record.measurement.means, record.average_bits, record.configuration)
 
     def gain(self, record: MeasuredConfiguration) -> float:
-        """The value with the sign that makes larger better."""
+        """The value, negated if smaller is better."""
         return self.sign * self.value(record)
 
     def per_image(self, record: MeasuredConfiguration) -> np.ndarray | None:
-        """The value of each image alone: [images]; None if a metric has only a value for the set."""
+        """The value of each image [images]; None if it includes a set metric."""
         values = record.measurement.values
         if any(name not in values for name in self.metrics):
             return None
@@ -181,10 +180,10 @@ class Objective:
 
 
 def _parsed(text: str) -> ast.expr:
-    """The expression as Python's syntax tree; raises :class:`Qua2SeDiMoError` that points at what cannot be read."""
+    """The expression as a Python syntax tree; raises :class:`Qua2SeDiMoError` pointing at a syntax error."""
     tokens = list(_TOKEN.finditer(text.translate(_ASCII)))
     _check(text, tokens)
-    # Python's own numbers may not begin with 0, and are not all floats.
+    # Python rejects leading zeros, and would read integers.
     words = [repr(float(m[0])).replace("inf", "1e999") if m.lastgroup == "number" else m[0] for m in tokens]
     try:
         return ast.parse(" ".join(words), mode="eval").body
@@ -193,8 +192,8 @@ def _parsed(text: str) -> ast.expr:
 
 
 def _check(text: str, tokens: Sequence[re.Match[str]]) -> None:
-    """Operands and operators must alternate, brackets must match, names must be known."""
-    operand, brackets = True, 0  # whether an operand is expected next; brackets that are open
+    """Raise unless operands and operators alternate, brackets match, and names are known."""
+    operand, brackets = True, 0  # whether an operand is expected next; number of open brackets
     for token in tokens:
         found = token[0]
         if operand and token.lastgroup != "sign":
@@ -225,13 +224,13 @@ def _check_name(text: str, name: str, at: int) -> None:
 
 
 def _refuse(
-    text: str, what: str, at: int, remedy: str = "Numbers, names, + - * / and brackets make an objective."
+    text: str, what: str, at: int, remedy: str = "An objective consists of numbers, names, + - * / and brackets."
 ) -> NoReturn:
     raise Qua2SeDiMoError(f"objective: {what}\n  {text}\n  {' ' * at}^", remedy)
 
 
 def _value(node: ast.expr, names: Mapping[str, Value]) -> Any:
-    """The value of a syntax tree of names, numbers and arithmetic; any other node is an error."""
+    """The value of a syntax tree of names, numbers and arithmetic; raises TypeError for any other node."""
     if isinstance(node, ast.BinOp):
         return _SIGNS[type(node.op)](_value(node.left, names), _value(node.right, names))
     if isinstance(node, ast.UnaryOp):

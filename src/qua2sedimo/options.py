@@ -1,7 +1,7 @@
-"""What can be chosen: options, the search space they span, configurations in it, and their exact size.
+"""Options, the search space they span, its configurations, and their exact sizes.
 
-All sizes are bytes of packed tensors with every overhead (codebooks, scales, zero points) counted; *average
-bits* is 8 × those bytes / number of quantized weights, and equals what a packed checkpoint holds on disk.
+All sizes are bytes of packed tensors, including codebooks, scales and zero points, as in a packed checkpoint; *average
+bits* are 8 × bytes / number of quantized weights.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from qua2sedimo.quantizers import METHODS, packed_bytes
 
 #: Options of the paper (section 3.1): three methods at 4 and 3 bits.
 PAPER_BITS = (4, 3)
-#: Bit widths of the wide set. 7 bits buys little over 6 and 8, and more options need more measurements; at 8 bits
-#: uniform levels are as good as any.
+#: Bit widths of the wide set. 7 bits add little to 6 and 8, and more options need more measurements; at 8 bits uniform
+#: levels are as good as codebooks.
 WIDE_BITS = {"uaq": (2, 3, 4, 5, 6, 8)}
 _WIDE_CODEBOOKS = (2, 3, 4, 5, 6)
 
@@ -58,8 +58,8 @@ class Option:
 
 
 def bit_operations(macs: Mapping[str, int], configuration: Mapping[str, Option], activation_bits: int = 16) -> int:
-    """BOPs of a forward: Σ MACs × weight bits × activation bits over the layers of ``macs``; a layer that the
-    configuration does not name has 16-bit weights."""
+    """BOPs of a forward: Σ MACs × weight bits × activation bits over the layers of ``macs``; layers that the
+    configuration does not name have 16-bit weights."""
     bits = {layer: configuration[layer].bits if layer in configuration else 16 for layer in macs}
     return activation_bits * sum(count * bits[layer] for layer, count in macs.items())
 
@@ -67,8 +67,8 @@ def bit_operations(macs: Mapping[str, int], configuration: Mapping[str, Option],
 def options_for(option_set: str, shape: tuple[int, ...]) -> tuple[Option, ...]:
     """The options of a layer: ``paper``, ``wide``, or a comma-separated list like ``"uaq-4,kmeans_a-3"``.
 
-    ``wide`` is the paper's six and, of the other widths, those that can pay: an option whose overhead exceeds
-    one bit per weight is dropped, since the same method family one bit wider (UAQ) is smaller and better.
+    ``wide``: the paper's six, and options of other widths with an overhead of at most one bit per weight; beyond that
+    UAQ with one more bit is smaller and better.
     """
     paper = [Option(method, bits) for method in METHODS for bits in PAPER_BITS]
     if option_set == "paper":
@@ -104,7 +104,7 @@ class Configuration(Mapping[str, Option]):
 
     @cached_property
     def digest(self) -> str:
-        """Twelve hex digits that name this configuration in files and records."""
+        """Twelve hex digits that identify this configuration in files and records."""
         return hashlib.sha256("".join(sorted(f"{k}={v};" for k, v in self.items())).encode()).hexdigest()[:12]
 
     def to_json(self) -> str:
@@ -113,12 +113,12 @@ class Configuration(Mapping[str, Option]):
 
     @classmethod
     def from_json(cls, text: str) -> Configuration:
-        """The configuration that :meth:`to_json` wrote. Raises :class:`Qua2SeDiMoError` on what is no option."""
+        """Inverse of :meth:`to_json`; raises :class:`Qua2SeDiMoError` for an invalid option."""
         return cls({layer: Option.parse(option) for layer, option in json.loads(text).items()})
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """In a file it is an object, layer → option as text."""
+        """In a file: an object of layer → option as text."""
         texts = core_schema.dict_schema(core_schema.str_schema(), core_schema.str_schema())
         parsed = core_schema.no_info_after_validator_function(
             lambda content: cls({layer: Option.parse(option) for layer, option in content.items()}), texts
@@ -131,14 +131,14 @@ class Configuration(Mapping[str, Option]):
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The layers of a denoiser (name → weight shape) and the options of each: all configurations there are."""
+    """The layers of a denoiser (name → weight shape) and the options of each, which span all configurations."""
 
     shapes: Mapping[str, tuple[int, ...]]
     options: Mapping[str, tuple[Option, ...]]
 
     @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]], option_set: str) -> SearchSpace:
-        """Layers by name and weight shape, each offered what ``option_set`` says (``wide``, ``paper``, a list)."""
+        """The space of these layers (name → weight shape) with the options of :func:`options_for`."""
         return cls(dict(shapes), {name: options_for(option_set, shape) for name, shape in shapes.items()})
 
     @cached_property
@@ -148,7 +148,7 @@ class SearchSpace:
     @cached_property
     def weights(self) -> int:
         """Number of weights of all layers together."""
-        return sum(math.prod(shape) for shape in self.shapes.values())
+        return sum(self.layer_weights)
 
     @cached_property
     def layer_weights(self) -> tuple[int, ...]:
@@ -162,7 +162,7 @@ class SearchSpace:
 
     @cached_property
     def hash(self) -> str:
-        """Names this space: records, scores and banks of another space are refused, not mixed."""
+        """A hash of layers and options: records, scores and banks of another space are refused."""
         content = [(name, list(self.shapes[name]), [str(o) for o in self.options[name]]) for name in self.layers]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
@@ -172,28 +172,28 @@ class SearchSpace:
         return tuple(sorted({option for options in self.options.values() for option in options}))
 
     def nbytes(self, configuration: Mapping[str, Option]) -> int:
-        """Packed bytes of all layers under the configuration; layers it does not name count 16 bits a weight.
+        """Packed bytes of all layers under the configuration; layers it does not name count 16 bits per weight.
 
         Raises :class:`Qua2SeDiMoError` if it names a layer that is not in the space.
         """
         unknown = configuration.keys() - self.shapes.keys()
         if unknown:
-            raise Qua2SeDiMoError(f"configuration names layer '{min(unknown)}', which this search space has not")
+            raise Qua2SeDiMoError(f"configuration names layer '{min(unknown)}', which is not in this search space")
         return sum(
             configuration[name].nbytes(shape) if name in configuration else 2 * math.prod(shape)
             for name, shape in self.shapes.items()
         )
 
     def average_bits(self, configuration: Mapping[str, Option]) -> float:
-        """Packed bits a weight, every overhead counted, over all layers of the space."""
+        """Packed bits per weight, with overhead, over all layers of the space."""
         return 8 * self.nbytes(configuration) / self.weights
 
     def uniform(self, option: Option) -> Configuration:
-        """The configuration that gives every layer the same option, whether or not the space offers it."""
+        """The configuration that gives every layer this option, whether or not the space includes it."""
         return Configuration(dict.fromkeys(self.layers, option))
 
     def byte_range(self) -> tuple[int, int]:
-        """Least and most packed bytes any configuration of the space can have."""
+        """Least and most packed bytes of any configuration of the space."""
         return sum(int(b.min()) for b in self.option_bytes), sum(int(b.max()) for b in self.option_bytes)
 
     def encode(self, configuration: Mapping[str, Option]) -> np.ndarray:
@@ -205,7 +205,7 @@ class SearchSpace:
             raise Qua2SeDiMoError(
                 "configuration does not belong to this search space: it leaves "
                 f"{len(self.layers) - len(configuration)} of {len(self.layers)} layers in full precision",
-                "Predictors are fitted to whole configurations: sample with 'stratified', 'spread' or 'paper'.",
+                "Predictors need configurations of all layers: sample with 'stratified', 'spread' or 'paper'.",
             )
         try:
             return np.array([self.options[name].index(configuration[name]) for name in self.layers])
