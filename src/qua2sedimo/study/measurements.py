@@ -29,7 +29,7 @@ def measure_requests(
 
         def prepare() -> None:
             jobs = [{"do": "reference", "start": r.start, "stop": r.stop} for r in _without_reference(study, ranges)]
-            at_work.do_all(jobs, "painting full-precision images", progress)
+            at_work.do_all(jobs, "generating full-precision images", progress)
 
         kept = study.records, study.space, study.objective
         run(role, requests, at_work, *kept, what, progress, prepare=prepare, **more)

@@ -173,7 +173,7 @@ class _Comparison:
         """Generate the images of these rows, compare them with full precision, and store the rows."""
         ranges = [r for r in (self.images, self.other) if self.study.references.find(r) is None]
         jobs: list[dict[str, Any]] = [{"do": "reference", "start": r.start, "stop": r.stop} for r in ranges]
-        crew.do_all(jobs, "painting full-precision images", progress)
+        crew.do_all(jobs, "generating full-precision images", progress)
         done = total - len(lines)
         progress(done, total, _WHAT)
         for line in lines:
