@@ -82,7 +82,7 @@ def test_a_damaged_file_is_named_with_a_remedy(tmp_path: Path, content: bytes) -
     path.write_bytes(content)
     with pytest.raises(Qua2SeDiMoError, match=r"damaged\.json is damaged") as caught:
         read_json(path)
-    assert "Move it away" in str(caught.value)
+    assert "Restore it" in str(caught.value)
 
 
 def test_json_is_written_as_json(tmp_path: Path) -> None:

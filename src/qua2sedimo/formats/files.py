@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from qua2sedimo.errors import Qua2SeDiMoError
 
-_MOVE = "Move it away and run the command again; it will be made anew."
+_MOVE = "Restore it, or, if this program wrote it, move it away and run the command again to write it anew."
 
 
 def write_via(path: Path, write: Callable[[Path], object]) -> None:

@@ -180,12 +180,14 @@ class _Queue:
         self, role: str, requests: Iterable[Request], count: int | None, measured: Collection[tuple[int, int]],
         failed: Collection[tuple[int, int]],
     ) -> None:  # fmt: skip
+        self._replaces = count is not None
         if count is None:
-            requests = list(requests)
-        self.total = len(requests) if isinstance(requests, list) else count or 0
+            requests = every = list(requests)
+            count = len(every)
+        self.total = count
         self.done = 0
         self.given: dict[int, Request] = {}
-        self._role, self._measured, self._failed, self._replaces = role, measured, failed, count is not None
+        self._role, self._measured, self._failed = role, measured, failed
         self._sequence, self._keys = iter(requests), itertools.count()
         self._waiting: deque[Job] = deque()
         self._running = 0

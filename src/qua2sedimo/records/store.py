@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field
@@ -111,7 +112,7 @@ class Records:
                 db = sqlite3.connect(f"{self.path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
             else:
                 db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-                db.execute("PRAGMA journal_mode = WAL")
+                _write_ahead(db)
                 db.execute("PRAGMA synchronous = FULL")
             db.row_factory = sqlite3.Row
             yield db
@@ -204,6 +205,23 @@ class Records:
             "SELECT * FROM measurements WHERE status = ? AND (? IS NULL OR role = ?) ORDER BY role, number, first_image"
         )
         return self._read(lambda db: db.execute(query, (status, role, role)).fetchall())
+
+
+def _write_ahead(db: sqlite3.Connection, patience: float = 30) -> None:
+    """Switch the file to a write-ahead log, unless it has one.
+
+    SQLite does not wait its timeout for this switch: a second process that opens a new file at the same moment finds
+    it locked. So wait here, up to ``patience`` seconds.
+    """
+    until = time.monotonic() + patience
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+        time.sleep(0.01)
 
 
 def _about(db: sqlite3.Connection) -> dict[str, str]:

@@ -118,7 +118,7 @@ def plan(study: Workspace, configurations: int, repeats: int = 2, progress: Prog
 @contextmanager
 def _bank_for_trial(study: Workspace) -> Iterator[tuple[Bank, float, float]]:
     """(bank, its share of all weights, estimated seconds of building the whole bank)."""
-    if (study.folder / "bank" / "index.json").exists():
+    if Bank.is_finished(study.folder / "bank", study.space):
         yield study.bank, 1.0, 0.0
         return
     space = study.space
