@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
 
@@ -53,6 +55,27 @@ def test_a_narrow_terminal_keeps_the_best_known_metrics_and_no_line_is_cut() -> 
     text = shown([row("full precision", "full", *asked), row("ours", "ours", *asked)], 60)
     assert "PSNR" in text and "CLIP" not in text and "…" not in text
     assert max(map(len, text.splitlines())) <= 60
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    width=st.integers(60, 140), half=st.floats(1e-5, 50), value=st.floats(-1000, 1000), bits=st.floats(1, 32),
+    nbytes=st.integers(1, 10**11),
+)  # fmt: skip
+def test_no_cell_is_cut_whatever_its_digits(width: int, half: float, value: float, bits: float, nbytes: int) -> None:
+    asked = ("psnr", "accuracy", "features", "kernel_full", "clip_score:some/model")
+    rows = [
+        replace(
+            r,
+            average_bits=bits,
+            nbytes=nbytes,
+            metrics={m: Estimate(value, value - half, value + half, 9) for m in asked},
+        )
+        for r in (row("full precision", "full", *asked), row("uniform kmeans_a-4", "uniform", *asked))
+    ]
+    text = shown(rows, width)
+    assert "…" not in text and f"{nbytes / 1e6:.2f}" in text
+    assert max(map(len, text.splitlines())) <= width
 
 
 def test_one_image_has_no_interval_in_any_table() -> None:

@@ -34,8 +34,9 @@ def comparison_table(rows: Sequence[Row], width: int) -> Table:
     metrics = [metric(name) for name in rows[0].metrics]
     metrics.sort(key=lambda m: known.index(m.name) if m.name in known else len(known))
     title = "Same fresh images for every row; ± is half the 95 % bootstrap interval"
-    made = table("weights", "bits", "MB", title=title, title_style="dim")
-    used = 2 + max(len(row.name) for row in rows) + 2 + 7 + 7
+    made = table("weights", "bits", "MB", title=title, title_style="dim", collapse_padding=True)
+    fixed = [(row.name, f"{row.average_bits:.2f}", f"{row.nbytes / 1e6:.2f}") for row in rows]
+    used = sum(2 + max(map(len, column)) for column in zip(("weights", "bits", "MB"), *fixed))
     shown = []
     for m in metrics:
         head = _COLUMNS.get(m.name, f"{m.title}\n{m.unit} {'↑' if m.higher_is_better else '↓'}")
@@ -46,9 +47,8 @@ def comparison_table(rows: Sequence[Row], width: int) -> Table:
         used += wide
         shown.append(cells)
         made.add_column(head, justify="right", no_wrap=True)
-    for row, *cells in zip(rows, *shown):
-        sizes = f"{row.average_bits:.2f}", f"{row.nbytes / 1e6:.2f}"
-        made.add_row(row.name, *sizes, *cells, style=_STYLES.get(row.kind))
+    for row, texts, *cells in zip(rows, fixed, *shown):
+        made.add_row(*texts, *cells, style=_STYLES.get(row.kind))
     return made
 
 
