@@ -127,7 +127,7 @@ def generate(
         picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST).save(
             to / f"{i:04d}.png"
         )
-    say(f"{total} pictures in {to}")
+    say(f"{total} picture{'s' if total != 1 else ''} in {to}")
 
 
 @app.command(rich_help_panel=_PANEL)
