@@ -7,6 +7,8 @@
    bytes, beside the seconds of a plain sort and a plain copy of the same data.
 2. Switching that denoiser, live, between random configurations.
 3. Sample layers: K-Means per channel beside scikit-learn's, and squared errors beside those of kmeans1d.
+4. Sample layers under a random second moment of their inputs: seconds of ``row`` and ``lowrank``, and the error of the
+   output over that of rounding to nearest, or of the least of the rank.
 
 ``--quick`` takes 4 of the 28 blocks. Writes benchmarks/results/quantizers.json. Each big step runs in a process of its
 own, whose peak resident memory (ru_maxrss) is its own. The machine may be noisy: quote ratios.
@@ -41,7 +43,7 @@ from qua2sedimo.denoisers import weight_layers, weight_modules
 from qua2sedimo.formats.tensorfiles import Checkpoint
 from qua2sedimo.measuring.switch import Switch
 from qua2sedimo.options import SearchSpace
-from qua2sedimo.quantizers import METHODS, dequantize_weight
+from qua2sedimo.quantizers import METHODS, Moment, dequantize_weight
 from qua2sedimo.sampling import sample
 
 RESULTS = Path(__file__).parent / "results"
@@ -184,6 +186,33 @@ def beside_others(checkpoint: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def under_a_moment(checkpoint: Path) -> list[dict[str, Any]]:
+    """Inputs are made up: their variances fall over three powers of ten along random directions."""
+    source, rows = Checkpoint(checkpoint), []
+    for layer in ("transformer_blocks.0.attn1.to_q", "transformer_blocks.0.ff.net.2"):
+        weight = source(f"{layer}.weight")
+        n = weight.shape[1]
+        chance = torch.Generator().manual_seed(0)
+        directions = torch.linalg.qr(torch.randn(n, n, generator=chance))[0]
+        root = torch.logspace(0, -1.5, n)[:, None] * directions
+        moment = Moment((root.T @ root,))
+        for method, number in (("row", 2), ("lowrank", 5)):  # compiled, and the moment factored, before it is timed
+            METHODS[method].quantize(weight[:16], (number,), moment)
+        held = torch.linalg.svdvals(weight.float() @ root.T).double().square()
+        for method, number in (("row", 2), ("row", 4), ("lowrank", 16), ("lowrank", 64)):
+            began = time.perf_counter()
+            (value,) = METHODS[method].quantize(weight, (number,), moment)
+            seconds = time.perf_counter() - began
+            error = float(moment.errors(dequantize_weight(value).float() - weight.float()).sum())
+            if method == "lowrank":
+                least = float(held[number:].sum())
+            else:
+                (nearest,) = METHODS[method].quantize(weight, (number,))
+                least = float(moment.errors(dequantize_weight(nearest).float() - weight.float()).sum())
+            rows.append({"layer": layer, "option": value.option, "seconds": seconds, "error over": error / least})
+    return rows
+
+
 def optimum(row: np.ndarray, clusters: int) -> float:
     """The oracle's squared error of a channel."""
     centers = np.array(kmeans1d.cluster(row, min(clusters, row.size)).centroids)
@@ -236,6 +265,7 @@ def main() -> None:
         result = {"bank": built, "switch": in_process(switch_live, checkpoint, bank, blocks)[0]}
         result["zoo"] = in_process(zoo_banks, Path(temporary, "zoo"))[0]
         result["beside others"] = in_process(beside_others, checkpoint)[0]
+        result["under a moment"] = in_process(under_a_moment, checkpoint)[0]
     millions = built["weights"] / 1e6
     print(
         f"bank of {millions:.0f} M weights, {built['layers']} layers × 6 options: {built['seconds']:.0f} s "
@@ -252,6 +282,11 @@ def main() -> None:
             f"{row['layer']:<29} {row['bits']} bits, {row['weights a channel']:4} weights a channel: "
             f"{times['one thread']:.0f} ns a weight, scikit-learn {times['scikit-learn']:.0f} ns; error "
             f"{row['error over oracle']:.6f} of the oracle's, {row['error over scikit-learn']:.4f} of scikit-learn's"
+        )
+    for row in result["under a moment"]:
+        beside = "the least of the rank" if row["option"].startswith("lowrank") else "nearest rounding's"
+        print(
+            f"{row['layer']:<29} {row['option']:<10} {row['seconds']:.1f} s; error {row['error over']:.3f} of {beside}"
         )
     ratios = result["faster than scikit-learn"] = faster(result["beside others"], blocks)
     print(

@@ -2,9 +2,9 @@
 
     python benchmarks/runtime.py [--quick] [--again] [--only decoding|loading|forward]
 
-A denoiser of PixArt-XL's size with random weights, packed at about 3.4 bits with all three methods and 2 to 6 bits:
+A denoiser of PixArt-XL's size with random weights, packed at about 3.4 bits with the paper's methods and 2 to 6 bits:
 
-1. Decoding a 3072² weight, every method and width, beside copying as many numbers.
+1. Decoding a 3072² weight, every method and width and some ranks, beside copying as many numbers.
 2. The file and the resident weights beside the accounting; seconds and peak memory of loading beside the bf16
    checkpoint, from disk and from the system's cache.
 3. One guided forward at 512 px (2 × 1,024 tokens): bf16 and fp32, packed computing in each, and each of these with
@@ -38,7 +38,7 @@ from accelerate import init_empty_weights
 from diffusers import PixArtTransformer2DModel
 
 from kept import Kept
-from qua2sedimo.quantizers import METHODS, QuantizedWeight, dequantize_weight, packed_bytes, packed_length
+from qua2sedimo.quantizers import LEVEL_METHODS, METHODS, QuantizedWeight, dequantize_weight, packed_bytes
 from qua2sedimo.runtime import save_packed, set_activation_bits
 from qua2sedimo.runtime.table import layer_modules
 
@@ -46,6 +46,7 @@ LOADS, FORWARD_TURNS = 3, 2
 PARTS = ("decoding", "loading", "forward")
 STATES = ("from disk", "from the cache")
 SIZE = 3072
+RANKS = (16, 64, 256)
 TOKENS = 1024
 MIX = tuple(itertools.product(("uaq", "kmeans_c", "kmeans_a"), (3, 4, 2, 4, 4, 3)))  # and UAQ at 6 for small layers
 
@@ -58,18 +59,20 @@ def pixart(blocks: int) -> Any:
         )
 
 
-def random_value(method: str, bits: int, shape: tuple[int, ...], chance: torch.Generator) -> QuantizedWeight:
+def random_value(method: str, number: int, shape: tuple[int, ...], chance: torch.Generator) -> QuantizedWeight:
     """Random codes with parameters of the usual size: decoding does not depend on what they are."""
-    codes = torch.randint(0, 256, (packed_length(math.prod(shape), bits),), dtype=torch.uint8, generator=chance)
+    own = METHODS[method]
+    codes = torch.randint(0, 256, (own.code_bytes(shape, number),), dtype=torch.uint8, generator=chance)
     parameters = {}
-    for name, size in METHODS[method].parameter_shapes(shape, bits).items():
+    for name, size in own.parameter_shapes(shape, number).items():
         if name == "zero":
-            parameters[name] = torch.full(size, 2 ** (bits - 1), dtype=torch.int16)
-        elif name == "scale":
-            parameters[name] = torch.full(size, 0.05 / 2**bits, dtype=torch.bfloat16)
+            parameters[name] = torch.full(size, 2 ** (number - 1), dtype=torch.int16)
+        elif name.startswith("scale"):
+            of_levels = {"uaq": 0.05 / 2**number, "row": 0.02}
+            parameters[name] = torch.full(size, of_levels.get(method, 1e-3), dtype=torch.bfloat16)
         else:
             parameters[name] = (0.02 * torch.randn(size, generator=chance)).sort(dim=-1).values.bfloat16()
-    return QuantizedWeight(method, bits, shape, torch.bfloat16, codes, parameters)
+    return QuantizedWeight(method, number, shape, torch.bfloat16, codes, parameters)
 
 
 def mixed(
@@ -98,9 +101,9 @@ def decoding() -> list[dict[str, Any]]:
     chance, rows = torch.Generator().manual_seed(0), []
     outputs = {dtype: torch.empty(SIZE, SIZE, dtype=dtype) for dtype in (torch.bfloat16, torch.float32)}
     sources = {dtype: torch.ones(SIZE, SIZE, dtype=dtype) for dtype in outputs}
-    for method, bits in itertools.product(METHODS, range(2, 9)):
-        value = random_value(method, bits, (SIZE, SIZE), chance)
-        row: dict[str, Any] = {"method": method, "bits": bits}
+    for method, number in [*itertools.product(LEVEL_METHODS, range(1, 9)), *(("lowrank", rank) for rank in RANKS)]:
+        value = random_value(method, number, (SIZE, SIZE), chance)
+        row: dict[str, Any] = {"option": value.option}
         for dtype, out in outputs.items():
             copying = best(lambda dtype=dtype, out=out: out.copy_(sources[dtype]), 7)
             seconds = best(lambda value=value, out=out: dequantize_weight(value, out), 7)
@@ -124,7 +127,7 @@ def write(folder: Path, blocks: int) -> dict[str, Any]:
     values = dict(mixed(shapes))
     size = save_packed(model, None, values, folder / "packed")
     save_packed(model, None, mixed(shapes, (("uaq", 4),)), folder / "uaq")
-    counted = sum(packed_bytes(value.method, value.shape, value.bits) for value in values.values())
+    counted = sum(packed_bytes(value.method, value.shape, value.number) for value in values.values())
     others = 2 * sum(p.numel() for p in model.parameters()) - 2 * sum(map(math.prod, shapes.values()))
     return {
         "weights": size.weights,

@@ -3,9 +3,9 @@
     python benchmarks/runtime_block.py [--again]
 
 A block of PixArt-XL (1,152 channels, self-attention, cross-attention, feed-forward) with random weights on 2 × 1,024
-tokens. Ours in fp32 at 2 to 8 bits, without and with 8-bit activations; in bf16 at 4 bits only, since processors
-without bf16 products take minutes. Beside it torchao, optimum-quanto and bitsandbytes, where they can be imported and
-run, or what they say where they do not.
+tokens. Ours in fp32 at 1 to 8 bits and at some ranks, without and with 8-bit activations; in bf16 at 4 bits and these
+ranks only, since processors without bf16 products take minutes. Beside it torchao, optimum-quanto and bitsandbytes,
+where they can be imported and run, or what they say where they do not.
 
 Every option is measured in turns with the plain block, and the ratio of the fastest of each is kept in
 benchmarks/results/runtime_block.json: a run that was stopped goes on there.
@@ -25,11 +25,11 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import nn
 
 from kept import Kept
-from qua2sedimo.quantizers import METHODS
+from qua2sedimo.quantizers import LEVEL_METHODS
 from qua2sedimo.runtime import quantized_layers, replace_layers, set_activation_bits
 from qua2sedimo.runtime.integer import codebook_bits, multiplies_exactly
 from qua2sedimo.runtime.table import layer_modules
-from runtime import TOKENS, about, random_value
+from runtime import RANKS, TOKENS, about, random_value
 
 Conversion = Callable[[nn.Module], nn.Module]
 LIBRARIES = ("torchao", "optimum-quanto", "bitsandbytes")
@@ -44,11 +44,11 @@ def block(dtype: torch.dtype) -> nn.Module:
     ).to(dtype).eval().requires_grad_(False)  # fmt: skip
 
 
-def ours(method: str, bits: int) -> Conversion:
+def ours(method: str, number: int) -> Conversion:
     def convert(model: nn.Module) -> nn.Module:
         chance = torch.Generator().manual_seed(0)
         shapes = {name: tuple(module.weight.shape) for name, module in layer_modules(model).items()}
-        values = {name: random_value(method, bits, shape, chance) for name, shape in shapes.items()}
+        values = {name: random_value(method, number, shape, chance) for name, shape in shapes.items()}
         return replace_layers(model, quantized_layers(model, values))
 
     return convert
@@ -107,14 +107,17 @@ OTHERS: dict[str, Conversion] = {
 
 
 def options(dtype: torch.dtype) -> Iterator[tuple[str, Conversion]]:
-    for method, bits in itertools.product(METHODS, range(2, 9) if dtype == torch.float32 else (4,)):
+    for method, bits in itertools.product(LEVEL_METHODS, range(1, 9) if dtype == torch.float32 else (4,)):
         yield f"{method}-{bits}", ours(method, bits)
         if method == "uaq" and multiplies_exactly(bits):
             yield f"uaq-{bits}, 8-bit activations in integers", with_activations(ours(method, bits), True)
+    for rank in RANKS:
+        yield f"lowrank-{rank}", ours("lowrank", rank)
     yield "uaq-4, 8-bit activations simulated", with_activations(ours("uaq", 4), False)
     yield "kmeans_c-4, 8-bit activations simulated", with_activations(ours("kmeans_c", 4), False)
     if codebook_bits() is not None:
-        yield "kmeans_c-4, 8-bit activations in integers", with_activations(ours("kmeans_c", 4), True)
+        for method in ("kmeans_c", "row"):
+            yield f"{method}-4, 8-bit activations in integers", with_activations(ours(method, 4), True)
     yield from OTHERS.items()
 
 

@@ -11,12 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.options import PAPER_BITS, Configuration, Option, SearchSpace, options_for
+from qua2sedimo.options import (
+    PAPER_BITS,
+    PAPER_METHODS,
+    RANKS,
+    Configuration,
+    Option,
+    SearchSpace,
+    bit_operations,
+    options_for,
+    small_layers,
+)
 from qua2sedimo.quantizers import METHODS
 
 SHAPES = {"small": (4, 3), "linear": (64, 128), "conv": (32, 16, 3, 3)}
 
-options = st.builds(Option, st.sampled_from(list(METHODS)), st.integers(2, 8))
+options = st.builds(Option, st.sampled_from(list(METHODS)), st.integers(1, 8))
 shapes = st.lists(st.integers(1, 80), min_size=1, max_size=4).map(tuple)
 
 
@@ -27,7 +37,7 @@ def test_parse_inverts_str(option: Option) -> None:
 
 @pytest.mark.parametrize(
     "text", ["", "uaq", "uaq-", "uaq4", "-4", "uaq-4.5", "uaq--4", "uaq- 4", "4-uaq", "uaq-²", "uaq-four", "uaq-9",
-             "uaq-1", "uaq-0", "foo-4", "UAQ-4", "uaq_4"]
+             "uaq-0", "lowrank-0", "lowrank-513", "row-9", "foo-4", "UAQ-4", "uaq_4"]
 )  # fmt: skip
 def test_text_that_is_no_option_is_refused_by_name(text: str) -> None:
     with pytest.raises(Qua2SeDiMoError) as caught:
@@ -35,14 +45,28 @@ def test_text_that_is_no_option_is_refused_by_name(text: str) -> None:
     assert f"'{text}'" in caught.value.message or f"'{text.rpartition('-')[0]}'" in caught.value.message
 
 
-@pytest.mark.parametrize("bits", [-1, 0, 1, 9, 16])
-def test_bits_outside_2_to_8_are_refused(bits: int) -> None:
-    with pytest.raises(Qua2SeDiMoError, match=f"bits must be 2 to 8, got {bits}"):
+@pytest.mark.parametrize("bits", [-1, 0, 9, 16])
+def test_bits_outside_1_to_8_are_refused(bits: int) -> None:
+    with pytest.raises(Qua2SeDiMoError, match=f"bits must be 1 to 8, got {bits}"):
         Option("uaq", bits)
 
 
+@pytest.mark.parametrize("rank", [0, 513])
+def test_ranks_outside_1_to_512_are_refused(rank: int) -> None:
+    with pytest.raises(Qua2SeDiMoError, match=f"rank must be 1 to 512, got {rank}"):
+        Option("lowrank", rank)
+
+
+def test_bits_are_those_of_one_stored_number() -> None:
+    assert [Option(*o).bits for o in (("uaq", 4), ("row", 1), ("lowrank", 1), ("lowrank", 64))] == [4, 1, 8, 8]
+    assert bit_operations({"a": 100, "b": 10}, {"a": Option("row", 2)}) == 16 * (200 + 160)
+    assert bit_operations({"a": 100}, {"a": Option("lowrank", 4)}, 8) == 8 * 800
+
+
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(Qua2SeDiMoError, match="unknown quantization method 'gptq'; known: uaq, kmeans_c, kmeans_a"):
+    with pytest.raises(
+        Qua2SeDiMoError, match="unknown quantization method 'gptq'; known: uaq, kmeans_c, kmeans_a, row, low"
+    ):
         Option("gptq", 4)
 
 
@@ -78,7 +102,39 @@ def test_wide_options_have_at_most_one_bit_of_overhead_or_are_the_papers(shape: 
 def test_wide_options_of_a_large_layer_reach_from_two_to_eight_bits() -> None:
     found = options_for("wide", (256, 4096))
     assert {o.bits for o in found} == {2, 3, 4, 5, 6, 8}
-    assert {o.method for o in found} == set(METHODS)
+    assert {o.method for o in found} == set(PAPER_METHODS)
+
+
+@settings(max_examples=100)
+@given(shapes, st.booleans())
+def test_the_default_set_is_row_and_ranks_that_pay(shape: tuple[int, ...], small: bool) -> None:
+    found = options_for("default", shape, small)
+    assert list(found) == sorted(set(found))
+    assert {o.number for o in found if o.method == "row"} == {1, 2, 3, 4, 5, 6} | ({8} if small else set())
+    ranks = [o for o in found if o.method != "row"]
+    assert all(o.method == "lowrank" and o.number in RANKS for o in ranks)
+    weights = math.prod(shape)
+    for option in ranks:
+        assert option.number < min(shape[0], weights // shape[0])
+        assert 8 * option.nbytes(shape) <= 4 * weights
+
+
+def test_a_large_layer_has_every_rank_and_a_narrow_one_none() -> None:
+    assert [o.number for o in options_for("default", (1024, 1024)) if o.method == "lowrank"] == list(RANKS)
+    assert {o.method for o in options_for("default", (8, 4096))} == {"row"}
+    space = SearchSpace.of({"large": (1024, 1024), "tiny": (16, 16)}, "default")
+    assert Option("row", 8) in space.options["tiny"] and Option("row", 8) not in space.options["large"]
+
+
+@given(st.dictionaries(st.text("abc", min_size=1), st.integers(1, 1000).map(lambda n: (n, 3)), max_size=12))
+def test_small_layers_are_the_smallest_that_make_up_a_twentieth(shapes: dict[str, tuple[int, ...]]) -> None:
+    found, sizes = small_layers(shapes), {name: math.prod(shape) for name, shape in shapes.items()}
+    total = sum(sizes.values())
+    assert 20 * sum(sizes[name] for name in found) <= total
+    others = sorted(sizes[name] for name in shapes if name not in found)
+    if others:
+        assert all(sizes[name] <= others[0] for name in found)
+        assert 20 * (sum(sizes[name] for name in found) + others[0]) > total
 
 
 @given(st.lists(options, min_size=1, max_size=6))

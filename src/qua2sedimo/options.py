@@ -20,41 +20,60 @@ from pydantic_core import CoreSchema, core_schema
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.quantizers import METHODS, packed_bytes
 
-#: Options of the paper (section 3.1): three methods at 4 and 3 bits.
+#: The paper's three methods, and its options (section 3.1): each at 4 and 3 bits.
+PAPER_METHODS = ("uaq", "kmeans_c", "kmeans_a")
 PAPER_BITS = (4, 3)
 #: Bit widths of the wide set. 7 bits add little to 6 and 8, and more options need more measurements; at 8 bits uniform
 #: levels are as good as codebooks.
 WIDE_BITS = {"uaq": (2, 3, 4, 5, 6, 8)}
 _WIDE_CODEBOOKS = (2, 3, 4, 5, 6)
+#: The default set. Its widths take 21 bits a weight on disk, 1.3 times the 16-bit weights.
+ROW_BITS = (1, 2, 3, 4, 5, 6)
+RANKS = (4, 8, 12, 16, 24, 32, 48, 64)
+#: A low-rank option as large as this many bits a weight is worse than a code for each weight.
+_MOST_RANK_BITS = 4.0
+#: The smallest layers, with this share of all weights together, have an 8-bit option too: it costs them little.
+_SMALL_SHARE = 0.05
+OPTION_SETS = ("default", "wide", "paper")
 
 
 @dataclass(frozen=True, order=True)
 class Option:
-    """One way to store one weight layer: a method of the quantizer registry at a bit width (2 to 8)."""
+    """One way to store one weight layer: a method of the quantizer registry and its number.
+
+    The number is the bit width of a code (1 to 8) or, for ``lowrank``, the rank.
+    """
 
     method: str
-    bits: int
+    number: int
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise Qua2SeDiMoError(f"unknown quantization method '{self.method}'; known: {', '.join(METHODS)}")
-        if not 2 <= self.bits <= 8:
-            raise Qua2SeDiMoError(f"option '{self.method}-{self.bits}': bits must be 2 to 8, got {self.bits}")
+        method = METHODS[self.method]
+        if self.number not in method.numbers:
+            span = f"{method.numbers.start} to {method.numbers.stop - 1}"
+            raise Qua2SeDiMoError(f"option '{self}': {method.quantity} must be {span}, got {self.number}")
 
     def __str__(self) -> str:
-        return f"{self.method}-{self.bits}"
+        return f"{self.method}-{self.number}"
+
+    @property
+    def bits(self) -> int:
+        """Bits of one stored number: the nominal width, without overhead; 8 for ``lowrank``, whose factors have 8."""
+        return METHODS[self.method].width(self.number)
 
     @classmethod
     def parse(cls, text: str) -> Option:
         """``"kmeans_c-4"`` → ``Option("kmeans_c", 4)``. Raises :class:`Qua2SeDiMoError` on any other form."""
-        method, _, bits = text.rpartition("-")
-        if not bits.isdecimal():
+        method, _, number = text.rpartition("-")
+        if not number.isdecimal():
             raise Qua2SeDiMoError(f"option '{text}' is not of the form METHOD-BITS, e.g. 'uaq-4'")
-        return cls(method, int(bits))
+        return cls(method, int(number))
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Packed bytes of a weight of this shape (first dimension: output channels), overhead included."""
-        return packed_bytes(self.method, shape, self.bits)
+        return packed_bytes(self.method, shape, self.number)
 
 
 def bit_operations(macs: Mapping[str, int], configuration: Mapping[str, Option], activation_bits: int = 16) -> int:
@@ -64,21 +83,38 @@ def bit_operations(macs: Mapping[str, int], configuration: Mapping[str, Option],
     return activation_bits * sum(count * bits[layer] for layer, count in macs.items())
 
 
-def options_for(option_set: str, shape: tuple[int, ...]) -> tuple[Option, ...]:
-    """The options of a layer: ``paper``, ``wide``, or a comma-separated list like ``"uaq-4,kmeans_a-3"``.
+def options_for(option_set: str, shape: tuple[int, ...], small: bool = False) -> tuple[Option, ...]:
+    """The options of a layer: a set of :data:`OPTION_SETS`, or a comma-separated list like ``"uaq-4,kmeans_a-3"``.
 
-    ``wide``: the paper's six, and options of other widths with an overhead of at most one bit per weight; beyond that
-    UAQ with one more bit is smaller and better.
+    ``default``: ``row`` at 1 to 6 bits, at 8 for a ``small`` layer, and ``lowrank`` up to 4 bits a weight. ``paper``:
+    its six. ``wide``: those and the paper's methods at other widths with an overhead of at most one bit per weight;
+    beyond that UAQ with one more bit is smaller and better.
     """
-    paper = [Option(method, bits) for method in METHODS for bits in PAPER_BITS]
+    weights = math.prod(shape)
+    if option_set == "default":
+        ranks = [Option("lowrank", r) for r in RANKS if r < min(shape[0], weights // max(1, shape[0]))]
+        thin = [o for o in ranks if 8 * o.nbytes(shape) <= _MOST_RANK_BITS * weights]
+        return tuple(sorted([*(Option("row", b) for b in (*ROW_BITS, *([8] if small else []))), *thin]))
+    paper = [Option(method, bits) for method in PAPER_METHODS for bits in PAPER_BITS]
     if option_set == "paper":
         return tuple(sorted(paper))
     if option_set == "wide":
-        weights = math.prod(shape)
-        every = [Option(method, bits) for method in METHODS for bits in WIDE_BITS.get(method, _WIDE_CODEBOOKS)]
+        every = [Option(method, bits) for method in PAPER_METHODS for bits in WIDE_BITS.get(method, _WIDE_CODEBOOKS)]
         paying = [o for o in every if 8 * o.nbytes(shape) <= (o.bits + 1) * weights]
         return tuple(sorted({*paper, *paying}))
     return tuple(sorted({Option.parse(text.strip()) for text in option_set.split(",")}))
+
+
+def small_layers(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """The smallest layers, which together have at most a twentieth of all weights."""
+    weights = {name: math.prod(shape) for name, shape in shapes.items()}
+    found, total = set(), 0
+    for name in sorted(weights, key=lambda n: (weights[n], n)):
+        total += weights[name]
+        if total > _SMALL_SHARE * sum(weights.values()):
+            break
+        found.add(name)
+    return found
 
 
 class Configuration(Mapping[str, Option]):
@@ -139,7 +175,12 @@ class SearchSpace:
     @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]], option_set: str) -> SearchSpace:
         """The space of these layers (name → weight shape) with the options of :func:`options_for`."""
-        return cls(dict(shapes), {name: options_for(option_set, shape) for name, shape in shapes.items()})
+        small = small_layers(shapes)
+        return cls(dict(shapes), {n: options_for(option_set, shape, n in small) for n, shape in shapes.items()})
+
+    def restricted(self, options: Mapping[str, Sequence[Option]]) -> SearchSpace:
+        """The same layers with only these of their options."""
+        return SearchSpace(self.shapes, {n: tuple(o for o in self.options[n] if o in options[n]) for n in self.layers})
 
     @cached_property
     def layers(self) -> tuple[str, ...]:

@@ -11,13 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers import METHODS, dequantize_weight, packed_bytes, quantization_error, stored_dtype, unpack
+from qua2sedimo.quantizers import (
+    LEVEL_METHODS,
+    METHODS,
+    dequantize_weight,
+    packed_bytes,
+    quantization_error,
+    stored_dtype,
+    unpack,
+)
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 #: Linear, Conv1d, Conv2d, Conv3d, one weight a channel, a vector, one channel.
 SHAPES = [(6, 20), (4, 3, 5), (5, 3, 3, 3), (2, 2, 1, 3, 3), (7, 1), (9,), (1, 33)]
 
+WIDTHS = range(1, 9)
+
 methods = pytest.mark.parametrize("method", METHODS)
+level_methods = pytest.mark.parametrize("method", LEVEL_METHODS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
@@ -30,33 +41,39 @@ def normal(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_value_has_the_weights_shape_and_dtype_and_exactly_the_promised_bytes(method, dtype, shape) -> None:
     weight = normal(shape).to(dtype)
-    for bits, value in zip(range(2, 9), METHODS[method].quantize(weight, range(2, 9))):
+    for number, value in zip(WIDTHS, METHODS[method].quantize(weight, WIDTHS)):
         back = dequantize_weight(value)
-        assert (value.method, value.bits, value.shape, value.dtype) == (method, bits, shape, dtype)
+        assert (value.method, value.number, value.shape, value.dtype) == (method, number, shape, dtype)
+        assert value.option == f"{method}-{number}"
         assert (back.shape, back.dtype) == (weight.shape, dtype)
         assert torch.isfinite(back).all()
-        assert value.nbytes == packed_bytes(method, shape, bits)
-        assert value.codes.numel() == math.ceil(math.prod(shape) * bits / 8)
+        assert value.nbytes == packed_bytes(method, shape, number)
+        if method in LEVEL_METHODS:
+            assert value.codes.numel() == math.ceil(math.prod(shape) * number / 8)
         stored = METHODS[method].parameter_dtypes(stored_dtype(dtype))
         assert {name: tensor.dtype for name, tensor in value.parameters.items()} == stored
-        expected = METHODS[method].parameter_shapes(shape, bits)
+        expected = METHODS[method].parameter_shapes(shape, number)
         assert {name: tuple(tensor.shape) for name, tensor in value.parameters.items()} == expected
 
 
 def test_overhead_is_that_of_the_design() -> None:
     shape, weights, channels = (10, 7, 3, 3), 630, 10
-    for bits in range(2, 9):
+    for bits in WIDTHS:
         codes = math.ceil(weights * bits / 8)
         assert packed_bytes("uaq", shape, bits) == codes + 2 * 16 * channels // 8
         assert packed_bytes("kmeans_c", shape, bits) == codes + 2**bits * 16 * channels // 8
         assert packed_bytes("kmeans_a", shape, bits) == codes + 2**bits * 16 // 8
+        assert packed_bytes("row", shape, bits) == codes + 16 * channels // 8
+    for rank in (1, 4, 7):
+        of_a = channels * (2 * min(4, rank) + max(0, rank - 4) + 2)  # 16 bits, then 8, and a scale
+        assert packed_bytes("lowrank", shape, rank) == of_a + rank * (63 + 2)
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.sampled_from(list(METHODS)), st.integers(0, 10**6), st.sampled_from(DTYPES))
-def test_error_falls_as_bits_rise(method: str, seed: int, dtype: torch.dtype) -> None:
+def test_error_falls_as_bits_or_the_rank_rise(method: str, seed: int, dtype: torch.dtype) -> None:
     weight = normal((8, 300), seed).to(dtype)
-    errors = [quantization_error(weight, dequantize_weight(v)) for v in METHODS[method].quantize(weight, range(2, 9))]
+    errors = [quantization_error(weight, dequantize_weight(v)) for v in METHODS[method].quantize(weight, WIDTHS)]
     for column in zip(*errors):
         assert all(more_bits < fewer_bits for fewer_bits, more_bits in itertools.pairwise(column))
 
@@ -65,7 +82,7 @@ def test_error_falls_as_bits_rise(method: str, seed: int, dtype: torch.dtype) ->
 def test_widths_fitted_together_equal_widths_fitted_alone(method: str) -> None:
     weight = normal((5, 40), 3)
     for together in METHODS[method].quantize(weight, [5, 2, 3]):
-        (alone,) = METHODS[method].quantize(weight, [together.bits])
+        (alone,) = METHODS[method].quantize(weight, [together.number])
         assert torch.equal(together.codes, alone.codes)
         assert all(torch.equal(together.parameters[name], alone.parameters[name]) for name in alone.parameters)
 
@@ -120,18 +137,18 @@ def test_quantization_error_of_half_precision_does_not_underflow() -> None:
     assert relative == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@level_methods
+@dtypes
 @pytest.mark.parametrize("shape", [(5, 7), (3, 4, 3, 3), (2, 16), (4, 1)], ids=str)
 def test_dequantizing_is_looking_codes_up_at_every_width_and_row_length(method, dtype, shape) -> None:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    for value in METHODS[method].quantize(weight, range(2, 9)):
-        codes = unpack(value.codes, value.bits, weight.numel()).view(shape[0], -1).long()
-        levels = METHODS[method].levels(value.parameters, value.bits).expand(shape[0], -1)
+    for value in LEVEL_METHODS[method].quantize(weight, WIDTHS):
+        codes = unpack(value.codes, value.number, weight.numel()).view(shape[0], -1).long()
+        levels = LEVEL_METHODS[method].levels(value.parameters, value.number).expand(shape[0], -1)
         assert torch.equal(dequantize_weight(value), levels.gather(1, codes).to(dtype).view(shape))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@methods
 @pytest.mark.parametrize("target", [torch.float16, torch.float32, torch.float64], ids=str)
 def test_dequantizing_into_a_span_of_a_larger_weight_changes_only_that(method, target) -> None:
     part = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(1)).half()

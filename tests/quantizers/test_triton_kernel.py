@@ -14,7 +14,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from qua2sedimo.quantizers import METHODS, dequantize_weight, operator
+from qua2sedimo.quantizers import LEVEL_METHODS, dequantize_weight, operator
 from qua2sedimo.quantizers.operator import decode, decode_into
 from qua2sedimo.quantizers.packing import pack
 
@@ -31,7 +31,7 @@ def kernel() -> Iterator[ModuleType]:
         sys.modules.pop(NAME, None)
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(3, 1025), (5, 7), (1, 1)])
 def test_interpreted_as_on_the_cpu(kernel: ModuleType, bits: int, dtype: torch.dtype, shape: tuple[int, int]) -> None:
@@ -56,10 +56,10 @@ def test_a_part_of_a_wider_weight_is_written_and_nothing_else(kernel: ModuleType
     assert whole._version > version
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LEVEL_METHODS)
 def test_a_weight_on_a_graphics_processor_is_decoded_by_it(kernel: ModuleType, method: str) -> None:
     weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
-    value = METHODS[method].quantize(weight, [3])[0]
+    value = LEVEL_METHODS[method].quantize(weight, [3])[0]
     calls: list[int] = []
 
     def counted(*arguments: torch.Tensor) -> None:
@@ -68,7 +68,7 @@ def test_a_weight_on_a_graphics_processor_is_decoded_by_it(kernel: ModuleType, m
 
     with patch.object(operator, "device_kernel", lambda device: counted):
         found = operator.decode_on_device(
-            value.codes, METHODS[method].levels(value.parameters, 3).bfloat16(), 3, value.shape
+            value.codes, LEVEL_METHODS[method].levels(value.parameters, 3).bfloat16(), 3, value.shape
         )
     assert calls and torch.equal(found, dequantize_weight(value))
 

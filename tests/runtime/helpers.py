@@ -89,10 +89,22 @@ def output(model: nn.Module) -> torch.Tensor:
 
 
 def mixed(model: nn.Module) -> Iterator[tuple[str, QuantizedWeight]]:
-    """Every layer but the last, methods and bit widths in turn."""
-    turns = itertools.cycle((method, bits) for bits in (4, 3, 8, 2) for method in METHODS.values())
+    """Every layer but the last, methods and bit widths in turn; ranks as in :func:`decoded_rank`."""
+    turns = itertools.cycle((method, bits) for bits in (4, 3, 8, 2, 1) for method in METHODS.values())
     for (name, module), (method, bits) in list(zip(layer_modules(model).items(), turns))[:-1]:
-        yield name, method.quantize(module.weight, [bits])[0]
+        number = decoded_rank(module.weight) if method.name == "lowrank" else bits
+        yield name, method.quantize(module.weight, [number])[0]
+
+
+def decoded_rank(weight: torch.Tensor) -> int:
+    """The least rank from which on a layer decodes its weight, and so computes bit for bit as a plain layer."""
+    channels, n = weight.shape[0], weight[0].numel()
+    return -(-channels * n // (channels + n))
+
+
+def thin(model: nn.Module, rank: int = 5) -> dict[str, QuantizedWeight]:
+    """Every layer at a rank low enough that Linear layers compute through their factors."""
+    return {name: METHODS["lowrank"].quantize(m.weight, [rank])[0] for name, m in layer_modules(model).items()}
 
 
 @torch.no_grad()

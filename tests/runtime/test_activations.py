@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers import METHODS, unpack
+from qua2sedimo.quantizers import LEVEL_METHODS, METHODS, unpack
 from qua2sedimo.runtime import (
     QuantizedLinear,
     activation_bits,
@@ -182,7 +182,7 @@ def test_the_width_is_saved_and_loaded(bits: int, tmp_path) -> None:
 @needs_integers
 @pytest.mark.parametrize("act_bits", [8, 6])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("bits", range(1, 9))
 def test_integers_agree_with_the_simulation(bits: int, bias: bool, act_bits: int) -> None:
     if not multiplies_exactly(bits):
         pytest.skip("this CPU adds such products in 16 bits")
@@ -234,14 +234,14 @@ def test_a_token_that_is_not_finite_spoils_itself_alone(wrong: float) -> None:
 
 @needs_integers
 def test_the_integer_operation_keeps_the_rules_of_operations() -> None:
-    for method in METHODS.values():
+    for method in LEVEL_METHODS.values():
         value = method.quantize(torch.randn(8, 64), [4])[0]
         arguments = (value.codes, *integer_levels(value), torch.randn(8), 4, 8)
         torch.library.opcheck(integer_linear, (torch.randn(2, 3, 64), *arguments))
 
 
 @needs_integers
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LEVEL_METHODS)
 def test_gradients_pass_the_rounding_in_integers_too(method: str) -> None:
     torch.manual_seed(0)
     plain = nn.Linear(25, 9)  # 225 codes: the last byte is not full
@@ -259,8 +259,8 @@ def test_gradients_pass_the_rounding_in_integers_too(method: str) -> None:
 
 @needs_integers
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("bits", [2, 3, 4])
-@pytest.mark.parametrize("method", ["kmeans_c", "kmeans_a"])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+@pytest.mark.parametrize("method", ["kmeans_c", "kmeans_a", "row"])
 def test_codebooks_of_integers_agree_with_the_simulation_of_the_rounded_codebook(method, bits, bias) -> None:
     torch.manual_seed(bits)
     plain = nn.Linear(96, 40, bias=bias)
@@ -272,7 +272,7 @@ def test_codebooks_of_integers_agree_with_the_simulation_of_the_rounded_codebook
     assert model[0].integer_bits == 8
     table, scale, offset = integer_levels(value)
     levels = scale[:, None] * table.float() + offset[:, None]
-    exact = METHODS[method].levels(value.parameters, bits)
+    exact = LEVEL_METHODS[method].levels(value.parameters, bits)
     assert ((levels - exact).abs() <= scale[:, None] * 0.501).all()
     own = unpack(value.codes, bits, 96 * 40).view(40, 96).long()
     rounded_weight = torch.gather(levels.expand(40, -1), 1, own)
@@ -282,8 +282,22 @@ def test_codebooks_of_integers_agree_with_the_simulation_of_the_rounded_codebook
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3 + step * float(rounded_weight.abs().max()))
     assert (found - expected).abs().median() < 1e-3
     simulated = set_activation_bits(model, 8, integer=False)(x)
-    assert 0 < (found - simulated).norm() < 0.02 * simulated.norm()
+    assert (0 if bits > 1 else -1) < (found - simulated).norm() < 0.02 * simulated.norm()
     assert torch.equal(set_activation_bits(model, 8)(x), simulated)  # only when it is asked for
+
+
+@pytest.mark.parametrize("integer", [None, False])
+def test_low_rank_layers_compute_in_floating_point_with_rounded_inputs(integer: bool | None) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(96, 40)
+    value = METHODS["lowrank"].quantize(plain.weight.detach(), [6])[0]
+    model = nn.Sequential(quantized_module(plain, value))
+    x = torch.randn(2, 7, 96) + 1
+    wanted = model[0].forward(rounded(x, 8))
+    assert torch.equal(set_activation_bits(model, 8, integer=integer)(x), wanted)
+    assert model[0].integer_bits is None and not torch.equal(model[0].forward(x), wanted)
+    with pytest.raises(Qua2SeDiMoError, match="no layer can compute in integers"):
+        set_activation_bits(model, 8, integer=True)
 
 
 @needs_integers

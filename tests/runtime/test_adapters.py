@@ -14,7 +14,7 @@ from qua2sedimo.quantizers import METHODS
 from qua2sedimo.runtime import QuantizedLayer, dequantize, save_packed, set_activation_bits
 from qua2sedimo.runtime.table import layer_modules
 
-from .helpers import inputs, output, packed, unet
+from .helpers import inputs, output, packed, thin, unet
 
 peft = pytest.importorskip("peft")
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -71,6 +71,24 @@ def test_an_adapter_is_saved_and_loaded_by_itself(loaded, folder, tmp_path) -> N
     other.unload_lora()
     assert torch.equal(output(other), plain)
     assert any(isinstance(module, QuantizedLayer) for module in other.modules())
+
+
+def test_an_adapter_beside_low_rank_layers_computes_and_learns(tmp_path) -> None:
+    model = unet().half().float()
+    save_packed(model, None, thin(model, 3), tmp_path / "out")
+    loaded, plain = (type(model).from_pretrained(tmp_path / "out", torch_dtype=torch.float32) for _ in range(2))
+    dequantize(plain)
+    grads = []
+    for adapted in (loaded, plain):
+        torch.manual_seed(8)
+        adapted.requires_grad_(False)
+        adapted.add_adapter(adapter())
+        adapted(**inputs(adapted)).sample.norm().backward()
+        grads.append({name: p.grad for name, p in adapted.named_parameters() if p.requires_grad})
+    torch.testing.assert_close(output(loaded), output(plain), rtol=1e-3, atol=1e-4)
+    assert grads[0].keys() == grads[1].keys() and all(g.norm() > 0 for g in grads[0].values())
+    for name, grad in grads[0].items():
+        assert (grad - grads[1][name]).norm() < 1e-2 * grad.norm()
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

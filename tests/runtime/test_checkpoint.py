@@ -1,6 +1,7 @@
 """A packed checkpoint loads with stock diffusers calls and computes what was measured."""
 
 import copy
+import itertools
 import json
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from qua2sedimo.runtime import QuantizedLayer, dequantize, quantized_layers, rep
 from qua2sedimo.runtime import checkpoint as checkpoint_module
 from qua2sedimo.runtime.table import layer_modules
 
-from .helpers import dit, mixed, output, pipeline, pixart, simulate, unet
+from .helpers import dit, mixed, output, pipeline, pixart, simulate, thin, unet
 
 
 @pytest.mark.parametrize("make", [pixart, dit, unet])
@@ -37,11 +38,12 @@ def test_reloaded_output_equals_the_simulation_bit_for_bit(make, trained_in, tmp
     assert isinstance(AutoModel.from_pretrained(str(tmp_path / "out")), type(model))
 
 
+@pytest.mark.parametrize("trained_in", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_and_width_survives_the_file(method: str, tmp_path) -> None:
-    model = unet()
+def test_every_method_and_width_survives_the_file(method: str, trained_in: torch.dtype, tmp_path) -> None:
+    model = unet().to(trained_in)
     layers = layer_modules(model)
-    widths = {name: 2 + i % 7 for i, name in enumerate(layers)}
+    widths = {name: 1 + i % 8 for i, name in enumerate(layers)}
     values = {n: METHODS[method].quantize(m.weight, [widths[n]])[0] for n, m in layers.items()}
     save_packed(model, None, values, tmp_path / "out")
     loaded = type(model).from_pretrained(tmp_path / "out", torch_dtype=torch.float16)
@@ -50,6 +52,48 @@ def test_every_method_and_width_survives_the_file(method: str, tmp_path) -> None
         assert [part.storage.option for part in layer.parts] == [Option(method, widths[name])]
         assert torch.equal(layer.weight, dequantize_weight(value).half())
         assert torch.equal(dequantize_weight(layer.quantized_weights()[0]), dequantize_weight(value))
+    weights = {name: loaded.get_submodule(name).weight for name in values}
+    dequantize(loaded)
+    assert all(torch.equal(loaded.get_submodule(name).weight, weight) for name, weight in weights.items())
+
+
+@pytest.mark.parametrize("rank", [1, 5])
+def test_low_rank_layers_compute_after_the_file_what_they_did_before(rank: int, tmp_path) -> None:
+    model = dit()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.half().float()  # as the file holds what is not quantized
+    values = thin(model, rank)
+    save_packed(model, None, values, tmp_path / "out")
+    loaded = type(model).from_pretrained(tmp_path / "out", torch_dtype=torch.float32)
+    replace_layers(model, quantized_layers(model, values))
+    expected = output(model)
+    assert torch.equal(output(loaded), expected)
+    torch.testing.assert_close(output(dequantize(loaded)), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "version"),
+    [
+        (("uaq-4", "kmeans_c-2", "kmeans_a-8"), 4),
+        (("uaq-4", "row-4"), 5),
+        (("lowrank-3",), 5),
+        (("uaq-1", "kmeans_a-3"), 5),
+    ],
+)
+def test_the_format_version_is_the_first_that_has_the_options(options: tuple[str, ...], version: int, tmp_path) -> None:
+    """So that older programs load what they know."""
+    model = dit()
+    chosen = zip(layer_modules(model).items(), itertools.cycle(map(Option.parse, options)))
+    values = {n: METHODS[o.method].quantize(m.weight.detach(), [o.number])[0] for (n, m), o in chosen}
+    save_packed(model, None, values, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    info = json.loads((tmp_path / "out" / "qua2sedimo.json").read_text())
+    assert config["format_version"] == info["format_version"] == version
+    loaded = type(model).from_pretrained(tmp_path / "out")
+    for name, value in values.items():
+        assert torch.equal(loaded.get_submodule(name).weight, dequantize_weight(value).float())
+    loaded.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"] == config
 
 
 def test_bytes_on_disk_are_those_of_the_accounting(tmp_path) -> None:

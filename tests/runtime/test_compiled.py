@@ -7,7 +7,7 @@ import torch
 from accelerate import cpu_offload
 from torch import nn
 
-from qua2sedimo.quantizers import METHODS
+from qua2sedimo.quantizers import LEVEL_METHODS, METHODS
 from qua2sedimo.runtime import QuantizedLayer, quantized_module, set_activation_bits
 
 from .helpers import output, packed, pixart
@@ -35,7 +35,8 @@ def test_the_compiled_model_decodes_with_the_kernel(loaded) -> None:
     loaded.compile(backend=backend, fullgraph=True)
     torch.testing.assert_close(output(loaded), expected)
     assert len(graphs) == 1
-    layers = sum(isinstance(m, QuantizedLayer) for m in loaded.modules())
+    packed = [m for m in loaded.modules() if isinstance(m, QuantizedLayer)]
+    layers = sum(m.parts[0].storage.option.method in LEVEL_METHODS for m in packed)
     assert sum("qua2sedimo.decode" in target for target in graphs[0]) >= layers - 1
 
 
@@ -69,6 +70,20 @@ def test_an_offloaded_model_compiles(loaded, kind: str) -> None:
             torch.testing.assert_close(output(loaded), expected)
 
 
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rank", [3, 30])
+def test_low_rank_layers_compile(rank: int, backend: str) -> None:
+    """Through their factors, or decoded."""
+    torch.manual_seed(0)
+    plain = nn.Linear(64, 48)
+    layer = quantized_module(plain, METHODS["lowrank"].quantize(plain.weight.detach(), [rank])[0])
+    x = torch.randn(5, 64)
+    torch.compiler.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(x), layer(x))
+    torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_exported_programs_decode_too(method: str) -> None:
     torch.manual_seed(0)
@@ -79,5 +94,7 @@ def test_exported_programs_decode_too(method: str) -> None:
     layer, x = quantized_module(plain, values), torch.randn(1, 6, 5, 5)
     torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))
     value = values[0][1]
-    levels = METHODS[method].levels(value.parameters, 3)
+    if method not in LEVEL_METHODS:
+        return
+    levels = LEVEL_METHODS[method].levels(value.parameters, 3)
     torch.library.opcheck(torch.ops.qua2sedimo.decode.default, (value.codes, levels, 3, list(value.shape)))

@@ -1,6 +1,7 @@
 """A quantized layer computes what a plain one with the dequantized weight does, whatever is done to it."""
 
 import copy
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -33,12 +34,15 @@ def test_computes_as_the_plain_layer_with_the_dequantized_weight(kind: str, meth
     torch.manual_seed(0)
     make, shape = LAYERS[kind]
     plain, x = make(), torch.randn(shape)
-    for bits, value in zip(range(2, 9), METHODS[method].quantize(plain.weight, list(range(2, 9)))):
+    for bits, value in zip(range(1, 9), METHODS[method].quantize(plain.weight, list(range(1, 9)))):
         quantized = quantized_module(plain, value)
         assert isinstance(quantized, type(plain)) and isinstance(quantized, QuantizedLayer)
         reference = copy.deepcopy(plain)
         reference.weight.data = dequantize_weight(value)
-        assert torch.equal(quantized(x), reference(x)), bits
+        if method == "lowrank" and kind == "linear":  # through its factors, up to rank 4
+            torch.testing.assert_close(quantized(x), reference(x))
+        else:
+            assert torch.equal(quantized(x), reference(x)), bits
         assert f"{method}-{bits}" in repr(quantized)
 
 
@@ -84,6 +88,49 @@ def test_is_traced_by_torch_compile_without_a_graph_break(method: str) -> None:
     assert torch.equal(compiled(x), quantized(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [1e-3, 0.05, 3.0])
+@pytest.mark.parametrize("bias", [True, False])
+def test_low_rank_layers_compute_through_their_factors(dtype: torch.dtype, size: float, bias: bool) -> None:
+    """What the decoded weight computes, within rounding of the type."""
+    torch.manual_seed(0)
+    plain = nn.Linear(80, 60, bias=bias)
+    plain.weight.data = size * torch.randn(60, 80)
+    value = METHODS["lowrank"].quantize(plain.weight.detach(), [12])[0]
+    quantized = quantized_module(plain, value).to(dtype)
+    reference = copy.deepcopy(plain).to(torch.float64)
+    reference.weight.data = dequantize_weight(value).double()
+    for shape in ((80,), (1, 80), (2, 300, 80), (0, 80)):
+        x = torch.randn(shape, dtype=dtype)
+        found, expected = quantized(x), reference(x.double())
+        assert found.dtype == dtype and found.shape == expected.shape
+        eps = 4 * torch.finfo(dtype).eps + torch.finfo(torch.float32).eps
+        assert (found.double() - expected).norm() <= eps * expected.norm()
+
+
+@pytest.mark.parametrize("rank", [1, 14, 15, 16, 40])
+def test_factors_are_used_where_they_take_fewer_multiplications(rank: int) -> None:
+    """24 · 40 for the weight, rank · (24 + 40) for the factors: fewer up to rank 14."""
+    plain = nn.Linear(40, 24)
+    quantized = quantized_module(plain, METHODS["lowrank"].quantize(plain.weight.detach(), [rank])[0])
+    with patch.object(QuantizedLayer, "weight", property(lambda _: pytest.fail("decoded"))):
+        if rank < 15:
+            quantized(torch.randn(3, 40))
+        else:
+            with pytest.raises(pytest.fail.Exception, match="decoded"):
+                quantized(torch.randn(3, 40))
+
+
+def test_gradients_pass_through_factors() -> None:
+    plain = nn.Linear(40, 24)
+    value = METHODS["lowrank"].quantize(plain.weight.detach(), [6])[0]
+    quantized, x = quantized_module(plain, value), torch.randn(3, 5, 40, requires_grad=True)
+    wanted = torch.randn(3, 5, 24)
+    (quantized(x) * wanted).sum().backward()
+    torch.testing.assert_close(x.grad, wanted @ dequantize_weight(value))
+    torch.testing.assert_close(plain.bias.grad, wanted.sum(dim=(0, 1)))
+
+
 def test_gradients_reach_the_input() -> None:
     _, value, quantized = layer()
     x = torch.randn(2, 24, requires_grad=True)
@@ -100,7 +147,7 @@ def test_refuses_what_does_not_fit() -> None:
         quantized_module(plain, value)
     with pytest.raises(Qua2SeDiMoError, match="Embedding"):
         quantized_module(nn.Embedding(3, 4), value)
-    with pytest.raises(Qua2SeDiMoError, match="bits must be 2 to 8"):
+    with pytest.raises(Qua2SeDiMoError, match="bits must be 1 to 8"):
         Part(None, Storage(Option("uaq", 9), torch.float32))
 
 
@@ -113,8 +160,11 @@ def test_refuses_a_subclass_with_its_own_forward_pass() -> None:
         empty_quantized_module(Doubled(4, 4), [Part(None, Storage(Option("uaq", 4), torch.float32))])
 
 
+@pytest.mark.parametrize("methods", [("kmeans_a", "uaq"), ("lowrank", "row"), ("row", "lowrank")])
 @pytest.mark.parametrize("kind", LAYERS)
-def test_a_layer_in_parts_computes_as_the_plain_one_with_the_parts_side_by_side(kind: str) -> None:
+def test_a_layer_in_parts_computes_as_the_plain_one_with_the_parts_side_by_side(
+    kind: str, methods: tuple[str, str]
+) -> None:
     torch.manual_seed(0)
     make, shape = LAYERS[kind]
     plain, x = make(), torch.randn(shape)
@@ -123,14 +173,14 @@ def test_a_layer_in_parts_computes_as_the_plain_one_with_the_parts_side_by_side(
     spans = [(0, cut), (cut, end)]
     values = [
         METHODS[method].quantize(plain.weight[:, a:b], [bits])[0]
-        for (a, b), method, bits in zip(spans, ("kmeans_a", "uaq"), (2, 5))
+        for (a, b), method, bits in zip(spans, methods, (1, 5))
     ]
     quantized = quantized_module(plain, list(zip(spans, values)))
     plain.weight.data = torch.cat([dequantize_weight(value) for value in values], dim=1)
     assert torch.equal(quantized(x), plain(x))
     held = sum(t.numel() * t.element_size() for t in quantized.buffers())
     assert held == sum(value.nbytes for value in values)
-    assert "kmeans_a-2 + uaq-5" in repr(quantized)
+    assert f"{methods[0]}-1 + {methods[1]}-5" in repr(quantized)
     for wrong in (spans[:1], spans[::-1], [(0, cut), (cut, end + 1)]):
         with pytest.raises(Qua2SeDiMoError):
             quantized_module(plain, list(zip(wrong, values)))

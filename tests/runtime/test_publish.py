@@ -125,7 +125,7 @@ def test_an_export_and_its_card_name_the_folder_and_the_study_knows_where_it_is(
     (model / "README.md").write_text("---\nlicense: mit\n---\n")
     loaded = type(pipeline).from_pretrained(model)
     study = Study.create(tmp_path / "secret place" / "study", small_settings(model=str(model)), loaded)
-    configuration = study.workspace.space.uniform(Option.parse("kmeans_a-4"))
+    configuration = study.workspace.space.uniform(Option.parse("row-4"))
     choice = choice_of(study, configuration)
     out, inside = tmp_path / "out", study.folder / "packed"
     for place in (out, inside):

@@ -19,9 +19,9 @@ from .helpers import dit, output
 
 
 def linear_choice(model: torch.nn.Module) -> dict[str, Option]:
-    """UAQ of 2 to 8 bits in turn for every Linear layer."""
+    """UAQ of 1 to 8 bits in turn for every Linear layer."""
     linear = [name for name, layer in weight_layers(model).items() if len(layer.shape) == 2]
-    return {name: Option("uaq", 2 + i % 7) for i, name in enumerate(linear)}
+    return {name: Option("uaq", 1 + i % 8) for i, name in enumerate(linear)}
 
 
 def wide(columns: int, rows: int = 8, copies: tuple[str, ...] = ()) -> dict[str, WeightLayer]:
@@ -115,8 +115,11 @@ def test_copies_get_what_the_layer_gets_and_take_room() -> None:
 @pytest.mark.parametrize(
     ("form", "option", "layer", "reason"),
     [
-        ("torchao", Option("kmeans_c", 4), wide(512), "K-Means"),
-        ("gguf", Option("kmeans_a", 4), wide(512), "K-Means"),
+        ("torchao", Option("kmeans_c", 4), wide(512), "kmeans_c-4 has no evenly spaced levels"),
+        ("gguf", Option("kmeans_a", 4), wide(512), "kmeans_a-4 has no evenly spaced levels"),
+        ("torchao", Option("row", 4), wide(512), "row-4 has no evenly spaced levels"),
+        ("gguf", Option("lowrank", 16), wide(512), "lowrank-16 has no evenly spaced levels"),
+        ("gguf", Option("uaq", 1), wide(512), "GGUF has no type of 1 bits"),
         ("gguf", Option("uaq", 7), wide(512), "GGUF has no type of 7 bits"),
         ("gguf", Option("uaq", 3), wide(1152), "1152 weights are not a multiple of the block size 256"),
         ("gguf", Option("uaq", 4), wide(40), "40 weights are not a multiple of the block size 32"),

@@ -25,7 +25,7 @@ from qua2sedimo.search import (
 
 SPACE = SearchSpace.of(
     {"block.attn.q": (12, 40), "block.attn.v": (12, 40), "block.ff": (30, 20), "out": (4, 100)},
-    "uaq-2,uaq-4,uaq-6,kmeans_a-3,kmeans_a-4,kmeans_c-2",
+    "uaq-2,uaq-4,uaq-6,kmeans_a-3,kmeans_a-4,row-1,lowrank-2",
 )
 RNG = np.random.default_rng(7)
 SCORES = {n: {o: float(RNG.normal()) for o in SPACE.options[n]} for n in SPACE.layers}
@@ -34,7 +34,7 @@ constraints = st.builds(
     Constraints,
     keep=st.sampled_from([(), ("out",), ("*.attn.*",), ("block.*",)]),
     min_bits=st.sampled_from([(), (("*.ff", 4),), (("*", 3),), (("block.attn.q", 6), ("*", 3))]),
-    methods=st.sampled_from([(), ("uaq",), ("kmeans_a", "uaq")]),
+    methods=st.sampled_from([(), ("uaq",), ("kmeans_a", "uaq"), ("lowrank", "row")]),
     methods_at_most=st.sampled_from([None, 1, 2, 3]),
 )
 

@@ -22,10 +22,10 @@ def drawn(table) -> list[str]:  # type: ignore[no-untyped-def]
 
 def test_a_row_an_option_with_its_error_and_bytes() -> None:
     weight = torch.randn(12, 40, generator=torch.Generator().manual_seed(0)).half()
-    options = options_for("paper", (12, 40))
+    options = (*options_for("paper", (12, 40)), Option("row", 1), Option("row", 5))
     rows = {line.split()[0]: line for line in drawn(weight_table("a layer", weight, options, 40)) if line.split()}
     for option in options:
-        (value,) = METHODS[option.method].quantize(weight, [option.bits])
+        (value,) = METHODS[option.method].quantize(weight, [option.number])
         loss, relative = quantization_error(weight, dequantize_weight(value))
         assert f"{relative:.3g}" in rows[str(option)] and f"{loss:.3g}" in rows[str(option)]
         assert f"{option.nbytes((12, 40)):,}" in rows[str(option)]

@@ -2,17 +2,22 @@
 
 from qua2sedimo.quantizers.decoding import dequantize_traceable, dequantize_weight, levels_of
 from qua2sedimo.quantizers.error import EXPONENT, quantization_error
+from qua2sedimo.quantizers.lowrank import LowRank
 from qua2sedimo.quantizers.method import Method, check_half, stored_dtype
+from qua2sedimo.quantizers.moment import Moment
 from qua2sedimo.quantizers.operator import decode
 from qua2sedimo.quantizers.packing import pack, packed_length, unpack
-from qua2sedimo.quantizers.registry import METHODS, packed_bytes
+from qua2sedimo.quantizers.registry import LEVEL_METHODS, METHODS, packed_bytes
 from qua2sedimo.quantizers.threads import each
 from qua2sedimo.quantizers.value import QuantizedWeight
 
 __all__ = [
     "EXPONENT",
+    "LEVEL_METHODS",
+    "LowRank",
     "METHODS",
     "Method",
+    "Moment",
     "QuantizedWeight",
     "check_half",
     "decode",

@@ -7,8 +7,9 @@ import math
 import torch
 
 from qua2sedimo.quantizers.lookup import is_real, kernels_read
+from qua2sedimo.quantizers.lowrank import LowRank
 from qua2sedimo.quantizers.operator import decode, decode_into, device_kernel, look_up
-from qua2sedimo.quantizers.registry import METHODS
+from qua2sedimo.quantizers.registry import LEVEL_METHODS, METHODS
 from qua2sedimo.quantizers.value import QuantizedWeight
 
 
@@ -19,7 +20,8 @@ def levels_of(value: QuantizedWeight, dtype: torch.dtype) -> torch.Tensor:
     and those beyond the largest number of that type become this number.
     """
     largest = torch.finfo(value.dtype).max
-    return METHODS[value.method].levels(value.parameters, value.bits).clamp(-largest, largest).to(value.dtype).to(dtype)
+    levels = LEVEL_METHODS[value.method].levels(value.parameters, value.number)
+    return levels.clamp(-largest, largest).to(value.dtype).to(dtype)
 
 
 def dequantize_weight(value: QuantizedWeight, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -31,17 +33,21 @@ def dequantize_weight(value: QuantizedWeight, out: torch.Tensor | None = None) -
     """
     if out is None:
         out = torch.empty(value.shape, dtype=value.dtype, device=value.codes.device)
-    if value.codes.numel() == 0:
+    if out.numel() == 0:
+        return out
+    factored = METHODS[value.method]
+    if isinstance(factored, LowRank):
+        out.copy_(_product(factored, value).view(value.shape))
         return out
     levels = levels_of(value, out.dtype)
     rows = out.view(out.shape[0], -1)  # never copies: a span of input channels has regular rows too
     kernel = device_kernel(out.device.type)
     if kernels_read(out) and kernels_read(value.codes):
-        decode_into(value.codes, levels, value.bits, rows)
+        decode_into(value.codes, levels, value.number, rows)
     elif kernel is not None and is_real(out) and is_real(value.codes):
-        kernel(value.codes, levels, value.bits, rows)
+        kernel(value.codes, levels, value.number, rows)
     else:
-        rows.copy_(look_up(value.codes, levels, value.bits, *rows.shape))
+        rows.copy_(look_up(value.codes, levels, value.number, *rows.shape))
     return out
 
 
@@ -50,8 +56,17 @@ def dequantize_traceable(value: QuantizedWeight, dtype: torch.dtype) -> torch.Te
 
     Where there is a kernel the compiled program calls it; on other devices the compiler fuses the operations.
     """
+    factored = METHODS[value.method]
+    if isinstance(factored, LowRank):
+        return _product(factored, value).to(dtype).view(value.shape)
     levels = levels_of(value, dtype)
     if levels.device.type == "cpu" or device_kernel(levels.device.type) is not None:
-        return decode(value.codes, levels, value.bits, value.shape)
+        return decode(value.codes, levels, value.number, value.shape)
     channels = value.shape[0]
-    return look_up(value.codes, levels, value.bits, channels, math.prod(value.shape[1:])).view(value.shape)
+    return look_up(value.codes, levels, value.number, channels, math.prod(value.shape[1:])).view(value.shape)
+
+
+def _product(method: LowRank, value: QuantizedWeight) -> torch.Tensor:
+    """The product of the factors [channels, n], rounded to the weight's own type."""
+    largest = torch.finfo(value.dtype).max
+    return method.dequantized(value).clamp(-largest, largest).to(value.dtype)

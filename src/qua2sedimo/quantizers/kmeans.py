@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from qua2sedimo.quantizers.lookup import nearest_rows
-from qua2sedimo.quantizers.method import Method, stored_dtype
+from qua2sedimo.quantizers.method import LevelMethod, stored_dtype
 from qua2sedimo.quantizers.optimal import optimal_codebooks_rows, optimal_codebooks_weighted
 from qua2sedimo.quantizers.threads import spread
 
 _BINS = 1 << 16
 
 
-class KMeansPerChannel(Method):
+class KMeansPerChannel(LevelMethod):
     """A codebook of 2^b values per output channel: the exact 1-D K-Means optimum.
 
     Codebooks are rounded to the stored 16-bit type before weights are assigned to their nearest entry.
@@ -52,7 +52,7 @@ class KMeansPerChannel(Method):
         return parameters["codebook"].float()
 
 
-class KMeansPerTensor(Method):
+class KMeansPerTensor(LevelMethod):
     """One codebook of 2^b values for the whole tensor: weighted K-Means on its distinct values.
 
     An fp16 or bf16 tensor has at most 65,536 distinct values, so the optimum is exact. An fp32 tensor is

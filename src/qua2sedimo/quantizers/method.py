@@ -2,46 +2,65 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers.packing import pack
+from qua2sedimo.quantizers.compensation import compensated
+from qua2sedimo.quantizers.moment import Moment
+from qua2sedimo.quantizers.packing import pack, packed_length
 from qua2sedimo.quantizers.value import QuantizedWeight
 
 _LARGE = 2.0**120
 
 
 class Method(ABC):
-    """Quantizes a weight [output channels, ...] at several bit widths at once, and says what its codes stand for."""
+    """Quantizes a weight [output channels, ...] in several ways at once, each named by a ``number``.
+
+    For most methods the number is the bit width of a code; for ``lowrank`` it is the rank.
+    """
 
     name: str
+    #: The numbers that options of this method may have, and what the number is.
+    numbers: range = range(1, 9)
+    quantity = "bits"
 
     @abstractmethod
-    def parameter_shapes(self, shape: tuple[int, ...], bits: int) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the 16-bit parameters: they follow from the weight's shape and bits alone."""
+    def parameter_shapes(self, shape: tuple[int, ...], number: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the 16-bit parameters: they follow from the weight's shape and the number alone."""
 
     @abstractmethod
     def parameter_dtypes(self, stored: torch.dtype) -> dict[str, torch.dtype]:
         """The 16-bit type of each parameter, given the 16-bit float type of the checkpoint."""
 
-    @abstractmethod
-    def fit(self, weight: torch.Tensor, bits: Sequence[int]) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-        """For each width: codes (uint8, weight's shape as [channels, -1]) and final, already rounded parameters."""
+    def width(self, number: int) -> int:
+        """Bits of one code."""
+        return number
 
-    @abstractmethod
-    def levels(self, parameters: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
-        """What each code stands for: float32 [channels, 2^bits], or [1, 2^bits] if all channels share it."""
+    def code_count(self, shape: tuple[int, ...], number: int) -> int:
+        """How many codes are stored for a weight of this shape."""
+        return math.prod(shape)
 
-    def quantize(self, weight: torch.Tensor, bits: Sequence[int]) -> list[QuantizedWeight]:
-        """Quantize ``weight`` (fp16, bf16 or fp32, at least one dimension) at every width of ``bits``.
+    def code_bytes(self, shape: tuple[int, ...], number: int) -> int:
+        """Bytes of the packed codes of a weight of this shape."""
+        return packed_length(self.code_count(shape, number), self.width(number))
 
-        The root mean square error of a channel (of the tensor for ``kmeans_a``) is at most
-        r/(2^b − 1) + 2·u·r + 2^b·s, where r is the range of its weights with 0 included, and u and s are the unit
-        roundoff and the least positive number of the stored type: 2⁻¹¹ and 2⁻²⁴ for fp16, 2⁻⁸ and 2⁻¹²⁶ (the least
-        normal one) for bf16. Parameters of fp32 weights are stored as fp16.
+    def packed_bytes(self, shape: tuple[int, ...], number: int) -> int:
+        """Bytes of codes and parameters of a weight of this shape, without quantizing it."""
+        parameters = self.parameter_shapes(shape, number)
+        return self.code_bytes(shape, number) + 2 * sum(map(math.prod, parameters.values()))
+
+    def quantize(
+        self, weight: torch.Tensor, numbers: Sequence[int], moment: Moment | None = None
+    ) -> list[QuantizedWeight]:
+        """Quantize ``weight`` (fp16, bf16 or fp32, at least one dimension) for every number.
+
+        With ``moment``, the second moment of the layer's inputs, rounding compensates errors under it
+        (:mod:`qua2sedimo.quantizers.compensation`); without, or if the moment is not :attr:`~Moment.usable`, every
+        weight goes to its nearest level. Parameters of fp32 weights are stored as fp16.
 
         Raises :class:`Qua2SeDiMoError` on NaN or infinity, which no code can represent, and on fp32 weights beyond the
         range of fp16.
@@ -49,29 +68,101 @@ class Method(ABC):
         check_finite(weight)
         check_half(weight)
         if weight.numel() == 0:
-            return [self._empty(weight, b) for b in bits]
+            return [self._empty(weight, n) for n in numbers]
         rows = weight.detach().reshape(weight.shape[0], -1)
         # The range of a channel must have a number in fp32; only bf16 weights can be as large.
         unit = 2.0**-16 if weight.dtype == torch.bfloat16 and float(rows.abs().max()) > _LARGE else 1.0
-        fitted = self.fit(rows if unit == 1 else rows * unit, bits)
+        usable = moment.normal if moment is not None and moment.usable else None
+        fitted = self._fitted(rows if unit == 1 else rows * unit, numbers, usable)
         return [
-            QuantizedWeight(self.name, b, tuple(weight.shape), weight.dtype, pack(codes, b), _scaled(found, 1 / unit))
-            for b, (codes, found) in zip(bits, fitted)
+            QuantizedWeight(
+                self.name,
+                n,
+                tuple(weight.shape),
+                weight.dtype,
+                pack(codes, self.width(n)),
+                self._scaled(found, 1 / unit),
+            )
+            for n, (codes, found) in zip(numbers, fitted)
         ]
 
-    def _empty(self, weight: torch.Tensor, bits: int) -> QuantizedWeight:
-        dtypes = self.parameter_dtypes(stored_dtype(weight.dtype))
+    @abstractmethod
+    def _fitted(
+        self, rows: torch.Tensor, numbers: Sequence[int], moment: Moment | None
+    ) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        """For each number: codes (uint8, in the order in which they are stored) and final, already rounded parameters
+        of a weight ``rows`` [channels, n]."""
+
+    def _scaled(self, parameters: dict[str, torch.Tensor], factor: float) -> dict[str, torch.Tensor]:
+        """Parameters of a weight that is ``factor``, a power of two, times as large."""
+        if factor == 1:
+            return parameters
+        return {name: times(t, factor) if t.is_floating_point() else t for name, t in parameters.items()}
+
+    def _empty(self, weight: torch.Tensor, number: int) -> QuantizedWeight:
+        shape, dtypes = tuple(weight.shape), self.parameter_dtypes(stored_dtype(weight.dtype))
         parameters = {
-            name: torch.zeros(shape, dtype=dtypes[name], device=weight.device)
-            for name, shape in self.parameter_shapes(tuple(weight.shape), bits).items()
+            name: torch.zeros(size, dtype=dtypes[name], device=weight.device)
+            for name, size in self.parameter_shapes(shape, number).items()
         }
-        codes = torch.zeros(0, dtype=torch.uint8, device=weight.device)
-        return QuantizedWeight(self.name, bits, tuple(weight.shape), weight.dtype, codes, parameters)
+        codes = torch.zeros(self.code_bytes(shape, number), dtype=torch.uint8, device=weight.device)
+        return QuantizedWeight(self.name, number, shape, weight.dtype, codes, parameters)
+
+
+class LevelMethod(Method):
+    """A method whose codes each stand for one weight: its number is the bit width, and a code names a level.
+
+    A new one defines the parameters, how they are fitted and which levels follow. Both roundings, packing, decoding and
+    sizes then work, provided that levels are proportional to the float parameters.
+
+    The root mean square error of a channel (of the tensor for ``kmeans_a``) under nearest rounding is at most
+    r/(2^b − 1) + 2·u·r + 2^b·s, where r is the range of its weights with 0 included, and u and s are the unit roundoff
+    and the least positive number of the stored type: 2⁻¹¹ and 2⁻²⁴ for fp16, 2⁻⁸ and 2⁻¹²⁶ (the least normal one) for
+    bf16. This holds from 2 bits on, and for ``row`` only for weights that are distributed like a Gaussian.
+    """
+
+    @abstractmethod
+    def fit(self, weight: torch.Tensor, bits: Sequence[int]) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        """For each width: codes by nearest rounding (uint8, weight's shape as [channels, -1]) and final, already
+        rounded parameters."""
+
+    @abstractmethod
+    def levels(self, parameters: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
+        """What each code stands for: float32 [channels, 2^bits], or [1, 2^bits] if all channels share it."""
+
+    def rescaled(self, parameters: dict[str, torch.Tensor], factors: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Parameters of levels ``factors`` times as large, rounded as stored.
+
+        ``factors`` is fp32 [channels], or [1] if all channels share their levels.
+        """
+        scaled = {}
+        for name, tensor in parameters.items():
+            if not tensor.is_floating_point():
+                scaled[name] = tensor
+                continue
+            shared = len(factors) == 1
+            by = factors if shared else factors.view(-1, *[1] * (tensor.dim() - 1))
+            scaled[name] = times(tensor, by.to(tensor.device))
+        return scaled
+
+    def _fitted(
+        self, rows: torch.Tensor, numbers: Sequence[int], moment: Moment | None
+    ) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        found = self.fit(rows, numbers)
+        if moment is None:
+            return found
+        return [compensated(self, rows, b, codes, given, moment) for b, (codes, given) in zip(numbers, found)]
 
 
 def stored_dtype(dtype: torch.dtype) -> torch.dtype:
     """The 16-bit float type that parameters are kept in: bf16 for bf16 weights, fp16 otherwise."""
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float16
+
+
+def times(parameter: torch.Tensor, factor: torch.Tensor | float) -> torch.Tensor:
+    """A float parameter times ``factor``, in its own type, whose largest number it does not pass."""
+    largest = torch.finfo(parameter.dtype).max
+    return (parameter.float() * factor).clamp(-largest, largest).to(parameter.dtype)
 
 
 def check_half(weight: torch.Tensor) -> None:
@@ -84,13 +175,6 @@ def check_half(weight: torch.Tensor) -> None:
             f"{lost} of {weight.numel()} weights are beyond ±65504, the range of float16",
             "Load the pipeline in torch.bfloat16.",
         )
-
-
-def _scaled(parameters: dict[str, torch.Tensor], factor: float) -> dict[str, torch.Tensor]:
-    """Float parameters times a power of two."""
-    if factor == 1:
-        return parameters
-    return {name: t * factor if t.is_floating_point() else t for name, t in parameters.items()}
 
 
 def check_finite(weight: torch.Tensor) -> None:

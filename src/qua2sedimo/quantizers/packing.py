@@ -1,4 +1,4 @@
-"""Codes of 2 to 8 bits packed without gaps.
+"""Codes of 1 to 8 bits packed without gaps.
 
 Eight b-bit codes fill b bytes; code 0 starts at the lowest bit of byte 0. For b = 3::
 
@@ -74,8 +74,8 @@ def unpack_words(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 
 
 def _check_bits(bits: int) -> None:
-    if not 2 <= bits <= 8:
-        raise Qua2SeDiMoError(f"bits must be 2 to 8, got {bits}")
+    if not 1 <= bits <= 8:
+        raise Qua2SeDiMoError(f"bits must be 1 to 8, got {bits}")
 
 
 def _check_range(least: int, largest: int, bits: int) -> None:

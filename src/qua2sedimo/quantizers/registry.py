@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
-
 from qua2sedimo.quantizers.kmeans import KMeansPerChannel, KMeansPerTensor
-from qua2sedimo.quantizers.method import Method
-from qua2sedimo.quantizers.packing import packed_length
+from qua2sedimo.quantizers.lowrank import LowRank
+from qua2sedimo.quantizers.method import LevelMethod, Method
+from qua2sedimo.quantizers.row import RowScale
 from qua2sedimo.quantizers.uniform import UniformAffine
 
-METHODS: dict[str, Method] = {m.name: m for m in (UniformAffine(), KMeansPerChannel(), KMeansPerTensor())}
+_ALL: tuple[Method, ...] = (UniformAffine(), KMeansPerChannel(), KMeansPerTensor(), RowScale(), LowRank())
+METHODS: dict[str, Method] = {m.name: m for m in _ALL}
+#: Those whose codes each stand for one weight; the number of their options is the bit width.
+LEVEL_METHODS: dict[str, LevelMethod] = {m.name: m for m in _ALL if isinstance(m, LevelMethod)}
 
 
-def packed_bytes(method: str, shape: tuple[int, ...], bits: int) -> int:
+def packed_bytes(method: str, shape: tuple[int, ...], number: int) -> int:
     """Bytes of codes and parameters of a weight of this shape, without quantizing it."""
-    parameters = METHODS[method].parameter_shapes(shape, bits)
-    return packed_length(math.prod(shape), bits) + 2 * sum(map(math.prod, parameters.values()))
+    return METHODS[method].packed_bytes(shape, number)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from qua2sedimo.quantizers.error import power
-from qua2sedimo.quantizers.method import Method, stored_dtype
+from qua2sedimo.quantizers.method import LevelMethod, stored_dtype
 
 #: Candidate shrinks of a channel's range; the paper's grid.
 SHRINKS = tuple(s / 10 for s in range(10, 0, -1))
@@ -16,7 +16,7 @@ _SMALLEST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-126}  # positive num
 _CHUNK = 1 << 16  # weights searched at a time: temporaries stay in the processor's cache
 
 
-class UniformAffine(Method):
+class UniformAffine(LevelMethod):
     """q = clamp(round(w/Δ) + z, 0, 2^b − 1), ŵ = (q − z)·Δ, a scale Δ and zero point z per output channel.
 
     For each shrink s: max' = s·max, min' = s·min, Δ = (max' − min')/(2^b − 1), z = round(−min'/Δ); the s with

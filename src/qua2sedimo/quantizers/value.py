@@ -11,17 +11,23 @@ import torch
 class QuantizedWeight:
     """What is stored for one weight tensor.
 
-    ``codes`` is uint8 [⌈N·bits/8⌉], packed as in :mod:`qua2sedimo.quantizers.packing` over the whole tensor in
-    row-major order; ``parameters`` are the 16-bit tensors the method needs (``scale`` and ``zero``, or
-    ``codebook``); ``shape`` is the weight's, output channels first; ``dtype`` that of the dequantized weight.
+    ``number`` tells options of one method apart: the bit width of a code or, for ``lowrank``, the rank. ``codes`` is
+    uint8, packed as in :mod:`qua2sedimo.quantizers.packing`: [⌈N·bits/8⌉] over the whole tensor in row-major order, or
+    the codes of two factors. ``parameters`` are the 16-bit tensors the method needs (``scale`` and ``zero``,
+    ``codebook``, …); ``shape`` is the weight's, output channels first; ``dtype`` that of the dequantized weight.
     """
 
     method: str
-    bits: int
+    number: int
     shape: tuple[int, ...]
     dtype: torch.dtype
     codes: torch.Tensor
     parameters: dict[str, torch.Tensor]
+
+    @property
+    def option(self) -> str:
+        """Method and number as in a configuration: ``uaq-4``."""
+        return f"{self.method}-{self.number}"
 
     @property
     def nbytes(self) -> int:

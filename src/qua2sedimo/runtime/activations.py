@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.quantizers import LEVEL_METHODS
 from qua2sedimo.runtime.integer import MOST_CODEBOOK_BITS, codebook_bits, multiplies_exactly
 from qua2sedimo.runtime.modules import QuantizedLayer, QuantizedLinear
 from qua2sedimo.runtime.table import layer_modules
@@ -177,8 +178,8 @@ def set_activation_bits(
 
     ``layers`` names the layers whose inputs are rounded; default: all packed layers, or all Linear and Conv layers if
     none is packed. Attention is always rounded. ``integer`` controls integer arithmetic in packed Linear layers: by
-    default UAQ layers use it if this processor is exact; True adds K-Means layers of up to 4 bits, with levels rounded
-    to 8 bits (7 without VNNI); False simulates all layers.
+    default UAQ layers use it if this processor is exact; True adds layers with other levels (``row`` and K-Means) of up
+    to 4 bits, with levels rounded to 8 bits (7 without VNNI); False simulates all layers.
 
     Raises :class:`Qua2SeDiMoError` on an unsupported bit width, an unknown layer, an attention processor that cannot be
     intercepted, or ``integer=True`` if no layer can use integers.
@@ -192,7 +193,7 @@ def set_activation_bits(
     if integer and not any(_can_be_integer(module, True) for module in chosen):
         raise Qua2SeDiMoError(
             "no layer can compute in integers here; only packed Linear layers on a CPU can: uaq at bit widths whose "
-            f"products are exact on this processor, and K-Means up to {MOST_CODEBOOK_BITS} bits",
+            f"products are exact on this processor, row and K-Means up to {MOST_CODEBOOK_BITS} bits",
             "Omit `integer`: activation quantization is then simulated.",
         )
     _remove(model)
@@ -232,11 +233,11 @@ def _chosen(modules: Mapping[str, nn.Module], names: Iterable[str] | None) -> li
 
 
 def _can_be_integer(module: nn.Module, rounding: bool) -> TypeGuard[QuantizedLinear]:
-    """Whether a layer can compute in integers; with ``rounding``, also by rounding its K-Means codebook."""
+    """Whether a layer can compute in integers; with ``rounding``, also by rounding its levels to an even grid."""
     if not isinstance(module, QuantizedLinear) or len(module.parts) > 1:
         return False
     option, codes = module.parts[0].storage.option, getattr(module, f"{module.parts[0].prefix}codes")
-    if codes.device.type != "cpu":
+    if codes.device.type != "cpu" or option.method not in LEVEL_METHODS:
         return False
     if option.method == "uaq":
         return multiplies_exactly(option.bits)

@@ -22,6 +22,7 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.checksums import SumCheck
 from qua2sedimo.formats.files import read_json
 from qua2sedimo.formats.tensorfiles import StoredTensor, all_tensors, read_layout, shard_files
+from qua2sedimo.options import Option
 from qua2sedimo.runtime.activations import ACTIVATION_BITS, set_activation_bits
 from qua2sedimo.runtime.demands import meta_model
 from qua2sedimo.runtime.hub import model_folder
@@ -30,7 +31,9 @@ from qua2sedimo.runtime.plain import dequantize
 from qua2sedimo.runtime.shards import check_complete, model_tensors
 from qua2sedimo.runtime.table import DAMAGED, LayerTable, install_empty_layers
 
-FORMAT_VERSION = 4
+#: Versions that are read. A checkpoint has the first that knows its options, so that older programs read it too.
+FORMAT_VERSIONS = (4, 5)
+_METHODS_OF_4 = ("uaq", "kmeans_c", "kmeans_a")
 _COMPUTE_DTYPES = (None, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -60,10 +63,10 @@ class Qua2SeDiMoConfig(QuantizationConfigMixin):
     quant_method: QuantMethod = QuantMethod.QUA2SEDIMO
 
     def __post_init__(self) -> None:
-        if self.format_version != FORMAT_VERSION:
+        if self.format_version not in FORMAT_VERSIONS:
             raise Qua2SeDiMoError(
                 f"quantization_config: format version {self.format_version!r} is unknown; "
-                f"this program reads version {FORMAT_VERSION}",
+                f"this program reads versions {' and '.join(map(str, FORMAT_VERSIONS))}",
                 "Install the qua2sedimo version that wrote the checkpoint, or a newer one.",
             )
         self.quant_method = QuantMethod.QUA2SEDIMO
@@ -76,7 +79,7 @@ class Qua2SeDiMoConfig(QuantizationConfigMixin):
         """The ``quantization_config`` for a layer table; ``config`` is the digest of the model's config."""
         options = [str(storage) for storage in table.storages]
         return cls(
-            format_version=FORMAT_VERSION,
+            format_version=format_version(storage.option for storage in table.storages),
             options=options,
             layers=table.layers,
             names=table.names,
@@ -92,7 +95,7 @@ class Qua2SeDiMoConfig(QuantizationConfigMixin):
         known = {field.name for field in fields(cls)}
         version = config_dict.get("format_version")
         wrong = sorted((known | {"digest"}).symmetric_difference(config_dict))
-        if version == FORMAT_VERSION and wrong:  # another version may have other keys; it is refused below
+        if version in FORMAT_VERSIONS and wrong:  # another version may have other keys; it is refused below
             raise Qua2SeDiMoError(f"quantization_config: missing or unknown key '{wrong[0]}'", DAMAGED)
         entries = {name: config_dict.get(name) for name in known}
         config = cls(**entries)  # type: ignore[arg-type]
@@ -247,6 +250,12 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
     @property
     def is_trainable(self) -> bool:
         return True
+
+
+def format_version(options: Iterable[Option]) -> int:
+    """The first format version that has all these options: 5 added ``row``, ``lowrank`` and codes of one bit."""
+    known = all(option.method in _METHODS_OF_4 and option.bits > 1 for option in options)
+    return FORMAT_VERSIONS[0] if known else FORMAT_VERSIONS[1]
 
 
 def _ignored(model: nn.Module, names: Iterable[str]) -> list[str]:

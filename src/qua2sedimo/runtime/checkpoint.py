@@ -4,9 +4,11 @@
     OUT/model_index.json     and the folders of all other components, as saved by the pipeline
     OUT/transformer/         config.json with quantization_config; *.safetensors shards and their index
 
-A layer ``a.b`` is stored as ``a.b.codes`` (uint8) and its 16-bit parameters ``a.b.scale`` and ``a.b.zero``,
-or ``a.b.codebook`` (bit patterns of fp16, or of bf16 for bf16 weights, stored as int16). A denoiser exported without
-a pipeline has the files of ``transformer/`` directly in OUT.
+A layer ``a.b`` is stored as ``a.b.codes`` (uint8) and 16-bit parameters: ``a.b.scale`` (``row``), also ``a.b.zero``
+(``uaq``), ``a.b.codebook`` (K-Means), or ``a.b.first``, ``a.b.scale_in`` and ``a.b.scale_out`` (``lowrank``). They are
+bit patterns of fp16, or of bf16 for bf16 weights, stored as int16. A denoiser exported without a pipeline has the files
+of ``transformer/`` directly in OUT. The format version is 4, or 5 if a layer has an option that version 4 lacks:
+``row``, ``lowrank``, or one bit.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import check_writable, read_json, write_json
 from qua2sedimo.formats.tensorfiles import all_tensors, read_layout
 from qua2sedimo.quantizers import QuantizedWeight
-from qua2sedimo.runtime.backend import FORMAT_VERSION, Qua2SeDiMoConfig
+from qua2sedimo.runtime.backend import Qua2SeDiMoConfig
 from qua2sedimo.runtime.intact import config_digest
 from qua2sedimo.runtime.modules import Part, QuantizedLayer, Storage, checked_tensors, covers, plain_class
 from qua2sedimo.runtime.publish import forget_paths
@@ -90,22 +92,25 @@ def save_packed(
     with _written_beside(out) as folder:
         if pipeline is not None and component is not None:
             _save_others(pipeline, component, denoiser, folder)
-        size = _write_denoiser(denoiser, values, copies, act_bits, folder / (component or ""))
-        write_json(folder / INFO, _info(component, size, extra or {}))
+        size, version = _write_denoiser(denoiser, values, copies, act_bits, folder / (component or ""))
+        write_json(folder / INFO, _info(component, size, version, extra or {}))
     return size
 
 
-def _info(component: str | None, size: PackedSize, extra: Mapping[str, Any]) -> dict[str, Any]:
+def _info(component: str | None, size: PackedSize, version: int, extra: Mapping[str, Any]) -> dict[str, Any]:
     try:
         json.dumps(extra)
     except (TypeError, ValueError) as error:
         raise Qua2SeDiMoError(f"extra provenance cannot be written as JSON: {error}") from error
     sizes = {"average_bits": size.average_bits, **asdict(size)}
-    versions = {"format_version": FORMAT_VERSION, "diffusers": diffusers.__version__}
+    versions = {"format_version": version, "diffusers": diffusers.__version__}
     return {**versions, "component": component, **sizes, "extra": dict(extra)}
 
 
-def _write_denoiser(denoiser: Any, values: Values, copies: Copies, act_bits: int | None, folder: Path) -> PackedSize:
+def _write_denoiser(
+    denoiser: Any, values: Values, copies: Copies, act_bits: int | None, folder: Path
+) -> tuple[PackedSize, int]:
+    """Write the denoiser to ``folder``: its size, and its format version."""
     _refuse_unsuitable(denoiser)
     modules = layer_modules(denoiser)
     groups = groups_of(modules, copies)
@@ -136,7 +141,8 @@ def _write_denoiser(denoiser: Any, values: Values, copies: Copies, act_bits: int
     config.pop("_name_or_path", None)  # a local path; exports are published
     quantization = Qua2SeDiMoConfig.of(table, config_digest(type(denoiser), config), act_bits)
     write_json(folder / "config.json", {**config, "quantization_config": quantization.to_dict()})
-    return _verified(type(denoiser), config, table, files, PackedSize(nbytes, weights, 0))
+    size = _verified(type(denoiser), config, table, files, PackedSize(nbytes, weights, 0))
+    return size, quantization.format_version
 
 
 def _verified(

@@ -7,8 +7,8 @@ output channel)::
 
 The first term is an int8 matrix product, for which oneDNN has kernels; the other terms are rank-one. The steps before
 and after the product each pass over memory once (:mod:`qua2sedimo.runtime.integer_rows`). UAQ levels have this form:
-ŵ = s·(q − z), t = q − h, h = 2^(b−1), o = s·(h − z). K-Means levels do not; they are rounded to a uniform grid between
-the smallest and the largest level.
+ŵ = s·(q − z), t = q − h, h = 2^(b−1), o = s·(h − z). Those of ``row`` and K-Means do not; they are rounded to a uniform
+grid between the smallest and the largest level.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from qua2sedimo.quantizers import METHODS, QuantizedWeight, decode
+from qua2sedimo.quantizers import LEVEL_METHODS, QuantizedWeight, decode
 from qua2sedimo.runtime.integer_rows import parts, rounded_rows, scaled_rows
 
-#: Up to this bit width, rounding K-Means levels to 7 bits adds less than 2 % to the squared error (3 bits: 0.3 %).
+#: Up to this bit width, rounding uneven levels to 7 bits adds less than 2 % to the squared error (3 bits: 0.3 %).
 MOST_CODEBOOK_BITS = 4
 #: Shape of the test product: longer than any run of terms that a kernel accumulates in 16 bits.
 _ROWS, _LENGTH = 16, 1152
@@ -47,21 +47,21 @@ def multiplies_exactly(bits: int) -> bool:
 
 
 def codebook_bits() -> int | None:
-    """Bit width for rounded K-Means levels: the larger of 8 and 7 with exact products here; None if neither."""
+    """Bit width for rounded levels: the larger of 8 and 7 with exact products here; None if neither."""
     return next((bits for bits in (8, 7) if multiplies_exactly(bits)), None)
 
 
 def integer_levels(value: QuantizedWeight) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(t: int8 [N or 1, 2^b], s: fp32 [N], o: fp32 [N]): the level of code q in channel c is s[c]·t[c, q] + o[c].
 
-    Exact for UAQ; K-Means levels are rounded to :func:`codebook_bits`.
+    Exact for UAQ; other levels are rounded to :func:`codebook_bits`.
     """
-    half = 2 ** (value.bits - 1)
+    half = 2 ** (value.number - 1)
     if value.method == "uaq":
         scale, zero = (value.parameters[name].float() for name in ("scale", "zero"))
         return torch.arange(-half, half, dtype=torch.int8)[None], scale, scale * (half - zero)
     bits = codebook_bits() or 8
-    levels = METHODS[value.method].levels(value.parameters, value.bits)
+    levels = LEVEL_METHODS[value.method].levels(value.parameters, value.number)
     least, greatest = levels.amin(dim=1, keepdim=True), levels.amax(dim=1, keepdim=True)
     step = (greatest - least) / (2**bits - 1)
     step = torch.where(step > 0, step, 1.0)

@@ -7,22 +7,22 @@ float tensor, and a rounded scale would give another weight than the one that wa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Option
 from qua2sedimo.quantizers import (
     METHODS,
+    LowRank,
     QuantizedWeight,
     dequantize_traceable,
     dequantize_weight,
-    packed_length,
     stored_dtype,
 )
 from qua2sedimo.runtime.integer import integer_levels, integer_linear
@@ -51,7 +51,7 @@ class Storage:
     @classmethod
     def of(cls, value: QuantizedWeight) -> Storage:
         """The storage of a quantized weight."""
-        return cls(Option(value.method, value.bits), value.dtype)
+        return cls(Option(value.method, value.number), value.dtype)
 
     @classmethod
     def parse(cls, text: object) -> Storage:
@@ -84,7 +84,7 @@ class Part:
 
     def layout(self, whole: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Buffer name → (dtype, shape) of the tensors stored for this part of a weight of shape ``whole``."""
-        stored = packed_layout(self.storage.option.method, self.storage.option.bits, self.shape(whole))
+        stored = packed_layout(self.storage.option, self.shape(whole))
         return {self.prefix + name: entry for name, entry in stored.items()}
 
 
@@ -94,6 +94,8 @@ class QuantizedLayer(nn.Module):
     ``codes`` is uint8 [⌈N·bits/8⌉]; the other buffers are the method's parameters (``scale`` and ``zero``, or
     ``codebook``) as int16 bit patterns. A layer whose input is a concatenation has several ``parts``, each with its own
     buffers (``part320_codes`` …). ``bias`` is an ordinary parameter.
+
+    A ``lowrank`` layer stores the codes of both factors and ``first``, ``scale_in`` and ``scale_out``.
     """
 
     parts: tuple[Part, ...]
@@ -112,7 +114,7 @@ class QuantizedLayer(nn.Module):
             for name, kind in METHODS[option.method].parameter_dtypes(stored_dtype(dtype)).items()
         }
         codes = getattr(self, f"{part.prefix}codes")
-        return QuantizedWeight(option.method, option.bits, part.shape(self.shape), dtype, codes, parameters)
+        return QuantizedWeight(option.method, option.number, part.shape(self.shape), dtype, codes, parameters)
 
     def packed_names(self) -> tuple[str, ...]:
         """Names of the buffers with the packed weight."""
@@ -154,11 +156,24 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc,override]
     integer_bits: int | None = None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """[…, in] → […, out]; in integer arithmetic if ``integer_bits`` is set."""
+        """[…, in] → […, out]; in integer arithmetic if ``integer_bits`` is set, through thin factors if it has them."""
+        factors = self._thin_factors()
+        if factors is not None:
+            a, b = factors
+            return functional.linear(functional.linear(input, b), a, self.bias)
         if self.integer_bits is None:
             return nn.Linear.forward(self, input)
         value = self._value(self.parts[0])
-        return integer_linear(input, value.codes, *integer_levels(value), self.bias, value.bits, self.integer_bits)
+        return integer_linear(input, value.codes, *integer_levels(value), self.bias, value.number, self.integer_bits)
+
+    def _thin_factors(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """A and B of a weight A·B, if A(Bx) takes fewer multiplications than Wx, whatever the number of inputs x."""
+        option = self.parts[0].storage.option
+        method, (channels, n) = METHODS[option.method], self.shape
+        thin = option.number * (channels + n) < channels * n
+        if len(self.parts) > 1 or not isinstance(method, LowRank) or not thin:
+            return None
+        return method.factors(self._value(self.parts[0]), self.compute_dtype)
 
 
 class QuantizedConv1d(QuantizedLayer, nn.Conv1d):  # type: ignore[misc,override]
@@ -233,7 +248,7 @@ def checked_tensors(module: nn.Module, part: Part, value: QuantizedWeight) -> di
         dtype, size = layout.get(name, (None, ()))
         if tensor.dtype != dtype or tuple(tensor.shape) != size:
             raise Qua2SeDiMoError(
-                f"'{name}' of {value.method}-{value.bits} for a weight {list(shape)}: expected "
+                f"'{name}' of {value.option} for a weight {list(shape)}: expected "
                 f"{dtype} {list(size)}, got {tensor.dtype} {list(tensor.shape)}"
             )
     return tensors
@@ -274,10 +289,11 @@ def covers(parts: Sequence[Part], shape: tuple[int, ...]) -> bool:
     return len(shape) > 1 and at == shape[1]
 
 
-def packed_layout(method: str, bits: int, shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+def packed_layout(option: Option, shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Name → (dtype, shape) of the tensors stored for a weight of this shape."""
-    parameters = METHODS[method].parameter_shapes(shape, bits)
-    codes = (packed_length(math.prod(shape), bits),)
+    method = METHODS[option.method]
+    parameters = method.parameter_shapes(shape, option.number)
+    codes = (method.code_bytes(shape, option.number),)
     return {"codes": (torch.uint8, codes), **{name: (torch.int16, size) for name, size in parameters.items()}}
 
 

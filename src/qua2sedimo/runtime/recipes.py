@@ -140,8 +140,8 @@ def recipe(form: str, configuration: Mapping[str, Option], layers: Mapping[str, 
     ``layers`` are those of the graph; copies of a layer get the same option and are counted separately. Layers that are
     not in the configuration are not quantized.
 
-    Raises :class:`Qua2SeDiMoError` with the reason if the format does not support a layer: K-Means levels, a part of a
-    layer, its shape, or its bit width.
+    Raises :class:`Qua2SeDiMoError` with the reason if the format does not support a layer: a method other than
+    ``uaq``, whose levels alone are evenly spaced, a part of a layer, its shape, or its bit width.
     """
     if form not in FORMS:
         raise Qua2SeDiMoError(f"unknown recipe format '{form}'", f"Known: {', '.join(FORMS)}.")
@@ -164,7 +164,7 @@ def recipe(form: str, configuration: Mapping[str, Option], layers: Mapping[str, 
 def _unfit(layer: WeightLayer, option: Option) -> str | None:
     """Why no other format supports a layer, None if one may."""
     if option.method != "uaq":
-        return f"{option} has K-Means levels, the format only evenly spaced ones"
+        return f"{option} has no evenly spaced levels, the format no others"
     if layer.span is not None:
         return "it is one of several parts of a layer, the format has one type per layer"
     return None

@@ -63,7 +63,7 @@ def weight_table(title: str, weight: torch.Tensor, options: Sequence[Option], wi
         loss, relative = quantization_error(weight, dequantize_weight(value))
         bits = 8 * value.nbytes / max(1, weight.numel())
         made.add_row(
-            f"{value.method}-{value.bits}",
+            value.option,
             Text(_columns(np.histogram(levels.reshape(-1), edges)[0], 1)[0], style="cyan"),
             f"{levels.shape[1]}" if levels.shape[0] == 1 else f"{levels.shape[1]} × {levels.shape[0]:,}",
             f"{relative:.3g}",
@@ -80,8 +80,8 @@ def _quantized(weight: torch.Tensor, options: Sequence[Option]) -> list[Quantize
     """By falling bits, so that neighbours compare methods."""
     values = []
     for method in dict.fromkeys(o.method for o in options):
-        values += METHODS[method].quantize(weight, [o.bits for o in options if o.method == method])
-    return sorted(values, key=lambda v: (-v.bits, v.method))
+        values += METHODS[method].quantize(weight, [o.number for o in options if o.method == method])
+    return sorted(values, key=lambda v: (-v.nbytes, v.method))
 
 
 def _columns(counts: np.ndarray, height: int) -> list[str]:
