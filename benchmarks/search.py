@@ -35,7 +35,7 @@ import numpy as np
 
 from qua2sedimo import Study, StudySettings, zoo
 from qua2sedimo.formats.files import write_json
-from qua2sedimo.images.ledger import LEARNING, USE_OF_ROLE
+from qua2sedimo.images.ledger import EVALUATION, LEARNING, USE_OF_ROLE
 from qua2sedimo.inspection import inspected
 from qua2sedimo.metrics.distances import frechet_distance, psnr
 from qua2sedimo.metrics.estimates import mean_estimate
@@ -60,7 +60,7 @@ from search_docs import PUBLISHED, TENTH, keep_rows, kept_rows, write_docs
 
 RESULTS = Path(__file__).parent / "results"
 SDXL = Path(__file__).parent.parent / "tests" / "denoisers" / "configs" / "sdxl-base-1.0.json"
-JUDGED = 50_000  # the first image that judges
+JUDGED = EVALUATION.first  # the first image that judges
 ROUNDED_AT = 3.5  # average bits at which activations are rounded, too
 RECORDS = 500  # random records of the paper's procedure
 Proposed = tuple[str, int, Configuration]  # procedure, images it spent, its answer
@@ -218,7 +218,7 @@ def _ends_high(study: Study, nbytes: int) -> Configuration:
     order."""
     space, errors = study.workspace.space, study.workspace.bank.errors
     ends = {space.layers[0], space.layers[-1]}
-    values = {n: {o: -e.relative_mse * (1e6 if n in ends else 1.0) for o, e in errors[n].items()} for n in space.layers}
+    values = {n: {o: -e.relative * (1e6 if n in ends else 1.0) for o, e in errors[n].items()} for n in space.layers}
     return next(best_configurations(space, values, nbytes, 1))
 
 

@@ -25,6 +25,7 @@ ORDER = (
             "docs/metrics",
             "docs/sampling",
             "docs/search",
+            "docs/compensation",
             "docs/runtime",
             "docs/figures",
             "docs/coverage",

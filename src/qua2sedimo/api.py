@@ -10,7 +10,7 @@ from typing import Any
 
 from qua2sedimo.runtime import quantized_layers, replace_layers
 from qua2sedimo.study import Study
-from qua2sedimo.study.settings import StudySettings
+from qua2sedimo.study.settings import Effort, StudySettings
 from qua2sedimo.system.progress import Progress, silent
 
 
@@ -20,16 +20,18 @@ def quantize(
     prompts: Sequence[str | int] = (),
     *,
     arguments: Mapping[str, Any] | None = None,
+    effort: Effort = "search",
     configurations: int = 100,
     folder: str | Path | None = None,
     progress: Progress = silent,
 ) -> Any:
     """Quantize the denoiser of a diffusers pipeline in place, to at most ``bits`` average bits; returns the pipeline.
 
-    Runs a whole study: measures ``configurations`` random configurations on ``prompts`` (or class labels; none for an
-    unconditional pipeline) with the pipeline's ``arguments`` (steps, guidance, size), then searches with up to twice as
-    many images. With ``folder``, the study is kept there and can be resumed, reported and exported; otherwise it is
-    deleted.
+    Runs a whole study on ``prompts`` (or class labels; none for an unconditional pipeline) with the pipeline's
+    ``arguments`` (steps, guidance, size). ``effort``: "quick" chooses by calibration statistics and measures only the
+    result; "search" measures ``configurations`` random configurations, then searches with up to twice as many images;
+    "paper" chooses by the predictor alone. With ``folder``, the study is kept there and can be resumed, reported and
+    exported; otherwise it is deleted.
 
     Raises :class:`Qua2SeDiMoError` if the budget cannot be reached, or the pipeline has no denoiser.
     """
@@ -41,9 +43,9 @@ def quantize(
             arguments=dict(arguments or {}),
         )
         study = Study.create(Path(where), settings, pipeline)
-        chosen = study.run(bits, configurations, progress).configuration
+        chosen = study.run(bits, configurations, progress, effort=effort)
         inside = study.workspace
         inside.switch.restore()
-        values = inside.bank.values(chosen)
+        values = inside.values(chosen)
         replace_layers(inside.denoiser, quantized_layers(inside.denoiser, values, inside.copies))
     return pipeline

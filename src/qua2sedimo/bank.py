@@ -1,4 +1,8 @@
-"""The option bank: every option of every layer, packed, on disk, memory-mapped.
+"""The option bank: the options of every layer, packed, on disk, memory-mapped.
+
+With calibration statistics, options are rounded with compensation, and their errors are those of the layer's output.
+Options that another one dominates (no more bytes, no more error) can be left out; then :attr:`Bank.space` has fewer
+options than were tried.
 
 ``bank/0007.safetensors`` holds all options of layer 7 (in search-space order): ``uaq-4.codes``, ``uaq-4.scale``
 and so on, with the layer's name and each option's error in its metadata. ``bank/index.json`` repeats the errors of all
@@ -11,6 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,9 +31,19 @@ from safetensors.torch import save_file
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import read_document, read_json, write_json, write_via
 from qua2sedimo.options import Configuration, Option, SearchSpace
-from qua2sedimo.quantizers import METHODS, QuantizedWeight, check_half, dequantize_weight, each, quantization_error
+from qua2sedimo.quantizers import (
+    METHODS,
+    Moment,
+    QuantizedWeight,
+    check_half,
+    dequantize_weight,
+    each,
+    quantization_error,
+)
 
-FORMAT = 1
+FORMAT = 2
+_BEFORE = 1  # errors without those of outputs; every option kept
+_FEW_DIRECTIONS = 32.0  # :attr:`Moment.dimension` below which low-rank options are tried
 _PIECE = 1 << 20  # bytes hashed at a time
 _REBUILD = "Move the bank folder away; `qua2sedimo quantize STUDY` builds it again."
 _REBUILD_FILE = "Move the file away; `qua2sedimo quantize STUDY` makes it again."
@@ -36,10 +52,30 @@ _INDEX, _SUMS = "index.json", "checksums.jsonl"
 
 @dataclass(frozen=True)
 class OptionError:
-    """Error of one option of one layer: mean |e|^2.4 per weight, and relative MSE ‖e‖²/‖W‖²."""
+    """Error of one option of one layer: mean |e|^2.4 per weight, and relative MSE ‖e‖²/‖W‖².
+
+    ``output``: the relative error of the layer's output, Σ_c e_c / tr(W·H·Wᵀ); ``cost``: Σ_c G_c·e_c, the expected
+    squared change of the denoiser's guided output. Both are None without calibration statistics, ``cost`` also without
+    gradients.
+    """
 
     loss: float
     relative_mse: float
+    output: float | None = None
+    cost: float | None = None
+
+    @property
+    def relative(self) -> float:
+        """The relative error of the output, or of the weight where there are no statistics."""
+        return self.relative_mse if self.output is None else self.output
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Statistics of one layer: the moment of its inputs, and squared gradients fp64 [channels] at its output."""
+
+    moment: Moment | None = None
+    gradient: torch.Tensor | None = None
 
 
 class Bank:
@@ -48,10 +84,10 @@ class Bank:
     def __init__(self, folder: Path, space: SearchSpace, owner: str) -> None:
         """Open a finished bank; ``owner`` identifies space and weights, and must be that of the build.
 
-        Raises :class:`Qua2SeDiMoError` if the index is damaged or of another owner.
+        ``space`` are the options that were tried; the bank's own are those it holds. Raises :class:`Qua2SeDiMoError` if
+        the index is damaged or of another owner.
         """
-        self.folder, self.space = folder, space
-        index = read_document(folder / _INDEX, FORMAT, _REBUILD)
+        index = _read_index(folder)
         if index.pop("checksum", None) not in (None, _digest(index)):  # older banks have none
             raise Qua2SeDiMoError(f"{folder / _INDEX} is damaged: its checksum differs", _REBUILD_FILE)
         if index.get("owner") != owner:
@@ -60,6 +96,10 @@ class Bank:
             layer: {Option.parse(o): OptionError(*e) for o, e in entry["errors"].items()}
             for layer, entry in index["layers"].items()
         }
+        self.folder, self.space = (
+            folder,
+            space.restricted({layer: list(errors) for layer, errors in self.errors.items()}),
+        )
         self._checksums = {layer: entry["sha256"] for layer, entry in index["layers"].items()}
         self._dtype = {layer: getattr(torch, entry["dtype"]) for layer, entry in index["layers"].items()}
         self._files: dict[str, Any] = {}
@@ -78,8 +118,11 @@ class Bank:
         weights: Callable[[str], torch.Tensor],
         progress: Callable[[int], object] = lambda done: None,
         workers: int = 1,
+        observed: Callable[[str], Observed] = lambda layer: Observed(),
+        prune: bool = False,
     ) -> Bank:
-        """Quantize missing or damaged layers; ``weights(layer)`` gives a layer's tensor, ``progress`` gets layers done.
+        """Quantize missing or damaged layers; ``weights(layer)`` gives a layer's tensor, ``observed(layer)`` its
+        statistics, ``progress`` gets layers done. ``prune`` leaves out options that another dominates.
 
         Raises :class:`Qua2SeDiMoError` naming the layer if its weights hold NaN or infinity.
         """
@@ -99,7 +142,7 @@ class Bank:
             checksum = _sha256(path) if layer in known and path.exists() else ""
             if checksum != known.get(layer) or _about(path)["layer"] != layer:
                 with _named(layer):
-                    _write_layer(path, layer, weights(layer), space.options[layer])
+                    _write_layer(path, layer, weights(layer), space.options[layer], observed(layer), prune)
                 checksum = _sha256(path)
                 with writing, (folder / _SUMS).open("a", encoding="utf-8") as sums:
                     sums.write(json.dumps([layer, checksum]) + "\n")
@@ -132,10 +175,10 @@ class Bank:
             except (OSError, SafetensorError) as error:
                 raise Qua2SeDiMoError(f"{path} (layer '{layer}') cannot be read: {error}", _REBUILD_FILE) from error
         tensors = self._files[layer]
-        names = METHODS[option.method].parameter_shapes(self.space.shapes[layer], option.bits)
+        names = METHODS[option.method].parameter_shapes(self.space.shapes[layer], option.number)
         try:
             return QuantizedWeight(
-                option.method, option.bits, self.space.shapes[layer], self._dtype[layer],
+                option.method, option.number, self.space.shapes[layer], self._dtype[layer],
                 tensors.get_tensor(f"{option}.codes"),
                 {name: tensors.get_tensor(f"{option}.{name}") for name in names},
             )  # fmt: skip
@@ -156,9 +199,25 @@ class Bank:
             )
         return path
 
-    def relative_mse(self, configuration: Mapping[str, Option]) -> float:
-        """Sum over layers of relative MSE, the training-free predictor of damage."""
-        return sum(self.errors[layer][option].relative_mse for layer, option in configuration.items())
+    def error_sum(self, configuration: Mapping[str, Option]) -> float:
+        """Sum over layers of relative errors, the training-free predictor of damage."""
+        return sum(self.errors[layer][option].relative for layer, option in configuration.items())
+
+    def costs(self) -> dict[str, dict[Option, float]] | None:
+        """Σ_c G_c·e_c of every option; None without gradients.
+
+        A layer without statistics has its relative error instead, times the median over the others of cost by relative
+        error.
+        """
+        every = [e for errors in self.errors.values() for e in errors.values()]
+        ratios = [e.cost / e.relative for e in every if e.cost and e.relative > 0]
+        if not ratios:
+            return None
+        usual = statistics.median(ratios)
+        return {
+            layer: {o: usual * e.relative if e.cost is None else e.cost for o, e in errors.items()}
+            for layer, errors in self.errors.items()
+        }
 
     def values(self, configuration: Configuration) -> dict[str, QuantizedWeight]:
         return {layer: self.get(layer, option) for layer, option in configuration.items()}
@@ -216,20 +275,70 @@ def _known_checksums(folder: Path) -> dict[str, str]:
                 layer, checksum = json.loads(line)
                 found[layer] = checksum
     with suppress(Qua2SeDiMoError, KeyError, TypeError, AttributeError):  # a damaged index is written again
-        layers = read_document(folder / _INDEX, FORMAT, _REBUILD)["layers"]
+        layers = _read_index(folder)["layers"]
         found |= {layer: entry["sha256"] for layer, entry in layers.items()}
     return found
 
 
-def _write_layer(path: Path, layer: str, weight: torch.Tensor, options: tuple[Option, ...]) -> None:
-    tensors: dict[str, torch.Tensor] = {}
-    errors: dict[str, tuple[float, float]] = {}
+def _read_index(folder: Path) -> dict[str, Any]:
+    """index.json of this format or the one before."""
+    found = read_json(folder / _INDEX)
+    before = isinstance(found, dict) and found.get("format") == _BEFORE
+    return found if before else read_document(folder / _INDEX, FORMAT, _REBUILD)
+
+
+def _write_layer(
+    path: Path, layer: str, weight: torch.Tensor, options: tuple[Option, ...], observed: Observed, prune: bool
+) -> None:
+    made: dict[Option, QuantizedWeight] = {}
     for method in dict.fromkeys(o.method for o in options):
-        bits = [o.bits for o in options if o.method == method]
-        for value in METHODS[method].quantize(weight, bits):
-            option = str(Option(method, value.bits))
-            tensors[f"{option}.codes"] = value.codes.cpu()
-            tensors |= {f"{option}.{name}": t.cpu().contiguous() for name, t in value.parameters.items()}
-            errors[option] = quantization_error(weight, dequantize_weight(value))
-    about = {"layer": layer, "errors": errors, "dtype": str(weight.dtype).removeprefix("torch.")}
+        numbers = [o.number for o in options if o.method == method and (not prune or _worth_trying(o, observed.moment))]
+        if numbers:
+            found = METHODS[method].quantize(weight, numbers, observed.moment)
+            made |= {Option(method, n): value for n, value in zip(numbers, found)}
+    errors = {option: _error(weight, dequantize_weight(value), observed) for option, value in made.items()}
+    if prune:
+        made = {o: made[o] for o in _not_dominated(errors, {o: value.nbytes for o, value in made.items()})}
+    tensors: dict[str, torch.Tensor] = {}
+    for option, value in made.items():
+        tensors[f"{option}.codes"] = value.codes.cpu()
+        tensors |= {f"{option}.{name}": t.cpu().contiguous() for name, t in value.parameters.items()}
+    about = {
+        "layer": layer,
+        "errors": {str(o): [e.loss, e.relative_mse, e.output, e.cost] for o, e in errors.items() if o in made},
+        "dtype": str(weight.dtype).removeprefix("torch."),
+    }
     write_via(path, lambda temporary: save_file(tensors, temporary, metadata={"about": json.dumps(about)}))
+
+
+def _worth_trying(option: Option, moment: Moment | None) -> bool:
+    """Low-rank options are tried only where inputs lie in few directions: elsewhere they lose, and cost an SVD."""
+    return option.method != "lowrank" or (moment is not None and moment.dimension < _FEW_DIRECTIONS)
+
+
+def _error(weight: torch.Tensor, quantized: torch.Tensor, observed: Observed) -> OptionError:
+    loss, relative = quantization_error(weight, quantized)
+    moment = observed.moment
+    if moment is None or weight.numel() == 0:
+        return OptionError(loss, relative)
+    rows = weight.float().reshape(len(weight), -1)
+    errors = moment.errors(rows - quantized.float().reshape(rows.shape))
+    power = float(moment.errors(rows).sum())
+    cost = None if observed.gradient is None else float(observed.gradient.cpu() @ errors)
+    return OptionError(loss, relative, float(errors.sum()) / power if power > 0 else 0.0, cost)
+
+
+def _not_dominated(errors: Mapping[Option, OptionError], nbytes: Mapping[Option, int]) -> list[Option]:
+    """Options that no other one beats, in order of size: each has less error than all that are no larger."""
+    kept: list[Option] = []
+    least = math.inf
+    for option in sorted(errors, key=lambda o: (nbytes[o], _rank(errors[o]), o)):
+        if _rank(errors[option]) < least or not kept:
+            kept.append(option)
+            least = _rank(errors[option])
+    return sorted(kept)
+
+
+def _rank(error: OptionError) -> float:
+    """What options of one layer are compared by."""
+    return error.relative if error.cost is None else error.cost

@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
 from qua2sedimo import zoo
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.study.settings import SAMPLERS, StudySettings
+from qua2sedimo.study.settings import SAMPLERS, Effort, RoundingName, StudySettings
 
 if TYPE_CHECKING:
     from qua2sedimo.measuring.run import Workers
@@ -46,10 +46,18 @@ Prompts = Annotated[
 Options = Annotated[
     str,
     typer.Option(
-        help="Candidate options: `wide` (2 to 8 bits where they pay), `paper` (3 and 4 bits), or a list: "
-        "`uaq-4,kmeans_a-3`."
+        help="Candidate options: `default` (1 to 6 bits, and low rank), `wide` (the paper's methods at 2 to 8 bits), "
+        "`paper` (its six), or a list: `uaq-4,kmeans_a-3`."
     ),
 ]
+Rounding = Annotated[
+    str | None,
+    typer.Option(
+        help="`compensated`, by statistics of the model's own activations, or `nearest`. Default: compensated, but "
+        "nearest for `--options paper`."
+    ),
+]
+Observe = Annotated[int | None, typer.Option(help="Images that statistics for rounding are taken from.", min=1)]
 Arguments = Annotated[
     str, typer.Option(help='Pipeline arguments as JSON, e.g. `{"num_inference_steps": 12}`.', metavar="JSON")
 ]
@@ -98,7 +106,20 @@ RayAddress = Annotated[
     str | None,
     typer.Option("--ray", help="Measure on the Ray cluster at this address; `auto` finds it.", metavar="HOST:PORT"),
 ]
+Efforts = Annotated[
+    str,
+    typer.Option(
+        help="`quick` (by statistics, in minutes), `search` (also measures candidates), `paper` (by the predictor)."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def effort_of(text: str) -> Effort:
+    """The value of --effort; raises :class:`Qua2SeDiMoError` if it is unknown."""
+    if text not in get_args(Effort):
+        raise Qua2SeDiMoError(f"--effort: '{text}' is unknown", f"Known: {', '.join(get_args(Effort))}.")
+    return cast(Effort, text)
 
 
 def workers_of(count: int | None, address: str | None) -> Workers:
@@ -132,10 +153,15 @@ def settings_for(
     component: str | None,
     seed: int,
     keep: list[str] | None = None,
+    rounding: str | None = None,
+    observe: int | None = None,
 ) -> StudySettings:
     """The settings of a new study; shipped models bring their own inputs and arguments."""
     entry = zoo.ENTRIES.get(model)
     given = pipeline_arguments(arguments)
+    if rounding not in (None, *get_args(RoundingName)):
+        raise Qua2SeDiMoError(f"--rounding: '{rounding}' is unknown", f"Known: {', '.join(get_args(RoundingName))}.")
+    changed: dict[str, Any] = {} if observe is None else {"observe": observe}
     return StudySettings(
         model=model if entry or not Path(model).exists() else str(Path(model).resolve()),
         component=component,
@@ -143,6 +169,8 @@ def settings_for(
         arguments={**(entry.arguments if entry else {}), **given},
         images=images,
         options=options,
+        rounding=rounding,  # type: ignore[arg-type]
+        **changed,
         keep=keep or [],
         seed=seed,
     )

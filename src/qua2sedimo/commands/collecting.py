@@ -16,6 +16,27 @@ _PANEL = "Measure"
 
 
 @app.command(rich_help_panel=_PANEL)
+def observe(study: StudyFolder) -> None:
+    """Generate images in full precision and keep what each layer sees, for rounding; other commands do it when they
+    need it."""
+    from qua2sedimo.formats.text import size_text
+    from qua2sedimo.study import Study
+
+    opened = Study(study)
+    with progress() as report:
+        found = opened.observe(report)
+    nbytes = sum(path.stat().st_size for path in found.folder.rglob("*.safetensors"))
+    units = sum(len(source.units) for source in found.sources)
+    gradients = "with gradients" if found.index.gradients else "without gradients, which did not fit into memory"
+    say(
+        f"{found.index.images} images, {len(found.sources)} inputs of {units} layers, {gradients}: "
+        f"{size_text(nbytes)} in {found.folder}. Next: qua2sedimo quantize {study}"
+    )
+    for unit, note in found.notes().items():
+        say(f"{unit}: {note}")
+
+
+@app.command(rich_help_panel=_PANEL)
 def quantize(study: StudyFolder) -> None:
     """Quantize every layer under every option, once; other commands do it when they need it."""
     from qua2sedimo.formats.text import size_text

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qua2sedimo.commands.app import Arguments, AsJson, Component, StudyFolder, app, pipeline_arguments
 from qua2sedimo.terminal.console import console, say
 from qua2sedimo.terminal.progress import progress
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _PANEL = "Inspect"
 
@@ -19,13 +22,18 @@ _PANEL = "Inspect"
 def inspect(
     model: Annotated[
         str,
-        typer.Argument(help="Shipped model, pipeline or denoiser folder, hub name, or config.json.", metavar="MODEL"),
+        typer.Argument(
+            help="Shipped model, pipeline or denoiser folder, hub name, or config.json; with --options also a study.",
+            metavar="MODEL",
+        ),
     ],
     options: Annotated[
         str | None,
         typer.Option(metavar="LAYER", help="Show one layer: histogram, and levels, error and bytes of each option."),
     ] = None,
-    option_set: Annotated[str, typer.Option("--set", help="Options to show: `wide`, `paper`, or a list.")] = "wide",
+    option_set: Annotated[
+        str, typer.Option("--set", help="Options to show: `default`, `wide`, `paper`, or a list.")
+    ] = "default",
     layer: Annotated[str, typer.Option(help="Show only layers that match this pattern.")] = "*",
     component: Component = None,
     as_json: AsJson = False,
@@ -45,6 +53,9 @@ def inspect(
 
     if graph is not None:
         check_graph_file(graph)
+    if options is not None and (Path(model) / "study.yaml").is_file():
+        console.print(_of_study(Path(model), options))
+        return
     if options is not None:
         console.print(layer_options_table(denoiser_named(model, component), options, option_set))
         return
@@ -57,6 +68,19 @@ def inspect(
     console.print(layer_tree(seen, layer, console.width))
     for note in inspection_notes(seen):
         console.print(note)
+
+
+def _of_study(study: Path, layer: str) -> Table:
+    """The options of a study's layer, rounded as the study does, with the errors of its output."""
+    from qua2sedimo.errors import Qua2SeDiMoError
+    from qua2sedimo.study import Study
+    from qua2sedimo.terminal.layer_options import weight_table
+
+    inside = Study(study).workspace
+    if layer not in inside.candidates.layers:
+        raise Qua2SeDiMoError(f"{study} quantizes no layer '{layer}'", "`qua2sedimo inspect MODEL` lists the layers.")
+    moment = inside.observed(layer).moment
+    return weight_table(layer, inside.weight(layer), inside.candidates.options[layer], 60, moment)
 
 
 @app.command(rich_help_panel=_PANEL)

@@ -46,7 +46,7 @@ def report(
 
     opened, measuring = Study(study), workers_of(workers, ray)
     packed = study / f"packed-{bits:g}"
-    budget_bytes(opened.workspace.space, Budget(bits))
+    budget_bytes(opened.workspace.reachable, Budget(bits))
     check_export_folder(packed)
     fitted_records(opened.workspace)  # the report shows sensitivity: without a fit it could not be written in the end
     with progress() as show:

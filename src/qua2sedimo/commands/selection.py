@@ -109,9 +109,9 @@ def choose(
         _by_objective(opened, objective, measuring)
         return
     budgets, limits = budgets_of(bits, nbytes, ratio), constraints_of(keep, min_bits, methods, methods_at_most)
-    allowed = allow(opened.workspace.space, limits, opened.workspace.names_of)
+    allowed = allow(opened.workspace.reachable, limits, opened.workspace.names_of)
     for budget in budgets:  # all are checked before one is measured
-        budget_bytes(opened.workspace.space, budget, allowed)
+        budget_bytes(opened.workspace.reachable, budget, allowed)
     for budget in budgets:
         with progress() as report:
             choice = opened.choose(budget, candidates, report, limits, workers=measuring)
@@ -129,6 +129,53 @@ def _by_objective(study: Study, text: str, workers: Workers) -> None:
     path = objective_path(study.workspace, text)
     _print_place(choice, path)
     _print_next(study, path)
+
+
+@app.command(rich_help_panel=_PANEL)
+def quick(
+    study: StudyFolder,
+    bits: ManyBits = None,
+    nbytes: ManyBytes = None,
+    ratio: Ratios = None,
+    keep: KeepLayers = None,
+    min_bits: MinBits = None,
+    methods: Methods = None,
+    methods_at_most: AtMost = None,
+    why: Why = False,
+) -> None:
+    """Choose by calibration statistics alone, round the weights again in sequence, and check the result: minutes."""
+    from qua2sedimo.search import allow, budget_bytes
+    from qua2sedimo.study import Study
+
+    opened = Study(study)
+    budgets, limits = budgets_of(bits, nbytes, ratio), constraints_of(keep, min_bits, methods, methods_at_most)
+    reachable = opened.workspace.reachable
+    for budget in budgets:  # all are checked before work begins
+        budget_bytes(reachable, budget, allow(reachable, limits, opened.workspace.names_of))
+    for budget in budgets:
+        with progress() as report:
+            choice = opened.quick(budget, report, limits)
+        _print_choice(opened, choice, why, opened.workspace.choice_path(budget, limits))
+    _print_next(opened, opened.workspace.choice_path(budgets[-1], limits))
+
+
+@app.command(rich_help_panel=_PANEL)
+def polish(
+    study: StudyFolder,
+    name: Annotated[str, typer.Argument(help="A choice by its file in choices/, without .json.", metavar="CHOICE")],
+) -> None:
+    """Round the weights of a choice again from input to output; kept if it measures better."""
+    from qua2sedimo.study import Study
+    from qua2sedimo.study.stages.frontier import named_choice
+
+    opened = Study(study)
+    chosen = named_choice(opened.workspace, name, None)
+    assert chosen is not None
+    with progress() as report:
+        polished = opened.polish(chosen, report)
+    _print_choice(opened, polished, False, study / "choices" / f"{name}.json")
+    if polished.polished is None:
+        say("Not polished: the weights as they were measure no worse, or the study rounds to nearest levels.")
 
 
 @app.command(rich_help_panel=_PANEL)

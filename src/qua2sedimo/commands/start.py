@@ -15,25 +15,29 @@ from qua2sedimo.commands.app import (
     Bits,
     Component,
     Configurations,
+    Efforts,
     Images,
     Keep,
     ListFile,
     Metrics,
     Model,
+    Observe,
     Options,
     Prompts,
     RayAddress,
+    Rounding,
     Samplers,
     Seed,
     StudyFolder,
     WorkerCount,
     app,
+    effort_of,
     measured_by,
     settings_for,
     workers_of,
 )
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.study.settings import StudySettings
+from qua2sedimo.study.settings import Effort, StudySettings
 from qua2sedimo.terminal.console import console, say
 from qua2sedimo.terminal.progress import progress
 
@@ -56,7 +60,7 @@ def demo(
     """Quantize a small text-to-image model that comes with the package; takes a few minutes, ends with a report."""
     if model not in zoo.ENTRIES:
         raise Qua2SeDiMoError(f"unknown zoo model '{model}'", f"Known: {', '.join(zoo.ENTRIES)}.")
-    settings = settings_for(model, None, "{}", "wide", images, None, 0)
+    settings = settings_for(model, None, "{}", "default", images, None, 0)
     _everything(out / model, settings, bits, configurations, workers_of(workers, ray), compared=64, act_bits=(8, 6))
 
 
@@ -67,7 +71,10 @@ def run(
     bits: Bits = 3.5,
     prompt: Prompts = None,
     arguments: Arguments = "{}",
-    options: Options = "wide",
+    options: Options = "default",
+    rounding: Rounding = None,
+    observe: Observe = None,
+    effort: Efforts = "search",
     configurations: Configurations = 100,
     images: Images = 6,
     component: Component = None,
@@ -81,8 +88,8 @@ def run(
     Random configurations show which layers are sensitive; a search near the size, with up to twice as many images,
     finds the best configuration. Run the same command again to resume.
     """
-    settings = settings_for(model, prompt, arguments, options, images, component, seed, keep)
-    _everything(study, settings, bits, configurations, workers_of(workers, ray))
+    settings = settings_for(model, prompt, arguments, options, images, component, seed, keep, rounding, observe)
+    _everything(study, settings, bits, configurations, workers_of(workers, ray), effort=effort_of(effort))
 
 
 def _everything(
@@ -93,6 +100,7 @@ def _everything(
     workers: Workers,
     compared: int = 96,
     act_bits: tuple[int, ...] = (),
+    effort: Effort = "search",
 ) -> None:
     from rich.text import Text
 
@@ -109,17 +117,18 @@ def _everything(
     out = folder / f"packed-{bits:g}"
     check_export_folder(out)
     study = Study.create(folder, settings)
-    space, graph = study.workspace.space, study.workspace.graph
+    space, graph = study.workspace.reachable, study.workspace.graph
     budget_bytes(space, Budget(bits))
     units = f"{len(space.layers)} weight layers"
     units += " and parts" if any(graph.layers[name].span for name in space.layers) else ""
     sizes = f"{space.weights / 1e6:.2f} M weights, {size_text(2 * space.weights)} in 16 bits"
     say(Text.assemble((settings.model, "bold"), f": {units}, {sizes} → at most {bits:g} average bits"))
     with progress() as report:
-        choice = study.run(bits, configurations, report, workers=workers)
+        choice = study.run(bits, configurations, report, workers=workers, effort=effort)
         packed = study.export(choice, out)
         rows = study.compare(choice, out, compared, report, act_bits, workers=workers)
-        page = write_report(report_data(study.workspace, choice, rows), folder / "report.html")
+        explained = effort != "quick"  # without random configurations there is no predictor
+        page = write_report(report_data(study.workspace, choice, rows, explained), folder / "report.html")
     write_text(folder / "table.json", table_json(rows))
     console.print(comparison_table(rows, console.width))
     say(
@@ -136,7 +145,9 @@ def init(
     study: StudyFolder,
     prompt: Prompts = None,
     arguments: Arguments = "{}",
-    options: Options = "wide",
+    options: Options = "default",
+    rounding: Rounding = None,
+    observe: Observe = None,
     images: Images = 16,
     component: Component = None,
     keep: Keep = None,
@@ -150,7 +161,7 @@ def init(
     from qua2sedimo.images.generate import has_safety_checker
     from qua2sedimo.study import Study
 
-    settings = settings_for(model, prompt, arguments, options, images, component, seed, keep)
+    settings = settings_for(model, prompt, arguments, options, images, component, seed, keep, rounding, observe)
     made = Study.create(study, measured_by(settings, sampler, listed, metric, batch))
     if has_safety_checker(made.workspace.pipeline):
         say(SAFETY_CHECKER)

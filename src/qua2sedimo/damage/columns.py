@@ -78,7 +78,7 @@ def option_features(graph: Graph, space: SearchSpace, bank: Bank) -> Features:
         depth = graph.index[layer.name] / len(graph.nodes)
         for j, option in enumerate(space.options[layer.name]):
             offered[i, j] = True
-            error[i, j] = math.log(bank.errors[layer.name][option].relative_mse + SMALLEST_ERROR)
+            error[i, j] = math.log(bank.errors[layer.name][option].relative + SMALLEST_ERROR)
             bits = 8 * option.nbytes(layer.shape) / layer.weights
             continuous[i, j] = option.bits, bits, math.log(layer.weights), depth
             method[i, j, list(METHODS).index(option.method)] = 1

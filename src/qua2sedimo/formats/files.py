@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 
 from qua2sedimo.errors import Qua2SeDiMoError
 
+_PIECE = 1 << 20  # bytes hashed at a time
 _MOVE = "Restore it, or, if this program wrote it, move it away and run the command again to write it anew."
 
 
@@ -33,6 +35,18 @@ def write_via(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, sixteen hex digits; empty if there is none."""
+    try:
+        found = hashlib.sha256()
+        with path.open("rb", buffering=0) as handle:
+            while piece := handle.read(_PIECE):
+                found.update(piece)
+        return found.hexdigest()[:16]
+    except OSError:
+        return ""
 
 
 def check_writable(path: Path) -> None:

@@ -40,6 +40,8 @@ class Use:
 
 #: Random configurations, single layers, rounds of a search: what models are fitted to.
 LEARNING = Use("learning", 0, 10_000, learns=True)
+#: What calibration statistics are taken from, in full precision; no configuration is measured on them.
+OBSERVED = Use("observation", 50_000, 50_000, learns=True)
 #: The finalists of a search, among which it selects its choice.
 FINALS = Use("the final of a search", 10_000, 10_000)
 #: Points of the frontier.
@@ -53,7 +55,7 @@ SET_REFERENCES = Use("references of set metrics", 200_000, 100_000)
 #: An exported model compared with the original.
 EVALUATION = Use("the evaluation of an export", 300_000, 100_000)
 
-USES = (LEARNING, FINALS, FRONTIER, CANDIDATES, COMPARISON, SET_REFERENCES, EVALUATION)
+USES = (LEARNING, OBSERVED, FINALS, FRONTIER, CANDIDATES, COMPARISON, SET_REFERENCES, EVALUATION)
 
 #: Role of records → its use of images.
 USE_OF_ROLE: dict[str, Use] = {

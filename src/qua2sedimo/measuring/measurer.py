@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from qua2sedimo.measuring.switch import Switch
 from qua2sedimo.metrics.catalogue import InputScore, metric
 from qua2sedimo.metrics.values import SetReferences, per_image, per_set
 from qua2sedimo.options import Configuration
+from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.records.measurement import Measurement
 
 #: Number of full-precision images that set metrics compare with while measuring.
@@ -59,15 +61,20 @@ class Measurer:
         _ = self._full
         self._references.prepare(self._metrics)
 
-    def __call__(self, configuration: Configuration) -> Measurement:
+    def __call__(
+        self, configuration: Configuration, values: Mapping[str, QuantizedWeight] = MappingProxyType({})
+    ) -> Measurement:
+        """Measure a configuration; ``values`` are quantized weights of units that differ from those of the bank."""
         self.prepare()
         full = self._full
         began = time.perf_counter()
         self.switch.apply(configuration)
+        for unit, value in values.items():
+            self.switch.write(unit, value)
         made = self._generate(self.images, self._latents_wanted)
-        values = per_image(self._metrics, made, full, self.inputs, self._input_score)
+        found = per_image(self._metrics, made, full, self.inputs, self._input_score)
         sets = per_set(self._metrics, made.images, self._references)
-        return Measurement(self.images.start, values, time.perf_counter() - began, sets)
+        return Measurement(self.images.start, found, time.perf_counter() - began, sets)
 
     @property
     def inputs(self) -> list[str | int]:

@@ -13,7 +13,7 @@ from qua2sedimo.denoisers import WeightLayer, unit_weight, weight_modules
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.measuring.originals import Originals, Source
 from qua2sedimo.options import Option
-from qua2sedimo.quantizers import METHODS, dequantize_weight, each
+from qua2sedimo.quantizers import METHODS, QuantizedWeight, dequantize_weight, each
 
 _UNCERTAIN = "uncertain"
 
@@ -52,6 +52,18 @@ class Switch:
             self._current[name] = option
         return len(changed)
 
+    def write(self, name: str, value: QuantizedWeight | None) -> None:
+        """Write any quantized weight into a unit, or its original weight for None."""
+        self._current[name] = _UNCERTAIN
+        first, *copies = self._weights[name]
+        if value is None:
+            first.copy_(self.originals(name))
+            self._current[name] = None
+        else:
+            dequantize_weight(value, first)
+        for weight in copies:
+            weight.copy_(first)
+
     def restore(self) -> None:
         """Restore full precision."""
         self.apply({})
@@ -64,7 +76,7 @@ class Switch:
         elif option in self._bank.space.options[name]:
             dequantize_weight(self._bank.get(name, option), first)
         else:
-            (value,) = METHODS[option.method].quantize(stored_weight(self.originals(name)), [option.bits])
+            (value,) = METHODS[option.method].quantize(stored_weight(self.originals(name)), [option.number])
             dequantize_weight(value, first)
         for weight in copies:
             weight.copy_(first)

@@ -61,5 +61,5 @@ def out_of_fold(
 
 def relative_errors(space: SearchSpace, bank: Bank, choices: np.ndarray) -> np.ndarray:
     """Relative MSE of the chosen options: [records, layers]."""
-    table = [[bank.errors[layer][o].relative_mse for o in space.options[layer]] for layer in space.layers]
+    table = [[bank.errors[layer][o].relative for o in space.options[layer]] for layer in space.layers]
     return np.array([[row[i] for row, i in zip(table, choice)] for choice in choices])

@@ -16,7 +16,7 @@ strips, matrix products.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,14 +26,15 @@ import torch
 from qua2sedimo.quantizers.moment import Factor, Moment
 from qua2sedimo.quantizers.threads import spread
 
-_STRIP = 128  # columns of a strip
+_STRIP = 32  # columns of a strip: the work within one grows with its width, and is not done by matrix products
 _FACTORS = (1.0, 0.9, 0.8, 0.7, 1.1)
 _MORE = (0.6, 1.25, 1.4, 1.6)  # tried too at 1 and 2 bits, for rows with far outliers
 _SWEEPS = 3  # of coordinate descent
 _FITS = 2  # times that scales are fitted to the codes
-#: From this many multiplications on (rows · n²), scales are fitted once and descent has one sweep: on large layers
-#: each brings less and takes minutes.
-_LARGE = 2**33
+#: From this many multiplications on (rows · n²), fewer factors are tried, scales are fitted once and descent has one
+#: sweep: on large layers each brings less and takes minutes.
+_LARGE = 1_400_000_000
+_FEW_FACTORS = (1.0, 0.9, 0.8, 0.7)
 
 Parameters = dict[str, torch.Tensor]
 
@@ -80,18 +81,28 @@ def compensated(
         found = torch.cat([s.rounded(given, descend) for s in strips], dim=1)
         _keep_better(best, factor, found, moment.errors(weight - _picked(given, found)), shared)
 
-    for value in (*_FACTORS, *(_MORE if bits <= 2 else ())):
-        attempt(value * ones, 0)
-    attempt(best.factor.clone(), sweeps)
+    few = _FEW_FACTORS if large else _FACTORS
+    attempt(_best_factor([value * ones for value in (*few, *(_MORE if bits <= 2 else ()))], strips, levels, shared), 0)
     for _ in range(fits):
         before = float(best.error.sum())
-        factor = _fitted(levels(best.factor), best, weight, moment, shared)
-        given = levels(factor)
-        _keep_better(best, factor, best.codes, moment.errors(weight - _picked(given, best.codes)), shared)
-        attempt(factor, sweeps)
+        attempt(_fitted(levels(best.factor), best, weight, moment, shared), sweeps)
         if float(best.error.sum()) > before * (1 - 1e-3):
             break
+    factor = _fitted(levels(best.factor), best, weight, moment, shared)
+    _keep_better(best, factor, best.codes, moment.errors(weight - _picked(levels(factor), best.codes)), shared)
     return best.codes, method.rescaled(parameters, best.factor[:1] if shared else best.factor)
+
+
+def _best_factor(
+    factors: Sequence[torch.Tensor], strips: Sequence[_Strips], levels: Callable[[torch.Tensor], torch.Tensor],
+    shared: bool,
+) -> torch.Tensor:  # fmt: skip
+    """The factor of least loss of each row, or of all rows together if they share their levels."""
+    losses = torch.stack([sum((s.loss(levels(factor)) for s in strips), torch.zeros(1)) for factor in factors])
+    if shared:
+        losses = losses.sum(dim=1, keepdim=True).expand_as(losses)
+    chosen = losses.argmin(dim=0)
+    return torch.stack(list(factors)).gather(0, chosen[None].to(factors[0].device))[0]
 
 
 def _keep_better(best: _Found, factor: torch.Tensor, codes: torch.Tensor, error: torch.Tensor, shared: bool) -> None:
@@ -136,30 +147,38 @@ class _Strips:
         self._order = factor.order.to(device)
         self._weight = weight[:, self._order].contiguous()
         self._moment, self._feedback = factor.moment.to(device), factor.feedback.to(device)
+        self._diagonal = 1 / factor.diagonal.to(device)
         self._compiled = device.type == "cpu"
 
     def rounded(self, levels: torch.Tensor, sweeps: int) -> torch.Tensor:
         """Codes uint8 [rows, n] by compensated rounding to ``levels`` [rows or 1, K], ascending, and ``sweeps`` of
         coordinate descent after it; columns in the weight's own order."""
         middles = ((levels[:, 1:] + levels[:, :-1]) / 2).contiguous()
-        codes = self._compensate(levels, middles)
+        codes, _ = self._compensate(levels, middles)
         if sweeps:
             self._descend(levels, middles, codes, sweeps)
         restored = torch.empty_like(codes)
         restored[:, self._order] = codes
         return restored
 
-    def _compensate(self, levels: torch.Tensor, middles: torch.Tensor) -> torch.Tensor:
+    def loss(self, levels: torch.Tensor) -> torch.Tensor:
+        """The error of each row [rows] after compensation under the damped moment, which costs no product with it."""
+        return self._compensate(levels, ((levels[:, 1:] + levels[:, :-1]) / 2).contiguous())[1].cpu()
+
+    def _compensate(self, levels: torch.Tensor, middles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(codes, ordered; error of each row: the sum of the columns' squared errors over D²)."""
         left = self._weight.clone()
+        loss = torch.zeros(len(left), device=left.device)
         codes = torch.empty(left.shape, dtype=torch.uint8, device=left.device)
         round_strip = _round_compiled if self._compiled else _round_batched
         for a, b in self._cuts():
             inner = self._feedback[a:b, a:b].contiguous()
             errors, found = round_strip(left[:, a:b].contiguous(), inner, levels, middles)
             codes[:, a:b] = found
+            loss += (errors * self._diagonal[a:b]).square().sum(dim=1)
             if b < left.shape[1]:
                 left[:, b:].addmm_(errors, self._feedback[a:b, b:], alpha=-1)
-        return codes
+        return codes, loss
 
     def _descend(self, levels: torch.Tensor, middles: torch.Tensor, codes: torch.Tensor, sweeps: int) -> None:
         """Move codes to where the row's error is least, the other codes given; ``codes`` is changed in place."""

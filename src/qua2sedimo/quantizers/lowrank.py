@@ -36,15 +36,19 @@ class LowRank(Method):
     quantity = "rank"
 
     def parameter_shapes(self, shape: tuple[int, ...], number: int) -> dict[str, tuple[int, ...]]:
+        """The first columns of the left factor in 16 bits, and the scales of both factors."""
         return {"first": (shape[0], min(_FIRST, number)), "scale_out": (shape[0],), "scale_in": (number,)}
 
     def parameter_dtypes(self, stored: torch.dtype) -> dict[str, torch.dtype]:
+        """All have the checkpoint's type."""
         return {"first": stored, "scale_out": stored, "scale_in": stored}
 
     def width(self, number: int) -> int:
+        """Bits of one code of either factor, whatever the rank."""
         return 8
 
     def code_count(self, shape: tuple[int, ...], number: int) -> int:
+        """Codes of both factors of this rank, without the columns that are kept in 16 bits."""
         return number * math.prod(shape[1:]) + shape[0] * max(0, number - _FIRST)
 
     def factors(self, value: QuantizedWeight, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

@@ -31,12 +31,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known: relative errors of all options, their features, and what was measured."""
+    """What is known: relative errors of all options, their features, and what was measured; ``costs``: what gradients
+    say that each option adds to the squared error of the output, None without gradients."""
 
     space: SearchSpace
     errors: Mapping[str, Mapping[Option, float]]
     features: Features
     measured: Sequence[Measured] = ()
+    costs: Mapping[str, Mapping[Option, float]] | None = None
 
     @cached_property
     def observations(self) -> Observations:
@@ -65,6 +67,15 @@ Proposer = Callable[[Evidence], Values]
 def sum_of_errors(evidence: Evidence) -> Values:
     """Minus the relative error: every layer equally sensitive, nothing measured."""
     return {n: {o: -e for o, e in evidence.errors[n].items()} for n in evidence.space.layers}
+
+
+def by_gradients(evidence: Evidence) -> Values:
+    """Minus Σ_c G_c·e_c, the squared change of the output that gradients expect; without them, as
+    :func:`sum_of_errors`. Nothing is measured."""
+    if evidence.costs is None:
+        return sum_of_errors(evidence)
+    costs = evidence.costs
+    return {n: {o: -costs[n][o] for o in evidence.space.options[n]} for n in evidence.space.layers}
 
 
 def one_at_a_time(evidence: Evidence) -> Values:

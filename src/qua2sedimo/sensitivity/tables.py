@@ -93,7 +93,7 @@ def option_rows(
         for option in space.options[name]:
             score, lost = scores.layers[name][option], np.array(best) - np.array(effects[name][option])
             costs = (float(lost.mean()), standard_error(lost)) if len(lost) else (math.nan, math.nan)
-            error = bank.errors[name][option].relative_mse
+            error = bank.errors[name][option].relative
             rows.append(option_row(layer, option, error, score.score, score.spread, *costs))
     return rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import zlib
@@ -9,11 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.document import STRICT, Document, MaybeFloat
+from qua2sedimo.formats.files import file_digest, write_via
 from qua2sedimo.options import Configuration, Option, SearchSpace
+from qua2sedimo.quantizers import METHODS, QuantizedWeight
 from qua2sedimo.search import Budget, Constraints
 
 #: File name of a choice: the budget's amount and unit, and a checksum of its constraints.
@@ -46,7 +52,8 @@ class Choice(Document):
     ``objective``: the objective that ``predicted`` refers to, if it is not the study's. ``p_value``: a test of the best
     against the second best, paired by image; None if there is no second, or the objective has no per-image values.
     ``images``: the image budget of a search. ``judged_on``: first image and number of images that all candidates were
-    compared on; None after a search.
+    compared on; None after a search. ``polished``: checksum of the file NAME.safetensors with weights that were rounded
+    again in sequence (:mod:`qua2sedimo.sequential`); None if the weights are those of the bank.
     """
 
     remedy: ClassVar[str] = "Move it out of choices/ and choose or search again."
@@ -67,6 +74,7 @@ class Choice(Document):
     p_value: float | None = None
     images: int | None = None
     judged_on: tuple[int, int] | None = None
+    polished: str | None = None
 
     @classmethod
     def of(
@@ -145,3 +153,34 @@ def objective_name(text: str) -> str:
 def differences(a: Mapping[str, Option], b: Mapping[str, Option]) -> list[tuple[str, Option | None, Option | None]]:
     """(layer, its option in a, in b) where they differ; None where a layer stays in 16 bits."""
     return [(layer, a.get(layer), b.get(layer)) for layer in dict.fromkeys([*a, *b]) if a.get(layer) != b.get(layer)]
+
+
+def save_values(path: Path, values: Mapping[str, QuantizedWeight]) -> str:
+    """Write quantized weights by unit; returns the file's checksum."""
+    tensors: dict[str, torch.Tensor] = {}
+    about: dict[str, list[Any]] = {}
+    for unit, value in values.items():
+        about[unit] = [value.method, value.number, list(value.shape), str(value.dtype).removeprefix("torch.")]
+        tensors[f"{unit}|codes"] = value.codes.cpu().contiguous()
+        tensors |= {f"{unit}|{name}": t.cpu().contiguous() for name, t in value.parameters.items()}
+    metadata = {"about": json.dumps(about)}
+    write_via(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    return file_digest(path)
+
+
+def load_values(path: Path, checksum: str) -> dict[str, QuantizedWeight]:
+    """What :func:`save_values` wrote; raises :class:`Qua2SeDiMoError` if the file is missing or differs."""
+    if file_digest(path) != checksum:
+        raise Qua2SeDiMoError(
+            f"{path} is missing or damaged: its checksum differs from the choice's",
+            "Move the choice and this file away, and make the choice again.",
+        )
+    with safe_open(path, "pt") as handle:
+        about = json.loads((handle.metadata() or {})["about"])
+        return {
+            unit: QuantizedWeight(
+                method, number, tuple(shape), getattr(torch, dtype), handle.get_tensor(f"{unit}|codes"),
+                {p: handle.get_tensor(f"{unit}|{p}") for p in METHODS[method].parameter_shapes(tuple(shape), number)},
+            )
+            for unit, (method, number, shape, dtype) in about.items()
+        }  # fmt: skip

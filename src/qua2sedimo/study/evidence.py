@@ -29,14 +29,14 @@ _PRIOR = {"error": 0.4, "operation": 0.6, "block": 0.6, "layer": 0.6}
 def evidence(study: Workspace, roles: Sequence[str] = ROLES) -> Evidence:
     """All measurements of these roles, each with the images it was measured on."""
     check_objective(study)
-    errors = {n: {o: e.relative_mse for o, e in study.bank.errors[n].items()} for n in study.space.layers}
+    errors = {n: {o: e.relative for o, e in study.bank.errors[n].items()} for n in study.space.layers}
     records = [(ROLES.index(role), r) for role in roles for r in study.learning_records(role)]
     measured = [
         Measured(kind, r.configuration, float(np.mean(values)), (r.measurement.start, len(values)))
         for kind, r in records
         if math.isfinite(np.mean(values := per_image(study, r.measurement)))
     ]
-    return Evidence(study.space, errors, study.encoding.damage.believing(_PRIOR), measured)
+    return Evidence(study.space, errors, study.encoding.damage.believing(_PRIOR), measured, study.bank.costs())
 
 
 def check_objective(study: Workspace) -> None:
@@ -60,4 +60,4 @@ def measure_singles(
 def smallest_option(study: Workspace, layer: str) -> Option:
     """The option of fewest bytes, whose damage is clearest; among several that of least error."""
     errors, shape = study.bank.errors[layer], study.space.shapes[layer]
-    return min(study.space.options[layer], key=lambda o: (o.nbytes(shape), errors[o].relative_mse))
+    return min(study.space.options[layer], key=lambda o: (o.nbytes(shape), errors[o].relative))

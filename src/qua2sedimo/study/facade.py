@@ -78,6 +78,7 @@ class Study:
         return study
 
     # One line per stage, in the order in which they are run.
+    observe = _stage(stages.observe.observe)
     quantize = _stage(Workspace.build_bank)
     plan = _stage(stages.plan.plan)
     measure = _stage(stages.measure.measure)
@@ -86,6 +87,8 @@ class Study:
     sensitivity = _stage(stages.explain.sensitivity)
     choose = _stage(stages.choose.choose)
     search = _stage(stages.search.search)
+    quick = _stage(stages.quick.quick)
+    polish = _stage(stages.polish.polish)
     frontier = _stage(stages.frontier.frontier)
     run = _stage(stages.search.run)
     export = _stage(stages.export.export)

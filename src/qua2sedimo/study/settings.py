@@ -14,11 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import write_text
-from qua2sedimo.images.ledger import LEARNING
+from qua2sedimo.images.ledger import LEARNING, OBSERVED
 
 _BATCH_OF_VERSION_1 = 16
 
 SamplerName = Literal["spread", "stratified", "paper", "singles", "list"]
+RoundingName = Literal["nearest", "compensated"]
+Effort = Literal["quick", "search", "paper"]
 SAMPLERS: tuple[str, ...] = get_args(SamplerName)
 
 
@@ -27,15 +29,18 @@ class StudySettings(BaseModel):
 
     ``model``: zoo name, pipeline folder or hub name; ``inputs``: prompts or class labels; ``arguments``: passed to
     the pipeline (steps, guidance, size); ``images``: images per measured configuration; ``batch``: images per pipeline
-    call, ``auto`` for as many as fit, at most 16; ``options``: ``wide``, ``paper`` or a comma-separated list;
+    call, ``auto`` for as many as fit, at most 16; ``options``: ``default``, ``wide``, ``paper`` or a list;
     ``sampler``: which configurations are measured, within ``bits_range`` average bits, or from the file
     ``configurations`` (relative to the study folder); ``objective``: what is predicted and maximised, a metric or an
-    expression (:mod:`qua2sedimo.objective`).
+    expression (:mod:`qua2sedimo.objective`). ``rounding``: ``nearest``, or ``compensated`` by statistics; by
+    default nearest for the option set ``paper``, which reproduces the paper, compensated for others.
+    ``observe``: images that these statistics are taken from, ``auto`` for 64 of a small denoiser and 16 of a large one;
+    ``memory``: gigabytes for them while they are taken.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     model: str
     component: str | None = None
     inputs: list[str | int] = Field(default_factory=list)
@@ -43,7 +48,10 @@ class StudySettings(BaseModel):
     images: int = Field(default=16, ge=2, le=LEARNING.size)
     batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     seed: int = Field(default=0, ge=0)
-    options: str = "wide"
+    options: str = "default"
+    rounding: RoundingName | None = None
+    observe: Annotated[int, Field(ge=1, le=OBSERVED.size)] | Literal["auto"] = "auto"
+    memory: float = Field(default=4.0, gt=0)
     keep: list[str] = Field(default_factory=list)
     sampler: SamplerName = "spread"
     configurations: str | None = None
@@ -55,9 +63,12 @@ class StudySettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _upgraded(cls, content: Any) -> Any:
-        """Version 1 had no ``configurations`` and no ``batch: auto``; everything else is unchanged."""
+        """Version 1 had no ``configurations`` and no ``batch: auto``; up to version 2 rounding was nearest, and the
+        default set of options ``wide``."""
         if isinstance(content, dict) and content.get("version") == 1:
-            return {"batch": _BATCH_OF_VERSION_1, **content, "version": 2}
+            content = {"batch": _BATCH_OF_VERSION_1, **content, "version": 2}
+        if isinstance(content, dict) and content.get("version") == 2:
+            return {"options": "wide", "rounding": "nearest", **content, "version": 3}
         return content
 
     @field_validator("sampler", "loss", mode="before")
@@ -95,17 +106,24 @@ class StudySettings(BaseModel):
         return self
 
     @property
+    def compensates(self) -> bool:
+        """Whether rounding is compensated, so that the layers' inputs must be observed."""
+        if self.rounding is None:
+            return self.options != "paper"
+        return self.rounding == "compensated"
+
+    @property
     def protocol(self) -> str:
         """A hash of what measurements depend on: those of studies with equal protocols are comparable."""
-        fields = set(type(self).model_fields) - {"version", "options", "batch", "loss"}
+        fields = set(type(self).model_fields) - {"version", "options", "rounding", "observe", "memory", "batch", "loss"}
         if self.configurations is None:
             fields -= {"configurations"}
         content = json.dumps(self.model_dump(include=fields), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def asks_the_same_as(self, other: StudySettings) -> bool:
-        """Whether both are equal except for the batch, which changes results only by rounding."""
-        return self.model_copy(update={"batch": other.batch}) == other
+        """Whether both are equal except for the batch, which changes results only by rounding, and for memory."""
+        return self.model_copy(update={"batch": other.batch, "memory": other.memory}) == other
 
     def save(self, path: Path) -> None:
         """Write study.yaml atomically."""

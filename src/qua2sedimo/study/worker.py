@@ -21,6 +21,7 @@ from qua2sedimo.measuring.run import Crew, Workers
 from qua2sedimo.measuring.workers import Work
 from qua2sedimo.options import Configuration
 from qua2sedimo.runtime import set_activation_bits
+from qua2sedimo.study.choices import Choice
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.machine import peak_memory
 from qua2sedimo.system.progress import Progress, silent
@@ -94,13 +95,20 @@ def work_of(study: Workspace) -> Work:
 
 def _painted(
     study: Workspace, images: range, configuration: str | None = None, act_bits: int | None = None,
-    packed: str | None = None,
+    packed: str | None = None, choice: str | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Images of a configuration, optionally with rounded activations; or of the packed folder, by a new process."""
+    """Images of a configuration, optionally with rounded activations; or of the packed folder, by a new process.
+
+    ``choice``: the configuration is that of a polished choice, and the weights are the choice's.
+    """
     if packed is not None:
         return replay(Path(packed), study.generator.generation, images, study.folder / "comparison")
     applied = Configuration.from_json(configuration or "{}")
     study.switch.apply(applied)
+    if choice is not None:
+        kept = Choice.load(study.folder / "choices" / f"{choice}.json")
+        for unit, value in study.polished_values(kept).items():
+            study.switch.write(unit, value)
     if act_bits is None:
         return study.generator(images.start, images.stop)
     with activations_at(study, applied, act_bits):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
+import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 
 from qua2sedimo import zoo
-from qua2sedimo.bank import Bank, stored_weight
+from qua2sedimo.bank import Bank, Observed, stored_weight
 from qua2sedimo.denoisers import (
     Graph,
     WeightLayer,
@@ -32,7 +34,7 @@ from qua2sedimo.formats.files import read_json, write_json
 from qua2sedimo.formats.tensorfiles import Checkpoint
 from qua2sedimo.images.batches import fitting_batch
 from qua2sedimo.images.generate import BATCH, Generation, Generator, check_inputs
-from qua2sedimo.images.ledger import LEARNING, USE_OF_ROLE
+from qua2sedimo.images.ledger import LEARNING, OBSERVED, USE_OF_ROLE
 from qua2sedimo.images.pictures import Pictures
 from qua2sedimo.images.reference import ReferenceStore
 from qua2sedimo.measuring.measurer import Measurer
@@ -42,14 +44,18 @@ from qua2sedimo.measuring.switch import Switch
 from qua2sedimo.objective import Objective
 from qua2sedimo.options import SearchSpace
 from qua2sedimo.predictor import Encoding
+from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.records import Record, Records
 from qua2sedimo.sampling import Sampler, read_list
 from qua2sedimo.search import Budget, Constraints
-from qua2sedimo.study.choices import Choice, choice_name
+from qua2sedimo.statistics import Observation, Statistics, observe
+from qua2sedimo.study.choices import Choice, choice_name, load_values
 from qua2sedimo.study.settings import StudySettings
 from qua2sedimo.system.progress import Progress, silent
 
 _USUAL_BITS = 3.5  # the default budget of commands
+_SMALL = 100_000_000  # weights of a denoiser whose images are cheap to observe
+_OBSERVED_SMALL, _OBSERVED_LARGE = 64, 16
 _MOST_WORKERS = 8  # layers quantized in parallel: each needs about 30 bytes per weight
 
 
@@ -108,7 +114,7 @@ class Workspace:
     @cached_property
     def copies(self) -> dict[str, tuple[str, ...]]:
         """Module → other modules with the same weights, which get the same option."""
-        layers = (self.graph.layers[name] for name in self.space.layers)
+        layers = (self.graph.layers[name] for name in self.candidates.layers)
         return {layer.module: layer.copies for layer in layers if layer.copies}
 
     def names_of(self, layer: str) -> list[str]:
@@ -127,6 +133,10 @@ class Workspace:
             return whole if unit.span is None else whole[:, unit.span[0] : unit.span[1]].contiguous()
         return stored_weight(unit_weight(self.modules, unit))
 
+    def original_weight(self, layer: str) -> torch.Tensor:
+        """The 16-bit weight of a layer, whatever the live denoiser holds now."""
+        return stored_weight(self.switch.originals(layer))
+
     def original_weights(self) -> Source | None:
         """Reads original weights from the denoiser's files, if there are any."""
         return checkpoint_source(self._checkpoint or files_of(self.denoiser), self.graph.layers)
@@ -138,8 +148,8 @@ class Workspace:
     # What can be chosen ----------------------------------------------------------------------------------------
 
     @cached_property
-    def space(self) -> SearchSpace:
-        """The layers to quantize, without those kept in 16 bits, and their options."""
+    def candidates(self) -> SearchSpace:
+        """The layers to quantize, without those kept in 16 bits, and the options that are tried; needs no bank."""
         layers = self.graph.layers
         idle = [p for p in self.settings.keep if not any(_matches(layer, p) for layer in layers.values())]
         if idle:
@@ -153,14 +163,86 @@ class Workspace:
             raise Qua2SeDiMoError("keep: no layer is left to quantize", "Keep fewer layers.")
         return SearchSpace.of(shapes, self.settings.options)
 
+    @property
+    def prunes(self) -> bool:
+        """Whether options that another dominates are left out: of the default set, which nobody asked for by name."""
+        return self.settings.options == "default"
+
+    @property
+    def space(self) -> SearchSpace:
+        """The layers and the options that can be chosen: of a set that is pruned, those that the bank holds."""
+        return self.bank.space if self.prunes else self.candidates
+
     @cached_property
     def identity(self) -> str:
-        """A hash of search space and weights: files of other ones are refused."""
+        """A hash of search space, weights and statistics: files of other ones are refused."""
+        statistics = f"-{self.statistics.digest}" if self.settings.compensates else ""
+        return f"{self.candidates.hash}-{self._weights_checksum}{statistics}"
+
+    @cached_property
+    def _weights_checksum(self) -> str:
         checksum = 0
-        for layer in self.space.layers:
+        for layer in self.candidates.layers:
             weight = self.weight(layer).cpu().contiguous()
             checksum = zlib.crc32(weight.view(torch.int16).numpy().tobytes(), checksum)
-        return f"{self.space.hash}-{checksum:08x}"
+        return f"{checksum:08x}"
+
+    # Calibration statistics ------------------------------------------------------------------------------------
+
+    @property
+    def statistics_folder(self) -> Path:
+        return self.folder / "statistics"
+
+    @property
+    def observed_images(self) -> int:
+        """Images that statistics are taken from. Few images of a small denoiser tell too little, and cost nothing."""
+        if self.settings.observe != "auto":
+            return self.settings.observe
+        return _OBSERVED_SMALL if self.candidates.weights < _SMALL else _OBSERVED_LARGE
+
+    @cached_property
+    def statistics_key(self) -> str:
+        """A hash of what calibration statistics depend on."""
+        s = self.settings
+        content = [
+            self.candidates.layers,
+            self._weights_checksum,
+            s.component,
+            s.inputs,
+            s.arguments,
+            s.seed,
+            self.observed_images,
+        ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def observe(self, progress: Progress = silent) -> Statistics:
+        """The study's calibration statistics: those in its folder, or made now from images in full precision."""
+        if "statistics" not in self.__dict__:
+            if Statistics.is_finished(self.statistics_folder):  # needs no model
+                self.statistics = Statistics(self.statistics_folder, self.statistics_key, self.graph.layers)
+            else:
+                what = Observation(
+                    self.full_precision_generator(), self.denoiser, self.graph, self.candidates.layers,
+                    OBSERVED.images(self.observed_images), int(self.settings.memory * 1e9), self.statistics_key,
+                )  # fmt: skip
+                self.statistics = observe(self.statistics_folder, what, progress)
+        return self.statistics
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        return self.observe()
+
+    def observed(self, layer: str) -> Observed:
+        """The statistics of a layer, empty if rounding is to the nearest level."""
+        if not self.settings.compensates:
+            return Observed()
+        return Observed(self.statistics.moment(layer), self.statistics.gradient(layer))
+
+    def full_precision_generator(self) -> Generator:
+        """Generates images with the original weights."""
+        if "switch" in self.__dict__:
+            self.switch.restore()
+        return self.generator
 
     @cached_property
     def objective(self) -> Objective:
@@ -169,19 +251,21 @@ class Workspace:
 
     def parsed(self, objective: str) -> Objective:
         """An objective over the sizes and operations of this study's layers."""
-        macs = {name: self.graph.layers[name].macs for name in self.space.layers}
-        return Objective.parse(objective, self.space.weights, macs)
+        macs = {name: self.graph.layers[name].macs for name in self.candidates.layers}
+        return Objective.parse(objective, self.candidates.weights, macs)
 
     def build_bank(self, progress: Progress = silent) -> Bank:
-        """Quantize every option of every layer, or open a finished bank."""
-        folder = self.folder / "bank"
-        if Bank.is_finished(folder, self.space):
-            return Bank(folder, self.space, self.identity)
-        total = len(self.space.layers)
+        """Quantize every option of every layer, or open a finished bank. Statistics that it needs are made first."""
+        if self.settings.compensates:
+            self.observe(progress)
+        folder, space = self.folder / "bank", self.candidates
+        if Bank.is_finished(folder, space):
+            return Bank(folder, space, self.identity)
+        total = len(space.layers)
         workers = min(_MOST_WORKERS, torch.get_num_threads())
         return Bank.build(
-            folder, self.space, self.identity, self.weight, lambda done: progress(done, total, "quantizing layers"),
-            workers,
+            folder, space, self.identity, self.weight, lambda done: progress(done, total, "quantizing layers"),
+            workers, self.observed, self.prunes,
         )  # fmt: skip
 
     @cached_property
@@ -288,6 +372,23 @@ class Workspace:
         """Path of the choice for a budget; constraints change the name."""
         return self.folder / "choices" / f"{choice_name(budget, constraints)}.json"
 
+    def values(self, choice: Choice) -> dict[str, QuantizedWeight]:
+        """The quantized weights of a choice: those of the bank, or where it was polished, its own."""
+        values = self.bank.values(choice.configuration)
+        return values | self.polished_values(choice)
+
+    def polished_values(self, choice: Choice) -> dict[str, QuantizedWeight]:
+        """The weights of a choice that are not those of the bank."""
+        if choice.polished is None:
+            return {}
+        return load_values(self.folder / "choices" / f"{choice.name}.safetensors", choice.polished)
+
+    @property
+    def reachable(self) -> SearchSpace:
+        """What can be chosen, as far as it is known without a bank."""
+        finished = Bank.is_finished(self.folder / "bank", self.candidates)
+        return self.space if finished or not self.prunes else self.candidates
+
     def choices(self) -> list[Choice]:
         """The stored choices for this space and these weights."""
         kept = [Choice.load(path) for path in sorted((self.folder / "choices").glob("*.json"))]
@@ -299,7 +400,7 @@ class Workspace:
         Without ``bits``, the one for 3.5 bits, or else the only choice.
         """
         kept = self.choices()
-        nbytes = Budget(_USUAL_BITS if bits is None else bits).nbytes(self.space.weights)
+        nbytes = Budget(_USUAL_BITS if bits is None else bits).nbytes(self.candidates.weights)
         for choice in kept:
             if choice.budget_bytes == nbytes and choice.objective is None and not choice.constraints.name:
                 return choice

@@ -16,7 +16,15 @@ from qua2sedimo.denoisers import weight_modules, weight_of
 from qua2sedimo.denoisers.names import operation_type
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Option, options_for
-from qua2sedimo.quantizers import METHODS, QuantizedWeight, dequantize_weight, levels_of, quantization_error
+from qua2sedimo.quantizers import (
+    LEVEL_METHODS,
+    METHODS,
+    Moment,
+    QuantizedWeight,
+    dequantize_weight,
+    levels_of,
+    quantization_error,
+)
 from qua2sedimo.terminal.console import table
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -43,8 +51,14 @@ def layer_options_table(denoiser: nn.Module, layer: str, option_set: str, width:
     return weight_table(title.replace("torch.", ""), weight, options_for(option_set, tuple(weight.shape)), width)
 
 
-def weight_table(title: str, weight: torch.Tensor, options: Sequence[Option], width: int) -> Table:
-    """:func:`layer_options_table` for any weight [output channels, ...] in fp16 or bf16."""
+def weight_table(
+    title: str, weight: torch.Tensor, options: Sequence[Option], width: int, moment: Moment | None = None
+) -> Table:
+    """:func:`layer_options_table` for any weight [output channels, ...] in fp16 or bf16.
+
+    With the ``moment`` of its inputs, rounding is compensated, and there is a column for the relative error of the
+    output. A low-rank option has no levels; its values are drawn instead.
+    """
     values = weight.float().reshape(-1).numpy()
     low = np.quantile(values, (1 - _COVERED) / 2, method="lower")
     high = np.quantile(values, (1 + _COVERED) / 2, method="higher")
@@ -54,20 +68,31 @@ def weight_table(title: str, weight: torch.Tensor, options: Sequence[Option], wi
     counts = np.histogram(values, edges)[0]
     columns = [
         Column(name, justify="right", vertical="bottom", no_wrap=True)
-        for name in ("levels", "relative error", "dB", "mean |e|^2.4", "bytes", "bits")
+        for name in (
+            "levels",
+            *(["output, dB"] if moment else []),
+            "relative error",
+            "dB",
+            "mean |e|^2.4",
+            "bytes",
+            "bits",
+        )
     ]
     histogram = Column("\n".join(_columns(counts, 6)), no_wrap=True)
     made = table("option", histogram, *columns, title=title, box=None)
-    for value in _quantized(weight, options):
-        levels = levels_of(value, torch.float32).numpy()
-        loss, relative = quantization_error(weight, dequantize_weight(value))
+    for value in _quantized(weight, options, moment):
+        decoded = dequantize_weight(value)
+        named = value.method in LEVEL_METHODS
+        levels = (levels_of(value, torch.float32) if named else decoded.float().reshape(1, -1)).numpy()
+        loss, relative = quantization_error(weight, decoded)
         bits = 8 * value.nbytes / max(1, weight.numel())
         made.add_row(
             value.option,
             Text(_columns(np.histogram(levels.reshape(-1), edges)[0], 1)[0], style="cyan"),
-            f"{levels.shape[1]}" if levels.shape[0] == 1 else f"{levels.shape[1]} × {levels.shape[0]:,}",
+            "–" if not named else f"{levels.shape[1]}" + ("" if len(levels) == 1 else f" × {len(levels):,}"),
+            *([_decibels(_output_error(weight, decoded, moment))] if moment else []),
             f"{relative:.3g}",
-            f"{-10 * np.log10(relative):.1f}" if relative > 0 else "exact",
+            _decibels(relative),
             f"{loss:.3g}",
             f"{value.nbytes:,}",
             f"{bits:.2f}",
@@ -76,11 +101,23 @@ def weight_table(title: str, weight: torch.Tensor, options: Sequence[Option], wi
     return made
 
 
-def _quantized(weight: torch.Tensor, options: Sequence[Option]) -> list[QuantizedWeight]:
+def _output_error(weight: torch.Tensor, decoded: torch.Tensor, moment: Moment) -> float:
+    rows = weight.float().reshape(len(weight), -1)
+    power = float(moment.errors(rows).sum())
+    return float(moment.errors(rows - decoded.float().reshape(rows.shape)).sum()) / power if power > 0 else 0.0
+
+
+def _decibels(relative: float) -> str:
+    return f"{-10 * np.log10(relative):.1f}" if relative > 0 else "exact"
+
+
+def _quantized(
+    weight: torch.Tensor, options: Sequence[Option], moment: Moment | None = None
+) -> list[QuantizedWeight]:  # fmt: skip
     """By falling bits, so that neighbours compare methods."""
     values = []
     for method in dict.fromkeys(o.method for o in options):
-        values += METHODS[method].quantize(weight, [o.number for o in options if o.method == method])
+        values += METHODS[method].quantize(weight, [o.number for o in options if o.method == method], moment)
     return sorted(values, key=lambda v: (-v.nbytes, v.method))
 
 

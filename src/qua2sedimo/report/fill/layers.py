@@ -53,7 +53,7 @@ def layer_choices(study: Workspace, choice: Choice, found: Sensitivity | None) -
     chosen = []
     for name in sorted(choice.configuration, key=study.graph.index.__getitem__):
         option, layer = choice.configuration[name], study.graph.layers[name]
-        row = rows.get((name, str(option))) or option_row(layer, option, study.bank.errors[name][option].relative_mse)
+        row = rows.get((name, str(option))) or option_row(layer, option, study.bank.errors[name][option].relative)
         decided, sentences = "", ""
         if found:
             decided = DECIDED[because[name].why]

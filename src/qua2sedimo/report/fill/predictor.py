@@ -30,7 +30,7 @@ def predictor_quality(study: Workspace) -> PredictorQuality:
     baselines = {
         "additive sensitivities": out_of_fold(partial(additive, study.encoding.damage), choices, objective, folds),
         "ridge on one-hot options": out_of_fold(ridge, one_hot(study.space, choices), objective, folds),
-        "sum of relative errors": np.array([-study.bank.relative_mse(r.configuration) for r in records]),
+        "sum of relative errors": np.array([-study.bank.error_sum(r.configuration) for r in records]),
         "average bits": np.array([r.average_bits for r in records]),
     }
     sign = study.objective.sign

@@ -38,6 +38,7 @@ _ROLES: dict[str, PointKind] = {
     "final": "candidate",
     "frontier": "frontier",
 }
+_NOTES = 5  # remarks on single layers that are shown
 
 
 def report_data(study: Workspace, choice: Choice | None, rows: list[Row], explained: bool = True) -> ReportData:
@@ -176,6 +177,23 @@ def _fit(study: Workspace) -> str:
     return f"{len(ensemble.folds)} folds, loss {study.settings.loss}{newer}"
 
 
+def _rounding(study: Workspace, choice: Choice | None) -> dict[str, str]:
+    """How weights were rounded, and which layers are an exception."""
+    if not study.settings.compensates:
+        return {"rounding": "nearest"}
+    found = study.statistics
+    polished = ", then polished" if choice and choice.polished else ""
+    said = {"rounding": f"compensated, by statistics of {found.index.images} images in full precision{polished}"}
+    notes = found.notes()
+    if not found.index.gradients:
+        said["gradients"] = "none, a backward pass did not fit into memory: costs are relative output errors"
+    if notes:
+        shown = [f"{unit}: {note}" for unit, note in list(notes.items())[:_NOTES]]
+        more = f"; and {len(notes) - _NOTES} more" if len(notes) > _NOTES else ""
+        said["layers apart"] = "; ".join(shown) + more
+    return said
+
+
 def _provenance(study: Workspace, choice: Choice | None, explained: bool) -> dict[str, str]:
     samples, space = study.records.all("sample"), study.space
     seconds = sum(r.measurement.seconds for r in samples)
@@ -187,6 +205,7 @@ def _provenance(study: Workspace, choice: Choice | None, explained: bool) -> dic
         "seed": str(study.settings.seed),
         "arguments": ", ".join(f"{k}={v}" for k, v in study.settings.arguments.items()),
         "measured": f"{len(samples)} random configurations × {study.settings.images} images in {seconds:.0f} s",
+        **_rounding(study, choice),
         **({"predictor": _fit(study)} if explained else {}),
         **({"chosen by": chosen} if choice else {}),
         **versions(),

@@ -1,5 +1,33 @@
 """The stages of a study, one module each: functions of a workspace."""
 
-from qua2sedimo.study.stages import choose, compare, explain, export, fit, frontier, measure, plan, search, tradeoff
+from qua2sedimo.study.stages import (
+    choose,
+    compare,
+    explain,
+    export,
+    fit,
+    frontier,
+    measure,
+    observe,
+    plan,
+    polish,
+    quick,
+    search,
+    tradeoff,
+)
 
-__all__ = ["choose", "compare", "explain", "export", "fit", "frontier", "measure", "plan", "search", "tradeoff"]
+__all__ = [
+    "choose",
+    "compare",
+    "explain",
+    "export",
+    "fit",
+    "frontier",
+    "measure",
+    "observe",
+    "plan",
+    "polish",
+    "quick",
+    "search",
+    "tradeoff",
+]

@@ -35,6 +35,7 @@ from qua2sedimo.study.evidence import evidence
 from qua2sedimo.study.measurements import kept_measurement, measure_all, per_image
 from qua2sedimo.study.stages.explain import block_scores_of, explain
 from qua2sedimo.study.stages.fit import fitted, kept_owner, samples, training_data
+from qua2sedimo.study.stages.quick import quick_owner
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
@@ -58,6 +59,7 @@ def choose(
     """
     budget = budget if isinstance(budget, Budget) else Budget(budget)
     limits = constraints or Constraints()
+    budget_bytes(study.reachable, budget, allow(study.reachable, limits, study.names_of))
     allowed = allow(study.space, limits, study.names_of)
     nbytes = budget_bytes(study.space, budget, allowed)
     found = kept_choice(study, budget, limits)
@@ -123,12 +125,15 @@ def _of_earlier_fits(study: Workspace, path: Path, images: range, known: set[Con
 
 
 def kept_choice(study: Workspace, budget: Budget, constraints: Constraints | None = None) -> Choice | None:
-    """The stored choice for this budget, if it is of the current fit or of a search of this study."""
+    """The stored choice for this budget, if it is of the current fit or of a search of this study; without a fit, also
+    one by statistics alone."""
     path = study.choice_path(budget, constraints)
     if not path.exists():
         return None
     made = Choice.load(path)
     if made.owner == search_owner(study):
+        return made
+    if made.owner == quick_owner(study) and not (study.folder / "predictor" / "predictor.json").exists():
         return made
     judged = made.judged_on is not None and made.judged_on[0] in CANDIDATES
     return made if judged and made.owner == kept_owner(study) else None
@@ -151,6 +156,9 @@ def propose_candidates(
     ]
     if study.objective.in_decibels:
         programs.append(("all measurements", most_likely(evidence(study))))
+    costs = study.bank.costs()
+    if costs is not None:
+        programs.append(("gradients", {n: {o: -costs[n][o] for o in of} for n, of in study.space.options.items()}))
     programs.append(("sum of relative errors", _error_sum(study)))
     programs += [(f"predictor, fold {k + 1}", scores.fold(k)) for k in range(scores.folds)]
     free = allowed is None or allowed == allow(study.space)
@@ -177,7 +185,7 @@ def _of_blocks(study: Workspace, nbytes: int) -> list[tuple[Configuration, str]]
 
 def _error_sum(study: Workspace) -> Values:
     """Minus the relative error of each option; it needs no measurement."""
-    return {n: {o: -e.relative_mse for o, e in options.items()} for n, options in study.bank.errors.items()}
+    return {n: {o: -e.relative for o, e in options.items()} for n, options in study.bank.errors.items()}
 
 
 def why(study: Workspace, choice: Choice) -> list[LayerReason]:

@@ -137,7 +137,9 @@ def _lines(study: Workspace, choice: Choice | None, packed: str | Path, act_bits
     asked, own = f"{choice.bits_asked:.4g}", choice.configuration
     lines.append(_Line(f"ours, {asked} bits", "ours", own, {"packed": str(Path(packed).resolve())}))
     for bits in act_bits:
-        how = {"configuration": own.to_json(), "act_bits": bits}
+        how: dict[str, Any] = {"configuration": own.to_json(), "act_bits": bits}
+        if choice.polished is not None:
+            how["choice"] = choice.name
         lines.append(_Line(f"ours, W{asked}A{bits}", "activations", own, how))
     return lines
 
@@ -203,6 +205,8 @@ class _Comparison:
     def _file(self, line: _Line, metrics: dict[str, Estimate]) -> KeptRow:
         identity, protocol = self.study.identity, self.study.settings.protocol
         digest = line.configuration.digest if line.kind in ("ours", "activations") else None
+        if digest is not None and self.choice is not None and self.choice.polished is not None:
+            digest = f"{digest}-{self.choice.polished}"
         return KeptRow(identity=identity, protocol=protocol, images=len(self.images), digest=digest, metrics=metrics)
 
     @cached_property

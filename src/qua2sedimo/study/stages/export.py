@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from qua2sedimo.denoisers.hub_names import public_name
 from qua2sedimo.options import Configuration
+from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.runtime import PackedSize, save_packed
 from qua2sedimo.search import Budget
 from qua2sedimo.study.choices import Choice
@@ -28,14 +30,21 @@ def export(
         "model": public_name(study.settings.model), "average_bits": choice.average_bits, "origin": choice.origin,
         "arguments": study.settings.arguments, "inputs": list(study.settings.inputs), "versions": versions(),
     }  # fmt: skip
-    return save_configuration(study, choice.configuration, out, provenance, act_bits)
+    return save_values(study, study.values(choice), out, provenance, act_bits)
 
 
 def save_configuration(
     study: Workspace, configuration: Configuration, out: str | Path, extra: dict[str, Any], act_bits: int | None = None
 ) -> PackedSize:
     """Write any configuration as a packed pipeline folder, with ``extra`` as JSON; returns its sizes in bytes."""
+    return save_values(study, study.bank.values(configuration), out, extra, act_bits)
+
+
+def save_values(
+    study: Workspace, values: Mapping[str, QuantizedWeight], out: str | Path, extra: dict[str, Any],
+    act_bits: int | None = None,
+) -> PackedSize:  # fmt: skip
+    """Write quantized weights as a packed pipeline folder."""
     study.switch.restore()
-    values = study.bank.values(configuration)
     with quiet():
         return save_packed(study.pipeline, study.component, values, Path(out), extra, study.copies, act_bits)

@@ -118,10 +118,10 @@ def plan(study: Workspace, configurations: int, repeats: int = 2, progress: Prog
 @contextmanager
 def _bank_for_trial(study: Workspace) -> Iterator[tuple[Bank, float, float]]:
     """(bank, its share of all weights, estimated seconds of building the whole bank)."""
-    if Bank.is_finished(study.folder / "bank", study.space):
+    if Bank.is_finished(study.folder / "bank", study.candidates):
         yield study.bank, 1.0, 0.0
         return
-    space = study.space
+    space = study.candidates
     mean = space.weights / len(space.layers)
     # With layers of mean size, both cost per layer and cost per weight are extrapolated correctly.
     typical = sorted(space.layers, key=lambda name: abs(study.graph.layers[name].weights - mean))
@@ -170,8 +170,8 @@ def _cores() -> int:
 
 def _disk_bytes(study: Workspace, configurations: int) -> int:
     """Bytes of the bank, exact except for headers, and of the records, estimated."""
-    bank = sum(int(nbytes.sum()) for nbytes in study.space.option_bytes)
-    names = {layer: str(options[0]) for layer, options in study.space.options.items()}
+    bank = sum(int(nbytes.sum()) for nbytes in study.reachable.option_bytes)
+    names = {layer: str(options[0]) for layer, options in study.reachable.options.items()}
     metrics = len({study.settings.objective, *study.settings.metrics})
     record = len(json.dumps(names)) + metrics * study.settings.images * _BYTES_A_VALUE + 500
     return bank + configurations * record

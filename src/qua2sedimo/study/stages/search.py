@@ -22,18 +22,21 @@ from qua2sedimo.search import (
     allow,
     best_configurations,
     budget_bytes,
+    by_gradients,
     drawn,
     most_likely,
     one_at_a_time,
-    sum_of_errors,
 )
 from qua2sedimo.search.halving import paired_p, schedule, survivors
 from qua2sedimo.study.choices import Candidate, Choice
 from qua2sedimo.study.evidence import FEW, ROLES, check_objective, evidence, measure_singles
 from qua2sedimo.study.measurements import images_spent, measure_all, per_image
+from qua2sedimo.study.settings import Effort
 from qua2sedimo.study.stages.choose import choose, kept_choice, search_owner
 from qua2sedimo.study.stages.fit import fit
 from qua2sedimo.study.stages.measure import measure
+from qua2sedimo.study.stages.polish import polish
+from qua2sedimo.study.stages.quick import quick
 from qua2sedimo.study.worker import crew
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
@@ -93,6 +96,8 @@ def search(
     """
     budget = budget if isinstance(budget, Budget) else Budget(budget)
     limits = constraints or Constraints()
+    check_search(study, budget, images, limits)
+    study.build_bank(progress)
     nbytes, allowed = check_search(study, budget, images, limits)
     found = kept_choice(study, budget, limits)
     if found is not None and found.origin == "search" and found.images == images:
@@ -109,7 +114,7 @@ def search(
         best, decided = _decide(study, known, candidates, images - before, progress)
     choice = Choice.of(best, study.space, search_owner(study), budget, constraints=limits, images=images, **decided)
     choice.save(study.choice_path(budget, limits))
-    return Found(choice, rounds)
+    return Found(polish(study, choice, progress), rounds)
 
 
 def check_search(
@@ -120,8 +125,8 @@ def check_search(
     Needs no bank and no model, so that errors are found before work begins.
     """
     check_objective(study)
-    allowed = allow(study.space, constraints, study.names_of)
-    nbytes = budget_bytes(study.space, budget, allowed)
+    allowed = allow(study.reachable, constraints, study.names_of)
+    nbytes = budget_bytes(study.reachable, budget, allowed)
     if images < least_images():
         raise Qua2SeDiMoError(
             f"{images} images are too few to search",
@@ -160,18 +165,23 @@ def run(
     configurations: int = 100,
     progress: Progress = silent,
     workers: Workers = Workers(),
+    effort: Effort = "search",
 ) -> Choice:
-    """All stages from an empty folder to the choice: random configurations for the explanation, a search that spends up
-    to twice as many images, then the predictor, which is also fitted to single layers.
+    """All stages from an empty folder to the choice.
 
-    If the objective is not in decibels, the predictor's candidates are measured instead of a search.
+    ``effort`` "search": random configurations for the explanation, a search that spends up to twice as many images,
+    then the predictor, which is also fitted to single layers. "quick": calibration statistics alone
+    (:func:`~qua2sedimo.study.stages.quick.quick`). "paper": random configurations, and the predictor's candidates; also
+    if the objective is not in decibels.
     """
     budget = budget if isinstance(budget, Budget) else Budget(budget)
-    budget_bytes(study.space, budget)
+    budget_bytes(study.reachable, budget)
+    if effort == "quick":
+        return quick(study, budget, progress)
     study.build_bank(progress)
     with crew(study, workers, progress):
         records = measure(study, configurations, progress)
-        if not study.objective.in_decibels:
+        if effort == "paper" or not study.objective.in_decibels:
             fit(study, progress=progress)
             return choose(study, budget, progress=progress)
         choice = kept_choice(study, budget)
@@ -242,9 +252,9 @@ def _proposals(known: Evidence, nbytes: int, allowed: Allowed, rng: np.random.Ge
 
 
 def _simple(known: Evidence) -> list[Values]:
-    """Programs that need no model: the sum of errors, and single layers if all were measured."""
+    """Programs that need no model: gradients or the sum of errors, and single layers if all were measured."""
     alone = {name for m in known.measured if m.kind == 0 for name in m.configuration}
-    return [sum_of_errors(known), *([one_at_a_time(known)] if alone >= set(known.space.layers) else [])]
+    return [by_gradients(known), *([one_at_a_time(known)] if alone >= set(known.space.layers) else [])]
 
 
 def expected_gain(known: Evidence, proposals: list[Configuration], draws: int = _DRAWS, seed: int = 1) -> float:

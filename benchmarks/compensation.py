@@ -1,0 +1,355 @@
+"""Compensated options against nearest rounding at equal size, on images that nothing was learned from.
+
+    python benchmarks/compensation.py [--models digits-dit …] [--bits 2 2.5 3 3.5] [--seeds 0 1] [--images 64]
+    python benchmarks/compensation.py --transfer      # choices of 2.5 bits where they were not observed
+    python benchmarks/compensation.py --counts        # how many observed images are needed
+    python benchmarks/compensation.py --paper         # the paper's options, nearest and compensated
+    python benchmarks/compensation.py --docs          # only write the tables of docs/compensation.md
+
+For every size: the choice by the sum of weight errors among the paper's methods with nearest rounding; the choice by
+gradients, not polished; and `quick`, which polishes it. Uniform options with nearest rounding stand beside them.
+Studies are kept in FOLDER, rows in docs/figures/compensation.json: stopped, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qua2sedimo import Study, StudySettings, zoo
+from qua2sedimo.formats.files import write_json, write_text
+from qua2sedimo.images.generate import Generation, Generator
+from qua2sedimo.images.ledger import EVALUATION
+from qua2sedimo.metrics.distances import psnr
+from qua2sedimo.metrics.estimates import mean_estimate
+from qua2sedimo.metrics.estimator import MetricEstimator, References
+from qua2sedimo.options import Option
+from qua2sedimo.quantizers import METHODS, QuantizedWeight
+from qua2sedimo.search import best_configurations, by_gradients, sum_of_errors
+from qua2sedimo.study.evidence import evidence
+from qua2sedimo.zoo.captions import ATTRIBUTES, caption
+
+ROOT = Path(__file__).parent.parent
+ROWS = ROOT / "docs" / "figures" / "compensation.json"
+PAGE = ROOT / "docs" / "compensation.md"
+METRICS = ("psnr", "features", "frechet_full", "accuracy")
+UNIFORM = ("uaq-4", "uaq-6", "kmeans_a-4", "kmeans_a-6", "kmeans_c-4")
+NEAREST, PLAIN, QUICK = "nearest, sum of errors", "gradients, not polished", "quick"
+_TRANSFERRED = 2.5
+_COUNTS = (1, 2, 4, 8, 16, 32)
+
+Values = Mapping[str, QuantizedWeight]
+
+
+class Rows:
+    """Measured rows by key; a row that is there is not measured again."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[str, Any]] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
+
+    def __call__(self, key: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if key not in self.rows:
+            self.rows[key] = measure()
+            write_json(ROWS, dict(sorted(self.rows.items())))
+            shown = {k: v for k, v in self.rows[key].items() if k != "values"}
+            print(key, json.dumps(shown), flush=True)
+        return self.rows[key]
+
+
+class Judge:
+    """Measures weights of one study on images that nothing was learned from, as the study makes them or otherwise."""
+
+    def __init__(self, study: Study, count: int) -> None:
+        self.inside, self.count = study.workspace, count
+        self.images = EVALUATION.images(count)
+
+    def __call__(self, values: Values) -> dict[str, Any]:
+        """Every metric; and PSNR of every image."""
+        self.write(values)
+        made = self.inside.generator(self.images.start, self.images.stop)
+        found = self._estimator(made)
+        row: dict[str, Any] = {m: round(found[m].value, 4) for m in found}
+        row |= {"low": round(found["psnr"].low, 3), "high": round(found["psnr"].high, 3)}
+        return {**row, "values": [round(float(v), 3) for v in psnr(made, self._full)]}
+
+    def elsewhere(self, values: Values, generator: Generator) -> list[float]:
+        """PSNR of each image with other arguments or inputs."""
+        self.write({})
+        full = generator(self.images.start, self.images.stop)
+        self.write(values)
+        made = generator(self.images.start, self.images.stop)
+        return [round(float(v), 3) for v in psnr(made, full)]
+
+    def write(self, values: Values) -> None:
+        self.inside.switch.restore()
+        for unit, value in values.items():
+            self.inside.switch.write(unit, value)
+
+    @cached_property
+    def _full(self) -> np.ndarray:
+        self.write({})
+        return self.inside.generator(self.images.start, self.images.stop)
+
+    @cached_property
+    def _estimator(self) -> MetricEstimator:
+        full, others = self._full, EVALUATION.images(self.count, skip=self.count)
+        self.write({})
+        other = self.inside.generator(others.start, others.stop)
+        inputs = [i for i in map(self.inside.generation.input, self.images) if i is not None]
+        references = References(full, other, self.inside.real_pictures)
+        return MetricEstimator(references, inputs, METRICS, self.inside.input_score)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=list(zoo.ENTRIES))
+    parser.add_argument("--bits", nargs="*", type=float, default=[2.0, 2.5, 3.0, 3.5])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--images", type=int, default=64, help="Images that judge.")
+    parser.add_argument("--work", type=Path, default=Path(__file__).parent / "results" / "compensation")
+    for name in ("transfer", "counts", "paper", "docs"):
+        parser.add_argument(f"--{name}", action="store_true")
+    asked = parser.parse_args()
+    rows = Rows()
+    for seed in [] if asked.docs else asked.seeds:
+        for model in asked.models:
+            if asked.transfer:
+                transfer(rows, asked, model, seed)
+            elif asked.counts:
+                counts(rows, asked, model, seed)
+            elif asked.paper:
+                paper(rows, asked, model, seed)
+            else:
+                sizes(rows, asked, model, seed)
+    write_docs(rows.rows)
+
+
+def opened(asked: argparse.Namespace, model: str, seed: int, **changes: Any) -> Study:
+    """The study of a model with these settings, with its bank."""
+    entry = zoo.ENTRIES[model]
+    of: dict[str, Any] = {"model": model, "inputs": list(entry.inputs), "arguments": dict(entry.arguments), "images": 4}
+    settings = StudySettings(**{**of, "seed": seed, **changes})
+    name = "-".join([model, str(seed), *(str(v) for v in changes.values())])
+    study = Study.create(asked.work / re.sub(r"[^\w.-]+", "_", name), settings)
+    study.quantize()
+    return study
+
+
+def sizes(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> None:
+    """Every size, and the uniform options beside them."""
+    near = opened(asked, model, seed, options="wide", rounding="nearest")
+    judge = Judge(near, asked.images)
+    space = near.workspace.space
+    for text in UNIFORM:
+        configuration = space.uniform(Option.parse(text))
+        rows(f"{model} {seed} uniform {text}", lambda: {
+            "average_bits": space.average_bits(configuration), **judge(nearest_values(near, configuration))  # noqa: B023
+        })  # fmt: skip
+    for bits in asked.bits:
+        if bits > 2.2:  # below, these options with their overhead do not reach
+            best = _program(near, sum_of_errors, bits)
+            rows(f"{model} {seed} {bits:g} {NEAREST}", lambda: {
+                "average_bits": space.average_bits(best), **judge(near.workspace.bank.values(best))  # noqa: B023
+            })  # fmt: skip
+    near.workspace.switch.restore()
+    began = time.time()
+    study = opened(asked, model, seed)
+    prepared = time.time() - began
+    judge = Judge(study, asked.images)
+    for bits in asked.bits:
+        best = _program(study, by_gradients, bits)
+        average = study.workspace.space.average_bits(best)
+        rows(f"{model} {seed} {bits:g} {PLAIN}",
+             lambda: {"average_bits": average, **judge(study.workspace.bank.values(best))})  # noqa: B023  # fmt: skip
+        rows(f"{model} {seed} {bits:g} {QUICK}", lambda: _quick(study, judge, bits, prepared))  # noqa: B023
+
+
+def nearest_values(study: Study, configuration: Mapping[str, Option]) -> Values:
+    """Weights under any configuration with nearest rounding, also of options that the study does not offer."""
+    weight = study.workspace.weight
+    return {n: METHODS[o.method].quantize(weight(n), [o.number])[0] for n, o in configuration.items()}
+
+
+def _quick(study: Study, judge: Judge, bits: float, prepared: float) -> dict[str, Any]:
+    began = time.time()
+    choice = study.quick(bits)
+    seconds = {"prepared_s": round(prepared), "polish_s": round(time.time() - began)}
+    found = judge(study.workspace.values(choice))
+    observed = {"observed": study.workspace.observed_images, "polished": choice.polished is not None}
+    return {"average_bits": choice.average_bits, **observed, **seconds, **found}
+
+
+def _program(study: Study, proposer: Callable[..., Any], bits: float) -> Any:
+    space = study.workspace.space
+    return next(best_configurations(space, proposer(evidence(study.workspace)), int(bits * space.weights / 8)))
+
+
+def transfer(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> None:
+    """PSNR of choices of 2.5 bits with arguments and prompts that were not observed, beside nearest rounding."""
+    near, study = opened(asked, model, seed, options="wide", rounding="nearest"), opened(asked, model, seed)
+    before = near.workspace.bank.values(_program(near, sum_of_errors, _TRANSFERRED))
+    after = study.workspace.values(study.quick(_TRANSFERRED))
+    judge = Judge(study, asked.images)
+    for name, generation, scheduler in _elsewhere(study):
+
+        def measure(generation: Generation = generation, scheduler: Any = scheduler) -> dict[str, Any]:
+            pipeline = study.workspace.pipeline
+            usual, pipeline.scheduler = pipeline.scheduler, scheduler or pipeline.scheduler
+            try:
+                generator = Generator(pipeline, generation)
+                near_values, quick_values = (judge.elsewhere(v, generator) for v in (before, after))
+            finally:
+                pipeline.scheduler = usual
+            gain = mean_estimate(np.array(quick_values) - np.array(near_values))
+            return {
+                NEAREST: round(float(np.mean(near_values)), 2), QUICK: round(float(np.mean(quick_values)), 2),
+                "gain": round(gain.value, 2), "low": round(gain.low, 2), "high": round(gain.high, 2),
+            }  # fmt: skip
+
+        rows(f"{model} {seed} transfer {name}", measure)
+
+
+def _elsewhere(study: Study) -> list[tuple[str, Generation, Any]]:
+    """(name, what to generate, another scheduler or None) of every setting."""
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+    inside = study.workspace
+    inputs, arguments, seed = inside.settings.inputs, inside.settings.arguments, inside.settings.seed
+    steps, guidance = arguments["num_inference_steps"], arguments.get("guidance_scale")
+    found = [("as observed", Generation(inputs, arguments, seed), None)]
+    for name, factor in (("half the steps", 0.5), ("twice the steps", 2.0)):
+        count = max(1, round(steps * factor))
+        if count != steps:
+            found.append((name, Generation(inputs, {**arguments, "num_inference_steps": count}, seed), None))
+    if guidance is not None:
+        found.append(("guidance 1", Generation(inputs, {**arguments, "guidance_scale": 1.0}, seed), None))
+        found.append(
+            ("twice the guidance", Generation(inputs, {**arguments, "guidance_scale": 2 * guidance}, seed), None)
+        )
+    config = inside.pipeline.scheduler.config
+    for other in (DPMSolverMultistepScheduler, DDIMScheduler):
+        flows = "flow" in str(config.get("prediction_type", "")) or "Flow" in type(inside.pipeline.scheduler).__name__
+        if not flows and other is not type(inside.pipeline.scheduler):
+            found.append((other.__name__, Generation(inputs, arguments, seed), other.from_config(config)))
+    if any(isinstance(i, str) for i in inputs):
+        chance = random.Random(1234)
+        texts = [caption({k: chance.choice(v) for k, v in ATTRIBUTES.items()}, chance, empty=0.0) for _ in range(64)]
+        found.append(("held-out prompts", Generation([t for t in texts if t not in inputs], arguments, seed), None))
+    return found
+
+
+def counts(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> None:
+    """Quick choices of 2.5 bits from few observed images."""
+    for count in _COUNTS:
+        key = f"{model} {seed} observed {count}"
+        if key not in rows.rows:
+            study = opened(asked, model, seed, observe=count)
+            judge = Judge(study, asked.images)
+            best = _program(study, by_gradients, _TRANSFERRED)
+            plain = judge(study.workspace.bank.values(best))["psnr"]
+            rows(key, lambda: {PLAIN: plain, **_quick(study, judge, _TRANSFERRED, 0.0)})  # noqa: B023
+
+
+def paper(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> None:
+    """The paper's six options at 3.5 bits: by errors or gradients, with nearest or compensated rounding."""
+    for rounding, proposer in (
+        ("nearest", sum_of_errors),
+        ("compensated", sum_of_errors),
+        ("compensated", by_gradients),
+    ):
+        study = opened(asked, model, seed, options="paper", rounding=rounding)
+        judge = Judge(study, asked.images)
+        best = _program(study, proposer, 3.5)
+        average = study.workspace.space.average_bits(best)
+        key = f"{model} {seed} paper {rounding}, {proposer.__name__}"
+        rows(key, lambda: {"average_bits": average, **judge(study.workspace.bank.values(best))})  # noqa: B023
+
+
+# docs/compensation.md ------------------------------------------------------------------------------------------------
+
+
+def write_docs(rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Replace the tables between the markers of docs/compensation.md."""
+    if not PAGE.exists():
+        return
+    text = PAGE.read_text(encoding="utf-8")
+    tables = {
+        "sizes": _sizes_table(rows), "transfer": _transfer_table(rows), "counts": _counts_table(rows),
+        "paper": _paper_table(rows),
+    }  # fmt: skip
+    for name, table in tables.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text = re.sub(pattern, lambda m: f"{m[1]}\n{table}\n\n{m[2]}", text, flags=re.DOTALL)  # noqa: B023
+    write_text(PAGE, text)
+
+
+def _grouped(rows: Mapping[str, Mapping[str, Any]], pattern: str) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
+    """Rows whose key matches MODEL SEED PATTERN, over seeds, by model and the pattern's groups."""
+    found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for key, row in rows.items():
+        match = re.fullmatch(rf"(\S+) \d+ {pattern}", key)
+        if match:
+            found.setdefault(match.groups(), []).append(row)
+    return found
+
+
+def _mean(of: list[Mapping[str, Any]], name: str, digits: int = 1) -> str:
+    values = [row[name] for row in of if name in row]
+    return f"{np.mean(values):.{digits}f}" if values else "–"
+
+
+def _table(head: list[str], body: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in body)])
+
+
+def _sizes_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    sized = _grouped(rows, rf"(\S+) ({NEAREST}|{PLAIN}|{QUICK})") | _grouped(rows, r"(uniform) (\S+)")
+    body = []
+    for (model, bits, how), of in sorted(sized.items()):
+        spread = f" ± {np.std([r['psnr'] for r in of], ddof=1):.1f}" if len(of) > 1 else ""
+        body.append([
+            model, bits, how, _mean(of, "average_bits", 3), f"{_mean(of, 'psnr')}{spread}", _mean(of, "features", 4),
+            _mean(of, "frechet_full", 2), _mean(of, "accuracy", 3), str(len(of)),
+        ])  # fmt: skip
+    head = ["model", "size", "choice and rounding", "bits", "PSNR, dB", "features", "Fréchet", "accuracy", "seeds"]
+    return _table(head, body)
+
+
+def _transfer_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    body = []
+    for (model, where), of in _grouped(rows, "transfer (.+)").items():
+        gain = f"{_mean(of, 'gain')} [{_mean(of, 'low')}, {_mean(of, 'high')}]"
+        body.append([model, where, _mean(of, NEAREST), _mean(of, QUICK), gain])
+    return _table(["model", "images", "nearest, dB", "quick, dB", "gain [95 %]"], body)
+
+
+def _counts_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    found = _grouped(rows, r"observed (\d+)")
+    body = [
+        [model, count, _mean(of, PLAIN), _mean(of, "psnr"), "yes" if all(r["polished"] for r in of) else "not always"]
+        for (model, count), of in sorted(found.items(), key=lambda item: (item[0][0], int(item[0][1])))
+    ]
+    return _table(["model", "images observed", "not polished, dB", "quick, dB", "polish kept"], body)
+
+
+def _paper_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    said = {"sum_of_errors": "sum of errors", "by_gradients": "gradients"}
+    body = [
+        [model, rounding, said[by], _mean(of, "average_bits", 3), _mean(of, "psnr")]
+        for (model, rounding, by), of in _grouped(rows, r"paper (\w+), (\w+)").items()
+    ]
+    return _table(["model", "rounding", "chosen by", "bits", "PSNR, dB"], body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Calibration statistics: what a denoiser's layers see while the full-precision model generates images."""
+
+from qua2sedimo.statistics.calls import RecordedCall, RecordedCalls, record_calls
+from qua2sedimo.statistics.columns import positions, unit_columns
+from qua2sedimo.statistics.gradients import squared_gradients
+from qua2sedimo.statistics.moments import observe_moments
+from qua2sedimo.statistics.observing import Observation, observe, sample_name
+from qua2sedimo.statistics.sources import Source, find_sources
+from qua2sedimo.statistics.store import Statistics
+
+__all__ = [
+    "Observation",
+    "RecordedCall",
+    "RecordedCalls",
+    "Source",
+    "Statistics",
+    "find_sources",
+    "observe",
+    "observe_moments",
+    "positions",
+    "record_calls",
+    "sample_name",
+    "squared_gradients",
+    "unit_columns",
+]

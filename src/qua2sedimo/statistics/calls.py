@@ -1,0 +1,247 @@
+"""Calls of a denoiser while its pipeline generates images: recorded to files, run again later."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.files import write_via
+from qua2sedimo.images.generate import Generator, is_out_of_memory, without_safety_checker
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class RecordedCall:
+    """Arguments of one call, and the ``cotangents`` of its outputs: the gradient, with respect to them, of the guided
+    output times random signs. Without guidance, these are the signs themselves."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    cotangents: tuple[torch.Tensor, ...]
+
+    def run(self, denoiser: nn.Module) -> list[torch.Tensor]:
+        """Call the denoiser again; returns its floating-point outputs, shaped as the cotangents."""
+        device = next(denoiser.parameters()).device
+        args, kwargs = pytree.tree_map(lambda leaf: leaf.to(device) if torch.is_tensor(leaf) else leaf,
+                                       (self.args, self.kwargs))  # fmt: skip
+        return outputs_of(denoiser(*args, **kwargs))
+
+    def named(self) -> dict[str, Any]:
+        """Keyword arguments and, as ``"0"``, ``"1"``, …, positional ones."""
+        return {**{str(i): value for i, value in enumerate(self.args)}, **self.kwargs}
+
+
+class RecordedCalls(Sequence[RecordedCall]):
+    """The calls in a folder, one file each, read when asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files = sorted(folder.glob("[0-9]*.safetensors"))
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return _read(self._files[index])
+
+
+def outputs_of(output: Any) -> list[torch.Tensor]:
+    """The floating-point tensors of a denoiser's output."""
+    return [leaf for leaf in pytree.tree_leaves(output) if torch.is_tensor(leaf) and leaf.is_floating_point()]
+
+
+def record_calls(
+    generator: Generator, denoiser: nn.Module, images: range, folder: Path,
+    progress: Callable[[int], object] = lambda done: None,
+) -> RecordedCalls:  # fmt: skip
+    """Generate ``images`` in full precision and keep every call of the denoiser in ``folder``.
+
+    Images whose calls are complete are marked, and not generated again. Raises :class:`Qua2SeDiMoError` if an argument
+    cannot be kept, or the denoiser is not called.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    low = images.start
+    while low < images.stop:
+        indices = range(low, min(images.stop, low + generator.batch))
+        mark = folder / f"images-{indices.start}-{indices.stop}.json"
+        if not mark.exists():
+            for leftover in folder.glob(f"{indices.start:06d}-*.safetensors"):  # of a batch that was interrupted
+                leftover.unlink()
+            count = 0
+            for count, call in enumerate(_calls(generator, denoiser, indices), start=1):
+                _write(folder / f"{indices.start:06d}-{count:04d}.safetensors", call)
+            if count == 0:
+                raise Qua2SeDiMoError(f"{type(generator.pipeline).__name__} never called {type(denoiser).__name__}")
+            write_via(mark, lambda path, count=count: path.write_text(json.dumps(count)))  # type: ignore[misc]
+        low = indices.stop
+        progress(low - images.start)
+    return RecordedCalls(folder)
+
+
+def _calls(generator: Generator, denoiser: nn.Module, indices: range) -> list[RecordedCall]:
+    """The calls of one batch of images."""
+    pipeline = generator.pipeline
+    recorder = _Recorder(generator.generation.number(indices.start, 2))
+    # Pipelines forbid gradients by a decorator; what it wraps lets them pass from the guided output to the denoiser's.
+    undecorated = getattr(type(pipeline).__call__, "__wrapped__", None)
+    function = functools.partial(undecorated, pipeline) if undecorated is not None else pipeline
+    hook = denoiser.register_forward_hook(recorder.called, with_kwargs=True)
+    try:
+        with (
+            _frozen(pipeline),
+            without_safety_checker(pipeline),
+            recorder.stepping(pipeline),
+            torch.enable_grad(),
+            torch.random.fork_rng(range(torch.cuda.device_count())),
+        ):
+            torch.manual_seed(generator.generation.number(indices.start, 1))
+            function(**generator.call_arguments(indices))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise Qua2SeDiMoError(
+            f"{len(indices)} images at once do not fit into memory", "Set a smaller 'batch:' in study.yaml."
+        ) from error
+    finally:
+        hook.remove()
+    return recorder.finished()
+
+
+class _Recorder:
+    """Keeps the calls of a denoiser, and what a random sign on each guided output means for them."""
+
+    def __init__(self, seed: int) -> None:
+        self._chance = torch.Generator().manual_seed(seed)
+        self._calls: list[tuple[tuple[Any, ...], dict[str, Any], list[torch.Tensor]]] = []
+        self._cotangents: list[tuple[torch.Tensor, ...]] = []
+
+    def called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        args, kwargs = pytree.tree_map(lambda leaf: leaf.detach().clone().cpu() if torch.is_tensor(leaf) else leaf,
+                                       (args, kwargs))  # fmt: skip
+        leaves, spec = pytree.tree_flatten(output)
+        leaves = [
+            leaf.detach().requires_grad_() if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf
+            for leaf in leaves
+        ]
+        output = pytree.tree_unflatten(leaves, spec)
+        self._calls.append((args, kwargs, outputs_of(output)))
+        return output
+
+    @contextmanager
+    def stepping(self, pipeline: Any) -> Iterator[None]:
+        """Within, a step of the scheduler completes the calls since the one before."""
+        scheduler = getattr(pipeline, "scheduler", None)
+        step = getattr(scheduler, "step", None)
+        if not callable(step):
+            yield
+            return
+
+        @functools.wraps(step)  # pipelines read its signature
+        def observed(model_output: Any, *args: Any, **kwargs: Any) -> Any:
+            if torch.is_tensor(model_output):
+                self._complete(model_output)
+                model_output = model_output.detach()
+            return step(model_output, *args, **kwargs)
+
+        vars(scheduler)["step"] = observed
+        try:
+            yield
+        finally:
+            del vars(scheduler)["step"]
+
+    def finished(self) -> list[RecordedCall]:
+        self._complete(None)
+        return [RecordedCall(args, kwargs, of) for (args, kwargs, _), of in zip(self._calls, self._cotangents)]
+
+    def _complete(self, guided: torch.Tensor | None) -> None:
+        waiting = self._calls[len(self._cotangents) :]
+        outputs = [out for _, _, outs in waiting for out in outs]
+        found: Sequence[torch.Tensor | None] = [None] * len(outputs)
+        if guided is not None and guided.requires_grad and outputs:
+            found = torch.autograd.grad(guided, outputs, self._signs(guided), allow_unused=True)
+        if all(g is None for g in found):  # no guidance that gradients pass: signs on the outputs themselves
+            found = [self._signs(out) for out in outputs]
+        at = 0
+        for _, _, outs in waiting:
+            own = [torch.zeros_like(o) if g is None else g for o, g in zip(outs, found[at : at + len(outs)])]
+            self._cotangents.append(tuple(g.detach().cpu() for g in own))
+            at += len(outs)
+        for place, (args, kwargs, _) in enumerate(self._calls):
+            self._calls[place] = (args, kwargs, [])  # frees the outputs
+
+    def _signs(self, like: torch.Tensor) -> torch.Tensor:
+        signs = torch.randint(0, 2, like.shape, generator=self._chance) * 2.0 - 1.0
+        return signs.to(like.device, like.dtype)
+
+
+@contextmanager
+def _frozen(pipeline: Any) -> Iterator[None]:
+    """Within, no parameter of the pipeline takes gradients: nothing of text encoder and decoder is kept for them."""
+    modules = [m for m in pipeline.components.values() if isinstance(m, nn.Module)]
+    with frozen(*modules):
+        yield
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Within, no parameter of these modules takes gradients."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
+def _write(path: Path, call: RecordedCall) -> None:
+    leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
+    tensors: dict[str, torch.Tensor] = {}
+    plain: list[Any] = []
+    for i, leaf in enumerate(leaves):
+        if torch.is_tensor(leaf):
+            tensors[f"leaf.{i}"] = leaf.contiguous()
+            plain.append(None)
+        elif isinstance(leaf, _PLAIN):
+            plain.append(leaf)
+        else:
+            raise Qua2SeDiMoError(f"an argument of the denoiser is a {type(leaf).__name__}, which cannot be kept")
+    tensors |= {f"cotangent.{i}": g.contiguous() for i, g in enumerate(call.cotangents)}
+    about = {"about": json.dumps({"spec": pytree.treespec_dumps(spec), "plain": plain})}
+    write_via(path, lambda temporary: save_file(tensors, temporary, metadata=about))
+
+
+def _read(path: Path) -> RecordedCall:
+    try:
+        with safe_open(path, "pt") as handle:
+            about: Mapping[str, Any] = json.loads((handle.metadata() or {})["about"])
+            names = set(handle.keys())
+            leaves = [
+                handle.get_tensor(f"leaf.{i}") if f"leaf.{i}" in names else value
+                for i, value in enumerate(about["plain"])
+            ]
+            count = sum(name.startswith("cotangent.") for name in names)
+            cotangents = tuple(handle.get_tensor(f"cotangent.{i}") for i in range(count))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise Qua2SeDiMoError(
+            f"{path} is damaged: {error}",
+            "Move the folder 'statistics' away; `qua2sedimo observe STUDY` makes it again.",
+        ) from error
+    args, kwargs = pytree.tree_unflatten(leaves, pytree.treespec_loads(about["spec"]))
+    return RecordedCall(tuple(args), dict(kwargs), cotangents)

@@ -1,0 +1,74 @@
+"""Squared gradients of the guided output with respect to what each layer computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from qua2sedimo.denoisers import WeightLayer
+from qua2sedimo.images.generate import is_out_of_memory
+from qua2sedimo.statistics.calls import RecordedCall, frozen
+
+#: From this many weights on, activations are computed again in the backward pass instead of kept.
+_LARGE = 300_000_000
+
+
+def squared_gradients(
+    denoiser: nn.Module, layers: Mapping[str, WeightLayer], calls: Sequence[RecordedCall],
+    progress: Callable[[int], object] = lambda done: None,
+) -> dict[str, torch.Tensor] | None:  # fmt: skip
+    """G of each module: fp64 [output channels], the mean over calls of Σ g² over samples and positions, where g is the
+    gradient of the guided output times random signs (one backward pass a call). Copies of a module count with it.
+
+    The cost of an option is Σ_c G_c·e_c with e_c its output error in channel c: the squared change of the guided output
+    that is expected to first order, if errors at different positions are independent. None if a backward pass does not
+    fit into memory.
+    """
+    totals: dict[str, torch.Tensor] = {}
+    owner = {name: layer.module for layer in layers.values() for name in (layer.module, *layer.copies)}
+    handles = [
+        denoiser.get_submodule(name).register_forward_hook(_hook(module, totals)) for name, module in owner.items()
+    ]
+    weights = sum(p.numel() for p in denoiser.parameters())
+    checkpointing = weights > _LARGE and getattr(denoiser, "_supports_gradient_checkpointing", False)
+    was_on = bool(getattr(denoiser, "is_gradient_checkpointing", False))
+    try:
+        if checkpointing and not was_on:
+            denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+        with frozen(denoiser), torch.enable_grad():
+            for done, call in enumerate(calls, start=1):
+                outputs = call.run(denoiser)
+                pairs = [(o, g.to(o.device, o.dtype)) for o, g in zip(outputs, call.cotangents) if o.requires_grad]
+                torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
+                progress(done)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    finally:
+        if checkpointing and not was_on:
+            denoiser.disable_gradient_checkpointing()  # type: ignore[operator]
+        for handle in handles:
+            handle.remove()
+    return {name: total / len(calls) for name, total in totals.items()}
+
+
+def _hook(module_name: str, totals: dict[str, torch.Tensor]) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        # Without gradients so far, this layer is where they end.
+        output = output if output.requires_grad else output.detach().requires_grad_()
+
+        def add(gradient: torch.Tensor) -> None:
+            axis = gradient.dim() - 1 if isinstance(module, nn.Linear) else 1
+            others = [i for i in range(gradient.dim()) if i != axis]
+            squares = gradient.detach().float().square()
+            found = squares.sum(dim=others, dtype=torch.float32).double().cpu() if others else squares.double().cpu()
+            totals[module_name] = totals.get(module_name, torch.zeros_like(found)) + found
+
+        output.register_hook(add)
+        return output
+
+    return hook

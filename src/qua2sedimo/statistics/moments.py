@@ -1,0 +1,161 @@
+"""Second moments of what layers see, from recorded calls of the denoiser run again."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from qua2sedimo.denoisers import Graph, WeightLayer
+from qua2sedimo.quantizers import Moment
+from qua2sedimo.statistics.calls import RecordedCall
+from qua2sedimo.statistics.columns import input_of, unit_columns
+from qua2sedimo.statistics.sources import Source
+
+#: Positions of a source that one call adds, at most.
+POSITIONS = 4096
+#: Time steps, evenly spaced over the whole schedule, that layers which see only the time are observed at.
+_TIMES = 64
+
+
+class _Sum:
+    """Sum of x·xᵀ of a source, in blocks, and the number of its rows."""
+
+    def __init__(self, source: Source) -> None:
+        self.sums = [torch.zeros(size, size) for size in source.blocks]
+        self.rows = 0
+
+    def add(self, rows: torch.Tensor) -> None:
+        at = 0
+        for total in self.sums:
+            part = rows[:, at : at + len(total)]
+            total += (part.T @ part).to(total.device)
+            at += len(total)
+        self.rows += len(rows)
+
+    def moment(self) -> Moment:
+        return Moment(tuple(total / max(1, self.rows) for total in self.sums))
+
+
+def observe_moments(
+    denoiser: nn.Module, graph: Graph, sources: Sequence[Source], calls: Sequence[RecordedCall], sample: str,
+    steps: int | None, seed: int, progress: Callable[[int], object] = lambda done: None,
+) -> list[tuple[Moment, int]]:  # fmt: skip
+    """(moment, observed positions) of each source.
+
+    Padded text is left out. Of sources that see only the time, half of the weight is on ``steps`` time steps of the
+    whole schedule (None: unknown, only those of the calls). The moment of a source does not depend on which others are
+    observed with it.
+    """
+    found = [_Sum(source) for source in sources]
+    with torch.no_grad():
+        for done, call in enumerate(calls, start=1):
+            with _adding(denoiser, graph, sources, found, call, sample, f"{seed} {done}"):
+                call.run(denoiser)
+            progress(done)
+        moments = [(total.moment(), total.rows) for total in found]
+        timed = [i for i, source in enumerate(sources) if source.only_time(sample)]
+        if timed and steps is not None:
+            everywhere = [_Sum(sources[i]) for i in timed]
+            seeing_time = [sources[i] for i in timed]
+            for number, call in enumerate(over_all_times(calls, steps)):
+                with _adding(denoiser, graph, seeing_time, everywhere, call, sample, f"{seed} time {number}"):
+                    call.run(denoiser)
+            for i, total in zip(timed, everywhere):
+                blocks = [(a + b) / 2 for a, b in zip(moments[i][0].blocks, total.moment().blocks)]
+                moments[i] = Moment(tuple(blocks)), moments[i][1] + total.rows
+    return moments
+
+
+def over_all_times(calls: Sequence[RecordedCall], steps: int) -> list[RecordedCall]:
+    """Calls like the recorded ones at :data:`_TIMES` time steps from 0 to ``steps`` − 1, as many in one call as it has
+    samples; the same fraction of 1 where a pipeline counts time from 0 to 1."""
+    name = _time_name(calls[0])
+    if name is None:
+        return []
+    calls = [call for call in calls if _samples(call) == _samples(calls[0])]  # every time counts the same
+    recorded = [torch.as_tensor(call.named()[name]) for call in calls]
+    top = steps - 1 if max(float(t.max()) for t in recorded) > 1.5 else 1.0
+    wanted = torch.linspace(0, top, _TIMES, dtype=torch.float64).flip(0)
+    found: list[RecordedCall] = []
+    at = 0
+    while at < len(wanted):
+        call = calls[len(found) % len(calls)]
+        before = torch.as_tensor(call.named()[name])
+        times = wanted[(at + torch.arange(max(1, before.numel()))).clamp(max=len(wanted) - 1)]
+        times = times if before.is_floating_point() else times.round()
+        found.append(_with(call, name, times.to(before.dtype).reshape(before.shape)))
+        at += max(1, before.numel())
+    return found
+
+
+def _time_name(call: RecordedCall) -> str | None:
+    named = call.named()
+    if "timestep" in named:
+        return "timestep"
+    # U-Nets are called with (sample, timestep, …).
+    second = named.get("1")
+    known = isinstance(second, (torch.Tensor, int, float)) and torch.as_tensor(second).dim() <= 1
+    return "1" if known else None
+
+
+def _samples(call: RecordedCall) -> int:
+    return next((len(value) for value in call.named().values() if torch.is_tensor(value) and value.dim() > 1), 0)
+
+
+def _with(call: RecordedCall, name: str, value: torch.Tensor) -> RecordedCall:
+    if name.isdigit():
+        args = list(call.args)
+        args[int(name)] = value
+        return replace(call, args=tuple(args))
+    return replace(call, kwargs={**call.kwargs, name: value})
+
+
+def text_mask(call: RecordedCall) -> torch.Tensor | None:
+    """Which tokens of the text are no padding: bool [batch, tokens]; None if the denoiser is not told."""
+    for name, value in call.kwargs.items():
+        if "mask" in name and torch.is_tensor(value) and value.dim() == 2 and ("encoder" in name or "text" in name):
+            return value.bool() if bool(((value == 0) | (value == 1)).all()) else value > -1
+    return None
+
+
+class _adding:
+    """Within, every call of a source's first unit (or of its copies) adds its inputs to the source's sum.
+
+    ``seed`` and the source's name determine which positions are drawn.
+    """
+
+    def __init__(
+        self, denoiser: nn.Module, graph: Graph, sources: Sequence[Source], sums: Sequence[_Sum], call: RecordedCall,
+        sample: str, seed: str,
+    ) -> None:  # fmt: skip
+        self._stack = ExitStack()
+        mask = text_mask(call)
+        for source, total in zip(sources, sums):
+            unit = graph.layers[source.name]
+            chance = torch.Generator().manual_seed(zlib.crc32(f"{seed} {source.name}".encode()))
+            keep = mask if source.only_condition(sample) else None
+            for name in (unit.module, *unit.copies):
+                hook = _hook(unit, total, keep, chance)
+                handle = denoiser.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
+                self._stack.callback(handle.remove)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+
+def _hook(unit: WeightLayer, total: _Sum, mask: torch.Tensor | None, chance: torch.Generator) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = input_of(args, kwargs)
+        keep = mask if mask is not None and tuple(x.shape[:-1]) == tuple(mask.shape) else None
+        total.add(unit_columns(module, unit, x, POSITIONS, chance, keep)[0])
+
+    return hook

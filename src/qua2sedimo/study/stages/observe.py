@@ -1,0 +1,13 @@
+"""Observing: calibration statistics of a study's layers, made now or kept."""
+
+from __future__ import annotations
+
+from qua2sedimo.statistics import Statistics
+from qua2sedimo.study.workspace import Workspace
+from qua2sedimo.system.progress import Progress, silent
+
+
+def observe(study: Workspace, progress: Progress = silent) -> Statistics:
+    """Statistics that rounding with compensation needs: of ``observe`` images in full precision, whose noise no other
+    image has. Interrupted, it continues where it stopped."""
+    return study.observe(progress)
