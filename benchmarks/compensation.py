@@ -116,8 +116,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=64, help="Images that judge.")
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "results" / "compensation")
-    for name in ("transfer", "counts", "paper", "docs"):
-        parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--transfer", action="store_true", help="Choices of 2.5 bits where they were not observed.")
+    parser.add_argument("--counts", action="store_true", help="How many observed images are needed.")
+    parser.add_argument("--paper", action="store_true", help="The paper's options, nearest and compensated.")
+    parser.add_argument("--docs", action="store_true", help="Only write the tables of the page.")
     asked = parser.parse_args()
     rows = Rows()
     for seed in [] if asked.docs else asked.seeds:

@@ -33,7 +33,7 @@ class MadeUp:
         space = SearchSpace.of({name: layer.shape for name, layer in graph.layers.items()}, options)
         chance = np.random.default_rng(0)
         errors = {
-            n: {o: SimpleNamespace(relative_mse=4.0**-o.bits * chance.uniform(0.5, 2)) for o in space.options[n]}
+            n: {o: SimpleNamespace(relative=4.0**-o.bits * chance.uniform(0.5, 2)) for o in space.options[n]}
             for n in space.layers
         }
         bank: Any = SimpleNamespace(errors=errors)

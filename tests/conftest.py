@@ -68,19 +68,19 @@ def small_dit(seed: int = 0, classes: int = 10) -> DiTTransformer2DModel:
     return randomized(model, seed)
 
 
-def small_pixart(seed: int = 0) -> PixArtTransformer2DModel:
+def small_pixart(seed: int = 0, captions: int = 24) -> PixArtTransformer2DModel:
     model = PixArtTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=16, num_layers=2, cross_attention_dim=32, caption_channels=24,
+        num_attention_heads=2, attention_head_dim=16, num_layers=2, cross_attention_dim=32, caption_channels=captions,
         sample_size=8, patch_size=2, in_channels=3, out_channels=3, use_additional_conditions=False,
     )  # fmt: skip
     return randomized(model, seed)
 
 
-def small_unet(seed: int = 0) -> UNet2DConditionModel:
+def small_unet(seed: int = 0, captions: int = 24) -> UNet2DConditionModel:
     model = UNet2DConditionModel(
         sample_size=8, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(16, 32),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=24, attention_head_dim=8, norm_num_groups=8,
+        cross_attention_dim=captions, attention_head_dim=8, norm_num_groups=8,
     )  # fmt: skip
     return randomized(model, seed)
 
@@ -123,6 +123,7 @@ def small_settings(**changes: Any) -> StudySettings:
         "arguments": {"num_inference_steps": 2, "guidance_scale": 1.0},
         "images": 2,
         "metrics": ["psnr"],
+        "observe": 2,
     }
     return StudySettings(**{**asked, **changes})
 

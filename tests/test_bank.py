@@ -22,10 +22,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from qua2sedimo import bank as bank_module
-from qua2sedimo.bank import Bank, stored_weight
+from qua2sedimo.bank import Bank, Observed, stored_weight
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Configuration, Option, SearchSpace
-from qua2sedimo.quantizers import METHODS, dequantize_weight, quantization_error
+from qua2sedimo.quantizers import METHODS, Moment, QuantizedWeight, dequantize_weight, quantization_error
 
 SHAPES = {"in": (8, 12), "conv": (6, 4, 3, 3), "mid.0": (10, 10), "mid.1": (10, 10), "out": (3, 20), "narrow": (5, 1)}
 SPACE = SearchSpace.of(SHAPES, "paper")
@@ -75,7 +75,7 @@ def test_every_option_of_every_layer_is_there_with_its_size_and_error(tmp_path: 
             for option in SPACE.options[layer]:
                 value = bank.get(layer, option)
                 (expected,) = METHODS[option.method].quantize(weight(layer), [option.bits])
-                assert (value.method, value.bits, value.dtype) == (option.method, option.bits, DTYPES[layer])
+                assert (value.method, value.number, value.dtype) == (option.method, option.bits, DTYPES[layer])
                 assert torch.equal(dequantize_weight(value), dequantize_weight(expected))
                 assert value.nbytes == option.nbytes(SHAPES[layer])
                 error = bank.errors[layer][option]
@@ -92,7 +92,7 @@ def test_values_and_relative_mse_are_those_of_the_configuration(tmp_path: Path) 
     assert list(values) == list(SPACE.layers)
     assert sum(value.nbytes for value in values.values()) == SPACE.nbytes(configuration)
     errors = [quantization_error(weight(layer), dequantize_weight(value))[1] for layer, value in values.items()]
-    assert bank.relative_mse(configuration) == pytest.approx(sum(errors))
+    assert bank.error_sum(configuration) == pytest.approx(sum(errors))
 
 
 def test_workers_change_nothing_but_the_time(tmp_path: Path) -> None:
@@ -267,8 +267,8 @@ def test_an_unfinished_bank_is_not_opened(tmp_path: Path) -> None:
 def test_another_format_is_refused(tmp_path: Path) -> None:
     build(tmp_path)
     index = json.loads((tmp_path / "index.json").read_text())
-    (tmp_path / "index.json").write_text(json.dumps(index | {"format": 2}))
-    with pytest.raises(Qua2SeDiMoError, match="format 2 is not 1"):
+    (tmp_path / "index.json").write_text(json.dumps(index | {"format": 3}))
+    with pytest.raises(Qua2SeDiMoError, match="format 3 is not 2"):
         Bank(tmp_path, SPACE, OWNER)
 
 
@@ -371,3 +371,176 @@ def test_a_build_killed_while_it_writes_leaves_no_half_layer(
     Bank.build(killed, UNIFORM, OWNER, weight).verify()
     Bank.build(whole, UNIFORM, OWNER, weight)
     assert contents(killed) == contents(whole)
+
+
+# Statistics --------------------------------------------------------------------------------------------------------
+
+EVERY = SearchSpace.of({"wide": (24, 40), "conv": (16, 8, 3, 3)}, "uaq-2,uaq-4,kmeans_a-3,kmeans_c-2,row-1,row-3,row-5")
+DEFAULT = SearchSpace.of({"thin": (96, 160), "full": (64, 128), "conv": (48, 16, 3, 3), "tiny": (4, 8)}, "default")
+
+
+def drawn(layer: str, shape: tuple[int, ...]) -> torch.Tensor:
+    chance = torch.Generator().manual_seed(len(layer) + shape[0])
+    return torch.randn(shape, generator=chance).half()
+
+
+def statistics_of(layer: str, shape: tuple[int, ...]) -> Observed:
+    """Inputs that are mixed and of uneven size, in six directions for a layer called thin; a gradient per channel."""
+    chance, n = torch.Generator().manual_seed(5), int(np.prod(shape[1:]))
+    directions = 6 if layer == "thin" else 2 * n
+    mixing = torch.randn(directions, n, generator=chance) * torch.logspace(0, -1.5, n)
+    x = torch.randn(500, directions, generator=chance) @ mixing + (0 if layer == "thin" else 0.3)
+    return Observed(Moment((x.T @ x / len(x),)), torch.rand(shape[0], generator=chance).double() + 0.1)
+
+
+def compensated(folder: Path, space: SearchSpace, **arguments: object) -> Bank:
+    return Bank.build(
+        folder, space, OWNER, lambda n: drawn(n, space.shapes[n]),
+        observed=lambda n: statistics_of(n, space.shapes[n]), **arguments,
+    )  # fmt: skip
+
+
+def output_error(layer: str, shape: tuple[int, ...], value: QuantizedWeight) -> float:
+    """E‖(W − Ŵ)·x‖² / E‖W·x‖², by the definition."""
+    (block,) = statistics_of(layer, shape).moment.blocks
+    w, q = (t.double().reshape(shape[0], -1) for t in (drawn(layer, shape), dequantize_weight(value)))
+    h = block.double()
+    return float(torch.trace((w - q) @ h @ (w - q).T) / torch.trace(w @ h @ w.T))
+
+
+def test_with_statistics_the_error_of_the_output_is_lower_than_with_rounding_to_nearest(tmp_path: Path) -> None:
+    with_them = compensated(tmp_path / "one", EVERY)
+    without = Bank.build(tmp_path / "two", EVERY, OWNER, lambda n: drawn(n, EVERY.shapes[n]))
+    for layer, shape in EVERY.shapes.items():
+        for option in EVERY.options[layer]:
+            one, two = (output_error(layer, shape, bank.get(layer, option)) for bank in (with_them, without))
+            assert one < 0.9 * two, (layer, option)
+
+
+def test_errors_are_those_of_weights_of_outputs_and_of_the_guided_output(tmp_path: Path) -> None:
+    bank = compensated(tmp_path / "one", EVERY)
+    for layer, shape in EVERY.shapes.items():
+        w, observed = drawn(layer, shape), statistics_of(layer, shape)
+        for option in EVERY.options[layer]:
+            error, value = bank.errors[layer][option], bank.get(layer, option)
+            quantized = dequantize_weight(value)
+            assert (error.loss, error.relative_mse) == pytest.approx(quantization_error(w, quantized))
+            assert error.output == error.relative == pytest.approx(output_error(layer, shape, value), rel=1e-3)
+            e = (w.double() - quantized.double()).reshape(len(w), -1)
+            each = torch.einsum("cn,nm,cm->c", e, observed.moment.blocks[0].double(), e)
+            assert error.cost == pytest.approx(float(observed.gradient @ each), rel=1e-3)
+            assert bank.costs()[layer][option] == error.cost
+    assert Bank(tmp_path / "one", EVERY, OWNER).errors == bank.errors
+    configuration = EVERY.uniform(Option("row", 3))
+    assert bank.error_sum(configuration) == pytest.approx(
+        sum(bank.errors[n][Option("row", 3)].output for n in EVERY.layers)
+    )
+
+
+def test_without_statistics_the_relative_error_is_that_of_the_weight_and_there_are_no_costs(tmp_path: Path) -> None:
+    bank = build(tmp_path)
+    for errors in bank.errors.values():
+        assert all(e.output is None and e.cost is None and e.relative == e.relative_mse for e in errors.values())
+    assert bank.costs() is None
+
+
+def test_a_layer_without_statistics_among_others_has_a_cost_by_its_relative_error(tmp_path: Path) -> None:
+    observed = {"wide": statistics_of("wide", EVERY.shapes["wide"]), "conv": Observed()}
+    bank = Bank.build(tmp_path, EVERY, OWNER, lambda n: drawn(n, EVERY.shapes[n]), observed=observed.__getitem__)
+    costs, errors = bank.costs(), bank.errors
+    ratios = [e.cost / e.output for e in errors["wide"].values()]
+    assert costs["wide"] == {o: e.cost for o, e in errors["wide"].items()}
+    for option, error in errors["conv"].items():
+        assert error.output is None and error.cost is None
+        assert costs["conv"][option] == pytest.approx(float(np.median(ratios)) * error.relative_mse)
+
+
+def dominated(bank: Bank, layer: str, option: Option) -> list[Option]:
+    """Options of the layer that are no larger and no worse."""
+    shape, errors = bank.space.shapes[layer], bank.errors[layer]
+    return [
+        o for o in errors
+        if o != option and o.nbytes(shape) <= option.nbytes(shape) and errors[o].cost <= errors[option].cost
+    ]  # fmt: skip
+
+
+def test_a_pruned_bank_has_no_option_that_another_beats_and_its_space_is_what_it_holds(tmp_path: Path) -> None:
+    pruned, whole = compensated(tmp_path / "pruned", DEFAULT, prune=True), compensated(tmp_path / "whole", DEFAULT)
+    assert whole.space.options == DEFAULT.options
+    left_out = 0
+    for layer in DEFAULT.layers:
+        kept = pruned.space.options[layer]
+        assert kept and set(kept) == set(pruned.errors[layer]) <= set(DEFAULT.options[layer])
+        assert list(kept) == sorted(kept)
+        assert not any(dominated(pruned, layer, option) for option in kept)
+        for option in set(DEFAULT.options[layer]) - set(kept):
+            left_out += 1
+            better = [o for o in dominated(whole, layer, option) if o in kept]
+            assert better or option.method == "lowrank", (layer, option)
+        for option in kept:
+            value, same = pruned.get(layer, option), whole.get(layer, option)
+            assert torch.equal(dequantize_weight(value), dequantize_weight(same))
+            assert value.nbytes == option.nbytes(DEFAULT.shapes[layer])
+    assert left_out > 0
+    pruned.verify()
+    assert any(o.method == "lowrank" for o in pruned.space.options["thin"])  # its inputs lie in six directions
+    assert not any(o.method == "lowrank" for o in pruned.space.options["full"])
+
+
+def test_an_option_that_a_pruned_bank_left_out_is_refused_by_name(tmp_path: Path) -> None:
+    bank = compensated(tmp_path, DEFAULT, prune=True)
+    gone = next((n, o) for n in DEFAULT.layers for o in DEFAULT.options[n] if o not in bank.errors[n])
+    with pytest.raises(Qua2SeDiMoError, match=f"no option '{gone[1]}' for layer '{gone[0]}'"):
+        bank.get(*gone)
+    with pytest.raises(Qua2SeDiMoError, match="does not belong to this search space"):
+        bank.space.encode(Configuration({n: bank.space.options[n][0] for n in DEFAULT.layers} | dict([gone])))
+
+
+def test_workers_and_interruptions_change_nothing_in_a_bank_with_statistics(tmp_path: Path) -> None:
+    compensated(tmp_path / "one", DEFAULT, prune=True)
+    compensated(tmp_path / "two", DEFAULT, prune=True, workers=3)
+
+    def stop(done: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compensated(tmp_path / "three", DEFAULT, prune=True, progress=stop)
+    assert 2 <= len(layer_files(tmp_path / "three")) < len(DEFAULT.layers)
+    compensated(tmp_path / "three", DEFAULT, prune=True)
+    for other in ("two", "three"):
+        for path in (*layer_files(tmp_path / "one"), tmp_path / "one" / "index.json"):
+            assert (tmp_path / other / path.name).read_bytes() == path.read_bytes(), (other, path.name)
+
+
+def test_a_bank_of_format_1_is_still_read(tmp_path: Path) -> None:
+    """As version 1 wrote it: two errors an option."""
+    bank = build(tmp_path)
+    path = tmp_path / "index.json"
+    index = json.loads(path.read_text()) | {"format": 1}
+    for entry in index["layers"].values():
+        entry["errors"] = {option: errors[:2] for option, errors in entry["errors"].items()}
+    del index["checksum"]
+    for checksum in ({}, {"checksum": bank_module._digest(index)}):
+        path.write_text(json.dumps({**index, **checksum}))
+        old = Bank(tmp_path, SPACE, OWNER)
+        old.verify()
+        assert old.errors == bank.errors and old.space.options == SPACE.options
+        for layer in SPACE.layers:
+            option = SPACE.options[layer][0]
+            assert torch.equal(old.get(layer, option).codes, bank.get(layer, option).codes)
+    path.write_text(json.dumps({**index, "checksum": "0" * 64}))
+    with pytest.raises(Qua2SeDiMoError, match="its checksum differs"):
+        Bank(tmp_path, SPACE, OWNER)
+
+
+def test_the_default_options_take_at_most_one_and_a_half_times_the_weights_on_disk(tmp_path: Path) -> None:
+    """On layers as large as those of the shipped models."""
+    shapes = {"q": (192, 192), "ff.1": (768, 192), "ff.2": (192, 768), "conv": (128, 64, 3, 3), "embed": (192, 256)}
+    space = SearchSpace.of(shapes, "default")
+    bank = Bank.build(
+        tmp_path, space, OWNER, lambda n: drawn(n, shapes[n]), prune=True,
+        observed=lambda n: Observed(Moment.identity(int(np.prod(shapes[n][1:])))),
+    )  # fmt: skip
+    written = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert written <= 1.5 * 2 * bank.space.weights

@@ -273,9 +273,20 @@ def test_every_command_of_tables_and_sentences_runs(
     places = {**world, "FILE": str(tmp_path / "file"), "STUDY2": world["STUDY"]}
     if name in ("init", "run"):
         places["STUDY"] = str(tmp_path / "study")
-    if name in ("choose", "export", "search", "frontier", "report", "explain", "quantize"):
+    if name in (
+        "choose",
+        "export",
+        "search",
+        "frontier",
+        "report",
+        "explain",
+        "quantize",
+        "observe",
+        "quick",
+        "polish",
+    ):
         places["STUDY"] = str(shutil.copytree(world["STUDY"], tmp_path / "study"))
-    if name == "export":
+    if name in ("export", "polish"):
         places |= {"OUT": str(tmp_path / "out"), "NAME": "3.5"}
     if name == "recipe":
         places |= {"STUDY": world["PLAIN"], "NAME": "NAME"}

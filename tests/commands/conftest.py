@@ -66,7 +66,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(run, model: Path, tmp_path: Path) -> Path:  # type: ignore[no-untyped-def]
     """A new study of the small pipeline."""
     folder = tmp_path / "study"
-    options = ("--options", "uaq-2,uaq-3,uaq-4,uaq-6,kmeans_a-4", "--images", 2)
+    options = ("--options", "uaq-2,uaq-3,uaq-4,uaq-6,kmeans_a-4", "--images", 2, "--observe", 8)
     ended = run("init", model, folder, "--prompt", 1, "--prompt", 2, "--arguments", FEW_STEPS, *options)
     assert ended.status == 0, ended.err
     return folder

@@ -24,9 +24,9 @@ from qua2sedimo.options import Option
 from qua2sedimo.study.stages.export import save_configuration
 
 COMMANDS = (
-    "demo", "run", "init", "inspect", "metrics", "plan", "quantize", "measure", "records", "fit", "explain", "choose",
-    "diff", "export", "search", "frontier", "generate", "evaluate", "recipe", "report", "figures",
-    "card",
+    "demo", "run", "init", "inspect", "metrics", "plan", "observe", "quantize", "measure", "records", "fit", "explain",
+    "choose", "quick", "polish", "diff", "export", "search", "frontier", "generate", "evaluate", "recipe", "report",
+    "figures", "card",
 )  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def test_a_folder_that_is_no_study_is_refused(refused, tmp_path: Path, command: 
         ("inputs: [1]\n", "model"),
         ("model: small\ncolour: red\n", "colour"),
         ("model: small\nimages: 1\n", "images"),
-        ("model: small\nversion: 3\n", "version"),
+        ("model: small\nversion: 4\n", "version"),
     ],
 )
 def test_a_damaged_study_file_is_named_with_its_entry(refused, tmp_path: Path, content: str, expected: str) -> None:  # type: ignore[no-untyped-def]
@@ -110,7 +110,8 @@ def test_stages_out_of_order_name_the_stage_to_run_first(refused, study: Path) -
 
 def test_an_impossible_budget_is_refused_before_anything_is_measured(refused, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     folder = tmp_path / "s"
-    message = refused("run", model, folder, "--prompt", 1, "--arguments", FEW_STEPS, "--bits", 1.5)
+    few = ("--arguments", FEW_STEPS, "--options", "wide")
+    message = refused("run", model, folder, "--prompt", 1, *few, "--bits", 1.5)
     assert "as small as 1.5 average bits" in message and "can be reached" in message
     assert not (folder / "records.db").exists() and not (folder / "bank").exists()
 
@@ -206,7 +207,7 @@ def test_inspect_lists_every_layer_with_its_sizes_for_people_and_machines(run, m
 
 def test_quantize_reads_the_files_and_loads_no_model(run, model: Path, study: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     live = Study(study)
-    _ = live.workspace.graph  # traced once, from a real call
+    live.observe()  # once, from real calls
     monkeypatch.setattr("qua2sedimo.study.workspace.load_pipeline", lambda *_: pytest.fail("a model was loaded"))
     ended = run("quantize", study)
     assert ended.status == 0, ended.err
@@ -356,7 +357,7 @@ def test_a_choice_of_uniform_options_is_written_as_a_recipe_and_another_refused(
     assert written.status == 0 and "quantize_(" in written.out, written.err
     content = json.loads((tmp_path / "recipe.json").read_text())
     assert content["_data"]["fqn_to_config"].keys() == set(opened.workspace.space.layers)
-    assert "K-Means" in refused("recipe", study, tmp_path / "mixed.json", "--choice", "mixed")
+    assert "evenly spaced" in refused("recipe", study, tmp_path / "mixed.json", "--choice", "mixed")
     assert "conv" in refused("recipe", study, tmp_path / "x.txt", "--format", "gguf", "--choice", "plain")
     assert "unknown recipe format 'onnx'" in refused("recipe", study, tmp_path / "x.txt", "--format", "onnx")
     assert sorted(path.name for path in tmp_path.glob("*.*")) == ["recipe.json"]

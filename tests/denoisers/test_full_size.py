@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from qua2sedimo.denoisers import Graph, architecture, built_inputs, trace, weight_layers
-from qua2sedimo.options import Option
-from qua2sedimo.quantizers import METHODS
+from qua2sedimo.options import options_for
 from qua2sedimo.runtime import Part, Qua2SeDiMoConfig, Storage
 from qua2sedimo.runtime.table import LayerTable, layer_modules
 
@@ -110,10 +109,11 @@ def test_what_does_not_depend_on_absent_weights_is_really_computed() -> None:
     assert trace(model, (), call).bypassed == ("early",)
 
 
-def test_the_table_of_a_packed_model_is_short_under_all_options(full) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("option_set", ["default", "wide"])
+def test_the_table_of_a_packed_model_is_short_under_all_options(full, option_set: str) -> None:  # type: ignore[no-untyped-def]
     """diffusers sends a quantization_config along with its requests if it has 2,048 characters at most."""
     _, model, graph = full
-    options = [Storage(Option(method, bits), torch.bfloat16) for method in METHODS for bits in range(2, 9)]
+    options = [Storage(option, torch.bfloat16) for option in options_for(option_set, (4096, 4096), small=True)]
     stored: dict[str, list[Part]] = {}
     for unit, storage in zip(graph.layers.values(), itertools.cycle(options)):
         stored.setdefault(unit.module, []).append(Part(unit.span, storage))

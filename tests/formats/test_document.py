@@ -60,7 +60,7 @@ def test_what_is_read_is_what_was_written(
         ({"format": 3, "name": 1, "value": 1.0}, "is damaged: name: Input should be a valid string"),
         ({"format": 3, "name": "a", "value": "1.0"}, "is damaged: value"),
         ({"format": 3, "name": "a"}, "is damaged: value: Field required"),
-        ({"format": 3, "name": "a", "value": 1.0, "configuration": {"x": "uaq-9"}}, "bits must be 2 to 8"),
+        ({"format": 3, "name": "a", "value": 1.0, "configuration": {"x": "uaq-9"}}, "bits must be 1 to 8"),
         ({"format": 4, "name": "a", "value": 1.0}, "format 4 is not 3"),
         ({"name": "a", "value": 1.0}, "format None is not 3"),
         ([1], "format list is not 3"),

@@ -65,7 +65,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     pipeline = small_pipeline()
     pipeline.save_pretrained(model)
     (model / "README.md").write_text("---\nlicense: mit\ntags: [a]\n---\n# Base\n")
-    return Study.create(folder / "study", small_settings(model=str(model)), pipeline)
+    return Study.create(folder / "study", small_settings(model=str(model), options="paper"), pipeline)
 
 
 @pytest.fixture(scope="module")

@@ -232,7 +232,7 @@ def test_a_list_is_read_in_order_and_later_patterns_hold(tmp_path: Path) -> None
         ("[]", "holds no list"),
         ("[3]", "entry 1: not a map"),
         ("[{layer1: uaq-4}, {leyer1: uaq-4}]", "entry 2: no layer matches 'leyer1'"),
-        ("[{layer1: uaq-9}]", "entry 1, 'layer1': .*bits must be 2 to 8"),
+        ("[{layer1: uaq-9}]", "entry 1, 'layer1': .*bits must be 1 to 8"),
         ("[{layer1: fast}]", "entry 1, 'layer1': .*METHOD-BITS"),
         ("[{", "neither JSON nor YAML"),
     ],

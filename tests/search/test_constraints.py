@@ -34,7 +34,7 @@ constraints = st.builds(
     Constraints,
     keep=st.sampled_from([(), ("out",), ("*.attn.*",), ("block.*",)]),
     min_bits=st.sampled_from([(), (("*.ff", 4),), (("*", 3),), (("block.attn.q", 6), ("*", 3))]),
-    methods=st.sampled_from([(), ("uaq",), ("kmeans_a", "uaq"), ("lowrank", "row")]),
+    methods=st.sampled_from([(), ("uaq",), ("kmeans_a", "uaq"), ("lowrank", "row", "uaq")]),
     methods_at_most=st.sampled_from([None, 1, 2, 3]),
 )
 
@@ -43,10 +43,16 @@ def obeys(c: Constraints, chosen: Configuration) -> bool:
     kept = {n for n in SPACE.layers if any(_match(n, p) for p in c.keep)}
     return (
         set(chosen) == set(SPACE.layers) - kept
-        and all(chosen[n].bits >= b for p, b in c.min_bits for n in chosen if _match(n, p))
+        and all(width(n, chosen[n]) >= b for p, b in c.min_bits for n in chosen if _match(n, p))
         and all(not c.methods or o.method in c.methods for o in chosen.values())
         and (c.methods_at_most is None or len({o.method for o in chosen.values()}) <= c.methods_at_most)
     )
+
+
+def width(layer: str, option: Option) -> float:
+    """Bits of a code; of low rank, whose codes are not those of single weights, all bits by the number of weights."""
+    shape = SPACE.shapes[layer]
+    return 8 * option.nbytes(shape) / (shape[0] * shape[1]) if option.method == "lowrank" else option.bits
 
 
 def _match(name: str, pattern: str) -> bool:

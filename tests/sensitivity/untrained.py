@@ -38,7 +38,7 @@ def untrained(
     space = SearchSpace.of(shapes, options)
     chance = np.random.default_rng(0)
     errors = {
-        name: {o: SimpleNamespace(relative_mse=4.0**-o.bits * chance.uniform(0.5, 2)) for o in space.options[name]}
+        name: {o: SimpleNamespace(relative=4.0**-o.bits * chance.uniform(0.5, 2)) for o in space.options[name]}
         for name in space.layers
     }
     bank: Any = SimpleNamespace(errors=errors)

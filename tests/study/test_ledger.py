@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.conftest import small_pipeline
+from tests.conftest import choice_of, small_pipeline
 from tests.study.synthetic import Seen, made_up, study_in
 
+import qua2sedimo.statistics.observing as observing
 import qua2sedimo.study.evidence as evidence_module
 from qua2sedimo import Qua2SeDiMoError, Study, StudySettings
-from qua2sedimo.images.ledger import LEARNING, USE_OF_ROLE, USES, check_use
+from qua2sedimo.images.ledger import LEARNING, OBSERVED, USE_OF_ROLE, USES, check_use
+from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.predictor import FitSettings
 from qua2sedimo.study.stages import choose, fit, search
 
@@ -28,6 +30,9 @@ COMMANDS = st.one_of(
     st.tuples(st.just("choose"), SIZES),
     st.tuples(st.just("frontier"), st.sampled_from([2, 16, 40])),
     st.tuples(st.just("report"), SIZES, st.sampled_from([8, 96])),
+    st.tuples(st.just("observe")),
+    st.tuples(st.just("quick"), SIZES),
+    st.tuples(st.just("polish")),
 )
 
 
@@ -71,8 +76,15 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def learned(monkeypatch: pytest.MonkeyPatch) -> list[range]:
-    """The images behind every number that a damage model or a predictor was fitted to."""
+    """The images behind every number that a damage model or a predictor was fitted to, or that was observed."""
     ranges: list[range] = []
+    plain_record = observing.record_calls
+
+    def record_calls(generator: Any, denoiser: Any, images: range, *more: Any) -> Any:
+        ranges.append(images)
+        return plain_record(generator, denoiser, images, *more)
+
+    monkeypatch.setattr(observing, "record_calls", record_calls)
     plain_measured, plain_data = evidence_module.Measured, fit.training_data
 
     def measured(kind: int, configuration: Any, quality: float, images: tuple[int, int]) -> Any:
@@ -119,7 +131,7 @@ def check(
     template: Path, learned: list[range], monkeypatch: pytest.MonkeyPatch, images: int, commands: list[tuple]
 ) -> None:  # fmt: skip
     learned.clear()
-    seen = made_up(monkeypatch)
+    seen, final_checks = made_up(monkeypatch), measured_for_polishing(monkeypatch)
     with tempfile.TemporaryDirectory() as folder:
         study = begun(template, Path(folder) / "study", images)
         for command, *arguments in commands:
@@ -130,7 +142,23 @@ def check(
             if not USE_OF_ROLE[r.role].learns
         ]
     judged += [painted for what, _, painted in seen.jobs if what == "paint"]
+    judged += [checked for checked in final_checks if checked[0] not in LEARNING]
     assert not numbers(learned) & numbers(judged)
+    observed = {i for i in numbers(learned) if i in OBSERVED}
+    assert not observed & numbers([*judged, *final_checks, *(images for _, _, images in seen.jobs)])
+
+
+def measured_for_polishing(monkeypatch: pytest.MonkeyPatch) -> list[range]:
+    """The images that quick choices and polished ones are measured on, in this process."""
+    ranges: list[range] = []
+    plain = Measurer.__call__
+
+    def measuring(self: Measurer, *arguments: Any) -> Any:
+        ranges.append(self.images)
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(Measurer, "__call__", measuring)
+    return ranges
 
 
 def begun(template: Path, folder: Path, images: int) -> Study:
@@ -153,6 +181,13 @@ def run(study: Study, command: str, *arguments: Any) -> None:
             study.choose(*arguments)
         elif command == "frontier":
             study.frontier(images=arguments[0])
+        elif command == "observe":
+            shutil.rmtree(study.folder / "statistics", ignore_errors=True)
+            Study(study.folder, study.workspace.pipeline).observe()
+        elif command == "quick":
+            study.quick(*arguments)
+        elif command == "polish":
+            study.polish(choice_of(study, study.workspace.space.decode([0] * len(study.workspace.space.layers))))
         else:
             bits, compared = arguments
             study.measure(20)
@@ -172,6 +207,14 @@ def test_every_command_of_the_property_does_measure(
         before = len(seen.jobs)
         run(study, *command)
         assert len(seen.jobs) > before, command
+    checked = measured_for_polishing(monkeypatch)
+    for command in (("quick", 4.0), ("polish",)):
+        before = len(checked)
+        run(study, *command)
+        assert len(checked) >= before + 3, command
+    before = len(learned)
+    run(study, "observe")
+    assert learned[before:] and learned[-1][0] in OBSERVED
     roles = {r.role for r in study.workspace.records.all()}
     assert roles == {"sample", "single", "round", "final", "frontier", "candidate"}
     assert learned

@@ -59,7 +59,7 @@ def test_numbers_written_as_text_stay_text(tmp_path: Path) -> None:
         ("images: 1", "images"),
         ("batch: 0", "batch"),
         ("seed: -1", "seed"),
-        ("version: 3", "version"),
+        ("version: 4", "version"),
         ("sampler: random", "sampler"),
         ("sampler: stratifed", "sampler: unknown sampler 'stratifed'; did you mean 'stratified'?"),
         ("sampler: list", "the file: 'sampler: list' and 'configurations: FILE' belong together"),
@@ -88,7 +88,8 @@ def test_an_unknown_or_wrong_entry_is_named(tmp_path: Path, line: str, named: st
 
 def test_a_study_of_version_1_is_read_with_its_batch_and_its_protocol(tmp_path: Path) -> None:
     old = "version: 1\nmodel: m\nimages: 8\nsampler: paper\n"
-    assert load(tmp_path, old) == StudySettings(model="m", images=8, sampler="paper", batch=16)
+    nearest = {"options": "wide", "rounding": "nearest"}
+    assert load(tmp_path, old) == StudySettings(model="m", images=8, sampler="paper", batch=16, **nearest)
     assert load(tmp_path, old + "batch: 4").batch == 4
     assert load(tmp_path, old).protocol == "4ba8ae591d02c628"  # as version 1 computed it: its records stay readable
 

@@ -11,6 +11,7 @@ import typer
 
 from qua2sedimo import zoo
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.images.ledger import LEARNING, OBSERVED
 from qua2sedimo.study.settings import SAMPLERS, Effort, RoundingName, StudySettings
 
 if TYPE_CHECKING:
@@ -57,7 +58,10 @@ Rounding = Annotated[
         "nearest for `--options paper`."
     ),
 ]
-Observe = Annotated[int | None, typer.Option(help="Images that statistics for rounding are taken from.", min=1)]
+Observe = Annotated[
+    int | None,
+    typer.Option(help="Images that statistics for rounding are taken from.", min=1, max=OBSERVED.size),
+]
 Arguments = Annotated[
     str, typer.Option(help='Pipeline arguments as JSON, e.g. `{"num_inference_steps": 12}`.', metavar="JSON")
 ]
@@ -97,7 +101,7 @@ Batch = Annotated[
     int | None, typer.Option(help="Images per call of the pipeline. Default: as many as fit, at most 16.", min=1)
 ]
 Configurations = Annotated[int, typer.Option(help="Random configurations to measure in total.", min=20)]
-Images = Annotated[int, typer.Option(help="Images per configuration.", min=2)]
+Images = Annotated[int, typer.Option(help="Images per configuration.", min=2, max=LEARNING.size)]
 WorkerCount = Annotated[
     int | None,
     typer.Option("--workers", help="Measure in this many Ray processes, here or on the cluster of --ray.", min=1),

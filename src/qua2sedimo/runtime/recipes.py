@@ -175,5 +175,6 @@ def _refusal(form: str, refused: Mapping[str, str]) -> Qua2SeDiMoError:
     more = f"; and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
     return Qua2SeDiMoError(
         f"a recipe for {form} cannot hold {len(refused)} of the choice's layers: {'; '.join(shown)}{more}",
-        "Make a choice with `--methods uaq`, and `--keep PATTERN` for layers that the format does not support.",
+        "Create the study with `--options wide`, make a choice with `--methods uaq`, and `--keep PATTERN` for layers "
+        "that the format does not support.",
     )

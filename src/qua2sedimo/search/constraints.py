@@ -20,8 +20,9 @@ Names = Callable[[str], Iterable[str]]
 class Constraints:
     """Limits on a choice. Patterns are those of the shell and match whole layer names.
 
-    ``keep``: layers that stay in 16 bits, and count so; ``min_bits``: (pattern, least nominal width); ``methods``: only
-    these, e.g. those a runtime has kernels for; ``methods_at_most``: the most different ones in the whole choice.
+    ``keep``: layers that stay in 16 bits, and count so; ``min_bits``: (pattern, least nominal width; of low rank, least
+    bits a weight); ``methods``: only these, e.g. those a runtime has kernels for; ``methods_at_most``: the most
+    different ones in the whole choice.
     """
 
     keep: tuple[str, ...] = ()
@@ -147,7 +148,8 @@ def _options(space: SearchSpace, constraints: Constraints, names: Names) -> dict
     options: dict[str, tuple[Option, ...]] = {}
     for layer in space.layers:
         offered = [o for o in space.options[layer] if not constraints.methods or o.method in constraints.methods]
-        options[layer] = () if layer in kept else tuple(o for o in offered if o.bits >= least[layer])
+        wide = tuple(o for o in offered if _width(o, space.shapes[layer]) >= least[layer])
+        options[layer] = () if layer in kept else wide
         if layer not in kept and not options[layer]:
             offer = ", ".join(map(str, space.options[layer]))
             raise Qua2SeDiMoError(
@@ -155,6 +157,13 @@ def _options(space: SearchSpace, constraints: Constraints, names: Names) -> dict
                 "Loosen the constraint, or use wider options.",
             )
     return options
+
+
+def _width(option: Option, shape: tuple[int, ...]) -> float:
+    """Bits of a weight's code; where a weight has none of its own (low rank), packed bits by the number of weights."""
+    weights = math.prod(shape)
+    coded = METHODS[option.method].code_count(shape, option.number) == weights
+    return option.bits if coded else 8 * option.nbytes(shape) / max(1, weights)
 
 
 def _each_lifted(constraints: Constraints) -> list[tuple[Constraints, Constraints]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -29,14 +30,19 @@ _PRIOR = {"error": 0.4, "operation": 0.6, "block": 0.6, "layer": 0.6}
 def evidence(study: Workspace, roles: Sequence[str] = ROLES) -> Evidence:
     """All measurements of these roles, each with the images it was measured on."""
     check_objective(study)
-    errors = {n: {o: e.relative for o, e in study.bank.errors[n].items()} for n in study.space.layers}
     records = [(ROLES.index(role), r) for role in roles for r in study.learning_records(role)]
     measured = [
         Measured(kind, r.configuration, float(np.mean(values)), (r.measurement.start, len(values)))
         for kind, r in records
         if math.isfinite(np.mean(values := per_image(study, r.measurement)))
     ]
-    return Evidence(study.space, errors, study.encoding.damage.believing(_PRIOR), measured, study.bank.costs())
+    return replace(unmeasured(study), measured=measured)
+
+
+def unmeasured(study: Workspace) -> Evidence:
+    """What is known without measurements: errors of all options, and what gradients say of them."""
+    errors = {n: {o: e.relative for o, e in study.bank.errors[n].items()} for n in study.space.layers}
+    return Evidence(study.space, errors, study.encoding.damage.believing(_PRIOR), costs=study.bank.costs())
 
 
 def check_objective(study: Workspace) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from qua2sedimo.images.ledger import FINALS, LEARNING
 from qua2sedimo.quantizers import QuantizedWeight
+from qua2sedimo.records.measurement import Measurement
 from qua2sedimo.sequential import polished
 from qua2sedimo.statistics import sample_name
 from qua2sedimo.study.choices import Choice, save_values
@@ -15,7 +15,7 @@ from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
 #: Images that decide whether the polished weights are kept, and images of the final check.
-_DECIDING, _CHECKED = 8, 16
+_DECIDING, _CHECKED = 16, 16
 
 
 def polish(study: Workspace, choice: Choice, progress: Progress = silent) -> Choice:
@@ -27,25 +27,34 @@ def polish(study: Workspace, choice: Choice, progress: Progress = silent) -> Cho
     """
     if choice.polished is not None or not study.settings.compensates:
         return choice
-    path = study.folder / "choices" / f"{choice.name}.safetensors"
-    found = polished(
-        study.denoiser, study.graph, study.statistics.sources, sample_name(study.denoiser), study.statistics.calls,
-        choice.configuration, study.bank.values(choice.configuration), study.original_weight, study.switch.write,
-        int(study.settings.memory * 1e9), lambda done, total: progress(done, total, "polishing"),
-    )  # fmt: skip
-    deciding = study.measurer(LEARNING.images(_DECIDING))
-    quality = [_mean(study, deciding(choice.configuration, values).values) for values in ({}, found)]
-    better: dict[str, QuantizedWeight] = found if quality[1] > quality[0] else {}
-    changes: dict[str, Any] = {}
-    if better or not choice.measured:
-        changes["measured"] = study.measurer(FINALS.images(_CHECKED))(choice.configuration, better).means
-    if better:
-        changes["polished"] = save_values(path, better)
-    study.switch.restore()
-    choice = choice.model_copy(update=changes)
+    try:
+        path = study.folder / "choices" / f"{choice.name}.safetensors"
+        found = polished(
+            study.denoiser, study.graph, study.statistics.sources, sample_name(study.denoiser), study.statistics.calls,
+            choice.configuration, study.bank.values(choice.configuration), study.original_weight, study.switch.write,
+            int(study.settings.memory * 1e9), lambda done, total: progress(done, total, "polishing"),
+        )  # fmt: skip
+        deciding = study.measurer(LEARNING.images(_DECIDING))
+        gains = [_gain(study, choice, deciding(choice.configuration, values)) for values in ({}, found)]
+        better: dict[str, QuantizedWeight] = found if gains[1] > gains[0] else {}
+        if better or not choice.measured:
+            choice = checked(study, choice, better)
+        if better:
+            choice = choice.model_copy(update={"polished": save_values(path, better)})
+    finally:  # also if it is interrupted, the live denoiser is as it was
+        study.switch.restore()
     choice.save(study.folder / "choices" / f"{choice.name}.json")
     return choice
 
 
-def _mean(study: Workspace, values: dict[str, list[float]]) -> float:
-    return float(np.mean(study.objective.of_images(values)))
+def checked(study: Workspace, choice: Choice, values: Mapping[str, QuantizedWeight] = MappingProxyType({})) -> Choice:
+    """The choice with metrics on images that nothing was learned from, also for candidates without any; ``values`` are
+    weights that differ from those of the bank."""
+    measured = study.measurer(FINALS.images(_CHECKED))(choice.configuration, values).means
+    candidates = [c if c.measured else c.model_copy(update={"measured": measured}) for c in choice.candidates]
+    return choice.model_copy(update={"measured": measured, "candidates": candidates})
+
+
+def _gain(study: Workspace, choice: Choice, measurement: Measurement) -> float:
+    """The objective, negated if smaller is better."""
+    return study.objective.sign * study.objective.of(measurement.means, choice.average_bits, choice.configuration)

@@ -6,8 +6,8 @@ import math
 
 from qua2sedimo.search import Budget, Constraints, allow, best_configurations, budget_bytes, by_gradients
 from qua2sedimo.study.choices import Candidate, Choice
-from qua2sedimo.study.evidence import evidence
-from qua2sedimo.study.stages.polish import polish
+from qua2sedimo.study.evidence import unmeasured
+from qua2sedimo.study.stages.polish import checked, polish
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
@@ -30,12 +30,16 @@ def quick(
         return found
     allowed = allow(study.space, limits, study.names_of)
     nbytes = budget_bytes(study.space, budget, allowed)
-    best = next(best_configurations(study.space, by_gradients(evidence(study)), nbytes, 1, allowed))
+    best = next(best_configurations(study.space, by_gradients(unmeasured(study)), nbytes, 1, allowed))
     candidate = Candidate(
         origin="quick", configuration=best, average_bits=study.space.average_bits(best), predicted=math.nan, measured={}
     )
-    choice = Choice.of(candidate, study.space, owner, budget, constraints=limits)
-    return polish(study, choice, progress)
+    choice = polish(study, Choice.of(candidate, study.space, owner, budget, constraints=limits), progress)
+    if not choice.measured:  # rounded to nearest levels
+        choice = checked(study, choice)
+        study.switch.restore()
+        choice.save(path)
+    return choice
 
 
 def quick_owner(study: Workspace) -> str:

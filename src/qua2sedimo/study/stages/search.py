@@ -113,8 +113,9 @@ def search(
         before = _spent(study) - images_spent(study, "final", candidates)
         best, decided = _decide(study, known, candidates, images - before, progress)
     choice = Choice.of(best, study.space, search_owner(study), budget, constraints=limits, images=images, **decided)
-    choice.save(study.choice_path(budget, limits))
-    return Found(polish(study, choice, progress), rounds)
+    choice = polish(study, choice, progress)
+    choice.save(study.choice_path(budget, limits))  # not before: a search that was interrupted here is not finished
+    return Found(choice, rounds)
 
 
 def check_search(
