@@ -37,7 +37,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 def test_a_plan_without_a_bank_tries_on_a_few_layers_and_leaves_nothing_behind(study: Study) -> None:
     before = {name: t.clone() for name, t in study.workspace.denoiser.state_dict().items()}
     made = study.plan(30)
-    assert not (study.folder / "bank").exists() and not study.workspace.records.all()
+    assert not (study.folder / "bank").exists() and not (study.folder / "records.db").exists()
     assert all(torch.equal(before[name], t) for name, t in study.workspace.denoiser.state_dict().items())
     assert made.quantize > 0 and made.left == 30 and made.batch == 2
     assert made.workers[1] == pytest.approx(30 * made.trial.total)
@@ -53,6 +53,18 @@ def test_with_a_bank_and_records_only_the_rest_is_planned(study: Study) -> None:
     assert made.quantize == 0 and made.measured == 3 and made.left == 2
     assert study.plan(2).workers == dict.fromkeys((1, 2, 3, 4), 0.0)
     assert len(study.workspace.records.all()) == 3
+
+
+def test_a_plan_and_a_refusal_observe_nothing(tmp_path: Path) -> None:
+    """Statistics cost images: what only looks, or refuses, does not make them."""
+    study = Study.create(tmp_path / "s", small_settings(), small_pipeline())
+    made = study.plan(30)
+    assert made.quantize > 0 and made.left == 30
+    with pytest.raises(Qua2SeDiMoError, match="no predictor"):
+        Study(tmp_path / "s", small_pipeline()).choose(3.5)
+    with pytest.raises(Qua2SeDiMoError, match="as small as"):
+        Study(tmp_path / "s", small_pipeline()).search(0.01, 100)
+    assert not (tmp_path / "s" / "statistics").exists() and not (tmp_path / "s" / "bank").exists()
 
 
 def test_more_than_the_sampler_has_is_refused(tmp_path: Path) -> None:

@@ -194,6 +194,11 @@ class Workspace:
         return self.folder / "statistics"
 
     @property
+    def is_observed(self) -> bool:
+        """Whether the statistics that rounding needs are there: without them, neither a bank nor records exist."""
+        return not self.settings.compensates or Statistics.is_finished(self.statistics_folder)
+
+    @property
     def observed_images(self) -> int:
         """Images that statistics are taken from. Few images of a small denoiser tell too little, and cost nothing."""
         if self.settings.observe != "auto":
@@ -279,9 +284,13 @@ class Workspace:
     @cached_property
     def sampler(self) -> Sampler:
         """The sequence of configurations to measure."""
+        return self.sampler_of(self.space)
+
+    def sampler_of(self, space: SearchSpace) -> Sampler:
+        """The sequence of configurations of a space, by the study's settings."""
         s = self.settings
-        listed = read_list(self.folder / s.configurations, self.space) if s.configurations is not None else []
-        return Sampler(s.sampler, self.space, s.seed, s.bits_range, self.graph.layers, listed)
+        listed = read_list(self.folder / s.configurations, space) if s.configurations is not None else []
+        return Sampler(s.sampler, space, s.seed, s.bits_range, self.graph.layers, listed)
 
     # Images ----------------------------------------------------------------------------------------------------
 
@@ -361,10 +370,14 @@ class Workspace:
     def measurer(
         self, images: range, generator: Generator | None = None, switch: Switch | None = None
     ) -> Measurer:  # fmt: skip
-        """Measures configurations on these images; a trial passes its own generator and switch."""
+        """Measures configurations on these images; a trial passes its own generator and switch.
+
+        Full-precision images are kept in the folder once the study has the statistics that identify it.
+        """
+        kept = self.references if self.is_observed else None
         metrics = list(dict.fromkeys([*self.objective.metrics, *self.settings.metrics]))
         generator, switch = generator or self.generator, switch or self.switch
-        return Measurer(generator, switch, metrics, images, self.input_score, self.real_pictures, self.references)
+        return Measurer(generator, switch, metrics, images, self.input_score, self.real_pictures, kept)
 
     # Choices ---------------------------------------------------------------------------------------------------
 
@@ -386,7 +399,7 @@ class Workspace:
     @property
     def reachable(self) -> SearchSpace:
         """What can be chosen, as far as it is known without a bank."""
-        finished = Bank.is_finished(self.folder / "bank", self.candidates)
+        finished = self.is_observed and Bank.is_finished(self.folder / "bank", self.candidates)
         return self.space if finished or not self.prunes else self.candidates
 
     def choices(self) -> list[Choice]:

@@ -60,12 +60,12 @@ def choose(
     budget = budget if isinstance(budget, Budget) else Budget(budget)
     limits = constraints or Constraints()
     budget_bytes(study.reachable, budget, allow(study.reachable, limits, study.names_of))
-    allowed = allow(study.space, limits, study.names_of)
-    nbytes = budget_bytes(study.space, budget, allowed)
     found = kept_choice(study, budget, limits)
     if found and candidates in (None, len(found.candidates)):
         return found
     ensemble, owner = fitted(study)
+    allowed = allow(study.space, limits, study.names_of)
+    nbytes = budget_bytes(study.space, budget, allowed)
     fresh = CANDIDATES.images(2 * study.settings.images)
     proposals = propose_candidates(study, nbytes, candidates or 8, allowed)
     predicted = _predicted(study, ensemble, [c for c, _ in proposals])

@@ -38,9 +38,9 @@ def measure(
 
 def check_samples(study: Workspace, configurations: int) -> None:
     """Raise :class:`Qua2SeDiMoError` if there are fewer configurations, or a measured entry of the list has changed."""
-    sampler = study.sampler
+    sampler = study.sampler_of(study.reachable)
     sampler.require(configurations)
-    if sampler.name != "list":
+    if sampler.name != "list" or not study.is_observed:
         return
     recorded: list[Record | Failure] = [*study.records.all("sample"), *study.records.failed("sample")]
     for kept in recorded:

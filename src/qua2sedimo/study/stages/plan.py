@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from qua2sedimo.bank import Bank
+from qua2sedimo.bank import Bank, Observed
 from qua2sedimo.images.ledger import LEARNING
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.measuring.trial import (
@@ -27,6 +28,7 @@ from qua2sedimo.measuring.trial import (
     try_out,
 )
 from qua2sedimo.options import Configuration, SearchSpace
+from qua2sedimo.quantizers import Moment
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
@@ -84,9 +86,10 @@ def plan(study: Workspace, configurations: int, repeats: int = 2, progress: Prog
     began = time.perf_counter()
     device = str(getattr(study.pipeline, "device", "cpu"))
     load = time.perf_counter() - began
-    study.sampler.require(configurations)
-    measured = len({r.number for r in study.records.all("sample")})
-    drawn = [study.sampler(number) for number in range(min(repeats + 1, study.sampler.count or repeats + 1))]
+    sampler = study.sampler_of(study.reachable)
+    sampler.require(configurations)
+    measured = len({r.number for r in study.records.all("sample")}) if study.is_observed else 0
+    drawn = [sampler(number) for number in range(min(repeats + 1, sampler.count or repeats + 1))]
     drawn += [drawn[-1]] * (repeats + 1 - len(drawn))
     with _bank_for_trial(study) as (bank, share, quantize):
         generator = TimedGenerator(study.pipeline, study.generator.generation)
@@ -118,7 +121,7 @@ def plan(study: Workspace, configurations: int, repeats: int = 2, progress: Prog
 @contextmanager
 def _bank_for_trial(study: Workspace) -> Iterator[tuple[Bank, float, float]]:
     """(bank, its share of all weights, estimated seconds of building the whole bank)."""
-    if Bank.is_finished(study.folder / "bank", study.candidates):
+    if study.is_observed and Bank.is_finished(study.folder / "bank", study.candidates):
         yield study.bank, 1.0, 0.0
         return
     space = study.candidates
@@ -133,8 +136,16 @@ def _bank_for_trial(study: Workspace) -> Iterator[tuple[Bank, float, float]]:
     share = part.weights / space.weights
     with tempfile.TemporaryDirectory(prefix="qua2sedimo-") as folder:
         began = time.perf_counter()
-        bank = Bank.build(Path(folder), part, "trial", study.weight)
+        bank = Bank.build(Path(folder), part, "trial", study.weight, observed=lambda layer: _as_observed(study, layer))
         yield bank, share, (time.perf_counter() - began) / share
+
+
+def _as_observed(study: Workspace, layer: str) -> Observed:
+    """Statistics of a layer or, where there are none yet, some of the same size: rounding takes as long under any."""
+    if study.is_observed:
+        return study.observed(layer)
+    shape = study.graph.layers[layer].shape
+    return Observed(Moment.identity(math.prod(shape[1:])))
 
 
 def _gains(study: Workspace, measurer: Measurer, generator: TimedGenerator, device: str) -> dict[int, float]:
