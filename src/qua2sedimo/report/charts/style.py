@@ -6,6 +6,7 @@ and print.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,17 +35,19 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "other": (GREY, "cross"),
 }
 
-#: Pale (2 bits) and full (8 bits) colour of each method.
+#: Pale (1 bit) and full (8 bits, or rank 64) colour of each method.
 METHOD_SHADES: dict[str, tuple[str, str]] = {
     "uaq": ("#cfe5f7", "#0d4f8f"),
     "kmeans_c": ("#fbe3b5", "#a65f00"),
+    "row": ("#d5e8d4", "#1f6b3a"),
+    "lowrank": ("#f3cfd9", "#9c2450"),
     "kmeans_a": ("#c8ebdd", "#0c6b4e"),
 }
 
 #: The colour of a cost of zero.
 NOTHING = "#c2440a14"
 
-METHOD_LETTERS = {"uaq": "U", "kmeans_c": "C", "kmeans_a": "A"}
+METHOD_LETTERS = {"uaq": "U", "kmeans_c": "C", "kmeans_a": "A", "row": "R", "lowrank": "L"}
 
 
 def family(operation: str) -> str:
@@ -71,10 +74,11 @@ def is_dark(colour: str) -> bool:
 
 
 def option_shade(option: str) -> str:
-    """The colour of an option: its hue is the method, its depth the bits."""
-    method, _, bits = option.rpartition("-")
+    """The colour of an option: its hue is the method, its depth the bits (1 to 8) or, of low rank, the rank (to 64)."""
+    method, _, number = option.rpartition("-")
     pale, full = METHOD_SHADES.get(method, ("#e3d4e2", "#7a3b78"))
-    return mixed(pale, full, (int(bits) - 2) / 6)
+    share = math.log2(int(number)) / 6 if method == "lowrank" else (int(number) - 1) / 7
+    return mixed(pale, full, min(1.0, share))
 
 
 def cost_scale(costs: list[float]) -> alt.Scale:

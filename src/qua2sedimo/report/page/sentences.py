@@ -15,8 +15,9 @@ WORDS = (
     ("bits per weight", "Stored size divided by the number of weights, every scale, zero point and codebook counted."),
     ("full precision", "The model before quantization, in 16 bits."),
     ("uniform", "The same option for every layer, as quantization is usually done."),
-    ("option", "Method and width of one layer: uaq has evenly spaced values; kmeans_c and kmeans_a have a codebook of "
-     "values, for each channel or for the whole layer; the number is bits."),
+    ("option", "Method and width of one layer: row has fixed values times a scale for each channel; uaq has "
+     "evenly spaced values; kmeans_c and kmeans_a have a codebook, for each channel or for the whole layer; the number "
+     "is bits. lowrank is a product of two thin matrices; the number is its rank."),
     ("configuration", "One option for every layer; ours is the configuration that was chosen for this budget."),
     ("95 % interval", "From drawing the measured pictures again at random (bootstrap): the mean over very many "
      "pictures lies within it in about 95 of 100 cases."),
