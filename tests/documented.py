@@ -153,6 +153,7 @@ def with_few_steps(words: list[str], model: str = "") -> list[str]:
     if words[0] not in ("init", "run"):
         return [*words, *few]
     added = few if "--prompt" in words else [*few, "--prompt", "red hair"]
+    added += [] if "--observe" in words else ["--observe", "2"]
     arguments = json.loads(words[words.index("--arguments") + 1]) if "--arguments" in words else {}
     if "num_inference_steps" not in arguments:
         added += ["--arguments", json.dumps({**arguments, "num_inference_steps": 2})]

@@ -126,6 +126,7 @@ def test_polish_says_that_a_study_of_nearest_rounding_is_not_polished(run, model
     assert not (folder / "statistics").exists() and files(folder / "choices") == {"3.0.json"}
 
 
+@pytest.mark.slow
 def test_run_with_little_effort_does_everything_but_measure(  # type: ignore[no-untyped-def]
     run, model: Path, tmp_path: Path, monkeypatch
 ) -> None:
