@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import read_document, read_json, write_json, write_via
+from qua2sedimo.formats.files import read_document, read_json, sha256, write_json, write_via
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.quantizers import (
     METHODS,
@@ -44,7 +44,6 @@ from qua2sedimo.quantizers import (
 FORMAT = 2
 _BEFORE = 1  # errors without those of outputs; every option kept
 _FEW_DIRECTIONS = 32.0  # :attr:`Moment.dimension` below which low-rank options are tried
-_PIECE = 1 << 20  # bytes hashed at a time
 _REBUILD = "Move the bank folder away; `qua2sedimo quantize STUDY` builds it again."
 _REBUILD_FILE = "Move the file away; `qua2sedimo quantize STUDY` makes it again."
 _INDEX, _SUMS = "index.json", "checksums.jsonl"
@@ -139,11 +138,11 @@ class Bank:
         def entry(position: int) -> tuple[str, dict[str, Any]]:
             layer = space.layers[position]
             path = _file(folder, position)
-            checksum = _sha256(path) if layer in known and path.exists() else ""
+            checksum = sha256(path) if layer in known and path.exists() else ""
             if checksum != known.get(layer) or _about(path)["layer"] != layer:
                 with _named(layer):
                     _write_layer(path, layer, weights(layer), space.options[layer], observed(layer), prune)
-                checksum = _sha256(path)
+                checksum = sha256(path)
                 with writing, (folder / _SUMS).open("a", encoding="utf-8") as sums:
                     sums.write(json.dumps([layer, checksum]) + "\n")
             about = _about(path)
@@ -189,7 +188,7 @@ class Bank:
         """The layer's file; raises :class:`Qua2SeDiMoError` if it is missing or its checksum differs."""
         path = _file(self.folder, self.space.layers.index(layer))
         try:
-            damaged = _sha256(path) != self._checksums[layer]
+            damaged = sha256(path) != self._checksums[layer]
         except OSError as error:
             why = error.strerror or error
             raise Qua2SeDiMoError(f"{path} (layer '{layer}') is missing or damaged: {why}", _REBUILD_FILE) from error
@@ -253,14 +252,6 @@ def _about(path: Path) -> dict[str, Any]:
         return dict(json.loads((handle.metadata() or {})["about"]))
 
 
-def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb", buffering=0) as handle:
-        while piece := handle.read(_PIECE):
-            found.update(piece)
-    return found.hexdigest()
-
-
 def _digest(content: Mapping[str, Any]) -> str:
     """SHA-256 of a JSON object, independent of its formatting."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -321,11 +312,9 @@ def _error(weight: torch.Tensor, quantized: torch.Tensor, observed: Observed) ->
     moment = observed.moment
     if moment is None or weight.numel() == 0:
         return OptionError(loss, relative)
-    rows = weight.float().reshape(len(weight), -1)
-    errors = moment.errors(rows - quantized.float().reshape(rows.shape))
-    power = float(moment.errors(rows).sum())
+    errors, output = moment.output_errors(weight, quantized)
     cost = None if observed.gradient is None else float(observed.gradient.cpu() @ errors)
-    return OptionError(loss, relative, float(errors.sum()) / power if power > 0 else 0.0, cost)
+    return OptionError(loss, relative, output, cost)
 
 
 def _not_dominated(errors: Mapping[Option, OptionError], nbytes: Mapping[Option, int]) -> list[Option]:

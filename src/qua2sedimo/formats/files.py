@@ -37,14 +37,19 @@ def write_via(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def sha256(path: Path) -> str:
+    """SHA-256 of a file in hex digits; raises OSError if it cannot be read."""
+    found = hashlib.sha256()
+    with path.open("rb", buffering=0) as handle:
+        while piece := handle.read(_PIECE):
+            found.update(piece)
+    return found.hexdigest()
+
+
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, sixteen hex digits; empty if there is none."""
+    """The first sixteen digits of :func:`sha256`; empty if there is no such file."""
     try:
-        found = hashlib.sha256()
-        with path.open("rb", buffering=0) as handle:
-            while piece := handle.read(_PIECE):
-                found.update(piece)
-        return found.hexdigest()[:16]
+        return sha256(path)[:16]
     except OSError:
         return ""
 

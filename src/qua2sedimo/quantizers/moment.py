@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -89,15 +88,6 @@ class Moment:
             at += len(block)
         return ends
 
-    def part(self, first: int, last: int) -> Moment:
-        """The moment of inputs ``first`` to ``last``, exclusive."""
-        found = []
-        for (a, b), block in zip(self.spans(), self.blocks):
-            low, high = max(a, first) - a, min(b, last) - a
-            if low < high:
-                found.append(block[low:high, low:high])
-        return Moment(tuple(found))
-
     def errors(self, difference: torch.Tensor) -> torch.Tensor:
         """d·H·dᵀ of every row d of ``difference`` [rows, n]: the mean squared error of its output, float64 [rows]."""
         total = torch.zeros(len(difference), dtype=torch.float64)
@@ -105,6 +95,13 @@ class Moment:
             d = difference[:, a:b].float()
             total += torch.sum((d @ block.to(d.device)) * d, dim=1, dtype=torch.float64).cpu()
         return total.clamp_(min=0)
+
+    def output_errors(self, weight: torch.Tensor, quantized: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """(e_c of each channel of two weights [channels, ...], fp64; Σ_c e_c / tr(W·H·Wᵀ), 0 if the output is 0)."""
+        rows = weight.float().reshape(len(weight), -1)
+        errors = self.errors(rows - quantized.float().reshape(rows.shape))
+        power = float(self.errors(rows).sum())
+        return errors, float(errors.sum()) / power if power > 0 else 0.0
 
     @cached_property
     def factors(self) -> tuple[Factor, ...]:
@@ -153,8 +150,3 @@ def _root(h: torch.Tensor) -> torch.Tensor:
         if int(info) == 0:
             return root
     return torch.diag(h.diagonal().clamp(min=float(mean) * 1e-6).sqrt())
-
-
-def joined(parts: Sequence[Moment]) -> Moment:
-    """The moment of inputs that are those of the parts, one after the other."""
-    return Moment(tuple(block for part in parts for block in part.blocks))

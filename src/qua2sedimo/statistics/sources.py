@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -114,8 +114,3 @@ def passes(sources: Sequence[Source], memory: int) -> list[list[Source]]:
         groups[-1].append(source)
         room -= source.nbytes
     return groups
-
-
-def source_of(sources: Sequence[Source]) -> Mapping[str, int]:
-    """Unit → position of its source."""
-    return {unit: i for i, source in enumerate(sources) for unit in source.units}

@@ -90,7 +90,7 @@ def weight_table(
             value.option,
             Text(_columns(np.histogram(levels.reshape(-1), edges)[0], 1)[0], style="cyan"),
             "–" if not named else f"{levels.shape[1]}" + ("" if len(levels) == 1 else f" × {len(levels):,}"),
-            *([_decibels(_output_error(weight, decoded, moment))] if moment else []),
+            *([_decibels(moment.output_errors(weight, decoded)[1])] if moment else []),
             f"{relative:.3g}",
             _decibels(relative),
             f"{loss:.3g}",
@@ -99,12 +99,6 @@ def weight_table(
         )
     made.add_row("", f"{low:<{width // 2}.3g}{high:>{width - width // 2}.3g}", style="dim")
     return made
-
-
-def _output_error(weight: torch.Tensor, decoded: torch.Tensor, moment: Moment) -> float:
-    rows = weight.float().reshape(len(weight), -1)
-    power = float(moment.errors(rows).sum())
-    return float(moment.errors(rows - decoded.float().reshape(rows.shape)).sum()) / power if power > 0 else 0.0
 
 
 def _decibels(relative: float) -> str:
