@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -36,7 +35,7 @@ from qua2sedimo.options import Option
 from qua2sedimo.quantizers import METHODS, QuantizedWeight
 from qua2sedimo.search import best_configurations, by_gradients, sum_of_errors
 from qua2sedimo.study.evidence import evidence
-from qua2sedimo.zoo.captions import ATTRIBUTES, caption
+from qua2sedimo.zoo.captions import varied_captions
 
 ROOT = Path(__file__).parent.parent
 ROWS = ROOT / "docs" / "figures" / "compensation.json"
@@ -243,9 +242,9 @@ def _elsewhere(study: Study) -> list[tuple[str, Generation, Any]]:
         if not flows and other is not type(inside.pipeline.scheduler):
             found.append((other.__name__, Generation(inputs, arguments, seed), other.from_config(config)))
     if any(isinstance(i, str) for i in inputs):
-        chance = random.Random(1234)
-        texts = [caption({k: chance.choice(v) for k, v in ATTRIBUTES.items()}, chance, empty=0.0) for _ in range(64)]
-        found.append(("held-out prompts", Generation([t for t in texts if t not in inputs], arguments, seed), None))
+        known = {*inputs, *inside.observed_inputs}
+        texts = [text for text in varied_captions(96, seed=1234) if text not in known]
+        found.append(("held-out prompts", Generation(texts, arguments, seed), None))
     return found
 
 

@@ -22,7 +22,8 @@ from torch import nn
 
 from qua2sedimo import Qua2SeDiMoError, Study
 from qua2sedimo.bank import Bank, Observed
-from qua2sedimo.denoisers import Graph, denoiser_of, trace, unit_weight, weight_modules
+from qua2sedimo.denoisers import Graph, capture_call, denoiser_of, trace, unit_weight, weight_modules
+from qua2sedimo.images.generate import Generator
 from qua2sedimo.options import SearchSpace
 from qua2sedimo.quantizers import METHODS, Moment, dequantize_weight
 from qua2sedimo.statistics import (
@@ -240,6 +241,50 @@ def test_of_many_positions_a_sample_is_taken(monkeypatch: pytest.MonkeyPatch, se
         assert not any(torch.equal(first[0].blocks[0], other[0].blocks[0]) for other in others)
         mean = torch.stack([first[0].blocks[0], *(other[0].blocks[0] for other in others)]).mean(0)
         assert float((mean - exact).norm() / exact.norm()) < 0.25
+
+
+def test_layers_that_see_only_the_text_are_observed_with_other_prompts_too(tmp_path: Path) -> None:
+    """Half of their moment is of the study's images, half of calls with those prompts; other moments are as before."""
+    what = observation("pixart")
+    texts = [f"{colour} hair, {top} top" for colour in ("brown", "green", "auburn") for top in ("navy", "mint", "red")]
+    before, found = observe(tmp_path / "a", what), observe(tmp_path / "b", replace(what, texts=texts))
+    other = replace(what.generator.generation, inputs=texts)
+    pipeline = what.generator.pipeline
+    calls = [
+        capture_call(pipeline, what.denoiser, Generator(pipeline, other).call_arguments(range(low, min(low + 2, 9))))
+        for low in range(0, 9, 2)
+    ]
+    told = 0
+    for source in before.sources:
+        old, new = before.moment(source.name), found.moment(source.name)
+        assert old is not None and new is not None
+        if not source.only_condition(what.sample):
+            if not source.only_time(what.sample):
+                assert torch.equal(old.blocks[0], new.blocks[0])
+            continue
+        told += 1
+        recorded = [RecordedCall(call.args, call.kwargs, ()) for call in calls]
+        rows = text_rows(what.denoiser, what.graph, source.name, recorded)
+        close(new, (old.blocks[0].double() + moment_of(rows)) / 2)
+    assert told >= 2  # the caption projection and the cross-attentions' keys and values
+
+
+def text_rows(denoiser: nn.Module, graph: Graph, unit: str, calls: Sequence[RecordedCall]) -> torch.Tensor:
+    """The unit's inputs at the tokens that are no padding."""
+    found = []
+    for call in calls:
+        mask = call.kwargs["encoder_attention_mask"].bool()
+        rows = rows_of(denoiser, graph, unit, [call])
+        found.append(rows[mask.flatten()])
+    return torch.cat(found)
+
+
+def test_of_many_calls_each_batch_keeps_half_in_turn(tmp_path: Path) -> None:
+    found = observe(tmp_path, observation(steps=6))  # two batches
+    names = [path.stem for path in sorted((tmp_path / "calls").glob("*.safetensors"))]
+    assert names == ["050000-0001", "050000-0003", "050000-0005", "050002-0002", "050002-0004", "050002-0006"]
+    times = [float(torch.as_tensor(call.named()["timestep"]).flatten()[0]) for call in found.calls]
+    assert len(set(times)) == 6  # all steps of the schedule
 
 
 # Gradients ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from qua2sedimo.quantizers import METHODS, Moment, QuantizedWeight
 from qua2sedimo.sequential.segments import Outputs, Replay, Stop, segment_of, step_of
 from qua2sedimo.statistics import RecordedCall, Source, unit_columns
 from qua2sedimo.statistics.columns import input_of
-from qua2sedimo.statistics.moments import text_mask
 
 _ROWS = 1 << 16  # positions of a source, over all calls
 _NUMBERS = 1 << 27  # numbers of a source's inputs in full precision that are kept: half a gigabyte
@@ -39,7 +38,8 @@ def polished(
     configuration: Mapping[str, Option], values: Mapping[str, QuantizedWeight], weight: Callable[[str], torch.Tensor],
     write: Write, memory: int, progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> dict[str, QuantizedWeight]:  # fmt: skip
-    """The units of ``values`` quantized again, in sequence; those that see only the time step are left out.
+    """The units of ``values`` quantized again, in sequence; those that see only time step or text are left out:
+    they were observed with more of these than the calls have.
 
     ``weight(unit)`` gives the original weight [channels, …]. As many calls are used as have room for the outputs of all
     segments in ``memory`` bytes, at least one. The denoiser's weights are written by ``write``, and are those of the
@@ -172,7 +172,7 @@ class _Polish:
         place = {name: i for i, name in reversed(list(enumerate(order)))}
         wanted = {u for u in inside if self._graph.layers[u].module in place and u not in self._done}
         groups = [
-            [u for u in source.units if u in wanted] for source in self._sources if not source.only_time(self._sample)
+            [u for u in source.units if u in wanted] for source in self._sources if source.sees_sample(self._sample)
         ]
         return sorted((g for g in groups if g), key=lambda g: min(place[self._graph.layers[u].module] for u in g))
 
@@ -182,7 +182,7 @@ class _Polish:
         for i, call in enumerate(self._calls):
             rows: list[list[_Rows]] = [[] for _ in groups]
             handles = [
-                self._module(group).register_forward_pre_hook(self._columns(group, i, call, into), with_kwargs=True)
+                self._module(group).register_forward_pre_hook(self._columns(group, i, into), with_kwargs=True)
                 for group, into in zip(groups, rows)
             ]
             try:
@@ -201,7 +201,7 @@ class _Polish:
         pair = _Pair(source.blocks)
         for i, (call, rows) in enumerate(zip(self._calls, full)):
             found: list[_Rows] = []
-            hook = self._columns(group, i, call, found, stop=True)
+            hook = self._columns(group, i, found, stop=True)
             handle = self._module(group).register_forward_pre_hook(hook, with_kwargs=True)
             try:
                 self._replay.run(call, self._quantized[i], step)
@@ -210,22 +210,17 @@ class _Polish:
             pair.add(rows, _joined(found))
         return pair
 
-    def _columns(
-        self, group: Sequence[str], number: int, call: RecordedCall, into: list[_Rows], stop: bool = False
-    ) -> Callable[..., None]:
+    def _columns(self, group: Sequence[str], number: int, into: list[_Rows], stop: bool = False) -> Callable[..., None]:
         """A hook that keeps the group's inputs at positions that depend on group and call alone."""
         unit = self._graph.layers[group[0]]
         inputs = math.prod(unit.shape[1:])
         most = max(64, min(_ROWS, _NUMBERS // max(1, inputs)) // len(self._calls))
-        source = next(s for s in self._sources if group[0] in s.units)
-        mask = text_mask(call) if source.only_condition(self._sample) else None
         times = self._times(unit.module)
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             chance = torch.Generator().manual_seed(1 + number + 1000 * len(into))
             x = input_of(args, kwargs)
-            keep = mask if mask is not None and tuple(x.shape[:-1]) == tuple(mask.shape) else None
-            rows, samples = unit_columns(module, unit, x, most, chance, keep)
+            rows, samples = unit_columns(module, unit, x, most, chance)
             into.append((rows.cpu(), samples))
             if stop and len(into) == times:
                 raise Stop

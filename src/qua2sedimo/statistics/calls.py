@@ -16,10 +16,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from qua2sedimo.denoisers import capture_call
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import write_via
 from qua2sedimo.images.generate import Generator, is_out_of_memory, without_safety_checker
 
+#: Of a batch with at least this many calls, every other one is kept: more images tell more than more steps of each.
+_MANY = 6
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -69,7 +72,8 @@ def record_calls(
     generator: Generator, denoiser: nn.Module, images: range, folder: Path,
     progress: Callable[[int], object] = lambda done: None,
 ) -> RecordedCalls:  # fmt: skip
-    """Generate ``images`` in full precision and keep every call of the denoiser in ``folder``.
+    """Generate ``images`` in full precision and keep calls of the denoiser in ``folder``: all, or where there are many,
+    half of each batch's, in turn the even and the odd ones.
 
     Images whose calls are complete are marked, and not generated again. Raises :class:`Qua2SeDiMoError` if an argument
     cannot be kept, or the denoiser is not called.
@@ -82,14 +86,30 @@ def record_calls(
         if not mark.exists():
             for leftover in folder.glob(f"{indices.start:06d}-*.safetensors"):  # of a batch that was interrupted
                 leftover.unlink()
-            count = 0
-            for count, call in enumerate(_calls(generator, denoiser, indices), start=1):
-                _write(folder / f"{indices.start:06d}-{count:04d}.safetensors", call)
-            if count == 0:
+            made = _calls(generator, denoiser, indices)
+            if not made:
                 raise Qua2SeDiMoError(f"{type(generator.pipeline).__name__} never called {type(denoiser).__name__}")
-            write_via(mark, lambda path, count=count: path.write_text(json.dumps(count)))  # type: ignore[misc]
+            batch = (low - images.start) // generator.batch
+            kept = range(batch % 2, len(made), 2) if len(made) >= _MANY else range(len(made))
+            for number in kept:
+                _write(folder / f"{indices.start:06d}-{number + 1:04d}.safetensors", made[number])
+            write_via(mark, lambda path, count=len(kept): path.write_text(json.dumps(count)))  # type: ignore[misc]
         low = indices.stop
         progress(low - images.start)
+    return RecordedCalls(folder)
+
+
+def record_texts(generator: Generator, denoiser: nn.Module, images: range, folder: Path) -> RecordedCalls:
+    """Keep the first call of the denoiser for each batch of ``images`` in ``folder``: nothing is generated, but their
+    prompts are encoded."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for low in range(images.start, images.stop, generator.batch):
+        indices = range(low, min(images.stop, low + generator.batch))
+        path = folder / f"{low:06d}-0001.safetensors"
+        if not path.exists():
+            with torch.no_grad(), without_safety_checker(generator.pipeline):
+                call = capture_call(generator.pipeline, denoiser, generator.call_arguments(indices))
+            _write(path, RecordedCall(call.args, call.kwargs, ()))
     return RecordedCalls(folder)
 
 

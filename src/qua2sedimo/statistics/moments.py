@@ -21,6 +21,8 @@ from qua2sedimo.statistics.sources import Source
 POSITIONS = 4096
 #: Time steps, evenly spaced over the whole schedule, that layers which see only the time are observed at.
 _TIMES = 64
+#: Calls that they are spread over, so that they meet several prompts or classes.
+_TIMED = 8
 
 
 class _Sum:
@@ -44,13 +46,14 @@ class _Sum:
 
 def observe_moments(
     denoiser: nn.Module, graph: Graph, sources: Sequence[Source], calls: Sequence[RecordedCall], sample: str,
-    steps: int | None, seed: int, progress: Callable[[int], object] = lambda done: None,
+    steps: int | None, seed: int, texts: Sequence[RecordedCall] = (),
+    progress: Callable[[int], object] = lambda done: None,
 ) -> list[tuple[Moment, int]]:  # fmt: skip
     """(moment, observed positions) of each source.
 
     Padded text is left out. Of sources that see only the time, half of the weight is on ``steps`` time steps of the
-    whole schedule (None: unknown, only those of the calls). The moment of a source does not depend on which others are
-    observed with it.
+    whole schedule (None: unknown, only those of the calls); of those that see only the condition, half is on ``texts``,
+    calls with other prompts. The moment of a source does not depend on which others are observed with it.
     """
     found = [_Sum(source) for source in sources]
     with torch.no_grad():
@@ -59,29 +62,39 @@ def observe_moments(
                 call.run(denoiser)
             progress(done)
         moments = [(total.moment(), total.rows) for total in found]
-        timed = [i for i, source in enumerate(sources) if source.only_time(sample)]
-        if timed and steps is not None:
-            everywhere = [_Sum(sources[i]) for i in timed]
-            seeing_time = [sources[i] for i in timed]
-            for number, call in enumerate(over_all_times(calls, steps)):
-                with _adding(denoiser, graph, seeing_time, everywhere, call, sample, f"{seed} time {number}"):
+        elsewhere = [
+            ([i for i, s in enumerate(sources) if s.only_time(sample)],
+             lambda: over_all_times([*texts, *calls], steps) if steps is not None else []),
+            ([i for i, s in enumerate(sources) if s.only_condition(sample)], lambda: texts),
+        ]  # fmt: skip
+        for places, other_calls in elsewhere:
+            if not places:
+                continue
+            seeing = [sources[i] for i in places]
+            totals = [_Sum(source) for source in seeing]
+            for number, call in enumerate(other_calls()):
+                with _adding(denoiser, graph, seeing, totals, call, sample, f"{seed} elsewhere {number}"):
                     call.run(denoiser)
-            for i, total in zip(timed, everywhere):
-                blocks = [(a + b) / 2 for a, b in zip(moments[i][0].blocks, total.moment().blocks)]
-                moments[i] = Moment(tuple(blocks)), moments[i][1] + total.rows
+            for i, total in zip(places, totals):
+                if total.rows:
+                    blocks = [(a + b) / 2 for a, b in zip(moments[i][0].blocks, total.moment().blocks)]
+                    moments[i] = Moment(tuple(blocks)), moments[i][1] + total.rows
     return moments
 
 
 def over_all_times(calls: Sequence[RecordedCall], steps: int) -> list[RecordedCall]:
-    """Calls like the recorded ones at :data:`_TIMES` time steps from 0 to ``steps`` − 1, as many in one call as it has
-    samples; the same fraction of 1 where a pipeline counts time from 0 to 1."""
+    """Calls like the recorded ones at :data:`_TIMES` time steps from 0 to ``steps`` − 1, or more where that takes fewer
+    than :data:`_TIMED` calls; as many steps in one call as it has times. The same fraction of 1 where a pipeline counts
+    time from 0 to 1."""
     name = _time_name(calls[0])
     if name is None:
         return []
     calls = [call for call in calls if _samples(call) == _samples(calls[0])]  # every time counts the same
     recorded = [torch.as_tensor(call.named()[name]) for call in calls]
     top = steps - 1 if max(float(t.max()) for t in recorded) > 1.5 else 1.0
-    wanted = torch.linspace(0, top, _TIMES, dtype=torch.float64).flip(0)
+    count = max(_TIMES, min(_TIMED, len(calls)) * recorded[0].numel())
+    wanted = torch.linspace(0, top, count, dtype=torch.float64)
+    wanted = wanted[torch.randperm(count, generator=torch.Generator().manual_seed(0))]  # each call sees all of them
     found: list[RecordedCall] = []
     at = 0
     while at < len(wanted):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -14,7 +14,7 @@ from qua2sedimo.denoisers import Graph
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import file_digest, read_json, write_json
 from qua2sedimo.images.generate import Generator
-from qua2sedimo.statistics.calls import RecordedCalls, record_calls
+from qua2sedimo.statistics.calls import RecordedCall, RecordedCalls, record_calls, record_texts
 from qua2sedimo.statistics.gradients import squared_gradients
 from qua2sedimo.statistics.moments import observe_moments
 from qua2sedimo.statistics.sources import Source, find_sources, passes
@@ -36,7 +36,8 @@ _EVERY = 3
 @dataclass(frozen=True)
 class Observation:
     """What is observed: the ``units`` of a denoiser while ``generator`` makes ``images``, with at most ``memory`` bytes
-    for moments at a time. ``key`` identifies all that the result depends on."""
+    for moments at a time; layers that see only the text, also with ``texts``. ``key`` identifies all that the result
+    depends on."""
 
     generator: Generator
     denoiser: nn.Module
@@ -45,6 +46,7 @@ class Observation:
     images: range
     memory: int
     key: str
+    texts: Sequence[str] = ()
 
     @property
     def sample(self) -> str:
@@ -82,7 +84,12 @@ def observe(folder: Path, what: Observation, progress: Progress = silent) -> Sta
         lambda done: progress(done, len(what.images), "observing: images"),
     )  # fmt: skip
     sources, uncalled = find_sources(what.denoiser, what.graph, what.units, calls[0])
-    rows = _moments(folder, what, sources, calls, progress)
+    texts: Sequence[RecordedCall] = ()
+    if what.texts and any(not source.sees_sample(what.sample) for source in sources):
+        generation = replace(what.generator.generation, inputs=what.texts)
+        images = range(what.images.start, what.images.start + len(what.texts))
+        texts = record_texts(Generator(what.generator.pipeline, generation), what.denoiser, images, folder / "texts")
+    rows = _moments(folder, what, sources, calls, texts, progress)
     _gradients(folder, what, calls, progress)
     index = StatisticsIndex(
         key=what.key,
@@ -104,8 +111,9 @@ def sample_name(denoiser: nn.Module) -> str:
 
 
 def _moments(
-    folder: Path, what: Observation, sources: Sequence[Source], calls: RecordedCalls, progress: Progress
-) -> list[int]:
+    folder: Path, what: Observation, sources: Sequence[Source], calls: RecordedCalls, texts: Sequence[RecordedCall],
+    progress: Progress,
+) -> list[int]:  # fmt: skip
     """Write the moments that are missing; returns the observed positions of every source."""
     counts = {i: n for i in range(len(sources)) if (n := _rows(moment_file(folder, i))) is not None}
     missing = [i for i in range(len(sources)) if i not in counts]
@@ -114,7 +122,7 @@ def _moments(
     for number, group in enumerate(groups):
         report = _after(progress, number * len(calls), len(groups) * len(calls), "observing: layer inputs")
         seed = what.generator.generation.seed
-        found = observe_moments(what.denoiser, what.graph, group, calls, what.sample, what.steps, seed, report)
+        found = observe_moments(what.denoiser, what.graph, group, calls, what.sample, what.steps, seed, texts, report)
         for place, (moment, count) in zip(missing[at : at + len(group)], found):
             write_moment(moment_file(folder, place), moment, count)
             counts[place] = count

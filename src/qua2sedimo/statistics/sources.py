@@ -43,6 +43,10 @@ class Source:
         """Bytes of the moment in fp32."""
         return 4 * sum(size**2 for size in self.blocks)
 
+    def sees_sample(self, sample: str) -> bool:
+        """Whether it depends on the noisy ``sample``."""
+        return sample in self.sees
+
     def only_time(self, sample: str) -> bool:
         """Whether it depends on the time step and not on the noisy ``sample``, so that it has one value a step."""
         return sample not in self.sees and any("timestep" in name for name in self.sees)

@@ -12,12 +12,16 @@ from qua2sedimo.denoisers import denoiser_of, load_pipeline
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.images.generate import check_arguments, check_inputs
 from qua2sedimo.images.latents import can_observe
+from qua2sedimo.images.varied import varied_inputs
 from qua2sedimo.metrics.catalogue import check_measurable, check_metrics
 from qua2sedimo.objective import Objective
 from qua2sedimo.options import options_for
 from qua2sedimo.study import stages
 from qua2sedimo.study.settings import StudySettings
 from qua2sedimo.study.workspace import Workspace
+
+#: Inputs of a study whose user gave none.
+_INPUTS = 24
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,13 +57,18 @@ class Study:
 
     @classmethod
     def create(cls, folder: str | Path, settings: StudySettings, pipeline: Any = None) -> Study:
-        """Create a study folder, or open one with the same settings; raises :class:`Qua2SeDiMoError` if they differ."""
+        """Create a study folder, or open one with the same settings; raises :class:`Qua2SeDiMoError` if they differ.
+
+        Without ``inputs``, a new study has varied prompts or classes, and one that is there keeps its own.
+        """
         path = Path(folder) / "study.yaml"
         loaded = None
         check_metrics(settings.metrics)
         options_for(settings.options, (64, 64))
         if path.exists():
             there = StudySettings.load(path)
+            if not settings.inputs:
+                settings = settings.model_copy(update={"inputs": there.inputs})
             if not there.asks_the_same_as(settings):
                 raise Qua2SeDiMoError(
                     f"{folder} holds a study of '{there.model}' with other settings",
@@ -67,7 +76,9 @@ class Study:
                 )
         else:  # a model that cannot be loaded leaves no folder behind
             loaded = pipeline if pipeline is not None else load_pipeline(settings.model)
-            denoiser_of(loaded, settings.component)
+            _, denoiser = denoiser_of(loaded, settings.component)
+            if not settings.inputs:
+                settings = settings.model_copy(update={"inputs": varied_inputs(loaded, denoiser, _INPUTS)})
             check_inputs(loaded, settings.inputs)
             check_arguments(loaded, settings.arguments)
             _check_metrics(settings, loaded)

@@ -34,7 +34,8 @@ class StudySettings(BaseModel):
     ``configurations`` (relative to the study folder); ``objective``: what is predicted and maximised, a metric or an
     expression (:mod:`qua2sedimo.objective`). ``rounding``: ``nearest``, or ``compensated`` by statistics; by
     default nearest for the option set ``paper``, which reproduces the paper, compensated for others.
-    ``observe``: images that these statistics are taken from, ``auto`` for 64 of a small denoiser and 16 of a large one;
+    ``observe``: images that these statistics are taken from, ``auto`` for 128 of a small denoiser, 24 of a large one;
+    ``observe_inputs``: what they show in turn with the study's inputs, ``auto`` for varied prompts or classes;
     ``memory``: gigabytes for them while they are taken.
     """
 
@@ -51,6 +52,7 @@ class StudySettings(BaseModel):
     options: str = "default"
     rounding: RoundingName | None = None
     observe: Annotated[int, Field(ge=1, le=OBSERVED.size)] | Literal["auto"] = "auto"
+    observe_inputs: list[str | int] | Literal["auto"] = "auto"
     memory: float = Field(default=4.0, gt=0)
     keep: list[str] = Field(default_factory=list)
     sampler: SamplerName = "spread"
@@ -115,7 +117,16 @@ class StudySettings(BaseModel):
     @property
     def protocol(self) -> str:
         """A hash of what measurements depend on: those of studies with equal protocols are comparable."""
-        fields = set(type(self).model_fields) - {"version", "options", "rounding", "observe", "memory", "batch", "loss"}
+        fields = set(type(self).model_fields) - {
+            "version",
+            "options",
+            "rounding",
+            "observe",
+            "observe_inputs",
+            "memory",
+            "batch",
+            "loss",
+        }
         if self.configurations is None:
             fields -= {"configurations"}
         content = json.dumps(self.model_dump(include=fields), sort_keys=True)

@@ -37,6 +37,7 @@ from qua2sedimo.images.generate import BATCH, Generation, Generator, check_input
 from qua2sedimo.images.ledger import LEARNING, OBSERVED, USE_OF_ROLE
 from qua2sedimo.images.pictures import Pictures
 from qua2sedimo.images.reference import ReferenceStore
+from qua2sedimo.images.varied import varied_inputs
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.measuring.originals import Source, checkpoint_source, files_of
 from qua2sedimo.measuring.run import Crew
@@ -55,7 +56,8 @@ from qua2sedimo.system.progress import Progress, silent
 
 _USUAL_BITS = 3.5  # the default budget of commands
 _SMALL = 100_000_000  # weights of a denoiser whose images are cheap to observe
-_OBSERVED_SMALL, _OBSERVED_LARGE = 64, 16
+_OBSERVED_SMALL, _OBSERVED_LARGE = 128, 24
+_TEXTS = 256  # prompts that are only encoded
 _MOST_WORKERS = 8  # layers quantized in parallel: each needs about 30 bytes per weight
 
 
@@ -214,11 +216,36 @@ class Workspace:
             self._weights_checksum,
             s.component,
             s.inputs,
+            s.observe_inputs,
             s.arguments,
             s.seed,
             self.observed_images,
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    @cached_property
+    def observed_inputs(self) -> list[str | int]:
+        """The inputs that are observed in turn: the study's own, and between them varied ones, so that layers are not
+        right for the study's prompts alone."""
+        own, count = list(self.settings.inputs), self.observed_images
+        others = [one for one in self._other_inputs(count) if one not in own]
+        if not own or not others:
+            return own or others
+        lists = (own, others)
+        return [lists[k % 2][k // 2 % len(lists[k % 2])] for k in range(count)]
+
+    @property
+    def observed_texts(self) -> list[str]:
+        """Prompts that layers which see only the text are observed with besides."""
+        return [text for text in self._other_inputs(_TEXTS) if isinstance(text, str)]
+
+    def _other_inputs(self, count: int) -> list[str | int]:
+        """At most ``count`` inputs to observe besides the study's own."""
+        if self.settings.observe_inputs != "auto":
+            return list(self.settings.observe_inputs)[:count]
+        if self.settings.model in zoo.ENTRIES:
+            return list(zoo.ENTRIES[self.settings.model].varied(count))
+        return varied_inputs(self.pipeline, self.denoiser, count)
 
     def observe(self, progress: Progress = silent) -> Statistics:
         """The study's calibration statistics: those in its folder, or made now from images in full precision."""
@@ -226,9 +253,12 @@ class Workspace:
             if Statistics.is_finished(self.statistics_folder):  # needs no model
                 self.statistics = Statistics(self.statistics_folder, self.statistics_key, self.graph.layers)
             else:
+                generator = self.full_precision_generator()
+                seen = replace(generator.generation, inputs=self.observed_inputs)
                 what = Observation(
-                    self.full_precision_generator(), self.denoiser, self.graph, self.candidates.layers,
+                    Generator(self.pipeline, seen), self.denoiser, self.graph, self.candidates.layers,
                     OBSERVED.images(self.observed_images), int(self.settings.memory * 1e9), self.statistics_key,
+                    self.observed_texts,
                 )  # fmt: skip
                 self.statistics = observe(self.statistics_folder, what, progress)
         return self.statistics

