@@ -384,6 +384,26 @@ def test_without_memory_for_a_backward_pass_there_are_no_gradients(
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in what.denoiser.modules())
 
 
+def test_where_memory_is_short_a_backward_pass_is_run_in_parts(monkeypatch: pytest.MonkeyPatch, seen: Seen) -> None:
+    """Whatever fits, the sums over samples are the same."""
+    calls = [seen.statistics.calls[0], seen.statistics.calls[2]]
+    layers = {unit: seen.what.graph.layers[unit] for unit in seen.what.units}
+    whole = squared_gradients(seen.denoiser, layers, calls)
+    backward, ran = torch.autograd.backward, []
+
+    def short(outputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor]) -> None:
+        backward(outputs, cotangents)  # memory runs out after some gradients were found
+        ran.append(len(outputs[0]))
+        if len(outputs[0]) > 1:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(torch.autograd, "backward", short)
+    parts = squared_gradients(seen.denoiser, layers, calls)
+    assert whole is not None and parts is not None and max(ran) > 1
+    for unit, expected in whole.items():
+        torch.testing.assert_close(parts[unit], expected, rtol=2e-3, atol=1e-5 * float(expected.max()))
+
+
 def test_another_error_of_a_backward_pass_is_raised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("a kernel is missing")

@@ -23,6 +23,7 @@ from qua2sedimo.terminal.plan import plan_tables
 PLAN = Plan(
     model="m", configurations=100, measured=20, images=16, batch=8,
     trial=Trial(bare=9.0, total=10.0, switch=0.4, generate=9.1, overhead=0.11, images=16),
+    observe=5.0,
     load=1.0, quantize=90.0, workers={1: 800.0, 2: 500.0, 3: 500.0, 4: 500.0}, memory=10**9, kept_weights=0,
     disk=5 * 10**6, device="cpu", cores=2,
 )  # fmt: skip

@@ -42,6 +42,24 @@ class RecordedCall:
                                        (self.args, self.kwargs))  # fmt: skip
         return outputs_of(denoiser(*args, **kwargs))
 
+    @property
+    def samples(self) -> int:
+        """Samples of the call: the length of its cotangents."""
+        return len(self.cotangents[0])
+
+    def halves(self) -> tuple[RecordedCall, RecordedCall]:
+        """The call with the first half of its samples, and with the others: tensors with a row a sample are cut."""
+        count, cut = self.samples, self.samples // 2
+
+        def part(a: int, b: int) -> RecordedCall:
+            args, kwargs, cotangents = pytree.tree_map(
+                lambda leaf: leaf[a:b] if torch.is_tensor(leaf) and leaf.dim() and len(leaf) == count else leaf,
+                (self.args, self.kwargs, self.cotangents),
+            )  # fmt: skip
+            return RecordedCall(args, kwargs, cotangents)
+
+        return part(0, cut), part(cut, count)
+
     def named(self) -> dict[str, Any]:
         """Keyword arguments and, as ``"0"``, ``"1"``, …, positional ones."""
         return {**{str(i): value for i, value in enumerate(self.args)}, **self.kwargs}

@@ -24,26 +24,36 @@ def squared_gradients(
     gradient of the guided output times random signs (one backward pass a call). Copies of a module count with it.
 
     The cost of an option is Σ_c G_c·e_c with e_c its output error in channel c: the squared change of the guided output
-    that is expected to first order, if errors at different positions are independent. None if a backward pass does not
-    fit into memory.
+    that is expected to first order, if errors at different positions are independent. A call whose backward pass does
+    not fit into memory is run in halves, down to one sample; None if that does not fit either.
     """
     totals: dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor] = {}  # of the call, or part of a call, that is run
     owner = {name: layer.module for layer in layers.values() for name in (layer.module, *layer.copies)}
     handles = [
-        denoiser.get_submodule(name).register_forward_hook(_hook(module, totals)) for name, module in owner.items()
+        denoiser.get_submodule(name).register_forward_hook(_hook(module, found)) for name, module in owner.items()
     ]
     weights = sum(p.numel() for p in denoiser.parameters())
     checkpointing = weights > _LARGE and getattr(denoiser, "_supports_gradient_checkpointing", False)
     was_on = bool(getattr(denoiser, "is_gradient_checkpointing", False))
+    waiting = list(reversed(calls))
     try:
         if checkpointing and not was_on:
             denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         with frozen(denoiser), torch.enable_grad():
-            for done, call in enumerate(calls, start=1):
-                outputs = call.run(denoiser)
-                pairs = [(o, g.to(o.device, o.dtype)) for o, g in zip(outputs, call.cotangents) if o.requires_grad]
-                torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
-                progress(done)
+            while waiting:
+                call = waiting.pop()
+                found.clear()
+                try:
+                    _backward(denoiser, call)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error) or call.samples < 2:
+                        raise
+                    waiting += reversed(call.halves())
+                    continue
+                for name, value in found.items():
+                    totals[name] = totals.get(name, torch.zeros_like(value)) + value
+                progress(len(calls) - min(len(waiting), len(calls)))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -54,6 +64,12 @@ def squared_gradients(
         for handle in handles:
             handle.remove()
     return {name: total / len(calls) for name, total in totals.items()}
+
+
+def _backward(denoiser: nn.Module, call: RecordedCall) -> None:
+    outputs = call.run(denoiser)
+    pairs = [(o, g.to(o.device, o.dtype)) for o, g in zip(outputs, call.cotangents) if o.requires_grad]
+    torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
 
 
 def _hook(module_name: str, totals: dict[str, torch.Tensor]) -> Callable[..., Any]:

@@ -23,6 +23,8 @@ def plan_tables(plan: Plan) -> list[Table]:
     done = f", {plan.measured} measured already" if plan.measured else ""
     title = f"{plan.configurations} configurations{done}: {plan.left * plan.images:,} images"
     every = table("", "time", title=title)
+    if plan.observe:
+        every.add_row("observe what layers see, once", duration(plan.observe))
     if plan.quantize:
         every.add_row("quantize every option of every layer, once", duration(plan.quantize))
     for workers, seconds in plan.workers.items():

@@ -41,7 +41,8 @@ _BYTES_A_VALUE = 20  # of a per-image value in JSON
 class Plan:
     """The cost of ``configurations`` measurements, ``measured`` of which exist already.
 
-    ``load``: seconds of loading the pipeline; ``quantize``: seconds of building the bank, 0 if it exists; ``workers``:
+    ``load``: seconds of loading the pipeline; ``observe``: seconds of observing what layers see, 0 if that is done or not
+    needed; ``quantize``: seconds of building the bank, 0 if it exists; ``workers``:
     number of workers → seconds of the remaining measurements; ``memory``: bytes of one process; ``kept_weights``: bytes
     of copied original weights; ``disk``: bytes of bank and records.
     """
@@ -53,6 +54,7 @@ class Plan:
     batch: int
     trial: Trial
     load: float
+    observe: float
     quantize: float
     workers: dict[int, float]
     memory: int
@@ -111,7 +113,7 @@ def plan(study: Workspace, configurations: int, repeats: int = 2, progress: Prog
     left = max(0, configurations - measured)
     return Plan(
         model=study.settings.model, configurations=configurations, measured=measured, images=study.settings.images,
-        batch=study.batch, trial=trial, load=load, quantize=quantize,
+        batch=study.batch, trial=trial, load=load, observe=_observing(study, trial), quantize=quantize,
         workers={n: left * trial.total / gain for n, gain in _gains(study, measurer, generator, device).items()},
         memory=peak_bytes(), kept_weights=switch.originals.copied_bytes, disk=_disk_bytes(study, configurations),
         device=device, cores=_cores(),
@@ -138,6 +140,14 @@ def _bank_for_trial(study: Workspace) -> Iterator[tuple[Bank, float, float]]:
         began = time.perf_counter()
         bank = Bank.build(Path(folder), part, "trial", study.weight, observed=lambda layer: _as_observed(study, layer))
         yield bank, share, (time.perf_counter() - began) / share
+
+
+def _observing(study: Workspace, trial: Trial) -> float:
+    """Estimated seconds of observing: images are generated, then half of their calls are run for moments, and a sixth
+    forwards and backwards."""
+    if study.is_observed:
+        return 0.0
+    return (1 + 1 / 2 + 3 / 6) * trial.generate * study.observed_images / study.settings.images
 
 
 def _as_observed(study: Workspace, layer: str) -> Observed:
