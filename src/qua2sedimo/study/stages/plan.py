@@ -41,8 +41,8 @@ _BYTES_A_VALUE = 20  # of a per-image value in JSON
 class Plan:
     """The cost of ``configurations`` measurements, ``measured`` of which exist already.
 
-    ``load``: seconds of loading the pipeline; ``observe``: seconds of observing what layers see, 0 if that is done or not
-    needed; ``quantize``: seconds of building the bank, 0 if it exists; ``workers``:
+    ``load``: seconds of loading the pipeline; ``observe``: seconds of observing what layers see, 0 if that is done or
+    not needed; ``quantize``: seconds of building the bank, 0 if it exists; ``workers``:
     number of workers → seconds of the remaining measurements; ``memory``: bytes of one process; ``kept_weights``: bytes
     of copied original weights; ``disk``: bytes of bank and records.
     """
