@@ -27,7 +27,7 @@ def quantize(
 ) -> Any:
     """Quantize the denoiser of a diffusers pipeline in place, to at most ``bits`` average bits; returns the pipeline.
 
-    Runs a whole study on ``prompts`` (or class labels; none for an unconditional pipeline) with the pipeline's
+    Runs a whole study on ``prompts`` (or class labels; by default varied ones) with the pipeline's
     ``arguments`` (steps, guidance, size). ``effort``: "quick" chooses by calibration statistics and measures only the
     result; "search" measures ``configurations`` random configurations, then searches with up to twice as many images;
     "paper" chooses by the predictor alone. With ``folder``, the study is kept there and can be resumed, reported and

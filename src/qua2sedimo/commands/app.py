@@ -40,6 +40,13 @@ Model = Annotated[
     str,
     typer.Argument(help=f"Shipped model ({', '.join(zoo.ENTRIES)}), pipeline folder, or hub name.", metavar="MODEL"),
 ]
+StudyPrompts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt",
+        help="A prompt, or a class number for class-conditional models; repeatable. Without any: varied ones.",
+    ),
+]
 Prompts = Annotated[
     list[str] | None,
     typer.Option("--prompt", help="A prompt, or a class number for class-conditional models; repeatable."),
