@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# Tests use one thread each, and a process for every core; what a file's tests share is made once.
+PARALLEL ?= -n auto --dist loadfile
 
 .PHONY: help demo test test-all lint bench format docs clean
 
@@ -26,10 +28,10 @@ demo: $(VENV)/.installed
 	$(BIN)/qua2sedimo demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks docs/site
