@@ -21,6 +21,7 @@ from qua2sedimo.options import (
     bit_operations,
     options_for,
     small_layers,
+    within_reach,
 )
 from qua2sedimo.quantizers import METHODS
 
@@ -106,11 +107,11 @@ def test_wide_options_of_a_large_layer_reach_from_two_to_eight_bits() -> None:
 
 
 @settings(max_examples=100)
-@given(shapes, st.booleans())
-def test_the_default_set_is_row_and_ranks_that_pay(shape: tuple[int, ...], small: bool) -> None:
-    found = options_for("default", shape, small)
+@given(shapes)
+def test_the_default_set_is_row_and_ranks_that_pay(shape: tuple[int, ...]) -> None:
+    found = options_for("default", shape)
     assert list(found) == sorted(set(found))
-    assert {o.number for o in found if o.method == "row"} == {1, 2, 3, 4, 5, 6} | ({8} if small else set())
+    assert {o.number for o in found if o.method == "row"} == {1, 2, 3, 4, 5, 6, 8}
     ranks = [o for o in found if o.method != "row"]
     assert all(o.method == "lowrank" and o.number in RANKS for o in ranks)
     weights = math.prod(shape)
@@ -122,8 +123,41 @@ def test_the_default_set_is_row_and_ranks_that_pay(shape: tuple[int, ...], small
 def test_a_large_layer_has_every_rank_and_a_narrow_one_none() -> None:
     assert [o.number for o in options_for("default", (1024, 1024)) if o.method == "lowrank"] == list(RANKS)
     assert {o.method for o in options_for("default", (8, 4096))} == {"row"}
-    space = SearchSpace.of({"large": (1024, 1024), "tiny": (16, 16)}, "default")
+    space = within_reach(SearchSpace.of({"large": (1024, 1024), "tiny": (16, 16)}, "default"), {})
     assert Option("row", 8) in space.options["tiny"] and Option("row", 8) not in space.options["large"]
+
+
+@settings(max_examples=100)
+@given(st.lists(st.tuples(st.integers(1, 64), st.floats(1e-9, 1e9)), min_size=2, max_size=8), st.floats(2.0, 6.0))
+def test_within_reach_has_the_best_widths_of_every_budget(layers: list[tuple[int, float]], bits: float) -> None:
+    """With damage stake · 4^-bits, the best configuration of any budget needs none of the widths that are left out."""
+    shapes = {f"layer {i}": (16 * n, 16) for i, (n, _) in enumerate(layers)}
+    stakes = {f"layer {i}": stake for i, (_, stake) in enumerate(layers)}
+    whole = SearchSpace(shapes, {name: tuple(Option("row", b) for b in (1, 2, 3, 4, 5, 6, 8)) for name in shapes})
+    kept = within_reach(whole, stakes)
+    # For any price of a bit, the widths of least damage + price · bits: those on the convex hull, one is best.
+    weights = dict(zip(whole.layers, whole.layer_weights))
+    price = math.exp(math.log(1e-12) + (bits - 2) / 4 * math.log(1e24))
+    best = {
+        name: min((1, 2, 3, 4, 5, 6, 8), key=lambda b: stakes[name] * 4.0**-b + price * b * weights[name])
+        for name in shapes
+    }
+    spent = sum(best[name] * weights[name] for name in shapes) / whole.weights
+    if 2.0 <= spent <= 6.0:
+        assert all(Option("row", best[name]) in kept.options[name] for name in shapes)
+    for name in shapes:
+        widths = [o.number for o in kept.options[name]]
+        assert widths == [b for b in (1, 2, 3, 4, 5, 6, 8) if widths[0] <= b <= widths[-1]]
+
+
+def test_what_has_more_at_stake_has_the_greater_widths() -> None:
+    space = SearchSpace.of({"much": (64, 64), "usual": (64, 64), "little": (64, 64), "unknown": (64, 64)}, "default")
+    found = within_reach(space, {"much": 1e6, "usual": 1e2, "little": 1e-2})
+    widths = {name: [o.number for o in found.options[name] if o.method == "row"] for name in space.layers}
+    assert widths["much"][-1] == 8 and widths["little"][0] == 1 and widths["little"][-1] < 6
+    assert widths["much"][0] > widths["usual"][0] >= widths["little"][0]
+    assert widths["unknown"] == [1, 2, 3, 4, 5, 6]
+    assert {o.method for o in found.options["much"]} == {"row", "lowrank"}
 
 
 @given(st.dictionaries(st.text("abc", min_size=1), st.integers(1, 1000).map(lambda n: (n, 3)), max_size=12))

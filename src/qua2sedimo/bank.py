@@ -76,6 +76,13 @@ class Observed:
     moment: Moment | None = None
     gradient: torch.Tensor | None = None
 
+    def stake(self, weight: torch.Tensor) -> float:
+        """Σ_c G_c·w_c·H·w_cᵀ: what the outputs of a layer with this weight add to the squared guided output, to first
+        order; 0 without statistics."""
+        if self.moment is None or self.gradient is None or not self.moment.usable or weight.numel() == 0:
+            return 0.0
+        return float(self.gradient.cpu() @ self.moment.errors(weight.float().reshape(len(weight), -1)))
+
 
 class Bank:
     """Reads options of one search space from a bank folder; :meth:`build` creates or completes the folder."""
@@ -119,9 +126,11 @@ class Bank:
         workers: int = 1,
         observed: Callable[[str], Observed] = lambda layer: Observed(),
         prune: bool = False,
+        tried: SearchSpace | None = None,
     ) -> Bank:
         """Quantize missing or damaged layers; ``weights(layer)`` gives a layer's tensor, ``observed(layer)`` its
         statistics, ``progress`` gets layers done. ``prune`` leaves out options that another dominates.
+        ``tried``: the space with the options that are made, if these are not all.
 
         Raises :class:`Qua2SeDiMoError` naming the layer if its weights hold NaN or infinity.
         """
@@ -133,6 +142,7 @@ class Bank:
         for leftover in folder.glob(".*.tmp"):  # of a build that was killed
             leftover.unlink(missing_ok=True)
 
+        made = (tried or space).options
         known, writing = _known_checksums(folder), Lock()
 
         def entry(position: int) -> tuple[str, dict[str, Any]]:
@@ -141,7 +151,7 @@ class Bank:
             checksum = sha256(path) if layer in known and path.exists() else ""
             if checksum != known.get(layer) or _about(path)["layer"] != layer:
                 with _named(layer):
-                    _write_layer(path, layer, weights(layer), space.options[layer], observed(layer), prune)
+                    _write_layer(path, layer, weights(layer), made[layer], observed(layer), prune)
                 checksum = sha256(path)
                 with writing, (folder / _SUMS).open("a", encoding="utf-8") as sums:
                     sums.write(json.dumps([layer, checksum]) + "\n")

@@ -27,13 +27,15 @@ PAPER_BITS = (4, 3)
 #: levels are as good as codebooks.
 WIDE_BITS = {"uaq": (2, 3, 4, 5, 6, 8)}
 _WIDE_CODEBOOKS = (2, 3, 4, 5, 6)
-#: The default set. Its widths take 21 bits a weight on disk, 1.3 times the 16-bit weights.
-ROW_BITS = (1, 2, 3, 4, 5, 6)
+#: The default set. Of these widths a layer has those that some budget may need: about 21 bits a weight on disk.
+ROW_BITS = (1, 2, 3, 4, 5, 6, 8)
 RANKS = (4, 8, 12, 16, 24, 32, 48, 64)
 #: A low-rank option as large as this many bits a weight is worse than a code for each weight.
 _MOST_RANK_BITS = 4.0
-#: The smallest layers, with this share of all weights together, have an 8-bit option too: it costs them little.
+#: The smallest layers, with this share of all weights together, have an 8-bit option where no layer's stake is known.
 _SMALL_SHARE = 0.05
+#: Average bits between which every budget is served, and the bits by which an estimate of a layer's needs may be wrong.
+_SERVED, _MARGIN = (2.0, 6.0), 1.0
 OPTION_SETS = ("default", "wide", "paper")
 
 
@@ -83,18 +85,18 @@ def bit_operations(macs: Mapping[str, int], configuration: Mapping[str, Option],
     return activation_bits * sum(count * bits[layer] for layer, count in macs.items())
 
 
-def options_for(option_set: str, shape: tuple[int, ...], small: bool = False) -> tuple[Option, ...]:
+def options_for(option_set: str, shape: tuple[int, ...]) -> tuple[Option, ...]:
     """The options of a layer: a set of :data:`OPTION_SETS`, or a comma-separated list like ``"uaq-4,kmeans_a-3"``.
 
-    ``default``: ``row`` at 1 to 6 bits, at 8 for a ``small`` layer, and ``lowrank`` up to 4 bits a weight. ``paper``:
-    its six. ``wide``: those and the paper's methods at other widths with an overhead of at most one bit per weight;
-    beyond that UAQ with one more bit is smaller and better.
+    ``default``: ``row`` at 1 to 6 and at 8 bits, and ``lowrank`` up to 4 bits a weight. ``paper``: its six. ``wide``:
+    those and the paper's methods at other widths with an overhead of at most one bit per weight; beyond that UAQ with
+    one more bit is smaller and better.
     """
     weights = math.prod(shape)
     if option_set == "default":
         ranks = [Option("lowrank", r) for r in RANKS if r < min(shape[0], weights // max(1, shape[0]))]
         thin = [o for o in ranks if 8 * o.nbytes(shape) <= _MOST_RANK_BITS * weights]
-        return tuple(sorted([*(Option("row", b) for b in (*ROW_BITS, *([8] if small else []))), *thin]))
+        return tuple(sorted([*(Option("row", b) for b in ROW_BITS), *thin]))
     paper = [Option(method, bits) for method in PAPER_METHODS for bits in PAPER_BITS]
     if option_set == "paper":
         return tuple(sorted(paper))
@@ -103,6 +105,51 @@ def options_for(option_set: str, shape: tuple[int, ...], small: bool = False) ->
         paying = [o for o in every if 8 * o.nbytes(shape) <= (o.bits + 1) * weights]
         return tuple(sorted({*paper, *paying}))
     return tuple(sorted({Option.parse(text.strip()) for text in option_set.split(",")}))
+
+
+def within_reach(space: SearchSpace, stakes: Mapping[str, float]) -> SearchSpace:
+    """The space without widths of ``row`` that no budget of 2 to 6 average bits is likely to need.
+
+    ``stakes``: for each layer, what its outputs add to the squared guided output, Σ_c G_c·w_c·H·w_cᵀ. With damage
+    stake · 4^(−bits), a budget is best spent at ½·log₂(stake / weights) + t bits a weight, with the same t for all
+    layers (reverse water-filling: Cover and Thomas, *Elements of Information Theory*, section 10.3.3). A layer keeps
+    the widths between those at both ends of the range, and one bit around; a layer without a stake all up to 6.
+    Without any stakes, 8 bits are left to the smallest layers.
+    """
+    weights = dict(zip(space.layers, space.layer_weights))
+    known = [name for name in space.layers if stakes.get(name, 0.0) > 0 and weights[name]]
+    if not known:
+        small = small_layers(space.shapes)
+        return _restricted(space, {name: (1.0, 8.0 if name in small else 6.0) for name in space.layers})
+    needs = np.array([math.log2(stakes[name] / weights[name]) / 2 for name in known])
+    share = np.array([weights[name] for name in known]) / sum(weights[name] for name in known)
+    low, high = (needs + _level(needs, share, bits) for bits in _SERVED)
+    spans = {name: (a - _MARGIN, b + _MARGIN) for name, a, b in zip(known, low, high)}
+    return _restricted(space, {name: spans.get(name, (1.0, 6.0)) for name in space.layers})
+
+
+def _level(needs: np.ndarray, share: np.ndarray, bits: float) -> float:
+    """t with Σ share · clip(needs + t, least width, most) = bits, by bisection."""
+    least, most = ROW_BITS[0], ROW_BITS[-1]
+    below, above = least - float(needs.max()), most - float(needs.min())
+    for _ in range(60):
+        middle = (below + above) / 2
+        spent = float(share @ np.clip(needs + middle, least, most))
+        below, above = (middle, above) if spent < bits else (below, middle)
+    return (below + above) / 2
+
+
+def _restricted(space: SearchSpace, spans: Mapping[str, tuple[float, float]]) -> SearchSpace:
+    """The space with the widths of ``row`` within each layer's span, at least the nearest; other options stay."""
+
+    def kept(name: str) -> list[Option]:
+        low, high = spans[name]
+        rows = [o for o in space.options[name] if o.method == "row"]
+        near = [o for o in rows if low <= o.number <= high]
+        near = near or sorted(rows, key=lambda o: max(low - o.number, o.number - high))[:1]
+        return [o for o in space.options[name] if o.method != "row" or o in near]
+
+    return space.restricted({name: kept(name) for name in space.layers})
 
 
 def small_layers(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
@@ -175,8 +222,7 @@ class SearchSpace:
     @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]], option_set: str) -> SearchSpace:
         """The space of these layers (name → weight shape) with the options of :func:`options_for`."""
-        small = small_layers(shapes)
-        return cls(dict(shapes), {n: options_for(option_set, shape, n in small) for n, shape in shapes.items()})
+        return cls(dict(shapes), {n: options_for(option_set, shape) for n, shape in shapes.items()})
 
     def restricted(self, options: Mapping[str, Sequence[Option]]) -> SearchSpace:
         """The same layers with only these of their options."""

@@ -113,7 +113,7 @@ def test_what_does_not_depend_on_absent_weights_is_really_computed() -> None:
 def test_the_table_of_a_packed_model_is_short_under_all_options(full, option_set: str) -> None:  # type: ignore[no-untyped-def]
     """diffusers sends a quantization_config along with its requests if it has 2,048 characters at most."""
     _, model, graph = full
-    options = [Storage(option, torch.bfloat16) for option in options_for(option_set, (4096, 4096), small=True)]
+    options = [Storage(option, torch.bfloat16) for option in options_for(option_set, (4096, 4096))]
     stored: dict[str, list[Part]] = {}
     for unit, storage in zip(graph.layers.values(), itertools.cycle(options)):
         stored.setdefault(unit.module, []).append(Part(unit.span, storage))

@@ -43,7 +43,7 @@ from qua2sedimo.measuring.originals import Source, checkpoint_source, files_of
 from qua2sedimo.measuring.run import Crew
 from qua2sedimo.measuring.switch import Switch
 from qua2sedimo.objective import Objective
-from qua2sedimo.options import SearchSpace
+from qua2sedimo.options import SearchSpace, within_reach
 from qua2sedimo.predictor import Encoding
 from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.records import Record, Records
@@ -296,12 +296,20 @@ class Workspace:
         folder, space = self.folder / "bank", self.candidates
         if Bank.is_finished(folder, space):
             return Bank(folder, space, self.identity)
+        tried = within_reach(space, self._stakes) if self.prunes else space
         total = len(space.layers)
         workers = min(_MOST_WORKERS, torch.get_num_threads())
         return Bank.build(
             folder, space, self.identity, self.weight, lambda done: progress(done, total, "quantizing layers"),
-            workers, self.observed, self.prunes,
+            workers, self.observed, self.prunes, tried,
         )  # fmt: skip
+
+    @property
+    def _stakes(self) -> dict[str, float]:
+        """What is at stake in each layer, by its statistics: see :func:`qua2sedimo.options.within_reach`."""
+        if not self.settings.compensates:
+            return {}
+        return {layer: self.observed(layer).stake(self.weight(layer)) for layer in self.candidates.layers}
 
     @cached_property
     def bank(self) -> Bank:

@@ -27,7 +27,7 @@ from qua2sedimo.measuring.trial import (
     torch_threads,
     try_out,
 )
-from qua2sedimo.options import Configuration, SearchSpace
+from qua2sedimo.options import Configuration, SearchSpace, within_reach
 from qua2sedimo.quantizers import Moment
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
@@ -190,8 +190,12 @@ def _cores() -> int:
 
 
 def _disk_bytes(study: Workspace, configurations: int) -> int:
-    """Bytes of the bank, exact except for headers, and of the records, estimated."""
-    bank = sum(int(nbytes.sum()) for nbytes in study.reachable.option_bytes)
+    """Bytes of bank and records. The bank's are exact except for headers; of one that is still to be made, and will
+    leave out what no budget needs, they are what it has where nothing is known of needs."""
+    stored = study.reachable
+    if study.prunes and stored is study.candidates:
+        stored = within_reach(stored, {})
+    bank = sum(int(nbytes.sum()) for nbytes in stored.option_bytes)
     names = {layer: str(options[0]) for layer, options in study.reachable.options.items()}
     metrics = len({study.settings.objective, *study.settings.metrics})
     record = len(json.dumps(names)) + metrics * study.settings.images * _BYTES_A_VALUE + 500
