@@ -112,7 +112,8 @@ def test_the_default_set_is_row_and_ranks_that_pay(shape: tuple[int, ...]) -> No
     found = options_for("default", shape)
     assert list(found) == sorted(set(found))
     assert {o.number for o in found if o.method == "row"} == {1, 2, 3, 4, 5, 6, 8}
-    ranks = [o for o in found if o.method != "row"]
+    assert {o.number for o in found if o.method == "kmeans_a"} == {3, 4, 5, 6, 8}
+    ranks = [o for o in found if o.method not in ("row", "kmeans_a")]
     assert all(o.method == "lowrank" and o.number in RANKS for o in ranks)
     weights = math.prod(shape)
     for option in ranks:
@@ -122,7 +123,7 @@ def test_the_default_set_is_row_and_ranks_that_pay(shape: tuple[int, ...]) -> No
 
 def test_a_large_layer_has_every_rank_and_a_narrow_one_none() -> None:
     assert [o.number for o in options_for("default", (1024, 1024)) if o.method == "lowrank"] == list(RANKS)
-    assert {o.method for o in options_for("default", (8, 4096))} == {"row"}
+    assert {o.method for o in options_for("default", (8, 4096))} == {"row", "kmeans_a"}
     space = within_reach(SearchSpace.of({"large": (1024, 1024), "tiny": (16, 16)}, "default"), {})
     assert Option("row", 8) in space.options["tiny"] and Option("row", 8) not in space.options["large"]
 
@@ -157,7 +158,9 @@ def test_what_has_more_at_stake_has_the_greater_widths() -> None:
     assert widths["much"][-1] == 8 and widths["little"][0] == 1 and widths["little"][-1] < 6
     assert widths["much"][0] > widths["usual"][0] >= widths["little"][0]
     assert widths["unknown"] == [1, 2, 3, 4, 5, 6]
-    assert {o.method for o in found.options["much"]} == {"row", "lowrank"}
+    assert {o.method for o in found.options["much"]} == {"row", "kmeans_a", "lowrank"}
+    codes = {o.number for o in found.options["little"] if o.method == "kmeans_a"}
+    assert codes == {b for b in widths["little"] if b >= 3}
 
 
 @given(st.dictionaries(st.text("abc", min_size=1), st.integers(1, 1000).map(lambda n: (n, 3)), max_size=12))

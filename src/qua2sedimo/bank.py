@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -291,12 +291,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
 def _write_layer(
     path: Path, layer: str, weight: torch.Tensor, options: tuple[Option, ...], observed: Observed, prune: bool
 ) -> None:
-    made: dict[Option, QuantizedWeight] = {}
-    for method in dict.fromkeys(o.method for o in options):
-        numbers = [o.number for o in options if o.method == method and (not prune or _worth_trying(o, observed.moment))]
-        if numbers:
-            found = METHODS[method].quantize(weight, numbers, observed.moment)
-            made |= {Option(method, n): value for n, value in zip(numbers, found)}
+    if prune:
+        options = _worth_trying(weight, options, observed)
+    made = _quantized(weight, options, observed.moment)
     errors = {option: _error(weight, dequantize_weight(value), observed) for option, value in made.items()}
     if prune:
         made = {o: made[o] for o in _not_dominated(errors, {o: value.nbytes for o, value in made.items()})}
@@ -312,9 +309,32 @@ def _write_layer(
     write_via(path, lambda temporary: save_file(tensors, temporary, metadata={"about": json.dumps(about)}))
 
 
-def _worth_trying(option: Option, moment: Moment | None) -> bool:
-    """Low-rank options are tried only where inputs lie in few directions: elsewhere they lose, and cost an SVD."""
-    return option.method != "lowrank" or (moment is not None and moment.dimension < _FEW_DIRECTIONS)
+def _quantized(weight: torch.Tensor, options: Sequence[Option], moment: Moment | None) -> dict[Option, QuantizedWeight]:
+    """The weight under these options, rounded to nearest levels without a moment."""
+    found: dict[Option, QuantizedWeight] = {}
+    for method in dict.fromkeys(o.method for o in options):
+        numbers = [o.number for o in options if o.method == method]
+        found |= dict(zip((Option(method, n) for n in numbers), METHODS[method].quantize(weight, numbers, moment)))
+    return found
+
+
+def _worth_trying(weight: torch.Tensor, options: Sequence[Option], observed: Observed) -> tuple[Option, ...]:
+    """Options without those that are known to lose before their rounding is compensated, which takes most of the time.
+
+    Low-rank options are tried only where inputs lie in few directions: elsewhere they lose, and cost an SVD. Of methods
+    with codes of the same width, the one that errs least when rounded to nearest levels is tried.
+    """
+    low_rank = [o for o in options if o.method == "lowrank"]
+    if observed.moment is None or observed.moment.dimension >= _FEW_DIRECTIONS:
+        low_rank = []
+    codes = [o for o in options if o.method != "lowrank"]
+    rivals = [o for o in codes if sum(o.number == other.number for other in codes) > 1]
+    errors = {
+        option: _rank(_error(weight, dequantize_weight(value), observed))
+        for option, value in _quantized(weight, rivals, None).items()
+    }
+    best = {min((o for o in rivals if o.number == b), key=lambda o: (errors[o], o)) for b in {o.number for o in rivals}}
+    return tuple(sorted([*(o for o in codes if o not in rivals or o in best), *low_rank]))
 
 
 def _error(weight: torch.Tensor, quantized: torch.Tensor, observed: Observed) -> OptionError:

@@ -18,7 +18,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers import METHODS, packed_bytes
+from qua2sedimo.quantizers import LEVEL_METHODS, METHODS, packed_bytes
 
 #: The paper's three methods, and its options (section 3.1): each at 4 and 3 bits.
 PAPER_METHODS = ("uaq", "kmeans_c", "kmeans_a")
@@ -27,8 +27,10 @@ PAPER_BITS = (4, 3)
 #: levels are as good as codebooks.
 WIDE_BITS = {"uaq": (2, 3, 4, 5, 6, 8)}
 _WIDE_CODEBOOKS = (2, 3, 4, 5, 6)
-#: The default set. Of these widths a layer has those that some budget may need: about 21 bits a weight on disk.
+#: The default set. Of these widths a layer has those that some budget may need: about 21 bits a weight on disk. From 3
+#: bits on, levels are fixed ones times a scale a row, or a codebook of the layer, whichever errs less.
 ROW_BITS = (1, 2, 3, 4, 5, 6, 8)
+CODEBOOK_BITS = ROW_BITS[2:]
 RANKS = (4, 8, 12, 16, 24, 32, 48, 64)
 #: A low-rank option as large as this many bits a weight is worse than a code for each weight.
 _MOST_RANK_BITS = 4.0
@@ -88,15 +90,17 @@ def bit_operations(macs: Mapping[str, int], configuration: Mapping[str, Option],
 def options_for(option_set: str, shape: tuple[int, ...]) -> tuple[Option, ...]:
     """The options of a layer: a set of :data:`OPTION_SETS`, or a comma-separated list like ``"uaq-4,kmeans_a-3"``.
 
-    ``default``: ``row`` at 1 to 6 and at 8 bits, and ``lowrank`` up to 4 bits a weight. ``paper``: its six. ``wide``:
-    those and the paper's methods at other widths with an overhead of at most one bit per weight; beyond that UAQ with
-    one more bit is smaller and better.
+    ``default``: ``row`` at 1 to 6 and at 8 bits, ``kmeans_a`` from 3 bits on, and ``lowrank`` up to 4 bits a weight; of
+    these a bank with statistics holds what is worth choosing. ``paper``: its six. ``wide``: those and the paper's
+    methods at other widths with an overhead of at most one bit per weight; beyond that UAQ with one more bit is smaller
+    and better.
     """
     weights = math.prod(shape)
     if option_set == "default":
         ranks = [Option("lowrank", r) for r in RANKS if r < min(shape[0], weights // max(1, shape[0]))]
         thin = [o for o in ranks if 8 * o.nbytes(shape) <= _MOST_RANK_BITS * weights]
-        return tuple(sorted([*(Option("row", b) for b in ROW_BITS), *thin]))
+        books = [Option("kmeans_a", b) for b in CODEBOOK_BITS]
+        return tuple(sorted([*(Option("row", b) for b in ROW_BITS), *books, *thin]))
     paper = [Option(method, bits) for method in PAPER_METHODS for bits in PAPER_BITS]
     if option_set == "paper":
         return tuple(sorted(paper))
@@ -108,7 +112,7 @@ def options_for(option_set: str, shape: tuple[int, ...]) -> tuple[Option, ...]:
 
 
 def within_reach(space: SearchSpace, stakes: Mapping[str, float]) -> SearchSpace:
-    """The space without widths of ``row`` that no budget of 2 to 6 average bits is likely to need.
+    """The space without widths of codes that no budget of 2 to 6 average bits is likely to need.
 
     ``stakes``: for each layer, what its outputs add to the squared guided output, Σ_c G_c·w_c·H·w_cᵀ. With damage
     stake · 4^(−bits), a budget is best spent at ½·log₂(stake / weights) + t bits a weight, with the same t for all
@@ -140,14 +144,14 @@ def _level(needs: np.ndarray, share: np.ndarray, bits: float) -> float:
 
 
 def _restricted(space: SearchSpace, spans: Mapping[str, tuple[float, float]]) -> SearchSpace:
-    """The space with the widths of ``row`` within each layer's span, at least the nearest; other options stay."""
+    """The space with the codes of widths within each layer's span, at least of the nearest; other options stay."""
 
     def kept(name: str) -> list[Option]:
         low, high = spans[name]
-        rows = [o for o in space.options[name] if o.method == "row"]
-        near = [o for o in rows if low <= o.number <= high]
-        near = near or sorted(rows, key=lambda o: max(low - o.number, o.number - high))[:1]
-        return [o for o in space.options[name] if o.method != "row" or o in near]
+        widths = {o.number for o in space.options[name] if o.method in LEVEL_METHODS}
+        near = {b for b in widths if low <= b <= high}
+        near = near or set(sorted(widths, key=lambda b: max(low - b, b - high))[:1])
+        return [o for o in space.options[name] if o.method not in LEVEL_METHODS or o.number in near]
 
     return space.restricted({name: kept(name) for name in space.layers})
 
