@@ -22,7 +22,7 @@ from diffusers import (
 from torch import nn
 
 from qua2sedimo.quantizers import METHODS, QuantizedWeight, dequantize_weight
-from qua2sedimo.runtime import save_packed
+from qua2sedimo.runtime import dequantize, pack, save_packed
 from qua2sedimo.runtime.table import layer_modules
 
 
@@ -30,6 +30,16 @@ def packed(model: nn.Module, folder: Path) -> Path:
     """``folder``/out: the model packed, every layer its option."""
     save_packed(model, None, mixed(model), folder / "out")
     return folder / "out"
+
+
+def packed_here(model: nn.Module) -> nn.Module:
+    """``model`` packed in memory, every layer but the last its option."""
+    return pack(model, dict(mixed(model)))
+
+
+def plain_twin(model: nn.Module) -> nn.Module:
+    """A plain model of the weights that a packed one decodes."""
+    return dequantize(copy.deepcopy(model))
 
 
 def pixart() -> nn.Module:

@@ -7,7 +7,8 @@ float tensor, and a rounded scale would give another weight than the one that wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from qua2sedimo.quantizers import (
     dequantize_weight,
     stored_dtype,
 )
+from qua2sedimo.runtime.computed import ComputedWeight, PackedMetadata, refuse_writing
 from qua2sedimo.runtime.integer import integer_levels, integer_linear
 
 DAMAGED = "The checkpoint's config.json is damaged: download it or export it again."
@@ -131,15 +133,47 @@ class QuantizedLayer(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The dequantized weight in the compute dtype, computed at every access; writes to it have no effect."""
+        """The dequantized weight in the compute dtype, computed at every access.
+
+        Writes raise :class:`Qua2SeDiMoError`. Without loaded tensors it is a tensor on the meta device.
+        """
         if torch.compiler.is_compiling():
             parts = [dequantize_traceable(self._value(part), self.compute_dtype) for part in self.parts]
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         device = getattr(self, f"{self.parts[0].prefix}codes").device
         whole = torch.empty(self.shape, dtype=self.compute_dtype, device=device)
-        for part in self.parts:
-            dequantize_weight(self._value(part), part.of(whole))
-        return whole
+        if device.type != "meta":
+            for part in self.parts:
+                dequantize_weight(self._value(part), part.of(whole))
+        return whole.as_subclass(ComputedWeight)
+
+    @weight.setter
+    def weight(self, value: torch.Tensor) -> None:
+        refuse_writing()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As in torch; a new ``weight`` raises :class:`Qua2SeDiMoError`."""
+        if name == "weight":
+            refuse_writing()
+        super().register_parameter(name, param)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        known = getattr(destination, "_metadata", None)
+        if known is not None:
+            metadata = PackedMetadata(known.get(prefix[:-1], {}))
+            metadata.layer = prefix[:-1]
+            known[prefix[:-1]] = metadata
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Mapping[str, Any], *rest: Any
+    ) -> None:
+        if f"{prefix}weight" in state_dict:
+            raise Qua2SeDiMoError(
+                f"layer '{prefix[:-1]}' is packed and cannot load the plain weight '{prefix}weight'",
+                "Call qua2sedimo.dequantize(model) before loading plain weights.",
+            )
+        super()._load_from_state_dict(state_dict, prefix, OrderedDict(local_metadata), *rest)  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         """The layer's geometry and the options of its parts, for printing."""
