@@ -50,7 +50,7 @@ class ComputedWeight(torch.Tensor):
         return torch.Tensor.detach(self).as_subclass(ComputedWeight)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
-        plain = copy.deepcopy(self.as_subclass(torch.Tensor), memo)
+        plain = copy.deepcopy(torch.Tensor.detach(self), memo)
         return nn.Parameter(plain, self.requires_grad) if _is_parameter(self) else plain
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -96,6 +96,13 @@ def description_to_save(model: Any) -> tuple[Qua2SeDiMoConfig, set[str]]:
             f"{type(model).__name__} is not what its config describes: '{wrong[0]}' was added, removed or replaced",
             "Undo the change, then save the model; or save a plain copy: qua2sedimo.dequantize(copy.deepcopy(model)).",
         )
+    resized = next((name for name, (_, shape) in expected.items() if tuple(state[name].shape) != shape), None)
+    if resized is not None:
+        raise Qua2SeDiMoError(
+            f"{type(model).__name__} is not what its config describes: '{resized}' has shape "
+            f"{list(state[resized].shape)} instead of {list(expected[resized][1])}",
+            "If a control LoRA widened the layer: pipeline.unload_lora_weights(reset_to_overwritten_params=True).",
+        )
     absent = next((name for name in expected if state[name].is_meta), None)
     if absent is not None:
         raise Qua2SeDiMoError(

@@ -105,6 +105,16 @@ class QuantizedLayer(nn.Module):
     bias: nn.Parameter | None
     _compute: torch.Tensor
 
+    def __new__(cls, *given: Any, **named: Any) -> Any:
+        """With arguments, a plain layer: PEFT makes the layers of an adapter with the class of the layer beside them.
+
+        Quantized layers are made by :func:`quantized_module`, and copied without arguments.
+        """
+        if given or named:
+            plain = next(plain for plain, quantized in _QUANTIZED.items() if issubclass(cls, quantized))
+            return plain(*given, **named)
+        return super().__new__(cls)
+
     def quantized_weights(self) -> list[QuantizedWeight]:
         """The stored weight, one value per part, as views of the buffers."""
         return [self._value(part) for part in self.parts]
