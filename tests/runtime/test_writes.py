@@ -31,10 +31,9 @@ ADAPTERS: dict[str, Callable[..., Any]] = {
     "lokr": lambda names: peft.LoKrConfig(r=2, target_modules=names, init_weights=False),
     "ia3": lambda names: peft.IA3Config(target_modules=names, feedforward_modules=[], init_ia3_weights=False),
     "oft": lambda names: peft.OFTConfig(oft_block_size=4, target_modules=names, init_weights=False),
-    "boft": lambda names: peft.BOFTConfig(boft_block_size=4, target_modules=names, init_weights=False),
     "vera": lambda names: peft.VeraConfig(r=2, target_modules=names, init_weights=True),
 }
-_LINEAR_ONLY = ("oft", "boft", "vera")
+_LINEAR_ONLY = ("oft", "vera")
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
