@@ -25,6 +25,7 @@ from qua2sedimo.runtime.description import Qua2SeDiMoConfig, QuantMethod
 from qua2sedimo.runtime.guards import guard, guard_averages
 from qua2sedimo.runtime.hub import model_folder
 from qua2sedimo.runtime.intact import check_config
+from qua2sedimo.runtime.modules import QuantizedLayer
 from qua2sedimo.runtime.plain import dequantize
 from qua2sedimo.runtime.shards import check_complete, model_tensors, tensor_bytes
 from qua2sedimo.runtime.table import install_empty_layers
@@ -50,7 +51,7 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         self._stored: dict[str, StoredTensor] | None = None
         self._files: list[Path] = []
         self._sums: SumCheck | None = None
-        self._places: dict[str, dict[str, torch.Tensor | None]] = {}
+        self._places: dict[str, QuantizedLayer] = {}
         self._saved: set[str] | None = None
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
@@ -116,7 +117,7 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         with without_garbage_collection():
             check_complete(model, table, self._stored, _ignored(model, self._stored))
             layers = install_empty_layers(model, table, keep_in_fp32_modules)
-            self._places = {f"{n}.{b}": layer._buffers for n, layer in layers.items() for b in layer.packed_names()}
+            self._places = {f"{n}.{b}": layer for n, layer in layers.items() for b in layer.packed_names()}
         model.config.quantization_config = self.quantization_config  # type: ignore[union-attr]
         return model
 
@@ -128,7 +129,7 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         self, model: nn.Module, param_value: torch.Tensor, param_name: str, target_device: Any, *_: Any, **__: Any
     ) -> None:
         """Store a packed tensor in its layer without a cast or a shape check, faster than diffusers' own path."""
-        self._places[param_name][param_name.rpartition(".")[2]] = param_value.to(target_device)
+        self._places[param_name].set_packed(param_name.rpartition(".")[2], param_value.to(target_device))
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         self._places = {}

@@ -25,8 +25,6 @@ _PLAIN_FIRST = "Call qua2sedimo.dequantize(model) first; the model then has the 
 #: Starts of LoRA that subtract the adapter's first value from the weight.
 _CHANGE_WEIGHTS = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
-_OFFLOADS_BUFFERS = "offloads_buffers"
-
 
 def guard(model: nn.Module) -> None:
     """Give a packed denoiser its own methods, those of them that its class has; modifies ``model``."""
@@ -34,8 +32,6 @@ def guard(model: nn.Module) -> None:
     for module in model.modules():
         if module is not model and any(isinstance(child, QuantizedLayer) for child in module.modules()):
             _put(module, {"fuse_projections": _refuse_fusing_projections})
-    # diffusers offloads buffers layer by layer only if the model itself has an entry for a parameter, be it empty.
-    model.register_parameter(_OFFLOADS_BUFFERS, None)
     if not any(hook is _with_computed for hook in model._state_dict_hooks.values()):
         model._register_state_dict_hook(_with_computed)
 
@@ -46,15 +42,14 @@ def unguard(model: nn.Module) -> None:
         for name in (*_OWN, "fuse_projections"):
             if isinstance(module.__dict__.get(name), MethodType):
                 del module.__dict__[name]
-    model._parameters.pop(_OFFLOADS_BUFFERS, None)
     for key in [key for key, hook in model._state_dict_hooks.items() if hook is _with_computed]:
         del model._state_dict_hooks[key]
 
 
 def guard_averages() -> None:
-    """Let diffusers' EMAModel refuse to save the average of a packed model, which has no packed weights.
+    """Let diffusers' EMAModel refuse to save the average of a packed model by itself.
 
-    diffusers would fill a plain, random model with parameters in the order of the packed one.
+    It would fill a plain, random model with parameters in the order of the packed one.
     """
     inherited = EMAModel.save_pretrained
     if getattr(inherited, "__module__", "") == __name__:
@@ -65,7 +60,7 @@ def guard_averages() -> None:
         known = written if isinstance(written, dict) else getattr(written, "__dict__", {})
         if known.get("quant_method") == QuantMethod.QUA2SEDIMO:
             raise Qua2SeDiMoError(
-                "the average of a packed model cannot be saved by itself: it has no packed weights",
+                "the average of a packed model cannot be saved by itself: diffusers would write it into a plain model",
                 "Write it into the packed model and save that: ema.copy_to(model.parameters()), "
                 "then model.save_pretrained.",
             )

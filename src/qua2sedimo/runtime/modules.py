@@ -1,5 +1,8 @@
 """Linear and convolution layers that store a packed quantized weight and dequantize it at every use.
 
+Packed tensors are parameters without gradients, not buffers: offloading layer by layer, by groups with a stream, and by
+device maps moves all parameters, but leaves buffers on the device.
+
 A method's 16-bit float parameters are stored as int16 *bit patterns*, in memory and on disk, because a cast of the
 model (``.half()``, ``.to(torch.float32)``, ``torch_dtype=`` of ``from_pretrained``, layerwise casting) changes every
 float tensor, and a rounded scale would give another weight than the one that was measured.
@@ -85,17 +88,18 @@ class Part:
         return weight if self.span is None else weight[:, self.span[0] : self.span[1]]
 
     def layout(self, whole: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Buffer name → (dtype, shape) of the tensors stored for this part of a weight of shape ``whole``."""
+        """Name → (dtype, shape) of the tensors stored for this part of a weight of shape ``whole``."""
         stored = packed_layout(self.storage.option, self.shape(whole))
         return {self.prefix + name: entry for name, entry in stored.items()}
 
 
 class QuantizedLayer(nn.Module):
-    """Base of the quantized layers: packed codes and 16-bit parameters are buffers, ``weight`` is computed.
+    """Base of the quantized layers: packed codes and 16-bit parameters are stored, ``weight`` is computed.
 
-    ``codes`` is uint8 [⌈N·bits/8⌉]; the other buffers are the method's parameters (``scale`` and ``zero``, or
+    ``codes`` is uint8 [⌈N·bits/8⌉]; the other tensors are the method's parameters (``scale`` and ``zero``, or
     ``codebook``) as int16 bit patterns. A layer whose input is a concatenation has several ``parts``, each with its own
-    buffers (``part320_codes`` …). ``bias`` is an ordinary parameter.
+    tensors (``part320_codes`` …). All are torch parameters without gradients; ``bias`` is an ordinary parameter, and
+    the first, because many programs take the dtype of a module from its first parameter.
 
     A ``lowrank`` layer stores the codes of both factors and ``first``, ``scale_in`` and ``scale_out``.
     """
@@ -129,7 +133,7 @@ class QuantizedLayer(nn.Module):
         return QuantizedWeight(option.method, option.number, part.shape(self.shape), dtype, codes, parameters)
 
     def packed_names(self) -> tuple[str, ...]:
-        """Names of the buffers with the packed weight."""
+        """Names of the tensors with the packed weight."""
         return tuple(name for part in self.parts for name in part.layout(self.shape))
 
     @property
@@ -166,6 +170,10 @@ class QuantizedLayer(nn.Module):
         if name == "weight":
             refuse_writing()
         super().register_parameter(name, param)
+
+    def set_packed(self, name: str, tensor: torch.Tensor) -> None:
+        """Store one of the packed tensors."""
+        self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -273,7 +281,7 @@ def quantized_module(
     device = _weight(module).device
     for part, (_, stored) in zip(quantized.parts, values):
         for name, tensor in checked_tensors(module, part, stored).items():
-            setattr(quantized, name, tensor if device.type == "meta" else tensor.to(device))
+            quantized.set_packed(name, tensor if device.type == "meta" else tensor.to(device))
     return quantized
 
 
@@ -299,7 +307,7 @@ def checked_tensors(module: nn.Module, part: Part, value: QuantizedWeight) -> di
 
 
 def empty_quantized_module(module: nn.Module, parts: Sequence[Part]) -> QuantizedLayer:
-    """A quantized layer in place of ``module`` with packed buffers on the meta device, to be loaded later.
+    """A quantized layer in place of ``module`` with packed tensors on the meta device, to be loaded later.
 
     Shapes follow from ``parts``; no weight is allocated. Raises :class:`Qua2SeDiMoError` if the parts, in order, do not
     cover the weight's input channels.
@@ -313,7 +321,7 @@ def empty_quantized_module(module: nn.Module, parts: Sequence[Part]) -> Quantize
     quantized.parts, quantized.shape = tuple(parts), shape
     for part in parts:
         for name, (stored, size) in part.layout(shape).items():
-            quantized.register_buffer(name, torch.empty(size, dtype=stored, device="meta"))
+            quantized.set_packed(name, torch.empty(size, dtype=stored, device="meta"))
     # An empty tensor follows casts of the model as a bias would. It is never on meta, because it is never loaded.
     device = "cpu" if weight.device.type == "meta" else weight.device
     marker = torch.empty(0, dtype=weight.dtype, device=device)
