@@ -110,6 +110,21 @@ def test_an_adapter_learns_and_packed_weights_do_not(loaded, checkpointing: bool
     assert changed and all("lora_" in name for name in changed)
 
 
+def test_asking_for_gradients_leaves_packed_tensors_out(loaded) -> None:
+    loaded.requires_grad_(False)
+    assert not any(p.requires_grad for p in loaded.parameters())
+    loaded.requires_grad_(True)
+    loaded(**inputs(loaded)).sample.norm().backward()
+    learning = {name for name, p in loaded.named_parameters() if p.grad is not None}
+    assert learning == {name for name, p in loaded.named_parameters() if p.is_floating_point()}
+    names = [name for name, _ in loaded.named_modules()]
+    with pytest.raises(Qua2SeDiMoError, match=r"proj_in' is packed, and modules_to_save"):
+        loaded.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], modules_to_save=["proj_in"]))
+    assert [name for name, _ in loaded.named_modules()] == names
+    loaded.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], modules_to_save=["conv_out"]))
+    assert torch.isfinite(output(loaded)).all()
+
+
 @pytest.fixture
 def packed_pipeline(tmp_path) -> Iterator[StableDiffusionPipeline]:
     """A text-to-image pipeline whose attention is packed."""

@@ -160,6 +160,13 @@ def test_a_checkpoint_saved_with_an_adapter_names_the_adapter(tmp_path) -> None:
     assert "damaged" not in str(refused.value)
 
 
+def test_plain_weights_under_the_config_of_a_packed_model_are_named(live, tmp_path) -> None:
+    type(live).from_config(live.config).save_pretrained(tmp_path)
+    with pytest.raises(Qua2SeDiMoError, match=r"has the plain weight 'pos_embed\.proj\.weight'") as refused:
+        read(tmp_path)
+    assert "damaged" not in str(refused.value)
+
+
 def test_a_changed_module_is_named(tmp_path) -> None:
     model = packed_here(dit())
     model.extra = nn.Linear(2, 2)

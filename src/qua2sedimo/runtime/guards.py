@@ -143,6 +143,14 @@ def _refuse_fusing_projections(module: Any, *_: object, **__: object) -> NoRetur
     )
 
 
+def _requires_grad(model: Any, requires_grad: bool = True) -> Any:
+    """As in torch, without the packed tensors, which are whole numbers and cannot have gradients."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(requires_grad)
+    return model
+
+
 def _add_adapter(model: Any, adapter_config: Any, *given: Any, **named: Any) -> Any:
     start = str(getattr(adapter_config, "init_lora_weights", "")).lower()
     if start.startswith(_CHANGE_WEIGHTS):
@@ -150,8 +158,21 @@ def _add_adapter(model: Any, adapter_config: Any, *given: Any, **named: Any) -> 
             f"an adapter that starts by {start} changes the weights of its layers; packed weights cannot be changed",
             f"Choose init_lora_weights=True or 'gaussian'. {_PLAIN_FIRST}",
         )
+    for name in getattr(adapter_config, "modules_to_save", None) or ():
+        _refuse_training(model, name)
     with _unchanged_if_refused(model):
         return type(model).add_adapter(model, adapter_config, *given, **named)
+
+
+def _refuse_training(model: nn.Module, ending: str) -> None:
+    """Raise :class:`Qua2SeDiMoError` if a module with this end of its name, to be trained as a whole, is packed."""
+    for name, module in model.named_modules():
+        packed = name.endswith(ending) and any(isinstance(child, QuantizedLayer) for child in module.modules())
+        if packed:
+            raise Qua2SeDiMoError(
+                f"'{name}' is packed, and modules_to_save={ending!r} would train its weights",
+                f"Add it to target_modules instead. {_PLAIN_FIRST}",
+            )
 
 
 def _load_lora_adapter(model: Any, *given: Any, **named: Any) -> Any:
@@ -183,6 +204,7 @@ _OWN: dict[str, Callable[..., Any]] = {
     "save_pretrained": _save_pretrained,
     "fuse_lora": _refuse_fusing,
     "fuse_qkv_projections": _fuse_qkv_projections,
+    "requires_grad_": _requires_grad,
     "add_adapter": _add_adapter,
     "load_lora_adapter": _load_lora_adapter,
 }

@@ -171,6 +171,12 @@ class QuantizedLayer(nn.Module):
             refuse_writing()
         super().register_parameter(name, param)
 
+    def requires_grad_(self, requires_grad: bool = True) -> QuantizedLayer:
+        """As in torch, for the bias: packed tensors have no gradients."""
+        if self.bias is not None:
+            self.bias.requires_grad_(requires_grad)
+        return self
+
     def set_packed(self, name: str, tensor: torch.Tensor) -> None:
         """Store one of the packed tensors."""
         self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))

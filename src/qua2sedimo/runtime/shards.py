@@ -41,6 +41,13 @@ def check_complete(
     _refuse_adapters(stored.keys() - expected.keys())
     for name, (dtype, shape) in expected.items():
         if name not in stored:
+            plain = f"{name.rpartition('.')[0]}.weight"
+            if plain in stored and plain not in expected:
+                raise Qua2SeDiMoError(
+                    f"the checkpoint has the plain weight '{plain}', but its config.json says that the layer is packed",
+                    "It was saved by a program that built a plain model from the config of a packed one. Save the "
+                    "packed model itself, or export it again.",
+                )
             raise Qua2SeDiMoError(f"tensor '{name}' is missing from the checkpoint", DAMAGED_FILE)
         found = stored[name]
         if found.shape != shape:
