@@ -9,7 +9,6 @@ from accelerate import cpu_offload, dispatch_model
 from diffusers.hooks import apply_group_offloading
 from torch import nn
 
-from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.runtime import QuantizedLayer
 from qua2sedimo.runtime.table import layer_modules
 
@@ -83,12 +82,12 @@ def test_device_maps(folder, place: object) -> None:
     assert torch.equal(output(model), output(type(model).from_pretrained(folder, torch_dtype=torch.float32)))
 
 
-def test_a_device_map_that_needs_the_disk_is_refused(loaded, folder, tmp_path) -> None:
-    given = {"torch_dtype": torch.float32, "offload_folder": tmp_path}
-    for places in ({"device_map": "auto", "max_memory": {"cpu": "60KB"}}, {"device_map": {"": "disk"}}):
-        with pytest.raises(Qua2SeDiMoError, match="cannot be offloaded to disk") as refused:
-            type(loaded).from_pretrained(folder, **given, **places)
-        assert "enable_group_offload" in refused.value.remedy
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_device_map_that_needs_the_disk(loaded, folder, tmp_path, whole: bool) -> None:
+    places = {"device_map": {"": "disk"}} if whole else {"device_map": "auto", "max_memory": {"cpu": "60KB"}}
+    model = type(loaded).from_pretrained(folder, torch_dtype=torch.float32, offload_folder=tmp_path, **places)
+    assert "disk" in model.hf_device_map.values() and any(t.is_meta for t in model.parameters())
+    assert torch.equal(output(model), output(loaded))
 
 
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])

@@ -74,8 +74,9 @@ def attention(
     Without any token there is nothing to round, and PyTorch's function gives the result.
     """
     if not (query.numel() and key.numel() and value.numel()):
-        given = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-        return functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, **given)
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     query, key, value = (rounded(x, bits) for x in (query, key, value))
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], dim=-3) for x in (key, value))

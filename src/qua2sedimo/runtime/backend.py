@@ -57,19 +57,12 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Called by diffusers before it builds the model, and again when the device map is known.
 
-        Raises :class:`Qua2SeDiMoError` if the dtype has fewer than 16 bits, a file is damaged, or the device map
-        offloads to disk: diffusers would write packed tensors, which are buffers, to disk and not read them again.
+        Raises :class:`Qua2SeDiMoError` if the dtype has fewer than 16 bits or a file is damaged.
         """
         dtype = kwargs.get("torch_dtype")
         if dtype not in _COMPUTE_DTYPES:
             raise Qua2SeDiMoError(
                 f"packed layers cannot compute in {dtype}", "Choose a float dtype of 16 bits or more."
-            )
-        places = kwargs.get("device_map")
-        if isinstance(places, Mapping) and "disk" in map(str, places.values()):
-            raise Qua2SeDiMoError(
-                "packed layers cannot be offloaded to disk while loading, and they do not all fit into memory",
-                "Load without device_map, then offload: model.enable_group_offload(…, offload_to_disk_path=FOLDER).",
             )
         if self._stored is None:
             with without_garbage_collection():
