@@ -167,6 +167,25 @@ def test_plain_weights_under_the_config_of_a_packed_model_are_named(live, tmp_pa
     assert "damaged" not in str(refused.value)
 
 
+def test_a_layer_named_like_a_part_of_an_adapter_is_none(tmp_path) -> None:
+    """Kandinsky 2 embeds text and images by `encoder_hid_proj.image_embeds`."""
+    given = {"encoder_hid_dim_type": "text_image_proj", "encoder_hid_dim": 8, "cross_attention_dim": 32}
+    sizes = {"block_out_channels": (32, 32), "layers_per_block": 1, "attention_head_dim": 8, "norm_num_groups": 8}
+    kinds = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+             "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}  # fmt: skip
+    model = packed_here(UNet2DConditionModel(sample_size=8, **given, **sizes, **kinds))
+    assert any(name.startswith("encoder_hid_proj.image_") for name in model.state_dict())
+    model.save_pretrained(tmp_path)
+    UNet2DConditionModel.from_pretrained(tmp_path)
+
+
+def test_a_layer_that_was_taken_out_is_named(tmp_path) -> None:
+    model = packed_here(dit())
+    del model.transformer_blocks[1]
+    with pytest.raises(Qua2SeDiMoError, match=r"'transformer_blocks\.1\..*' was added, removed or replaced"):
+        model.save_pretrained(tmp_path / "out")
+
+
 def test_a_changed_module_is_named(tmp_path) -> None:
     model = packed_here(dit())
     model.extra = nn.Linear(2, 2)

@@ -115,7 +115,7 @@ def format_version(options: Iterable[Option]) -> int:
 def described(model: Any) -> tuple[Qua2SeDiMoConfig, nn.Module]:
     """How a live denoiser is packed, and the plain model of its config, on the meta device.
 
-    ``model`` has packed layers, and no other changes to the modules that its config describes.
+    A layer that the model lacks, or that an adapter wraps, counts as plain.
     """
     config = json.loads(model.to_json_string())
     for entry in ("_name_or_path", "quantization_config"):
@@ -126,8 +126,9 @@ def described(model: Any) -> tuple[Qua2SeDiMoConfig, nn.Module]:
     stored: dict[str, tuple[Part, ...]] = {}
     copies: dict[str, list[str]] = {}
     firsts: dict[int, str] = {}
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name in names:
-        layer = model.get_submodule(name)
+        layer = modules.get(name)
         if isinstance(layer, QuantizedLayer):
             first = firsts.setdefault(id(layer), name)
             if first == name:

@@ -76,19 +76,19 @@ def description_to_save(model: Any) -> tuple[Qua2SeDiMoConfig, set[str]]:
     does not describe, or tensors that are not in memory.
     """
     state = model.state_dict()
-    adapters = of_adapters(state)
+    config, plain = described(model)
+    expected = expected_tensors(plain, config.table())
+    wrong = (expected.keys() - state.keys()) | other_tensors(plain, config.table(), state)
+    adapters = of_adapters(wrong)
     if adapters:
         raise Qua2SeDiMoError(
             f"{type(model).__name__} has an adapter attached ('{adapters[0]}') and cannot be saved with it",
             "Save the adapter by itself (pipeline.save_lora_weights), unload it (pipeline.unload_lora_weights() or "
             "pipeline.unload_ip_adapter()), then save the model.",
         )
-    config, plain = described(model)
-    expected = expected_tensors(plain, config.table())
-    wrong = sorted((expected.keys() - state.keys()) | other_tensors(plain, config.table(), state))
     if wrong:
         raise Qua2SeDiMoError(
-            f"{type(model).__name__} is not what its config describes: '{wrong[0]}' was added, removed or replaced",
+            f"{type(model).__name__} is not what its config describes: '{min(wrong)}' was added, removed or replaced",
             "Undo the change, then save the model; or save a plain copy: qua2sedimo.dequantize(copy.deepcopy(model)).",
         )
     resized = next((name for name, (_, shape) in expected.items() if tuple(state[name].shape) != shape), None)
