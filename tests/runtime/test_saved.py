@@ -18,7 +18,7 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.quantizers import METHODS
 from qua2sedimo.runtime import QuantizedLayer, dequantize, pack, save_packed, set_activation_bits
 
-from .helpers import dit, output, packed_here, pipeline, pixart, plain_twin, thin, unet
+from .helpers import dit, output, packed, packed_here, pipeline, pixart, plain_twin, thin, unet
 
 peft = pytest.importorskip("peft")
 LORA = {"r": 2, "lora_alpha": 2, "init_lora_weights": False}
@@ -94,6 +94,20 @@ def test_variants_and_shards_of_models_and_pipelines(live, tmp_path, given: dict
     pipe = pipeline(live)
     pipe.save_pretrained(tmp_path / "pipeline", **given)
     assert torch.equal(picture(read_pipeline(tmp_path / "pipeline", **of)), picture(pipe))
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_a_loaded_model_is_saved_into_its_own_folder(tmp_path, variant: str | None) -> None:
+    packed(dit(), tmp_path)
+    model = read(tmp_path / "out")
+    for given in ({}, {"max_shard_size": "10KB"}, {}):
+        with torch.no_grad():
+            model.proj_out_1.bias.add_(1)
+        expected = output(model)
+        model.save_pretrained(tmp_path / "out", variant=variant, **given)
+        assert torch.equal(output(model), expected)
+        model = read(tmp_path / "out", variant=variant)
+        assert torch.equal(output(model), expected)
 
 
 def test_a_variant_that_is_not_asked_for_is_named(live, tmp_path) -> None:

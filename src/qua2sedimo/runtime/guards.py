@@ -6,9 +6,11 @@ They are set on the object, not on its class: plain models of the same class are
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from types import MethodType
 from typing import Any, NoReturn
 
@@ -16,6 +18,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.tensorfiles import indexed_files, weight_names
 from qua2sedimo.runtime.computed import PackedState
 from qua2sedimo.runtime.description import Qua2SeDiMoConfig, QuantMethod, described
 from qua2sedimo.runtime.modules import QuantizedLayer
@@ -107,11 +110,11 @@ def description_to_save(model: Any) -> tuple[Qua2SeDiMoConfig, set[str]]:
     return config, set(expected)
 
 
-def _save_pretrained(model: Any, save_directory: Any, *given: Any, **named: Any) -> None:
+def _save_pretrained(model: Any, *given: Any, **named: Any) -> None:
     """As the class does it, after refusing what could not be loaded again."""
-    position = 2  # of safe_serialization, after save_directory
-    safe = given[position] if len(given) > position else named.get("safe_serialization", True)
-    if not safe or named.get("use_flashpack"):
+    inherited = type(model).save_pretrained
+    asked = inspect.signature(inherited).bind(model, *given, **named).arguments
+    if not asked.get("safe_serialization", True) or asked.get("use_flashpack"):
         raise Qua2SeDiMoError(
             "packed models are stored as safetensors only", "Leave out safe_serialization=False and use_flashpack."
         )
@@ -119,7 +122,15 @@ def _save_pretrained(model: Any, save_directory: Any, *given: Any, **named: Any)
     model.register_to_config(quantization_config=config)
     model.hf_quantizer.quantization_config = config
     with model.hf_quantizer.saving(names):
-        type(model).save_pretrained(model, save_directory, *given, **named)
+        inherited(model, *given, **named)
+    _forget_index(Path(asked["save_directory"]), asked.get("variant"))
+
+
+def _forget_index(folder: Path, variant: str | None) -> None:
+    """Remove the index of shards that were replaced: diffusers removes the shards only, and would read it."""
+    index, single = (folder / name for name in weight_names(variant))
+    if index.is_file() and single.is_file() and not all(file.is_file() for file in indexed_files(index)):
+        index.unlink()
 
 
 def _refuse_fusing(model: Any, *_: object, **__: object) -> NoReturn:
