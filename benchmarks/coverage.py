@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.denoisers.coverage.check import check  # noqa: E402
 from tests.denoisers.coverage.registry import EXCLUDED, FAMILIES, exported  # noqa: E402
+from tests.denoisers.coverage.use import QUESTIONS, YES, answers  # noqa: E402
 
 _HEAD = """# Coverage
 
@@ -44,6 +45,7 @@ def seen(name: str) -> dict[str, Any]:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         checked = check(name, Path(folder) / "packed")
+        used = answers(name, Path(folder) / "used")
     graph = checked.graph
     units = graph.layers.values()
     return {
@@ -56,6 +58,7 @@ def seen(name: str) -> dict[str, Any]:
         "bypassed": len(graph.bypassed),
         "operations": dict(sorted(Counter(unit.operation for unit in units).items())),
         "wrong": checked.wrong,
+        "use": used,
         "seconds": round(time.perf_counter() - began, 2),
     }
 
@@ -73,8 +76,30 @@ def page(families: dict[str, list[dict[str, Any]]]) -> str:
             verdict = row["wrong"] or "same output"
             lines.append(f"| `{row['class']}` | {numbers} | {', '.join(row['operations'])} | {verdict} |")
         lines.append("")
+    lines += in_use(rows)
     lines += ["## Without an entry\n", *(f"- `{name}`: {why}." for name, why in EXCLUDED.items())]
     return "\n".join(lines) + "\n"
+
+
+_USE = """## In use
+
+What is done with a packed model of each class, as [packed models](runtime.md#in-use) says: *saved again* with
+`save_pretrained` and loaded; *copied* by `copy.deepcopy`; *cast* to float64 and back; *offloaded* layer by layer, with
+no packed weight left on the device; a LoRA *adapter* that computes as beside plain layers and is unloaded; *8-bit
+activations* on and off. *Yes* means that the output is bit-identical before and after, and with an adapter close to
+that of plain layers of the same weights.
+"""
+
+
+def in_use(rows: list[dict[str, Any]]) -> list[str]:
+    """The section on what is done with packed models; classes with the same answers share a row."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row["use"][question] for question in QUESTIONS), []).append(f"`{row['class']}`")
+    lines = [_USE, f"| {' | '.join(QUESTIONS)} | classes |", f"|{'---|' * (len(QUESTIONS) + 1)}"]
+    ordered = sorted(groups.items(), key=lambda group: (sum(answer != YES for answer in group[0]), group[0]))
+    lines += [f"| {' | '.join(found)} | {len(names)}: {', '.join(names)} |" for found, names in ordered]
+    return [*lines, ""]
 
 
 def main() -> None:

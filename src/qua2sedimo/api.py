@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from qua2sedimo.runtime import quantized_layers, replace_layers
+from qua2sedimo.runtime import pack
 from qua2sedimo.study import Study
 from qua2sedimo.study.settings import Effort, StudySettings
 from qua2sedimo.system.progress import Progress, silent
@@ -26,6 +26,8 @@ def quantize(
     progress: Progress = silent,
 ) -> Any:
     """Quantize the denoiser of a diffusers pipeline in place, to at most ``bits`` average bits; returns the pipeline.
+
+    ``pipeline.save_pretrained(FOLDER)`` then writes a packed checkpoint for ``DiffusionPipeline.from_pretrained``.
 
     Runs a whole study on ``prompts`` (or class labels; by default varied ones) with the pipeline's
     ``arguments`` (steps, guidance, size). ``effort``: "quick" chooses by calibration statistics and measures only the
@@ -47,5 +49,5 @@ def quantize(
         inside = study.workspace
         inside.switch.restore()
         values = inside.values(chosen)
-        replace_layers(inside.denoiser, quantized_layers(inside.denoiser, values, inside.copies))
+        pack(inside.denoiser, values, inside.copies)
     return pipeline

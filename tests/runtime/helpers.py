@@ -22,7 +22,7 @@ from diffusers import (
 from torch import nn
 
 from qua2sedimo.quantizers import METHODS, QuantizedWeight, dequantize_weight
-from qua2sedimo.runtime import save_packed
+from qua2sedimo.runtime import dequantize, pack, quantized_module, save_packed
 from qua2sedimo.runtime.table import layer_modules
 
 
@@ -30,6 +30,16 @@ def packed(model: nn.Module, folder: Path) -> Path:
     """``folder``/out: the model packed, every layer its option."""
     save_packed(model, None, mixed(model), folder / "out")
     return folder / "out"
+
+
+def packed_here(model: nn.Module) -> nn.Module:
+    """``model`` packed in memory, every layer but the last its option."""
+    return pack(model, dict(mixed(model)))
+
+
+def plain_twin(model: nn.Module) -> nn.Module:
+    """A plain model of the weights that a packed one decodes."""
+    return dequantize(copy.deepcopy(model))
 
 
 def pixart() -> nn.Module:
@@ -100,6 +110,30 @@ def decoded_rank(weight: torch.Tensor) -> int:
     """The least rank from which on a layer decodes its weight, and so computes bit for bit as a plain layer."""
     channels, n = weight.shape[0], weight[0].numel()
     return -(-channels * n // (channels + n))
+
+
+def every_layer(method: str) -> nn.ModuleDict:
+    """One packed layer of every class, one in parts, and one that has thin factors if ``method`` is low rank."""
+    torch.manual_seed(0)
+    layers: dict[str, nn.Module] = {"linear": nn.Linear(16, 16), "conv1d": nn.Conv1d(8, 8, 3)}
+    layers |= {"conv2d": nn.Conv2d(8, 8, 3), "conv3d": nn.Conv3d(8, 8, 2)}
+    layers |= {"parts": nn.Linear(16, 16), "thin": nn.Linear(16, 16)}
+    quantizer, packed_ = METHODS[method], nn.ModuleDict()
+    for name, module in layers.items():
+        number = (1 if name == "thin" else decoded_rank(module.weight)) if method == "lowrank" else 3
+        value: Any = quantizer.quantize(module.weight, [number])[0]
+        if name == "parts" and method != "lowrank":
+            value = [((a, b), quantizer.quantize(module.weight[:, a:b], [3])[0]) for a, b in ((0, 6), (6, 16))]
+        packed_[name] = quantized_module(module, value)
+    return packed_
+
+
+def inputs_of(layer: nn.Module, batch: int = 2) -> torch.Tensor:
+    """Random input of one of :func:`every_layer`."""
+    torch.manual_seed(1)
+    axes = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}
+    found = next((count for kind, count in axes.items() if isinstance(layer, kind)), 0)
+    return torch.randn(batch, 8, *[6] * found) if found else torch.randn(batch, 16)
 
 
 def thin(model: nn.Module, rank: int = 5) -> dict[str, QuantizedWeight]:

@@ -1,12 +1,14 @@
 """Activations are rounded to grids of their own, alike wherever they are computed."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.denoisers.coverage.check import built
 from torch import nn
 from torch.nn import functional
 
@@ -26,7 +28,7 @@ from qua2sedimo.runtime.activations import attention, rounded
 from qua2sedimo.runtime.integer import integer_levels, integer_linear, multiplies_exactly
 from qua2sedimo.runtime.table import layer_modules
 
-from .helpers import dit, mixed, output, pixart, unet
+from .helpers import dit, every_layer, inputs_of, mixed, output, packed_here, pixart, unet
 
 needs_integers = pytest.mark.skipif(not multiplies_exactly(4), reason="this PyTorch or CPU has no exact product")
 
@@ -325,3 +327,71 @@ def test_is_compiled_without_a_graph_break() -> None:
     expected = output(model)
     model.compile(backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(output(model), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("integer", [False, None, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_layer_called_with_a_keyword_rounds_its_input(method: str, integer: bool | None) -> None:
+    for name, layer in every_layer(method).items():
+        if integer and not (name in ("linear", "thin") and method in LEVEL_METHODS and multiplies_exactly(4)):
+            continue
+        set_activation_bits(nn.ModuleDict({"0": layer}), 8, integer=integer)
+        x = inputs_of(layer)
+        made = layer(input=x)
+        assert torch.equal(made, layer(x)), name
+        set_activation_bits(nn.ModuleDict({"0": layer}), None)
+        assert not torch.equal(made, layer(input=x)) and torch.equal(layer(input=x), layer(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_samples_and_no_tokens_pass_every_layer(method: str, bits: int | None, dtype: torch.dtype) -> None:
+    for name, layer in every_layer(method).items():
+        layer.to(dtype)
+        set_activation_bits(nn.ModuleDict({"0": layer}), bits)
+        empty = [inputs_of(layer, batch=0)] + ([torch.empty(2, 0, 16)] if isinstance(layer, nn.Linear) else [])
+        for x in empty:
+            made, plain = layer(x.to(dtype)), type(layer)(*_geometry(layer)).to(dtype)(x.to(dtype))
+            assert made.shape == plain.shape and made.dtype == dtype, name
+
+
+def _geometry(layer: Any) -> tuple[Any, ...]:
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels, layer.kernel_size
+
+
+@needs_integers
+def test_no_tokens_pass_integer_layers_of_every_method() -> None:
+    for method in LEVEL_METHODS:
+        layer = every_layer(method)["linear"]
+        set_activation_bits(nn.ModuleDict({"0": layer}), 8, integer=True)
+        assert layer.integer_bits == 8
+        for shape in ((0, 16), (2, 0, 16)):
+            assert layer(torch.empty(shape)).shape == shape
+        x = torch.empty(0, 16, requires_grad=True)
+        layer(x).sum().backward()
+        assert x.grad is not None and x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("queries, keys, batch", [(7, 0, 2), (0, 9, 2), (7, 9, 0), (0, 0, 2)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_without_tokens_is_that_of_pytorch(queries: int, keys: int, batch: int, masked: bool) -> None:
+    q, k, v = torch.randn(batch, 4, queries, 8), torch.randn(batch, 4, keys, 8), torch.randn(batch, 4, keys, 8)
+    mask = torch.ones(batch, 1, queries, keys, dtype=torch.bool) if masked else None
+    found = attention(q, k, v, mask, bits=8)
+    assert torch.equal(found, functional.scaled_dot_product_attention(q, k, v, mask))
+    assert not found.isnan().any()
+
+
+@pytest.mark.parametrize("name", ["UNetMotionModel", "WanTransformer3DModel"])
+def test_classes_that_call_layers_with_keywords_or_attend_to_nothing(name: str) -> None:
+    """AnimateDiff's motion modules name the input; with few text tokens, Wan's image condition has no token."""
+    model, given = built(name)
+    packed_here(model.eval())
+    with torch.no_grad():
+        plain = model(**given).sample
+        set_activation_bits(model, 8)
+        found = model(**given).sample
+    assert 0 < (found - plain).norm() < 0.1 * plain.norm()

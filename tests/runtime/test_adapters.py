@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from qua2sedimo import zoo
@@ -56,13 +56,12 @@ def test_an_adapter_computes_what_it_does_beside_plain_layers_of_the_same_weight
 
 
 def test_an_adapter_is_saved_and_loaded_by_itself(loaded, folder, tmp_path) -> None:
-    """Not by `save_lora_adapter`, which casts the model and so refuses every quantized one."""
     plain = output(loaded)
     loaded.add_adapter(adapter(), adapter_name="ink")
     expected = output(loaded)
-    weights = peft.utils.get_peft_model_state_dict(loaded, adapter_name="ink")
-    assert weights and all("lora_" in name for name in weights)  # no packed weight is in it
-    save_file(weights, tmp_path / "ink.safetensors")
+    loaded.save_lora_adapter(tmp_path, adapter_name="ink", weight_name="ink.safetensors")
+    names = load_file(tmp_path / "ink.safetensors").keys()
+    assert names and all("lora_" in name for name in names)  # no packed weight is in it
     other = type(loaded).from_pretrained(folder, torch_dtype=torch.float32)
     other.load_lora_adapter(str(tmp_path), prefix=None, adapter_name="ink", weight_name="ink.safetensors")
     assert torch.equal(output(other), expected)
@@ -109,6 +108,21 @@ def test_an_adapter_learns_and_packed_weights_do_not(loaded, checkpointing: bool
     steps.step()
     changed = {name for name, tensor in loaded.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed and all("lora_" in name for name in changed)
+
+
+def test_asking_for_gradients_leaves_packed_tensors_out(loaded) -> None:
+    loaded.requires_grad_(False)
+    assert not any(p.requires_grad for p in loaded.parameters())
+    loaded.requires_grad_(True)
+    loaded(**inputs(loaded)).sample.norm().backward()
+    learning = {name for name, p in loaded.named_parameters() if p.grad is not None}
+    assert learning == {name for name, p in loaded.named_parameters() if p.is_floating_point()}
+    names = [name for name, _ in loaded.named_modules()]
+    with pytest.raises(Qua2SeDiMoError, match=r"proj_in' is packed, and modules_to_save"):
+        loaded.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], modules_to_save=["proj_in"]))
+    assert [name for name, _ in loaded.named_modules()] == names
+    loaded.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"], modules_to_save=["conv_out"]))
+    assert torch.isfinite(output(loaded)).all()
 
 
 @pytest.fixture

@@ -61,9 +61,10 @@ def test_casts_do_not_touch_what_is_stored(stored: torch.dtype, method: str, bia
 
 def test_holds_only_the_packed_bytes_and_shares_the_bias() -> None:
     plain, value, quantized = layer("kmeans_c")
-    held = sum(t.numel() * t.element_size() for t in quantized.buffers())
+    held = sum(t.nbytes for t in (*quantized.parameters(), *quantized.buffers()) if t is not quantized.bias)
     assert held == value.nbytes
-    assert [name for name, _ in quantized.named_parameters()] == ["bias"]
+    assert [name for name, p in quantized.named_parameters() if p.requires_grad] == ["bias"]
+    assert next(quantized.parameters()) is quantized.bias
     assert quantized.bias is plain.bias
 
 
@@ -178,7 +179,7 @@ def test_a_layer_in_parts_computes_as_the_plain_one_with_the_parts_side_by_side(
     quantized = quantized_module(plain, list(zip(spans, values)))
     plain.weight.data = torch.cat([dequantize_weight(value) for value in values], dim=1)
     assert torch.equal(quantized(x), plain(x))
-    held = sum(t.numel() * t.element_size() for t in quantized.buffers())
+    held = sum(t.numel() * t.element_size() for t in quantized.parameters() if not t.requires_grad)
     assert held == sum(value.nbytes for value in values)
     assert f"{methods[0]}-1 + {methods[1]}-5" in repr(quantized)
     for wrong in (spans[:1], spans[::-1], [(0, cut), (cut, end + 1)]):

@@ -1,8 +1,10 @@
 """Quantized layers that compute from packed weights, packed checkpoints, and the diffusers backend to load them."""
 
 from qua2sedimo.runtime.activations import activation_bits, set_activation_bits
-from qua2sedimo.runtime.backend import Qua2SeDiMoConfig, Qua2SeDiMoQuantizer, register
+from qua2sedimo.runtime.backend import Qua2SeDiMoQuantizer, register
 from qua2sedimo.runtime.checkpoint import PackedSize, save_packed
+from qua2sedimo.runtime.description import Qua2SeDiMoConfig
+from qua2sedimo.runtime.live import pack
 from qua2sedimo.runtime.modules import (
     Part,
     QuantizedConv1d,
@@ -36,6 +38,7 @@ __all__ = [
     "activation_bits",
     "dequantize",
     "empty_quantized_module",
+    "pack",
     "quantized_layers",
     "quantized_module",
     "recipe",

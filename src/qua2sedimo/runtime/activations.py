@@ -71,7 +71,12 @@ def attention(
     """:func:`torch.nn.functional.scaled_dot_product_attention` with rounded queries, keys, values and probabilities.
 
     Computed in chunks of heads and queries, so that memory does not grow with the square of the number of tokens.
+    Without any token there is nothing to round, and PyTorch's function gives the result.
     """
+    if not (query.numel() and key.numel() and value.numel()):
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     query, key, value = (rounded(x, bits) for x in (query, key, value))
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], dim=-3) for x in (key, value))
@@ -132,15 +137,17 @@ class _Intercept(TorchFunctionMode):
 
 
 class _Input:
-    """A forward pre-hook that rounds the input of a layer."""
+    """A forward pre-hook that rounds the input of a layer, given by position or as ``input=``."""
 
     def __init__(self, bits: int) -> None:
         self.bits = bits
 
-    def __call__(self, layer: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        x = args[0]
-        axes = (-1,) if isinstance(layer, nn.Linear) else tuple(range(1, x.ndim))
-        return (rounded(x, self.bits, axes), *args[1:])
+    def __call__(
+        self, layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        x = args[0] if args else named["input"]
+        near = rounded(x, self.bits, (-1,) if isinstance(layer, nn.Linear) else tuple(range(1, x.ndim)))
+        return ((near, *args[1:]), named) if args else (args, {**named, "input": near})
 
 
 class _Attention:
@@ -206,7 +213,7 @@ def set_activation_bits(
         if integer is not False and _can_be_integer(module, bool(integer)):
             module.integer_bits = bits
         else:
-            module.register_forward_pre_hook(_Input(bits))
+            module.register_forward_pre_hook(_Input(bits), with_kwargs=True)
     hooks = _Attention(bits)
     for around in (model, *_blocks(model)):
         around.register_forward_pre_hook(hooks.enter)
@@ -269,5 +276,6 @@ def _remove(model: nn.Module) -> None:
             for key in ours:
                 del hooks[key]
                 module._forward_hooks_always_called.pop(key, None)
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
         if isinstance(module, QuantizedLinear):
             module.integer_bits = None

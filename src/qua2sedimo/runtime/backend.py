@@ -7,115 +7,30 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
-from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.checksums import SumCheck
+from qua2sedimo.formats.checksums import SumCheck, checksum, checksum_metadata
 from qua2sedimo.formats.files import read_json
 from qua2sedimo.formats.tensorfiles import StoredTensor, all_tensors, read_layout, shard_files
-from qua2sedimo.options import Option
-from qua2sedimo.runtime.activations import ACTIVATION_BITS, set_activation_bits
+from qua2sedimo.runtime.activations import set_activation_bits
 from qua2sedimo.runtime.demands import meta_model
+from qua2sedimo.runtime.description import Qua2SeDiMoConfig, QuantMethod
+from qua2sedimo.runtime.guards import guard, guard_averages
 from qua2sedimo.runtime.hub import model_folder
-from qua2sedimo.runtime.intact import check_config, digest
+from qua2sedimo.runtime.intact import check_config
+from qua2sedimo.runtime.modules import QuantizedLayer
 from qua2sedimo.runtime.plain import dequantize
-from qua2sedimo.runtime.shards import check_complete, model_tensors
-from qua2sedimo.runtime.table import DAMAGED, LayerTable, install_empty_layers
+from qua2sedimo.runtime.shards import check_complete, model_tensors, tensor_bytes
+from qua2sedimo.runtime.table import install_empty_layers
 
-#: Versions that are read. A checkpoint has the first that knows its options, so that older programs read it too.
-FORMAT_VERSIONS = (4, 5)
-_METHODS_OF_4 = ("uaq", "kmeans_c", "kmeans_a")
 _COMPUTE_DTYPES = (None, torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-class QuantMethod(str, Enum):
-    """The name in ``quantization_config``; diffusers expects a string enum."""
-
-    QUA2SEDIMO = "qua2sedimo"
-
-
-@dataclass(kw_only=True)
-class Qua2SeDiMoConfig(QuantizationConfigMixin):
-    """``quantization_config`` of a packed checkpoint.
-
-    It has the format version, the :class:`LayerTable`, the digest of the model's config, and the bit width of
-    activations (None: not quantized). Raises :class:`Qua2SeDiMoError` on an unknown version or invalid entries, before
-    anything is allocated.
-    """
-
-    format_version: int
-    options: list[str]
-    layers: str
-    names: str
-    config: str
-    cuts: list[list[int]]
-    ties: list[list[int]]
-    act_bits: int | None = None
-    quant_method: QuantMethod = QuantMethod.QUA2SEDIMO
-
-    def __post_init__(self) -> None:
-        if self.format_version not in FORMAT_VERSIONS:
-            raise Qua2SeDiMoError(
-                f"quantization_config: format version {self.format_version!r} is unknown; "
-                f"this program reads versions {' and '.join(map(str, FORMAT_VERSIONS))}",
-                "Install the qua2sedimo version that wrote the checkpoint, or a newer one.",
-            )
-        self.quant_method = QuantMethod.QUA2SEDIMO
-        if self.act_bits is not None and (type(self.act_bits) is not int or self.act_bits not in ACTIVATION_BITS):
-            raise Qua2SeDiMoError(f"quantization_config: 'act_bits' must be 4 to 8, got {self.act_bits!r}", DAMAGED)
-        self.table()
-
-    @classmethod
-    def of(cls, table: LayerTable, config: str, act_bits: int | None = None) -> Qua2SeDiMoConfig:
-        """The ``quantization_config`` for a layer table; ``config`` is the digest of the model's config."""
-        options = [str(storage) for storage in table.storages]
-        return cls(
-            format_version=format_version(storage.option for storage in table.storages),
-            options=options,
-            layers=table.layers,
-            names=table.names,
-            config=config,
-            cuts=[list(cut) for cut in table.cuts],
-            ties=[list(tie) for tie in table.ties],
-            act_bits=act_bits,
-        )
-
-    @classmethod
-    def from_dict(cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """As in diffusers, but strict: unknown or missing keys and a wrong digest are errors."""
-        known = {field.name for field in fields(cls)}
-        version = config_dict.get("format_version")
-        wrong = sorted((known | {"digest"}).symmetric_difference(config_dict))
-        if version in FORMAT_VERSIONS and wrong:  # another version may have other keys; it is refused below
-            raise Qua2SeDiMoError(f"quantization_config: missing or unknown key '{wrong[0]}'", DAMAGED)
-        entries = {name: config_dict.get(name) for name in known}
-        config = cls(**entries)  # type: ignore[arg-type]
-        if config.to_dict()["digest"] != config_dict["digest"]:
-            raise Qua2SeDiMoError("quantization_config is not what was exported: an entry was changed", DAMAGED)
-        return (config, kwargs) if return_unused_kwargs else config
-
-    def to_dict(self) -> dict[str, Any]:
-        """The entries for config.json, with their digest."""
-        entries = {field.name: getattr(self, field.name) for field in fields(self)}
-        entries["quant_method"] = self.quant_method.value
-        return {**entries, "digest": digest(entries)}
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """What diffusers prints: all entries, since none has an implied default."""
-        return self.to_dict()
-
-    def table(self) -> LayerTable:
-        """The option of each layer; raises :class:`Qua2SeDiMoError` if the entries are inconsistent."""
-        return LayerTable.parse(self.options, self.layers, self.names, self.cuts, self.ties)
 
 
 class Qua2SeDiMoQuantizer(DiffusersQuantizer):
@@ -136,24 +51,18 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         self._stored: dict[str, StoredTensor] | None = None
         self._files: list[Path] = []
         self._sums: SumCheck | None = None
-        self._places: dict[str, dict[str, torch.Tensor | None]] = {}
+        self._places: dict[str, QuantizedLayer] = {}
+        self._saved: set[str] | None = None
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Called by diffusers before it builds the model, and again when the device map is known.
 
-        Raises :class:`Qua2SeDiMoError` if the dtype has fewer than 16 bits, a file is damaged, or the device map
-        offloads to disk: diffusers would write packed tensors, which are buffers, to disk and not read them again.
+        Raises :class:`Qua2SeDiMoError` if the dtype has fewer than 16 bits or a file is damaged.
         """
         dtype = kwargs.get("torch_dtype")
         if dtype not in _COMPUTE_DTYPES:
             raise Qua2SeDiMoError(
                 f"packed layers cannot compute in {dtype}", "Choose a float dtype of 16 bits or more."
-            )
-        places = kwargs.get("device_map")
-        if isinstance(places, Mapping) and "disk" in map(str, places.values()):
-            raise Qua2SeDiMoError(
-                "packed layers cannot be offloaded to disk while loading, and they do not all fit into memory",
-                "Load without device_map, then offload: model.enable_group_offload(…, offload_to_disk_path=FOLDER).",
             )
         if self._stored is None:
             with without_garbage_collection():
@@ -201,7 +110,7 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         with without_garbage_collection():
             check_complete(model, table, self._stored, _ignored(model, self._stored))
             layers = install_empty_layers(model, table, keep_in_fp32_modules)
-            self._places = {f"{n}.{b}": layer._buffers for n, layer in layers.items() for b in layer.packed_names()}
+            self._places = {f"{n}.{b}": layer for n, layer in layers.items() for b in layer.packed_names()}
         model.config.quantization_config = self.quantization_config  # type: ignore[union-attr]
         return model
 
@@ -213,7 +122,7 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         self, model: nn.Module, param_value: torch.Tensor, param_name: str, target_device: Any, *_: Any, **__: Any
     ) -> None:
         """Store a packed tensor in its layer without a cast or a shape check, faster than diffusers' own path."""
-        self._places[param_name][param_name.rpartition(".")[2]] = param_value.to(target_device)
+        self._places[param_name].set_packed(param_name.rpartition(".")[2], param_value.to(target_device))
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         self._places = {}
@@ -227,7 +136,28 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
                 raise Qua2SeDiMoError(f"tensor '{empty[0]}' was not loaded by diffusers", "Update diffusers.")
         if self.quantization_config.act_bits is not None:
             set_activation_bits(model, self.quantization_config.act_bits)
+        # diffusers refuses to cast a model with this mark. A packed one can be cast: only what is not packed changes.
+        model.is_quantized = False  # type: ignore[assignment]
+        guard(model)
         return model
+
+    @contextmanager
+    def saving(self, names: set[str]) -> Iterator[None]:
+        """While ``save_pretrained`` runs in the body, it writes only the tensors ``names``: shared ones once."""
+        self._saved = names
+        try:
+            yield
+        finally:
+            self._saved = None
+
+    def get_state_dict_and_metadata(
+        self, state_dict: dict[str, Any], safe_serialization: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The tensors to store, and their checksums, which diffusers writes into the metadata of every file."""
+        names = state_dict.keys() if self._saved is None else self._saved
+        kept = {name: tensor for name, tensor in state_dict.items() if name in names}
+        sums = {name: checksum(tensor_bytes(tensor.detach().cpu().contiguous())) for name, tensor in kept.items()}
+        return kept, checksum_metadata(sums)
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
         """Drop alternative names of shared modules: their tensors are stored once, under the first name."""
@@ -252,12 +182,6 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         return True
 
 
-def format_version(options: Iterable[Option]) -> int:
-    """The first format version that has all these options: 5 added ``row``, ``lowrank`` and codes of one bit."""
-    known = all(option.method in _METHODS_OF_4 and option.bits > 1 for option in options)
-    return FORMAT_VERSIONS[0] if known else FORMAT_VERSIONS[1]
-
-
 def _ignored(model: nn.Module, names: Iterable[str]) -> list[str]:
     """Names that the model's class allows in a checkpoint although the model does not have them."""
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
@@ -277,7 +201,11 @@ def without_garbage_collection() -> Iterator[None]:
 
 
 def register() -> None:
-    """Register the format with diffusers; there is no public function for it, so add an entry to its two tables."""
+    """Register the format with diffusers; there is no public function for it, so add an entry to its two tables.
+
+    Averages of parameters, which diffusers saves without asking a quantizer, are guarded too.
+    """
     name = QuantMethod.QUA2SEDIMO.value
     auto.AUTO_QUANTIZER_MAPPING[name] = Qua2SeDiMoQuantizer
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[name] = Qua2SeDiMoConfig
+    guard_averages()

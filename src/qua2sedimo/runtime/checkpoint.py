@@ -35,7 +35,7 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import check_writable, read_json, write_json
 from qua2sedimo.formats.tensorfiles import all_tensors, read_layout
 from qua2sedimo.quantizers import QuantizedWeight
-from qua2sedimo.runtime.backend import Qua2SeDiMoConfig
+from qua2sedimo.runtime.description import Qua2SeDiMoConfig
 from qua2sedimo.runtime.intact import config_digest
 from qua2sedimo.runtime.modules import Part, QuantizedLayer, Storage, checked_tensors, covers, plain_class
 from qua2sedimo.runtime.publish import forget_paths

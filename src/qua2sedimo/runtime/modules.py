@@ -1,5 +1,8 @@
 """Linear and convolution layers that store a packed quantized weight and dequantize it at every use.
 
+Packed tensors are parameters without gradients, not buffers: offloading layer by layer, by groups with a stream, and by
+device maps moves all parameters, but leaves buffers on the device.
+
 A method's 16-bit float parameters are stored as int16 *bit patterns*, in memory and on disk, because a cast of the
 model (``.half()``, ``.to(torch.float32)``, ``torch_dtype=`` of ``from_pretrained``, layerwise casting) changes every
 float tensor, and a rounded scale would give another weight than the one that was measured.
@@ -7,7 +10,8 @@ float tensor, and a rounded scale would give another weight than the one that wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +29,7 @@ from qua2sedimo.quantizers import (
     dequantize_weight,
     stored_dtype,
 )
+from qua2sedimo.runtime.computed import ComputedWeight, PackedMetadata, refuse_writing
 from qua2sedimo.runtime.integer import integer_levels, integer_linear
 
 DAMAGED = "The checkpoint's config.json is damaged: download it or export it again."
@@ -83,17 +88,18 @@ class Part:
         return weight if self.span is None else weight[:, self.span[0] : self.span[1]]
 
     def layout(self, whole: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-        """Buffer name → (dtype, shape) of the tensors stored for this part of a weight of shape ``whole``."""
+        """Name → (dtype, shape) of the tensors stored for this part of a weight of shape ``whole``."""
         stored = packed_layout(self.storage.option, self.shape(whole))
         return {self.prefix + name: entry for name, entry in stored.items()}
 
 
 class QuantizedLayer(nn.Module):
-    """Base of the quantized layers: packed codes and 16-bit parameters are buffers, ``weight`` is computed.
+    """Base of the quantized layers: packed codes and 16-bit parameters are stored, ``weight`` is computed.
 
-    ``codes`` is uint8 [⌈N·bits/8⌉]; the other buffers are the method's parameters (``scale`` and ``zero``, or
+    ``codes`` is uint8 [⌈N·bits/8⌉]; the other tensors are the method's parameters (``scale`` and ``zero``, or
     ``codebook``) as int16 bit patterns. A layer whose input is a concatenation has several ``parts``, each with its own
-    buffers (``part320_codes`` …). ``bias`` is an ordinary parameter.
+    tensors (``part320_codes`` …). All are torch parameters without gradients; ``bias`` is an ordinary parameter, and
+    the first, because many programs take the dtype of a module from its first parameter.
 
     A ``lowrank`` layer stores the codes of both factors and ``first``, ``scale_in`` and ``scale_out``.
     """
@@ -102,6 +108,16 @@ class QuantizedLayer(nn.Module):
     shape: tuple[int, ...]
     bias: nn.Parameter | None
     _compute: torch.Tensor
+
+    def __new__(cls, *given: Any, **named: Any) -> Any:
+        """With arguments, a plain layer: PEFT makes the layers of an adapter with the class of the layer beside them.
+
+        Quantized layers are made by :func:`quantized_module`, and copied without arguments.
+        """
+        if given or named:
+            plain = next(plain for plain, quantized in _QUANTIZED.items() if issubclass(cls, quantized))
+            return plain(*given, **named)
+        return super().__new__(cls)
 
     def quantized_weights(self) -> list[QuantizedWeight]:
         """The stored weight, one value per part, as views of the buffers."""
@@ -117,7 +133,7 @@ class QuantizedLayer(nn.Module):
         return QuantizedWeight(option.method, option.number, part.shape(self.shape), dtype, codes, parameters)
 
     def packed_names(self) -> tuple[str, ...]:
-        """Names of the buffers with the packed weight."""
+        """Names of the tensors with the packed weight."""
         return tuple(name for part in self.parts for name in part.layout(self.shape))
 
     @property
@@ -131,15 +147,57 @@ class QuantizedLayer(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The dequantized weight in the compute dtype, computed at every access; writes to it have no effect."""
+        """The dequantized weight in the compute dtype, computed at every access.
+
+        Writes raise :class:`Qua2SeDiMoError`. Without loaded tensors it is a tensor on the meta device.
+        """
         if torch.compiler.is_compiling():
             parts = [dequantize_traceable(self._value(part), self.compute_dtype) for part in self.parts]
             return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         device = getattr(self, f"{self.parts[0].prefix}codes").device
         whole = torch.empty(self.shape, dtype=self.compute_dtype, device=device)
-        for part in self.parts:
-            dequantize_weight(self._value(part), part.of(whole))
-        return whole
+        if device.type != "meta":
+            for part in self.parts:
+                dequantize_weight(self._value(part), part.of(whole))
+        return whole.as_subclass(ComputedWeight)
+
+    @weight.setter
+    def weight(self, value: torch.Tensor) -> None:
+        refuse_writing()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As in torch; a new ``weight`` raises :class:`Qua2SeDiMoError`."""
+        if name == "weight":
+            refuse_writing()
+        super().register_parameter(name, param)
+
+    def requires_grad_(self, requires_grad: bool = True) -> QuantizedLayer:
+        """As in torch, for the bias: packed tensors have no gradients."""
+        if self.bias is not None:
+            self.bias.requires_grad_(requires_grad)
+        return self
+
+    def set_packed(self, name: str, tensor: torch.Tensor) -> None:
+        """Store one of the packed tensors."""
+        self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        known = getattr(destination, "_metadata", None)
+        if known is not None:
+            metadata = PackedMetadata(known.get(prefix[:-1], {}))
+            metadata.layer = prefix[:-1]
+            known[prefix[:-1]] = metadata
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Mapping[str, Any], *rest: Any
+    ) -> None:
+        if f"{prefix}weight" in state_dict:
+            raise Qua2SeDiMoError(
+                f"layer '{prefix[:-1]}' is packed and cannot load the plain weight '{prefix}weight'",
+                "Call qua2sedimo.dequantize(model) before loading plain weights.",
+            )
+        super()._load_from_state_dict(state_dict, prefix, OrderedDict(local_metadata), *rest)  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         """The layer's geometry and the options of its parts, for printing."""
@@ -229,7 +287,7 @@ def quantized_module(
     device = _weight(module).device
     for part, (_, stored) in zip(quantized.parts, values):
         for name, tensor in checked_tensors(module, part, stored).items():
-            setattr(quantized, name, tensor if device.type == "meta" else tensor.to(device))
+            quantized.set_packed(name, tensor if device.type == "meta" else tensor.to(device))
     return quantized
 
 
@@ -255,7 +313,7 @@ def checked_tensors(module: nn.Module, part: Part, value: QuantizedWeight) -> di
 
 
 def empty_quantized_module(module: nn.Module, parts: Sequence[Part]) -> QuantizedLayer:
-    """A quantized layer in place of ``module`` with packed buffers on the meta device, to be loaded later.
+    """A quantized layer in place of ``module`` with packed tensors on the meta device, to be loaded later.
 
     Shapes follow from ``parts``; no weight is allocated. Raises :class:`Qua2SeDiMoError` if the parts, in order, do not
     cover the weight's input channels.
@@ -269,7 +327,7 @@ def empty_quantized_module(module: nn.Module, parts: Sequence[Part]) -> Quantize
     quantized.parts, quantized.shape = tuple(parts), shape
     for part in parts:
         for name, (stored, size) in part.layout(shape).items():
-            quantized.register_buffer(name, torch.empty(size, dtype=stored, device="meta"))
+            quantized.set_packed(name, torch.empty(size, dtype=stored, device="meta"))
     # An empty tensor follows casts of the model as a bias would. It is never on meta, because it is never loaded.
     device = "cpu" if weight.device.type == "meta" else weight.device
     marker = torch.empty(0, dtype=weight.dtype, device=device)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from qua2sedimo.runtime.activations import set_activation_bits
+from qua2sedimo.runtime.guards import unguard
 from qua2sedimo.runtime.modules import QuantizedLayer, bare, plain_class
 from qua2sedimo.runtime.replace import replace_layers
 
@@ -17,10 +19,9 @@ def dequantize(model: nn.Module) -> nn.Module:
     set_activation_bits(model, None)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLayer)}
     replace_layers(model, {name: _plain_module(layer) for name, layer in layers.items()})
-    for attribute in ("fuse_lora", "hf_quantizer", "quantization_method"):
+    unguard(model)
+    for attribute in ("hf_quantizer", "quantization_method"):
         model.__dict__.pop(attribute, None)
-    if getattr(model, "is_quantized", False):
-        model.is_quantized = False  # type: ignore[assignment]
     config = model.__dict__.get("_internal_dict")
     if config is not None and "quantization_config" in config:
         kept = {key: entry for key, entry in config.items() if key != "quantization_config"}
@@ -30,5 +31,5 @@ def dequantize(model: nn.Module) -> nn.Module:
 
 def _plain_module(layer: QuantizedLayer) -> nn.Module:
     plain = bare(plain_class(layer), layer)
-    plain.weight = nn.Parameter(layer.weight)
+    plain.weight = nn.Parameter(layer.weight.as_subclass(torch.Tensor))
     return plain

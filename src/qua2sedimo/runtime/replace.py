@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NoReturn
 
 from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.runtime.modules import QuantizedLayer
 
 
 def replace_layers(denoiser: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
@@ -25,14 +23,4 @@ def replace_layers(denoiser: nn.Module, layers: Mapping[str, nn.Module]) -> nn.M
         if id(module) in replacements:
             parent, _, child = name.rpartition(".")
             setattr(denoiser.get_submodule(parent), child, replacements[id(module)])
-    if hasattr(denoiser, "fuse_lora") and any(isinstance(layer, QuantizedLayer) for layer in layers.values()):
-        object.__setattr__(denoiser, "fuse_lora", _refuse_fusing)
     return denoiser
-
-
-def _refuse_fusing(*_: object, **__: object) -> NoReturn:
-    """PEFT adds its update to ``weight.data``, which for a computed weight would silently have no effect."""
-    raise Qua2SeDiMoError(
-        "an adapter cannot be fused into packed weights",
-        "Use it unfused, or call qua2sedimo.dequantize(model) first.",
-    )

@@ -37,10 +37,17 @@ def check_complete(
     The model is unquantized and may be on the meta device. ``ignored`` are names that may be stored although the model
     does not have them.
     """
-    layers = table.assign(layer_modules(model))
-    expected = _expected(model, *layers)
+    expected = expected_tensors(model, table)
+    _refuse_adapters(stored.keys() - expected.keys())
     for name, (dtype, shape) in expected.items():
         if name not in stored:
+            plain = f"{name.rpartition('.')[0]}.weight"
+            if plain in stored and plain not in expected:
+                raise Qua2SeDiMoError(
+                    f"the checkpoint has the plain weight '{plain}', but its config.json says that the layer is packed",
+                    "It was saved by a program that built a plain model from the config of a packed one. Save the "
+                    "packed model itself, or export it again.",
+                )
             raise Qua2SeDiMoError(f"tensor '{name}' is missing from the checkpoint", DAMAGED_FILE)
         found = stored[name]
         if found.shape != shape:
@@ -52,12 +59,43 @@ def check_complete(
         if not fits:
             wanted = "a float type" if dtype.is_floating_point else str(dtype)
             raise Qua2SeDiMoError(f"tensor '{name}': expected {wanted}, the checkpoint has {found.dtype}", DAMAGED_FILE)
-    extra = stored.keys() - expected.keys() - set(ignored)
-    if extra:
-        extra -= set(_other_names(model, expected, layers[1], extra))
+    extra = other_tensors(model, table, stored.keys() - set(ignored))
     if extra:
         raise Qua2SeDiMoError(
             f"the checkpoint holds a tensor '{min(extra)}' that the model does not have", DAMAGED_FILE
+        )
+
+
+def expected_tensors(model: nn.Module, table: LayerTable) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """(dtype, shape) by name of the tensors stored for a plain ``model`` when it is packed as in ``table``."""
+    return _expected(model, *table.assign(layer_modules(model)))
+
+
+def other_tensors(model: nn.Module, table: LayerTable, names: Iterable[str]) -> set[str]:
+    """Those of ``names`` that are not stored for a ``model`` packed as in ``table``, nor other names of what is."""
+    packed, copies = table.assign(layer_modules(model))
+    expected = _expected(model, packed, copies)
+    extra = set(names) - expected.keys()
+    return extra - set(_other_names(model, expected, copies, extra)) if extra else extra
+
+
+#: Parts of the names of tensors that belong to adapters, not to a model.
+_OF_ADAPTERS = (".base_layer.", ".lora_", ".lokr_", ".loha_", ".to_k_ip.", ".to_v_ip.", "encoder_hid_proj.image_")
+
+
+def of_adapters(names: Iterable[str]) -> list[str]:
+    """Those of the names of tensors that an adapter (LoRA, IP-Adapter) adds to a model."""
+    return sorted(name for name in names if any(part in name for part in _OF_ADAPTERS))
+
+
+def _refuse_adapters(names: Iterable[str]) -> None:
+    """Raise :class:`Qua2SeDiMoError` if a checkpoint was saved while an adapter was attached to the model."""
+    found = of_adapters(names)
+    if found:
+        raise Qua2SeDiMoError(
+            f"the checkpoint was saved with an adapter attached: it has a tensor '{found[0]}'",
+            "Export it again; or load the model that it was saved from, unload the adapter "
+            "(pipeline.unload_lora_weights(), pipeline.unload_ip_adapter()), and save it again.",
         )
 
 
@@ -135,12 +173,13 @@ class ShardWriter:
             if tensor.numel() and pointer in seen:
                 self._pending[name] = tensor.clone()
             seen.add(pointer)
-        sums = {name: checksum(_bytes(tensor)) for name, tensor in self._pending.items()}
+        sums = {name: checksum(tensor_bytes(tensor)) for name, tensor in self._pending.items()}
         metadata = {"format": "pt", **checksum_metadata(sums)}
         save_file(self._pending, self._unnamed(len(self._shards)), metadata=metadata)
         self._shards.append(list(self._pending))
         self._pending, self._bytes = {}, 0
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, as in a file."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
