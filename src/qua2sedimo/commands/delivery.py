@@ -18,6 +18,8 @@ from qua2sedimo.commands.app import (
     inputs_of,
     pipeline_arguments,
 )
+from qua2sedimo.commands.loading import with_loading
+from qua2sedimo.denoisers.loading import Loading
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.terminal.console import errors, interval, say
 from qua2sedimo.terminal.progress import progress
@@ -93,6 +95,7 @@ def recipe(
 
 
 @app.command(rich_help_panel=_PANEL)
+@with_loading
 def generate(
     folder: Annotated[Path, typer.Argument(help="The folder of an exported model, or any pipeline.", metavar="OUT")],
     prompt: Prompts = None,
@@ -100,6 +103,8 @@ def generate(
     count: Annotated[int, typer.Option(help="Number of pictures.", min=1)] = 1,
     seed: Seed = 0,
     to: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("pictures"),
+    *,
+    loading: Loading,
 ) -> None:
     """Generate pictures with an exported model."""
     from PIL import Image
@@ -112,7 +117,7 @@ def generate(
     inputs, asked = inputs_of(prompt), pipeline_arguments(arguments)
     check_writable(to / "0000.png")
     called = {**_exported(folder).get("arguments", {}), **asked}
-    pipeline = load_pipeline(str(folder))
+    pipeline = load_pipeline(str(folder), loading)
     check_arguments(pipeline, called)
     check_inputs(pipeline, inputs)
     total = max(count, len(inputs))
@@ -131,6 +136,7 @@ def generate(
 
 
 @app.command(rich_help_panel=_PANEL)
+@with_loading
 def evaluate(
     folder: ExportFolder,
     prompt: Prompts = None,
@@ -144,6 +150,8 @@ def evaluate(
         typer.Option(help="The model it was made from, if OUT does not say where that is."),
     ] = None,
     seed: Seed = 0,
+    *,
+    loading: Loading,
 ) -> None:
     """Compare an exported model with the model it was made from, on the same noise.
 
@@ -162,7 +170,7 @@ def evaluate(
     generation = Generation(inputs_of(prompt) or extra.get("inputs", []), called, seed)
     check_comparable(names, model)
     with progress() as report:
-        found = evaluate_export(folder, model, generation, names, images, report)
+        found = evaluate_export(folder, model, generation, names, images, report, loading)
     for name in names:
         entry, estimate = known.metric(name), found.metrics[name]
         ends = f"95 %: {interval(estimate, '.4g')}, " if interval(estimate) else ""

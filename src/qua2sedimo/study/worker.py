@@ -102,7 +102,8 @@ def _painted(
     ``choice``: the configuration is that of a polished choice, and the weights are the choice's.
     """
     if packed is not None:
-        return replay(Path(packed), study.generator.generation, images, study.folder / "comparison")
+        place = study.folder / "comparison"
+        return replay(Path(packed), study.generator.generation, images, place, study.packed_loading)
     applied = Configuration.from_json(configuration or "{}")
     study.switch.apply(applied)
     if choice is not None:

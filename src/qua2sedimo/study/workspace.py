@@ -6,7 +6,8 @@ import fnmatch
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,10 @@ from qua2sedimo.denoisers import (
     weight_modules,
 )
 from qua2sedimo.denoisers.layers import refuse_without_weights
+from qua2sedimo.denoisers.loading import DtypeName, Loading, dtype_name
+from qua2sedimo.denoisers.offload import without_hooks
+from qua2sedimo.denoisers.pipelines import loaded_dtype, refuse_given
+from qua2sedimo.denoisers.stored import dtype_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import read_json, write_json
 from qua2sedimo.formats.tensorfiles import Checkpoint
@@ -82,9 +87,32 @@ class Workspace:
 
     @cached_property
     def pipeline(self) -> Any:
-        pipeline = self._given if self._given is not None else load_pipeline(self.settings.model)
+        if self._given is None:
+            pipeline = load_pipeline(self.settings.model, self.settings.loading)
+        else:
+            pipeline = self._given
+            refuse_given(pipeline, self.settings.component)
         check_inputs(pipeline, self.settings.inputs)
         return pipeline
+
+    @contextmanager
+    def without_offload(self) -> Iterator[None]:
+        """Within, weights that are offloaded are where they usually are, on the CPU."""
+        with without_hooks(self.pipeline, Loading() if self.pipeline_given else self.settings.loading):
+            yield
+
+    @cached_property
+    def dtype(self) -> DtypeName:
+        """The dtype that the denoiser is loaded in, ``fp32``, ``bf16`` or ``fp16``."""
+        if self.settings.dtype != "auto" and not self.pipeline_given:
+            return self.settings.dtype
+        stored = None if self.pipeline_given else loaded_dtype(self.settings.model, self.settings.loading)
+        return dtype_of(self.denoiser) if stored is None else dtype_name(stored)
+
+    @property
+    def packed_loading(self) -> Loading:
+        """How an export is loaded to compute as the study does; its files have no variant, revision or config."""
+        return replace(self.settings.loading, dtype=self.dtype, variant=None, revision=None, config=None)
 
     @cached_property
     def component(self) -> str:
@@ -107,7 +135,10 @@ class Workspace:
             return Graph.load(path)
         refuse_without_weights(self.denoiser)
         call = capture_call(self.pipeline, self.denoiser, Generator(self.pipeline, self.generation).call_arguments([0]))
-        graph = trace(self.denoiser, call.args, call.kwargs, parts=True, ties=True)
+        offloaded = self._given is None and self.settings.offload != "none"
+        with self.without_offload():  # a model that is offloaded would take long on the CPU: shapes are enough
+            call = call.on_cpu() if offloaded else call
+            graph = trace(self.denoiser, call.args, call.kwargs, parts=True, ties=True, compute=not offloaded)
         graph.save(path)
         return graph
 
@@ -129,7 +160,7 @@ class Workspace:
         unit = self.graph.layers[layer]
         name = f"{unit.module}.weight"
         if self._checkpoint is not None and name in self._checkpoint:
-            whole = stored_weight(self._checkpoint(name).float())  # as a pipeline in fp32 holds it
+            whole = stored_weight(self._checkpoint(name))
             return whole if unit.span is None else whole[:, unit.span[0] : unit.span[1]].contiguous()
         return stored_weight(unit_weight(self.modules, unit))
 
@@ -143,7 +174,9 @@ class Workspace:
 
     @cached_property
     def _checkpoint(self) -> Checkpoint | None:
-        return None if self._given is not None else denoiser_checkpoint(self.settings.model, self.settings.component)
+        if self._given is not None:
+            return None
+        return denoiser_checkpoint(self.settings.model, self.settings.component, self.settings.loading)
 
     # What can be chosen ----------------------------------------------------------------------------------------
 
@@ -175,9 +208,14 @@ class Workspace:
 
     @cached_property
     def identity(self) -> str:
-        """A hash of search space, weights and statistics: files of other ones are refused."""
+        """A hash of search space, weights, dtype and statistics: files of other ones are refused."""
         statistics = f"-{self.statistics.digest}" if self.settings.compensates else ""
-        return f"{self.candidates.hash}-{self._weights_checksum}{statistics}"
+        return f"{self.candidates.hash}-{self._weights_checksum}{self._precision}{statistics}"
+
+    @property
+    def _precision(self) -> str:
+        """The dtype as a part of hashes, which those of fp32, once the only one, do not have."""
+        return "" if self.dtype == "fp32" else f"-{self.dtype}"
 
     @cached_property
     def _weights_checksum(self) -> str:
@@ -211,7 +249,7 @@ class Workspace:
         s = self.settings
         content = [
             self.candidates.layers,
-            self._weights_checksum,
+            f"{self._weights_checksum}{self._precision}",
             s.component,
             s.inputs,
             s.arguments,
