@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,8 +59,8 @@ def export(
 
 
 _HOW = {
-    "torchao": "quantize_(denoiser, config_from_dict(json.load(open('{out}'))), filter_fn=None)",
-    "gguf": 'sd-cli -M convert -m MODEL -o OUT.gguf --type f16 --tensor-type-rules "$(cat {out})"',
+    "torchao": "quantize_(denoiser, config_from_dict(json.load(open({python}))), filter_fn=None)",
+    "gguf": 'sd-cli -M convert -m MODEL -o OUT.gguf --type f16 --tensor-type-rules "$(cat {shell})"',
 }
 
 
@@ -91,7 +92,7 @@ def recipe(
         f"{out}: {made.weights / 1e6:.2f} M weights, {made.average_bits:.2f} bits in {form}'s types; "
         f"{chosen.average_bits:.2f} bits here"
     )
-    say(_HOW[form].format(out=out))
+    say(_HOW[form].format(python=repr(str(out)), shell=shlex.quote(str(out))))
 
 
 @app.command(rich_help_panel=_PANEL)

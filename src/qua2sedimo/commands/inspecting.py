@@ -122,6 +122,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Estimate how long measuring takes on this machine, from a short trial."""
+    from qua2sedimo.formats.text import command
     from qua2sedimo.study import Study
     from qua2sedimo.terminal.plan import plan_tables
 
@@ -136,4 +137,4 @@ def plan(
         return
     for table in plan_tables(made):
         console.print(table)
-    say(f"Next: qua2sedimo measure {study} --configurations {configs}")
+    say(f"Next: {command('measure', study, '--configurations', configs)}")

@@ -170,6 +170,7 @@ def init(
     loading: Loading,
 ) -> None:
     """Make a study folder with its study.yaml, to edit and to measure stage by stage."""
+    from qua2sedimo.formats.text import command
     from qua2sedimo.images.generate import has_safety_checker
     from qua2sedimo.study import Study
 
@@ -179,4 +180,4 @@ def init(
     made = Study.create(study, measured_by(settings, sampler, listed, metric, batch))
     if has_safety_checker(made.workspace.pipeline):
         say(SAFETY_CHECKER)
-    say(f"{study / 'study.yaml'}: {len(made.workspace.settings.inputs)} inputs. Next: qua2sedimo measure {study}")
+    say(f"{study / 'study.yaml'}: {len(made.workspace.settings.inputs)} inputs. Next: {command('measure', study)}")

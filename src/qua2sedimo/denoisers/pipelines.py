@@ -55,8 +55,9 @@ def load_pipeline(model: str, loading: Loading = Loading(), device: str | None =
         else:
             pipeline = _from_folder(model, path or _downloaded(model, loading), loading)
         pipeline.set_progress_bar_config(disable=True)
-        save_memory(pipeline, loading)
-        return placed(pipeline, loading)
+        with quiet():  # casts and devices that diffusers warns of are those that were asked for
+            save_memory(pipeline, loading)
+            return placed(pipeline, loading)
 
 
 def _local(model: str) -> Path | None:
@@ -101,7 +102,7 @@ def _from_folder(model: str, folder: Path, loading: Loading) -> Any:
     if remark:
         note(remark)
     try:  # the headers of its files are read, which may be damaged
-        dtype = loaded_dtype(model if model in zoo.ENTRIES else str(folder), loading)
+        dtype = loaded_dtype(str(folder), loading)
     except Qua2SeDiMoError as error:
         raise Qua2SeDiMoError(f"cannot load pipeline '{model}': {error.message}", error.remedy) from error
     assert dtype is not None
@@ -167,7 +168,7 @@ def loaded_dtype(model: str, loading: Loading) -> torch.dtype | None:
     folder = _folder(model)
     if folder is None:
         return None
-    if model in zoo.ENTRIES and loading.dtype == "auto":
+    if loading.dtype == "auto" and folder in (entry.folder for entry in zoo.ENTRIES.values()):
         return torch.float32
     index = read_index(folder)
     return dtype_for(folder, index, loading, variant_for(folder, index, loading.variant)[0])

@@ -254,9 +254,9 @@ def refuse_reported(where: str, messages: Iterable[str]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its class."""
+    """The first line of an exception's message without advice on diffusers' own arguments, or the exception's class."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].partition(" If you want to instead")[0] if lines else type(error).__name__
 
 
 def _some(names: list[str]) -> str:

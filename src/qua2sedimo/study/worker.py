@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,8 @@ def _painted(
     """
     if packed is not None:
         place = study.folder / "comparison"
-        return replay(Path(packed), study.generator.generation, images, place, study.packed_loading)
+        loading = replace(study.settings.loading, dtype=study.dtype, variant=None, revision=None, config=None)
+        return replay(Path(packed), study.generator.generation, images, place, loading)
     applied = Configuration.from_json(configuration or "{}")
     study.switch.apply(applied)
     if choice is not None:

@@ -6,8 +6,8 @@ import fnmatch
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +29,7 @@ from qua2sedimo.denoisers import (
     unit_weight,
     weight_modules,
 )
-from qua2sedimo.denoisers.layers import refuse_without_weights
-from qua2sedimo.denoisers.loading import DtypeName, Loading, dtype_name
+from qua2sedimo.denoisers.loading import DtypeName, dtype_name
 from qua2sedimo.denoisers.offload import without_hooks
 from qua2sedimo.denoisers.pipelines import loaded_dtype, refuse_given
 from qua2sedimo.denoisers.stored import dtype_of
@@ -75,6 +74,8 @@ class Workspace:
         self.folder = Path(folder)
         self.settings = StudySettings.load(self.folder / "study.yaml")
         self._given = pipeline
+        if pipeline is not None:  # used as it is
+            self.settings = self.settings.model_copy(update={"offload": "none"})
         #: The active crew; see :func:`qua2sedimo.study.worker.crew`.
         self.crew: Crew | None = None
 
@@ -87,19 +88,17 @@ class Workspace:
 
     @cached_property
     def pipeline(self) -> Any:
-        if self._given is None:
+        pipeline = self._given
+        if pipeline is None:
             pipeline = load_pipeline(self.settings.model, self.settings.loading)
         else:
-            pipeline = self._given
             refuse_given(pipeline, self.settings.component)
         check_inputs(pipeline, self.settings.inputs)
         return pipeline
 
-    @contextmanager
-    def without_offload(self) -> Iterator[None]:
+    def without_offload(self) -> AbstractContextManager[None]:
         """Within, weights that are offloaded are where they usually are, on the CPU."""
-        with without_hooks(self.pipeline, Loading() if self.pipeline_given else self.settings.loading):
-            yield
+        return without_hooks(self.pipeline, self.settings.loading)
 
     @cached_property
     def dtype(self) -> DtypeName:
@@ -108,11 +107,6 @@ class Workspace:
             return self.settings.dtype
         stored = None if self.pipeline_given else loaded_dtype(self.settings.model, self.settings.loading)
         return dtype_of(self.denoiser) if stored is None else dtype_name(stored)
-
-    @property
-    def packed_loading(self) -> Loading:
-        """How an export is loaded to compute as the study does; its files have no variant, revision or config."""
-        return replace(self.settings.loading, dtype=self.dtype, variant=None, revision=None, config=None)
 
     @cached_property
     def component(self) -> str:
@@ -133,12 +127,11 @@ class Workspace:
         path = self.folder / "graph.json"
         if path.exists():
             return Graph.load(path)
-        refuse_without_weights(self.denoiser)
         call = capture_call(self.pipeline, self.denoiser, Generator(self.pipeline, self.generation).call_arguments([0]))
-        offloaded = self._given is None and self.settings.offload != "none"
-        with self.without_offload():  # a model that is offloaded would take long on the CPU: shapes are enough
-            call = call.on_cpu() if offloaded else call
-            graph = trace(self.denoiser, call.args, call.kwargs, parts=True, ties=True, compute=not offloaded)
+        compute = self.settings.offload == "none"  # what is offloaded would take long on the CPU: shapes are enough
+        with self.without_offload():
+            call = call if compute else call.on_cpu()
+            graph = trace(self.denoiser, call.args, call.kwargs, parts=True, ties=True, compute=compute)
         graph.save(path)
         return graph
 
@@ -174,9 +167,8 @@ class Workspace:
 
     @cached_property
     def _checkpoint(self) -> Checkpoint | None:
-        if self._given is not None:
-            return None
-        return denoiser_checkpoint(self.settings.model, self.settings.component, self.settings.loading)
+        s = self.settings
+        return None if self._given is not None else denoiser_checkpoint(s.model, s.component, s.loading)
 
     # What can be chosen ----------------------------------------------------------------------------------------
 
@@ -248,14 +240,9 @@ class Workspace:
         """A hash of what calibration statistics depend on."""
         s = self.settings
         content = [
-            self.candidates.layers,
-            f"{self._weights_checksum}{self._precision}",
-            s.component,
-            s.inputs,
-            s.arguments,
-            s.seed,
-            self.observed_images,
-        ]
+            self.candidates.layers, f"{self._weights_checksum}{self._precision}", s.component, s.inputs, s.arguments,
+            s.seed, self.observed_images,
+        ]  # fmt: skip
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def observe(self, progress: Progress = silent) -> Statistics:
