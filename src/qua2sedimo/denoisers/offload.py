@@ -94,18 +94,13 @@ def refuse_hooks(denoiser: nn.Module) -> None:
 
 def execution_device(denoiser: nn.Module) -> torch.device:
     """Where the denoiser computes; with hooks, its weights are elsewhere until then."""
-    hook = getattr(denoiser, "_hf_hook", None)
-    for each in (hook, *getattr(hook, "hooks", ())):
-        device = getattr(each, "execution_device", None)
-        if device is not None:
-            return torch.device(device)
-    registry = getattr(denoiser, "_diffusers_hook", None)
-    for module in denoiser.modules() if registry is not None else ():
-        for name in _GROUP_HOOKS:
-            found = registered_hook(module, name)
-            onto = getattr(getattr(found, "group", None), "onload_device", None)
-            if onto is not None:
-                return torch.device(onto)
+    for module in denoiser.modules():
+        hook = getattr(module, "_hf_hook", None)
+        found = [getattr(each, "execution_device", None) for each in (hook, *getattr(hook, "hooks", ()))]
+        found += [getattr(getattr(registered_hook(module, n), "group", None), "onload_device", None) for n in _GROUP_HOOKS]
+        for device in found:
+            if device is not None:
+                return torch.device(device)
     return next(denoiser.parameters()).device
 
 

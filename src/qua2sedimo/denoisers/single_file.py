@@ -168,10 +168,14 @@ def _denoiser(file: Path, folder: Path, index: Mapping[str, Any], name: str, dty
         raise Qua2SeDiMoError(
             f"diffusers cannot load {index[name][1]} from a single file", "Pass the diffusers folder of the model."
         )
-    model: nn.Module = kind.from_single_file(  # type: ignore[union-attr]
-        str(file), config=str(folder), subfolder=name, torch_dtype=torch.float32, local_files_only=True
-    )
-    refuse_incomplete(model, str(file), None)
+    try:
+        model: nn.Module = kind.from_single_file(  # type: ignore[union-attr]
+            str(file), config=str(folder), subfolder=name, torch_dtype=torch.float32, local_files_only=True
+        )
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta tensor" in str(error):  # diffusers moves weights that it has not found
+            _refuse_lacking(kind, file, folder / name)
+        raise
     cast = as_loaded(kind, dtype)
     for place, module in model.named_modules():
         for own in (module._parameters, module._buffers):
@@ -179,6 +183,28 @@ def _denoiser(file: Path, folder: Path, index: Mapping[str, Any], name: str, dty
                 if tensor is not None:
                     tensor.data = cast(f"{place}.{last}" if place else last, tensor.data)
     return model
+
+
+def _refuse_lacking(kind: Any, file: Path, folder: Path) -> None:
+    """Raise :class:`Qua2SeDiMoError` that names the weights of a model class that a file, converted, does not have."""
+    from accelerate import init_empty_weights
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+    from safetensors.torch import load_file as tensors_of
+
+    config = kind.load_config(str(folder))
+    with init_empty_weights():
+        model = kind.from_config(config)
+    convert = next(
+        how["checkpoint_mapping_fn"]
+        for name, how in SINGLE_FILE_LOADABLE_CLASSES.items()
+        if name in (base.__name__ for base in kind.__mro__)
+    )
+    stored = tensors_of(str(file))
+    for name in convert(config=config, checkpoint=stored):
+        if name in dict(model.named_parameters()):
+            module, _, last = name.rpartition(".")
+            model.get_submodule(module)._parameters[last] = None  # it is there: not to be named
+    refuse_incomplete(model, str(file), None)
 
 
 def _pipeline(

@@ -91,7 +91,7 @@ class Generator:
             arguments["batch_size"] = len(indices)
         return {**arguments, "generator": [self.generation.noise(i) for i in indices], "output_type": "np"}
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: what offloading moves within would be barred from gradients afterwards
     def _batch(self, indices: Sequence[int]) -> tuple[np.ndarray, bool]:
         """The images of one call, and whether it drew from a global generator."""
         seeded = _seeded(self.generation.number(indices[0], 1))
