@@ -256,7 +256,7 @@ def test_a_file_of_unknown_names_or_of_a_folder_says_where_the_rest_is(folder: P
     with pytest.raises(Qua2SeDiMoError, match="no model that diffusers knows") as caught:
         load_pipeline(str(tmp_path / "odd.safetensors"))
     assert "--config FOLDER" in str(caught.value.remedy)
-    with pytest.raises(Qua2SeDiMoError, match="lacks weights of DiT|cannot load .* from a single file"):
+    with pytest.raises(Qua2SeDiMoError, match=r"cannot load DiT\w+ from a single file"):
         load_pipeline(str(tmp_path / "odd.safetensors"), Loading(config=str(folder)))
     with pytest.raises(Qua2SeDiMoError, match="belongs to the pipeline folder"):
         load_pipeline(str(folder / "transformer" / f"{WEIGHTS}.safetensors"))

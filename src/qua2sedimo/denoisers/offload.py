@@ -97,7 +97,9 @@ def execution_device(denoiser: nn.Module) -> torch.device:
     for module in denoiser.modules():
         hook = getattr(module, "_hf_hook", None)
         found = [getattr(each, "execution_device", None) for each in (hook, *getattr(hook, "hooks", ()))]
-        found += [getattr(getattr(registered_hook(module, n), "group", None), "onload_device", None) for n in _GROUP_HOOKS]
+        found += [
+            getattr(getattr(registered_hook(module, n), "group", None), "onload_device", None) for n in _GROUP_HOOKS
+        ]
         for device in found:
             if device is not None:
                 return torch.device(device)

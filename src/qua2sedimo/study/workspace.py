@@ -74,8 +74,8 @@ class Workspace:
         self.folder = Path(folder)
         self.settings = StudySettings.load(self.folder / "study.yaml")
         self._given = pipeline
-        if pipeline is not None:  # used as it is
-            self.settings = self.settings.model_copy(update={"offload": "none"})
+        if pipeline is not None:
+            self.settings = self.settings.model_copy(update={"offload": "none"})  # it is used as it is
         #: The active crew; see :func:`qua2sedimo.study.worker.crew`.
         self.crew: Crew | None = None
 
@@ -88,11 +88,10 @@ class Workspace:
 
     @cached_property
     def pipeline(self) -> Any:
-        pipeline = self._given
-        if pipeline is None:
-            pipeline = load_pipeline(self.settings.model, self.settings.loading)
-        else:
-            refuse_given(pipeline, self.settings.component)
+        if self._given is not None:
+            refuse_given(self._given, self.settings.component)
+        s = self.settings
+        pipeline = load_pipeline(s.model, s.loading) if self._given is None else self._given
         check_inputs(pipeline, self.settings.inputs)
         return pipeline
 
@@ -128,7 +127,7 @@ class Workspace:
         if path.exists():
             return Graph.load(path)
         call = capture_call(self.pipeline, self.denoiser, Generator(self.pipeline, self.generation).call_arguments([0]))
-        compute = self.settings.offload == "none"  # what is offloaded would take long on the CPU: shapes are enough
+        compute = self.settings.offload == "none"  # what is offloaded would take long on the CPU: shapes do
         with self.without_offload():
             call = call if compute else call.on_cpu()
             graph = trace(self.denoiser, call.args, call.kwargs, parts=True, ties=True, compute=compute)
@@ -168,7 +167,7 @@ class Workspace:
     @cached_property
     def _checkpoint(self) -> Checkpoint | None:
         s = self.settings
-        return None if self._given is not None else denoiser_checkpoint(s.model, s.component, s.loading)
+        return denoiser_checkpoint(s.model, s.component, s.loading) if self._given is None else None
 
     # What can be chosen ----------------------------------------------------------------------------------------
 
