@@ -27,6 +27,7 @@ from qua2sedimo.denoisers import (
     weight_layers,
 )
 from qua2sedimo.denoisers.drawing import drawing
+from qua2sedimo.denoisers.loading import Loading
 from qua2sedimo.denoisers.pipelines import denoisers_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import check_writable, write_text
@@ -105,8 +106,9 @@ def inspected(
     component: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     inputs: Path | None = None,
+    loading: Loading = Loading(),
 ) -> Inspection:
-    """Inspect a zoo name, a pipeline or denoiser folder, a hub name, or a ``config.json``.
+    """Inspect a zoo name, a pipeline or denoiser folder, a safetensors file, a hub name, or a ``config.json``.
 
     A pipeline's inputs are captured from one real step with ``arguments``; a bare denoiser's are built from its
     configuration; ``inputs``, a file of them, overrides both. The forward runs with fake weights.
@@ -114,11 +116,12 @@ def inspected(
     options_for(option_set, (64, 64))  # unknown options are an error before a model is loaded
     given = read_inputs(inputs) if inputs else None
     path = Path(model).expanduser()
-    if path.is_file() or ((path / "config.json").is_file() and not (path / "model_index.json").is_file()):
-        denoiser = architecture(path) if path.is_file() else load_denoiser(path)
+    bare = (path / "config.json").is_file() and not (path / "model_index.json").is_file()
+    if path.suffix == ".json" or bare:
+        denoiser = load_denoiser(path) if bare else architecture(path)
         call = given if given is not None else built_inputs(denoiser)
         return _traced(denoiser, (), call, option_set, str(inputs or "built from the configuration"), ())
-    pipeline = load_pipeline(model)
+    pipeline = load_pipeline(model, loading)
     name, denoiser = denoiser_of(pipeline, component)
     others = tuple(other for other in denoisers_of(pipeline) if other != name)
     if given is not None:
@@ -128,14 +131,15 @@ def inspected(
     return _traced(denoiser, captured.args, captured.kwargs, option_set, origin, others)
 
 
-def denoiser_named(model: str, component: str | None = None) -> nn.Module:
-    """The denoiser with its weights, from a zoo name, a pipeline or denoiser folder, or a hub name."""
+def denoiser_named(model: str, component: str | None = None, loading: Loading = Loading()) -> nn.Module:
+    """The denoiser with its weights, from a zoo name, a pipeline or denoiser folder, a safetensors file, or a hub
+    name."""
     path = Path(model).expanduser()
-    if path.is_file():
+    if path.suffix == ".json":
         raise Qua2SeDiMoError(f"{path} is an architecture without weights", "Give the folder with the weights.")
     if (path / "config.json").is_file() and not (path / "model_index.json").is_file():
         return load_denoiser(path)
-    return denoiser_of(load_pipeline(model), component)[1]
+    return denoiser_of(load_pipeline(model, loading), component)[1]
 
 
 def _call_arguments(model: str, pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:

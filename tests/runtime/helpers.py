@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import re
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,12 +147,15 @@ def simulate(
     model: nn.Module, values: dict[str, QuantizedWeight], folder: Path, torch_dtype: torch.dtype | None = None
 ) -> nn.Module:
     """What should come back: a plain checkpoint with the dequantized weights written in and all else rounded
-    to 16 bits, loaded by diffusers from ``folder``.
+    to 16 bits, but norms and position embeddings as they are, loaded by diffusers from ``folder``.
     """
     half = torch.bfloat16 if model.dtype == torch.bfloat16 else torch.float16
     plain = copy.deepcopy(model).float()
-    for tensor in plain.state_dict().values():
-        if tensor.is_floating_point():
+    layers = {f"{name}.weight" for name in layer_modules(model)}
+    for name, tensor in plain.state_dict().items():
+        module = name.rpartition(".")[0]
+        exact = name not in layers and any(re.search(p, module) for p in model._skip_layerwise_casting_patterns or ())
+        if tensor.is_floating_point() and not exact:
             tensor.copy_(tensor.to(half))
     for name, value in values.items():
         plain.get_submodule(name).weight.copy_(dequantize_weight(value))

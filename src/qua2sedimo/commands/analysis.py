@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from qua2sedimo.commands.app import StudyFolder, app
+from qua2sedimo.formats.text import command
 from qua2sedimo.terminal.console import console, interval, say
 from qua2sedimo.terminal.progress import progress
 
@@ -41,7 +42,7 @@ def fit(
         say(f"{name:<26} rank correlation {value.value:.3f}{ends}")
     if quality.noise_ceiling is not None:
         say(f"{'noise ceiling of labels':<26} {quality.noise_ceiling:.3f}")
-    say(f"Next: qua2sedimo explain {study}")
+    say(f"Next: {command('explain', study)}")
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -70,4 +71,4 @@ def explain(
         say("The folds do not agree on what costs most: measure more configurations.")
     names = f"{study / f'sensitivity.{tables.value}'}, {study / f'sensitivity-groups.{tables.value}'}"
     say(f"All options of all layers, and distributions by group: {names}")
-    say(f"Next: qua2sedimo choose {study} --bits 3.5")
+    say(f"Next: {command('choose', study, '--bits', 3.5)}")

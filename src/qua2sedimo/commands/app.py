@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
 from qua2sedimo import zoo
+from qua2sedimo.denoisers.loading import Loading
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.images.ledger import LEARNING, OBSERVED
 from qua2sedimo.study.settings import SAMPLERS, Effort, RoundingName, StudySettings
@@ -38,7 +40,10 @@ ExportFolder = Annotated[Path, typer.Argument(help="The folder of an exported mo
 Bits = Annotated[float, typer.Option(help="Average bits per weight, all overhead included.", min=1.0, max=16.0)]
 Model = Annotated[
     str,
-    typer.Argument(help=f"Shipped model ({', '.join(zoo.ENTRIES)}), pipeline folder, or hub name.", metavar="MODEL"),
+    typer.Argument(
+        help=f"Shipped model ({', '.join(zoo.ENTRIES)}), pipeline folder, .safetensors file, or hub name.",
+        metavar="MODEL",
+    ),
 ]
 StudyPrompts = Annotated[
     list[str] | None,
@@ -166,6 +171,7 @@ def settings_for(
     keep: list[str] | None = None,
     rounding: str | None = None,
     observe: int | None = None,
+    loading: Loading = Loading(),
 ) -> StudySettings:
     """The settings of a new study; shipped models bring their own inputs and arguments."""
     entry = zoo.ENTRIES.get(model)
@@ -174,13 +180,15 @@ def settings_for(
         raise Qua2SeDiMoError(f"--rounding: '{rounding}' is unknown", f"Known: {', '.join(get_args(RoundingName))}.")
     changed: dict[str, Any] = {} if observe is None else {"observe": observe}
     return StudySettings(
-        model=model if entry or not Path(model).exists() else str(Path(model).resolve()),
+        # Not resolved: a file in the hub's cache is a symlink to one without a name.
+        model=model if entry or not Path(model).expanduser().exists() else str(Path(model).expanduser().absolute()),
         component=component,
         inputs=inputs_of(prompts) or (list(entry.inputs) if entry else []),
         arguments={**(entry.arguments if entry else {}), **given},
         images=images,
         options=options,
         rounding=rounding,  # type: ignore[arg-type]
+        **asdict(loading),
         **changed,
         keep=keep or [],
         seed=seed,

@@ -19,7 +19,7 @@ _PANEL = "Measure"
 def observe(study: StudyFolder) -> None:
     """Generate images in full precision and keep what each layer sees, for rounding; other commands do it when they
     need it."""
-    from qua2sedimo.formats.text import size_text
+    from qua2sedimo.formats.text import command, size_text
     from qua2sedimo.study import Study
 
     opened = Study(study)
@@ -30,7 +30,7 @@ def observe(study: StudyFolder) -> None:
     gradients = "with gradients" if found.index.gradients else "without gradients, which did not fit into memory"
     say(
         f"{found.index.images} images, {len(found.sources)} inputs of {units} layers, {gradients}: "
-        f"{size_text(nbytes)} in {found.folder}. Next: qua2sedimo quantize {study}"
+        f"{size_text(nbytes)} in {found.folder}. Next: {command('quantize', study)}"
     )
     for unit, note in found.notes().items():
         say(f"{unit}: {note}")
@@ -39,7 +39,7 @@ def observe(study: StudyFolder) -> None:
 @app.command(rich_help_panel=_PANEL)
 def quantize(study: StudyFolder) -> None:
     """Quantize every layer under every option, once; other commands do it when they need it."""
-    from qua2sedimo.formats.text import size_text
+    from qua2sedimo.formats.text import command, size_text
     from qua2sedimo.study import Study
 
     opened = Study(study)
@@ -49,7 +49,7 @@ def quantize(study: StudyFolder) -> None:
     options = sum(map(len, opened.workspace.space.options.values()))
     say(
         f"{options} options of {len(opened.workspace.space.layers)} layers in {study / 'bank'}: {size_text(nbytes)}. "
-        f"Next: qua2sedimo measure {study}"
+        f"Next: {command('measure', study)}"
     )
 
 
@@ -64,6 +64,7 @@ def measure(
     again: Annotated[bool, typer.Option("--again", help="Also retry configurations that failed before.")] = False,
 ) -> None:
     """Measure random configurations; run the same command again to resume."""
+    from qua2sedimo.formats.text import command
     from qua2sedimo.images.generate import has_safety_checker
     from qua2sedimo.study import Study
     from qua2sedimo.study.stages.measure import check_samples
@@ -77,14 +78,14 @@ def measure(
         say(SAFETY_CHECKER)
     failed = opened.workspace.records.failed("sample")
     if failed:
-        say(f"{len(failed)} failed: `qua2sedimo records {study}` lists their errors, --again retries them.")
+        say(f"{len(failed)} failed: `{command('records', study)}` lists their errors, --again retries them.")
     if not records:
         raise Qua2SeDiMoError(f"{study}: no configuration could be measured; the first: {failed[0].error}")
     objective = opened.workspace.objective
     best = max(records, key=objective.gain)
     say(
         f"{len(records)} configurations in {study / 'records.db'}; best {objective.text} {objective.value(best):.2f} "
-        f"at {best.average_bits:.2f} bits. Next: qua2sedimo fit {study}"
+        f"at {best.average_bits:.2f} bits. Next: {command('fit', study)}"
     )
 
 

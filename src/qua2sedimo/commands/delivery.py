@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,8 @@ from qua2sedimo.commands.app import (
     inputs_of,
     pipeline_arguments,
 )
+from qua2sedimo.commands.loading import with_loading
+from qua2sedimo.denoisers.loading import Loading
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.terminal.console import errors, interval, say
 from qua2sedimo.terminal.progress import progress
@@ -56,8 +59,8 @@ def export(
 
 
 _HOW = {
-    "torchao": "quantize_(denoiser, config_from_dict(json.load(open('{out}'))), filter_fn=None)",
-    "gguf": 'sd-cli -M convert -m MODEL -o OUT.gguf --type f16 --tensor-type-rules "$(cat {out})"',
+    "torchao": "quantize_(denoiser, config_from_dict(json.load(open({python}))), filter_fn=None)",
+    "gguf": 'sd-cli -M convert -m MODEL -o OUT.gguf --type f16 --tensor-type-rules "$(cat {shell})"',
 }
 
 
@@ -89,10 +92,11 @@ def recipe(
         f"{out}: {made.weights / 1e6:.2f} M weights, {made.average_bits:.2f} bits in {form}'s types; "
         f"{chosen.average_bits:.2f} bits here"
     )
-    say(_HOW[form].format(out=out))
+    say(_HOW[form].format(python=repr(str(out)), shell=shlex.quote(str(out))))
 
 
 @app.command(rich_help_panel=_PANEL)
+@with_loading
 def generate(
     folder: Annotated[Path, typer.Argument(help="The folder of an exported model, or any pipeline.", metavar="OUT")],
     prompt: Prompts = None,
@@ -100,6 +104,8 @@ def generate(
     count: Annotated[int, typer.Option(help="Number of pictures.", min=1)] = 1,
     seed: Seed = 0,
     to: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("pictures"),
+    *,
+    loading: Loading,
 ) -> None:
     """Generate pictures with an exported model."""
     from PIL import Image
@@ -112,7 +118,7 @@ def generate(
     inputs, asked = inputs_of(prompt), pipeline_arguments(arguments)
     check_writable(to / "0000.png")
     called = {**_exported(folder).get("arguments", {}), **asked}
-    pipeline = load_pipeline(str(folder))
+    pipeline = load_pipeline(str(folder), loading)
     check_arguments(pipeline, called)
     check_inputs(pipeline, inputs)
     total = max(count, len(inputs))
@@ -131,6 +137,7 @@ def generate(
 
 
 @app.command(rich_help_panel=_PANEL)
+@with_loading
 def evaluate(
     folder: ExportFolder,
     prompt: Prompts = None,
@@ -144,6 +151,8 @@ def evaluate(
         typer.Option(help="The model it was made from, if OUT does not say where that is."),
     ] = None,
     seed: Seed = 0,
+    *,
+    loading: Loading,
 ) -> None:
     """Compare an exported model with the model it was made from, on the same noise.
 
@@ -162,7 +171,7 @@ def evaluate(
     generation = Generation(inputs_of(prompt) or extra.get("inputs", []), called, seed)
     check_comparable(names, model)
     with progress() as report:
-        found = evaluate_export(folder, model, generation, names, images, report)
+        found = evaluate_export(folder, model, generation, names, images, report, loading)
     for name in names:
         entry, estimate = known.metric(name), found.metrics[name]
         ends = f"95 %: {interval(estimate, '.4g')}, " if interval(estimate) else ""

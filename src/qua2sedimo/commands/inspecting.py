@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from qua2sedimo.commands.app import Arguments, AsJson, Component, StudyFolder, app, pipeline_arguments
+from qua2sedimo.commands.loading import with_loading
+from qua2sedimo.denoisers.loading import Loading, OffloadName
 from qua2sedimo.terminal.console import console, say
 from qua2sedimo.terminal.progress import progress
 
@@ -19,11 +21,13 @@ _PANEL = "Inspect"
 
 
 @app.command(rich_help_panel=_PANEL)
+@with_loading
 def inspect(
     model: Annotated[
         str,
         typer.Argument(
-            help="Shipped model, pipeline or denoiser folder, hub name, or config.json; with --options also a study.",
+            help="Shipped model, pipeline or denoiser folder, .safetensors file, hub name, or config.json; with "
+            "--options also a study.",
             metavar="MODEL",
         ),
     ],
@@ -45,6 +49,8 @@ def inspect(
         typer.Option(help='Inputs of the denoiser, e.g. `{"sample": {"shape": [1, 4, 64, 64]}}`.', metavar="FILE.json"),
     ] = None,
     arguments: Arguments = "{}",
+    *,
+    loading: Loading,
 ) -> None:
     """List the weight layers of a model: operation, shape, and bytes under each option."""
     from qua2sedimo.inspection import check_graph_file, denoiser_named, inspected, write_graph
@@ -57,9 +63,9 @@ def inspect(
         console.print(_of_study(Path(model), options))
         return
     if options is not None:
-        console.print(layer_options_table(denoiser_named(model, component), options, option_set))
+        console.print(layer_options_table(denoiser_named(model, component, loading), options, option_set))
         return
-    seen = inspected(model, option_set, component, pipeline_arguments(arguments), inputs)
+    seen = inspected(model, option_set, component, pipeline_arguments(arguments), inputs, loading)
     if graph is not None:
         write_graph(seen.graph, graph)
     if as_json:
@@ -111,13 +117,19 @@ def metrics(
 def plan(
     study: StudyFolder,
     configs: Annotated[int, typer.Option(help="Configurations to measure in total.", min=1)] = 100,
+    device: Annotated[str | None, typer.Option(help="Try this device instead of that of study.yaml.")] = None,
+    offload: Annotated[str, typer.Option(help="Try offloading: model, group, sequential.")] = "none",
     as_json: AsJson = False,
 ) -> None:
     """Estimate how long measuring takes on this machine, from a short trial."""
+    from qua2sedimo.formats.text import command
     from qua2sedimo.study import Study
     from qua2sedimo.terminal.plan import plan_tables
 
-    opened = Study(study)
+    opened, asked = Study(study), Loading(device=device, offload=cast(OffloadName, offload))
+    asked.check()
+    settings = opened.workspace.settings
+    opened.workspace.settings = settings.placed_as(settings.model_copy(update={"device": device, "offload": offload}))
     with progress() as report:
         made = opened.plan(configs, progress=report)
     if as_json:
@@ -125,4 +137,4 @@ def plan(
         return
     for table in plan_tables(made):
         console.print(table)
-    say(f"Next: qua2sedimo measure {study} --configurations {configs}")
+    say(f"Next: {command('measure', study, '--configurations', configs)}")

@@ -18,6 +18,7 @@ from qua2sedimo.commands.app import (
     workers_of,
 )
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.text import command
 from qua2sedimo.terminal.console import console, say
 from qua2sedimo.terminal.progress import progress
 
@@ -82,13 +83,13 @@ def figures(
     folder = out or study / ("figures" if other is None else f"figures-with-{other.resolve().name}")
     names = _different_names(study, other) if other is not None else ()
     check_writable(folder / "captions.md")
-    asked = f" --bits {bits:g}" if bits is not None else ""
-    command = f"qua2sedimo figures {study.name} --format {form}{asked}"
+    asked = ["--bits", f"{bits:g}"] if bits is not None else []
+    words = ["figures", study.name, "--format", form, *asked]
     if other is None:
-        paths = write_figures(_kept(study, bits), folder, form, [command])
+        paths = write_figures(_kept(study, bits), folder, form, [command(*words)])
     else:
         both = {name: _kept(path, bits) for name, path in zip(names, (study, other))}
-        paths = write_two_studies(both, folder, form, [f"{command} --compare {other.name}"])
+        paths = write_two_studies(both, folder, form, [command(*words, "--compare", other.name)])
     for path in paths:
         say(str(path))
 
@@ -99,8 +100,8 @@ def _kept(study: Path, bits: float | None) -> ReportData:
     from qua2sedimo.study import Study
 
     data, missing = kept_data(Study(study).workspace, bits)
-    for what, command in missing:
-        say(f"{study} does not show {what} yet: qua2sedimo {command}")
+    for what, missing_command in missing:
+        say(f"{study} does not show {what} yet: {missing_command}")
     return data
 
 

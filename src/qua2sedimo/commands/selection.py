@@ -10,6 +10,7 @@ import typer
 
 from qua2sedimo.commands.app import RayAddress, StudyFolder, WorkerCount, app, workers_of
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.text import command
 from qua2sedimo.terminal.console import console, say
 from qua2sedimo.terminal.progress import progress
 
@@ -240,7 +241,7 @@ def frontier(
     figure = write_frontier(frontier_points(points), objective, study / "frontier.svg")
     say(f"{study / 'frontier.json'}, {figure}")
     near = min((p for p in points if p.efficient), key=lambda p: abs(p.average_bits - _USUAL))
-    say(f"Next: qua2sedimo export {study} OUT --point {near.name}")
+    say(f"Next: {command('export', study, 'OUT', '--point', near.name)}")
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -274,4 +275,4 @@ def _print_place(choice: Choice, path: Path) -> None:
 
 
 def _print_next(study: Study, path: Path) -> None:
-    say(f"Next: qua2sedimo export {study.folder} OUT --choice {path.stem}")
+    say(f"Next: {command('export', study.folder, 'OUT', '--choice', path.stem)}")

@@ -36,6 +36,8 @@ from qua2sedimo.commands.app import (
     settings_for,
     workers_of,
 )
+from qua2sedimo.commands.loading import with_loading
+from qua2sedimo.denoisers.loading import Loading
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.study.settings import Effort, StudySettings
 from qua2sedimo.terminal.console import console, say
@@ -65,6 +67,7 @@ def demo(
 
 
 @app.command(rich_help_panel=_PANEL)
+@with_loading
 def run(
     model: Model,
     study: StudyFolder,
@@ -82,13 +85,19 @@ def run(
     seed: Seed = 0,
     workers: WorkerCount = None,
     ray: RayAddress = None,
+    batch: Batch = None,
+    *,
+    loading: Loading,
 ) -> None:
     """Do everything for your own pipeline: measure, search, fit, export, compare, report.
 
     Random configurations show which layers are sensitive; a search near the size, with up to twice as many images,
     finds the best configuration. Run the same command again to resume.
     """
-    settings = settings_for(model, prompt, arguments, options, images, component, seed, keep, rounding, observe)
+    settings = settings_for(
+        model, prompt, arguments, options, images, component, seed, keep, rounding, observe, loading
+    )  # fmt: skip
+    settings = measured_by(settings, "spread", None, None, batch)
     _everything(study, settings, bits, configurations, workers_of(workers, ray), effort=effort_of(effort))
 
 
@@ -140,6 +149,7 @@ def _everything(
 
 
 @app.command(rich_help_panel=_PANEL)
+@with_loading
 def init(
     model: Model,
     study: StudyFolder,
@@ -156,13 +166,18 @@ def init(
     listed: ListFile = None,
     metric: Metrics = None,
     batch: Batch = None,
+    *,
+    loading: Loading,
 ) -> None:
     """Make a study folder with its study.yaml, to edit and to measure stage by stage."""
+    from qua2sedimo.formats.text import command
     from qua2sedimo.images.generate import has_safety_checker
     from qua2sedimo.study import Study
 
-    settings = settings_for(model, prompt, arguments, options, images, component, seed, keep, rounding, observe)
+    settings = settings_for(
+        model, prompt, arguments, options, images, component, seed, keep, rounding, observe, loading
+    )  # fmt: skip
     made = Study.create(study, measured_by(settings, sampler, listed, metric, batch))
     if has_safety_checker(made.workspace.pipeline):
         say(SAFETY_CHECKER)
-    say(f"{study / 'study.yaml'}: {len(made.workspace.settings.inputs)} inputs. Next: qua2sedimo measure {study}")
+    say(f"{study / 'study.yaml'}: {len(made.workspace.settings.inputs)} inputs. Next: {command('measure', study)}")

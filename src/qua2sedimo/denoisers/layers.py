@@ -12,6 +12,7 @@ from torch import nn
 
 from qua2sedimo.denoisers.blocks import block_of
 from qua2sedimo.denoisers.names import operation_type
+from qua2sedimo.denoisers.offload import registered_hook, waiting_weight
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.document import STRICT
 
@@ -83,8 +84,12 @@ def shared_modules(denoiser: nn.Module) -> list[tuple[str, ...]]:
 
 
 def weight_of(module: nn.Module) -> torch.Tensor:
-    """The module's weight [out, in, …], detached."""
-    weight = module.weight
+    """The module's weight [out, in, …], detached; where it is offloaded, the one that is moved in for a call.
+
+    Offloading replaces tensors, so a weight to be written is looked up each time.
+    """
+    waiting = waiting_weight(module)
+    weight = module.weight if waiting is None else waiting
     assert isinstance(weight, torch.Tensor)
     return weight.detach()
 
@@ -121,23 +126,43 @@ def weight_layers(denoiser: nn.Module) -> dict[str, WeightLayer]:
 
 
 def refuse_unsuitable(denoiser: nn.Module) -> None:
-    """Raise :class:`Qua2SeDiMoError` if the denoiser is already quantized or has layers wrapped by adapters."""
+    """Raise :class:`Qua2SeDiMoError` if the denoiser is already quantized, is cast layer by layer, or has adapters."""
+    name = type(denoiser).__name__
     if getattr(denoiser, "hf_quantizer", None) is not None or getattr(denoiser, "is_quantized", False):
         raise Qua2SeDiMoError(
-            f"{type(denoiser).__name__} is already quantized", "Load the unquantized checkpoint instead."
+            f"{name} is already quantized", "Load the unquantized checkpoint, without quantization_config."
         )
-    computed = [name for name, m in weight_modules(denoiser).items() if not isinstance(m.weight, nn.Parameter)]
-    if computed:
+    cast = [place for place, module in denoiser.named_modules() if registered_hook(module, "layerwise_casting")]
+    if cast:
         raise Qua2SeDiMoError(
-            f"{type(denoiser).__name__} is already quantized: the weight of '{computed[0]}' is not a parameter",
-            "Start from the unquantized pipeline, or call qua2sedimo.dequantize(denoiser).",
+            f"{name} is cast layer by layer: '{cast[0]}' stores its weights in another dtype than it computes in",
+            "Load the pipeline again, without enable_layerwise_casting.",
         )
-    wrapped = [name for name, m in denoiser.named_modules() if hasattr(m, "base_layer")]
+    wrapped = [place for place, m in denoiser.named_modules() if hasattr(m, "base_layer")]
     if wrapped:
         raise Qua2SeDiMoError(
             f"layer '{wrapped[0]}' is wrapped by an adapter (LoRA)",
             "Fuse or unload the adapters first: pipeline.fuse_lora() or pipeline.unload_lora_weights().",
         )
+    for place, module in weight_modules(denoiser).items():
+        found = _foreign(module)
+        if found:
+            raise Qua2SeDiMoError(
+                f"{name} is already quantized: the weight of '{place}' is {found}",
+                "Start from the unquantized pipeline, or, if this package packed it, qua2sedimo.dequantize(denoiser).",
+            )
+
+
+def _foreign(module: nn.Module) -> str:
+    """What a module's weight is, if it is no plain parameter of floats of 16 bits or more; empty if it is one."""
+    weight = module.weight
+    if not isinstance(weight, nn.Parameter):
+        return "not a parameter"
+    if type(weight) is not nn.Parameter or type(weight.data) is not torch.Tensor:  # of bitsandbytes, gguf, torchao, …
+        return f"a {type(weight if type(weight) is not nn.Parameter else weight.data).__name__}"
+    if not weight.is_floating_point() or weight.element_size() < 2:
+        return f"stored as {str(weight.dtype).removeprefix('torch.')}"
+    return ""
 
 
 def refuse_without_weights(denoiser: nn.Module) -> None:

@@ -2,82 +2,124 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from qua2sedimo import zoo
+from qua2sedimo.denoisers.layers import refuse_unsuitable, refuse_without_weights
+from qua2sedimo.denoisers.loading import Loading, save_memory
+from qua2sedimo.denoisers.offload import placed, refuse_hooks
+from qua2sedimo.denoisers.single_file import load_file
+from qua2sedimo.denoisers.stored import (
+    DENOISERS,
+    FAILURES,
+    INDEX,
+    as_loaded,
+    check_loaded,
+    checkpoint_of,
+    class_in,
+    denoisers_in,
+    dtype_for,
+    dtype_of,
+    first_line,
+    read_index,
+    refuse_own_code,
+    refuse_reported,
+    variant_for,
+)
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import read_json
-from qua2sedimo.formats.tensorfiles import WEIGHTS, Checkpoint
+from qua2sedimo.formats.tensorfiles import Checkpoint
+from qua2sedimo.system.memory import is_out_of_memory, within_memory
+from qua2sedimo.system.notes import note
 from qua2sedimo.system.quiet import quiet
 
-#: Names of denoisers among a pipeline's components, in the order of preference.
-DENOISERS = ("transformer", "unet", "transformer_2", "prior", "decoder")
 
+def load_pipeline(model: str, loading: Loading = Loading(), device: str | None = None) -> Any:
+    """Load a diffusers pipeline by zoo name, local folder, single file or hub name, and place it on its device.
 
-def load_pipeline(model: str, dtype: torch.dtype = torch.float32, device: str | None = None) -> Any:
-    """Load a diffusers pipeline by zoo name, local folder, or hub name.
-
-    Raises :class:`Qua2SeDiMoError` if it is none of these or cannot be loaded.
+    ``device`` takes the place of the one in ``loading``. Raises :class:`Qua2SeDiMoError` if it is none of these, cannot
+    be loaded, lacks weights, or does not fit into memory.
     """
+    loading = loading if device is None else replace(loading, device=device)
+    loading.check()
+    path = _local(model)
+    with within_memory(f"'{model}' does not fit into memory"):
+        if path is not None and path.is_file():
+            pipeline = load_file(path, loading)
+        else:
+            pipeline = _from_folder(model, path or _downloaded(model, loading), loading)
+        pipeline.set_progress_bar_config(disable=True)
+        with quiet():  # casts and devices that diffusers warns of are those that were asked for
+            save_memory(pipeline, loading)
+            return placed(pipeline, loading)
+
+
+def _local(model: str) -> Path | None:
+    """The folder or file that a model's name means; None for a name on the hub."""
+    if model in zoo.ENTRIES:
+        return zoo.ENTRIES[model].folder
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    if model.count("/") > 1 or model.startswith((".", "/", "~")):
+        raise Qua2SeDiMoError(f"{model}: no such folder", "Check the path.")
+    if "/" not in model:
+        raise Qua2SeDiMoError(
+            f"unknown model '{model}'",
+            f"Pass a zoo name ({', '.join(zoo.ENTRIES)}), a pipeline folder or file, or a hub name OWNER/NAME.",
+        )
+    return None
+
+
+def _downloaded(model: str, loading: Loading) -> Path:
+    """The folder of a hub name's files in the hub's cache; what is missing is downloaded."""
     from diffusers import DiffusionPipeline
 
-    if model in zoo.ENTRIES:
-        pipeline = zoo.load(model, dtype)
-    else:
-        folder = Path(model).expanduser()
-        if folder.exists():
-            _check_pipeline_folder(folder)
-        elif model.count("/") > 1 or model.startswith((".", "/", "~")):
-            raise Qua2SeDiMoError(f"{model}: no such folder", "Check the path.")
-        elif "/" not in model:
-            raise Qua2SeDiMoError(
-                f"unknown model '{model}'",
-                f"Pass a zoo name ({', '.join(zoo.ENTRIES)}), a pipeline folder, or a hub name OWNER/NAME.",
-            )
-        try:
-            with quiet():
-                pipeline = DiffusionPipeline.from_pretrained(
-                    str(folder) if folder.exists() else model, torch_dtype=dtype
-                )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-            raise Qua2SeDiMoError(
-                f"cannot load pipeline '{model}': {_first_line(error)}",
-                "Check the name and the network, or download the pipeline and pass its folder.",
-            ) from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device or default_device())
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def default_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _check_pipeline_folder(folder: Path) -> None:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        bare = ", it has a denoiser without its pipeline" if (folder / "config.json").is_file() else ""
-        raise Qua2SeDiMoError(
-            f"{folder} is not a diffusers pipeline: model_index.json is missing{bare}",
-            "Pass the folder that DiffusionPipeline.save_pretrained wrote.",
-        )
     try:
-        json.loads(index.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise Qua2SeDiMoError(f"{index} is damaged: {error}", "Save or download the pipeline again.") from error
+        with quiet():
+            return Path(DiffusionPipeline.download(model, revision=loading.revision, variant=loading.variant))
+    except FAILURES as error:
+        if "custom code" in str(error) or "trust_remote_code" in str(error):
+            refuse_own_code(model, "Python files on the hub")
+        raise Qua2SeDiMoError(
+            f"cannot load pipeline '{model}': {first_line(error)}",
+            "Check name, revision, variant and the network, or download the pipeline and pass its folder.",
+        ) from error
+
+
+def _from_folder(model: str, folder: Path, loading: Loading) -> Any:
+    """The pipeline in a folder, on the CPU, with all weights."""
+    from diffusers import DiffusionPipeline
+
+    index = read_index(folder)
+    variant, remark = variant_for(folder, index, loading.variant)
+    if remark:
+        note(remark)
+    try:  # the headers of its files are read, which may be damaged
+        dtype = loaded_dtype(str(folder), loading)
+    except Qua2SeDiMoError as error:
+        raise Qua2SeDiMoError(f"cannot load pipeline '{model}': {error.message}", error.remedy) from error
+    assert dtype is not None
+    try:
+        with quiet() as said:
+            pipeline = DiffusionPipeline.from_pretrained(str(folder), torch_dtype=dtype, variant=variant)
+    except FAILURES as error:
+        if is_out_of_memory(error):
+            raise
+        raise Qua2SeDiMoError(
+            f"cannot load pipeline '{model}': {first_line(error)}",
+            "Check that the folder is complete, and that its config.json files belong to its weights.",
+        ) from error
+    refuse_reported(str(folder), said)
+    for remark in check_loaded(pipeline, folder, variant, dtype):
+        note(remark)
+    return pipeline
 
 
 def denoisers_of(pipeline: Any) -> list[str]:
@@ -101,19 +143,67 @@ def denoiser_of(pipeline: Any, component: str | None = None) -> tuple[str, nn.Mo
     return names[0], module
 
 
-def denoiser_checkpoint(model: str, component: str | None = None) -> Checkpoint | None:
-    """The safetensors checkpoint of the denoiser of a zoo model or local pipeline folder, None if there is none.
+def denoiser_checkpoint(model: str, component: str | None = None, loading: Loading = Loading()) -> Checkpoint | None:
+    """The safetensors files of the denoiser of a zoo model or local pipeline folder, which give every tensor as
+    :func:`load_pipeline` loads it; None if there are no such files, or their tensors have other names.
 
     Raises :class:`Qua2SeDiMoError` if a shard is missing or damaged.
     """
+    folder, dtype = _folder(model), loaded_dtype(model, loading)
+    if folder is None or dtype is None:
+        return None
+    index = read_index(folder)
+    names = [component] if component else denoisers_in(index)
+    if not names:
+        return None
+    variant, _ = variant_for(folder, index, loading.variant)
+    return checkpoint_of(folder / names[0], variant, as_loaded(class_in(folder / names[0] / "config.json"), dtype))
+
+
+def loaded_dtype(model: str, loading: Loading) -> torch.dtype | None:
+    """The dtype that :func:`load_pipeline` loads a zoo model or local pipeline folder in; None for other models.
+
+    The zoo's files are in fp16 only to be small: its models were trained and are judged in fp32.
+    """
+    folder = _folder(model)
+    if folder is None:
+        return None
+    if loading.dtype == "auto" and folder in (entry.folder for entry in zoo.ENTRIES.values()):
+        return torch.float32
+    index = read_index(folder)
+    return dtype_for(folder, index, loading, variant_for(folder, index, loading.variant)[0])
+
+
+def _folder(model: str) -> Path | None:
+    """The folder of a zoo model or local pipeline; None for other models."""
     folder = zoo.ENTRIES[model].folder if model in zoo.ENTRIES else Path(model).expanduser()
-    if not (folder / "model_index.json").is_file():
-        return None
-    index = read_json(folder / "model_index.json")
-    names = [component] if component else [name for name in DENOISERS if index.get(name, [None])[0] is not None]
-    if not names or not any((folder / names[0]).glob(f"{WEIGHTS}*.safetensors*")):
-        return None
-    return Checkpoint(folder / names[0])
+    return folder if (folder / INDEX).is_file() else None
+
+
+def refuse_given(pipeline: Any, component: str | None) -> None:
+    """Raise :class:`Qua2SeDiMoError` if the denoiser of a pipeline in memory cannot be quantized as it is: it is
+    quantized, cast layer by layer, offloaded, has adapters, or has no weights."""
+    _, denoiser = denoiser_of(pipeline, component)
+    refuse_hooks(denoiser)
+    refuse_unsuitable(denoiser)
+    refuse_without_weights(denoiser)
+
+
+def check_given(pipeline: Any, component: str | None, loading: Loading) -> None:
+    """:func:`refuse_given`, and raise :class:`Qua2SeDiMoError` if ``loading`` asks for another dtype or place than a
+    pipeline in memory has: it is used as it is."""
+    refuse_given(pipeline, component)
+    _, denoiser = denoiser_of(pipeline, component)
+    remedy = "Leave the setting out, or change the pipeline before it is passed: it is used as it is."
+    dtype = dtype_of(denoiser)
+    if loading.dtype not in ("auto", dtype):
+        raise Qua2SeDiMoError(f"dtype: the pipeline that was passed is in {dtype}, not {loading.dtype}", remedy)
+    if loading.offload != "none":
+        raise Qua2SeDiMoError("offload: a pipeline that is passed in memory is not offloaded", remedy)
+    device = next(denoiser.parameters()).device
+    if loading.device is not None and torch.device(loading.device).type != device.type:
+        raise Qua2SeDiMoError(f"device: the pipeline that was passed is on {device}, not {loading.device}", remedy)
+    save_memory(pipeline, loading)
 
 
 @dataclass(frozen=True)
@@ -122,6 +212,11 @@ class Call:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+    def on_cpu(self) -> Call:
+        """The same call with all tensors in the CPU's memory."""
+        args, kwargs = tree_map(lambda x: x.cpu() if torch.is_tensor(x) else x, (self.args, self.kwargs))
+        return Call(args, kwargs)
 
 
 class _Captured(Exception):
@@ -146,7 +241,7 @@ def capture_call(pipeline: Any, denoiser: nn.Module, arguments: Mapping[str, Any
         return captured[0]
     except (TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
         raise Qua2SeDiMoError(
-            f"{type(pipeline).__name__} failed when called: {_first_line(error)}",
+            f"{type(pipeline).__name__} failed when called: {first_line(error)}",
             "Check the pipeline's arguments: --arguments, or 'arguments:' in study.yaml.",
         ) from error
     finally:

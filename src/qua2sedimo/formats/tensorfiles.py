@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +13,17 @@ from safetensors import SafetensorError, safe_open
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import read_json
+from qua2sedimo.formats.float8 import FLOAT8, scaled, scaling_of
 
 #: Base name of the weight files that diffusers writes.
 WEIGHTS = "diffusion_pytorch_model"
 #: Bytes per number of each float dtype of the format.
-FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, **dict.fromkeys(FLOAT8, 1)}
 _ITEM_SIZE = {
     **FLOATS, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 _MOST_HEADER_BYTES = 100_000_000
+_UNKNOWN_TYPE = "Start from the checkpoint in 16 bits, or download it again if this is it."
 DAMAGED_FILE = "The checkpoint is damaged or incomplete: download it or export it again."
 
 
@@ -59,12 +61,14 @@ def read_layout(path: Path) -> FileLayout:
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             if size < 8 or length > min(size - 8, _MOST_HEADER_BYTES):
-                raise Qua2SeDiMoError(f"{path} is truncated: {size} bytes do not hold its header", DAMAGED_FILE)
+                raise Qua2SeDiMoError(f"is truncated: {size} bytes do not hold its header", DAMAGED_FILE)
             header = json.loads(handle.read(length))
         metadata = dict(header.pop("__metadata__", None) or {})
         tensors = {name: _entry(entry) for name, entry in header.items()}
         offsets = sorted((*entry["data_offsets"], name) for name, entry in header.items())
         end = _end_of_data([(first, last, tensors[name].nbytes) for first, last, name in offsets])
+    except Qua2SeDiMoError as error:
+        raise Qua2SeDiMoError(f"{path} {error.message}", error.remedy) from error
     except OSError as error:
         raise Qua2SeDiMoError(f"cannot read {path}: {error.strerror or error}", DAMAGED_FILE) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -84,8 +88,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 def _entry(entry: dict) -> StoredTensor:
     shape = tuple(entry["shape"])
-    if entry["dtype"] not in _ITEM_SIZE or any(type(n) is not int or n < 0 for n in shape):
-        raise ValueError(f"tensor of type {entry['dtype']!r}, shape {list(shape)}")
+    if any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError(f"a tensor of shape {list(shape)}")
+    if entry["dtype"] not in _ITEM_SIZE:
+        raise Qua2SeDiMoError(f"holds tensors of type {entry['dtype']!r}, which is not known here", _UNKNOWN_TYPE)
     return StoredTensor(entry["dtype"], shape)
 
 
@@ -110,25 +116,43 @@ def all_tensors(layouts: Iterable[FileLayout]) -> dict[str, StoredTensor]:
     return found
 
 
-class Checkpoint:
-    """Reads the tensors of a diffusers model folder by name, one at a time, without building the model.
+def as_stored(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself."""
+    return tensor
 
-    Raises :class:`Qua2SeDiMoError` if there are no safetensors files, or one is missing, truncated or damaged.
+
+class Checkpoint:
+    """Reads the tensors of a diffusers model folder, or of one file, by name, one at a time, without building a model.
+
+    Weights in 8-bit floats with scales are multiplied by them, in fp32; the scales are no tensors of their own.
+    ``cast`` is applied to every tensor. Raises :class:`Qua2SeDiMoError` if there are no safetensors files, one is
+    missing, truncated or damaged, or weights are quantized in a way that is not known here.
     """
 
-    def __init__(self, folder: Path, variant: str | None = None) -> None:
-        self.folder = folder
-        self._file: dict[str, Path] = {}
-        for path in shard_files(folder, variant):
-            self._file |= dict.fromkeys(read_header(path), path)
+    def __init__(
+        self, place: Path, variant: str | None = None, cast: Callable[[str, torch.Tensor], torch.Tensor] = as_stored
+    ) -> None:
+        self.place, self._cast = place, cast
+        layouts = [read_layout(path) for path in ([place] if place.is_file() else shard_files(place, variant))]
+        self._file = {name: layout.path for layout in layouts for name in layout.tensors}
+        every = all_tensors(layouts)
+        types = {name: tensor.dtype for name, tensor in every.items()}
+        shapes = {name: tensor.shape for name, tensor in every.items()}
+        self.scaling = scaling_of(types, shapes, self._read, str(place))
+        #: The tensors of the model by name, as they are stored.
+        self.tensors = {name: tensor for name, tensor in every.items() if name not in self.scaling.others}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file
+        return name in self.tensors
 
     def __call__(self, name: str) -> torch.Tensor:
         """A copy of the tensor; the file is mapped only during the call, so none of its pages stay resident."""
-        if name not in self._file:
-            raise Qua2SeDiMoError(f"{self.folder} holds no tensor '{name}'", DAMAGED_FILE)
+        if name not in self.tensors:
+            raise Qua2SeDiMoError(f"{self.place} holds no tensor '{name}'", DAMAGED_FILE)
+        tensor, scale = self._read(name), self.scaling.scales.get(name)
+        return self._cast(name, tensor if scale is None else scaled(tensor, self._read(scale)))
+
+    def _read(self, name: str) -> torch.Tensor:
         try:
             with safe_open(self._file[name], "pt") as handle:
                 tensor: torch.Tensor = handle.get_tensor(name)

@@ -1,8 +1,15 @@
-"""Sizes in bytes as text, for the terminal and the report."""
+"""Sizes in bytes, and commands, as text, for the terminal, the report and messages."""
 
 from __future__ import annotations
 
+import shlex
+
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+
+
+def command(*words: object) -> str:
+    """A command of this program to copy into a shell: ``command("fit", folder)`` → ``qua2sedimo fit 'my study'``."""
+    return shlex.join(["qua2sedimo", *map(str, words)])
 
 
 def size_text(nbytes: float) -> str:

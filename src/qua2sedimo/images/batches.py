@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.images.generate import Generation, Generator, is_out_of_memory
+from qua2sedimo.images.generate import Generation, Generator
 from qua2sedimo.system.machine import release_memory
+from qua2sedimo.system.memory import is_out_of_memory, out_of_memory
 
 _STEPS = 2  # peak memory does not grow with steps; the second shows what the first keeps alive
 
@@ -42,5 +43,5 @@ def largest_fitting(attempt: Callable[[int], object], most: int) -> int:
                 raise
         release_memory()  # outside the handler, whose traceback holds the tensors of the failed call
         if batch == 1:
-            raise Qua2SeDiMoError("not even one image fits into memory", "Use smaller images, or a larger machine.")
+            raise out_of_memory("not even one image fits into memory")
         batch //= 2

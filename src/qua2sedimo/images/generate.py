@@ -13,6 +13,7 @@ import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.images.prompts import PromptMemory
+from qua2sedimo.system.memory import within_memory
 
 #: Images per pipeline call: the default, and the most that is tried.
 BATCH = 16
@@ -90,20 +91,13 @@ class Generator:
             arguments["batch_size"] = len(indices)
         return {**arguments, "generator": [self.generation.noise(i) for i in indices], "output_type": "np"}
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: what offloading moves within would be barred from gradients afterwards
     def _batch(self, indices: Sequence[int]) -> tuple[np.ndarray, bool]:
         """The images of one call, and whether it drew from a global generator."""
         seeded = _seeded(self.generation.number(indices[0], 1))
         with self._prompts.remembering(self.pipeline), without_safety_checker(self.pipeline), seeded as drew:
-            try:
+            with within_memory(f"{len(indices)} images at once do not fit into memory"):
                 output = self.pipeline(**self.call_arguments(indices))
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                raise Qua2SeDiMoError(
-                    f"{len(indices)} images at once do not fit into memory",
-                    "Set a smaller 'batch:' in study.yaml; it changes results only by rounding.",
-                ) from error
             drawn = drew()
         images = pictures(self.pipeline, output)
         if len(images) != len(indices):
@@ -162,14 +156,6 @@ def without_safety_checker(pipeline: Any) -> Iterator[None]:
         yield
     finally:
         vars(pipeline)["safety_checker"] = checker
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error reports that memory ran out, on any device."""
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
-    )
 
 
 @contextmanager

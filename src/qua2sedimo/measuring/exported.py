@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 
 from qua2sedimo import zoo
 from qua2sedimo.denoisers import load_pipeline
 from qua2sedimo.denoisers.hub_names import public_name
+from qua2sedimo.denoisers.loading import Loading, dtype_name
+from qua2sedimo.denoisers.pipelines import loaded_dtype
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.document import Document
 from qua2sedimo.formats.files import read_json
@@ -85,8 +89,9 @@ def export_digest(folder: Path) -> str:
 
 
 def evaluate_export(
-    folder: Path, model: str, generation: Generation, names: Sequence[str], images: int, progress: Progress
-) -> Evaluation:
+    folder: Path, model: str, generation: Generation, names: Sequence[str], images: int, progress: Progress,
+    loading: Loading = Loading(),
+) -> Evaluation:  # fmt: skip
     """Generate ``images`` images with the export in ``folder`` and with ``model``; compare them by metrics ``names``.
 
     They are from a block that no study fits or selects on. ``progress(done, total, what)`` is called after every batch.
@@ -95,8 +100,11 @@ def evaluate_export(
     check_comparable(names, model)
     more = images if any(metric(name).kind == "set" for name in names) else 0
     judged = EVALUATION.images(images + more)
-    full = _painted(model, generation, judged, partial(_report, progress, "full precision"))
-    own = _painted(str(folder), generation, judged[:images], partial(_report, progress, "exported model"))
+    packed = replace(loading, variant=None, revision=None, config=None)  # these are about the original's files
+    if loading.dtype == "auto":  # both in the dtype that the export's study measured in
+        loading = replace(loading, dtype=dtype_name(loaded_dtype(str(folder), packed) or torch.float32))
+    full = _painted(model, generation, judged, partial(_report, progress, "full precision"), loading)
+    own = _painted(str(folder), generation, judged[:images], partial(_report, progress, "exported model"), packed)
     known = model in zoo.ENTRIES
     references = References(full[:images], full[images:], zoo.reference_images(model) if known else None)
     inputs = [i for i in map(generation.input, judged[:images]) if i is not None]
@@ -122,8 +130,10 @@ def _report(progress: Progress, what: str, done: int, total: int) -> None:
     progress(done, total, what)
 
 
-def _painted(source: str, generation: Generation, images: range, report: Callable[[int, int], object]) -> np.ndarray:
-    pipeline = load_pipeline(source)
+def _painted(
+    source: str, generation: Generation, images: range, report: Callable[[int, int], object], loading: Loading
+) -> np.ndarray:
+    pipeline = load_pipeline(source, loading)
     check_arguments(pipeline, generation.arguments)
     check_inputs(pipeline, generation.inputs)
     return Generator(pipeline, generation)(images.start, images.stop, lambda done: report(done, len(images)))

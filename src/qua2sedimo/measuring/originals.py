@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qua2sedimo.denoisers import WeightLayer
+from qua2sedimo.denoisers.exact import bits, compact, same_bits
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.tensorfiles import WEIGHTS, Checkpoint
 
@@ -32,7 +33,7 @@ class Originals:
         self._copies: dict[str, torch.Tensor] = {}
         for name, weight in weights.items():
             read = self._read(name)
-            if read is not None and _same_bits(read, weight.cpu()):
+            if read is not None and same_bits(read, weight.cpu()):
                 self._checksums[name] = _checksum(read)
             else:
                 self._copies[name] = compact(weight)
@@ -91,24 +92,5 @@ def files_of(denoiser: nn.Module) -> Checkpoint | None:
         return None
 
 
-def compact(weight: torch.Tensor) -> torch.Tensor:
-    """A copy, in a 16-bit float dtype if one holds every number exactly."""
-    if weight.element_size() > 2:
-        for dtype in (torch.float16, torch.bfloat16):
-            small = weight.to(dtype)
-            if _same_bits(small.to(weight.dtype), weight):
-                return small
-    return weight.clone()
-
-
-def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Bitwise equal: signs of zeros count, and NaN equals itself."""
-    return a.shape == b.shape and torch.equal(_bits(a), _bits(b))
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
-
-
 def _checksum(tensor: torch.Tensor) -> int:
-    return zlib.crc32(_bits(tensor).numpy().data)
+    return zlib.crc32(bits(tensor).numpy().data)

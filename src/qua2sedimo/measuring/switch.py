@@ -29,11 +29,11 @@ class Switch:
     def __init__(
         self, denoiser: nn.Module, bank: Bank, layers: Mapping[str, WeightLayer], source: Source | None = None
     ) -> None:
-        modules = weight_modules(denoiser)
-        self._weights = {name: _places(modules, layers[name]) for name in bank.space.layers}
-        self.originals = Originals({name: places[0] for name, places in self._weights.items()}, source)
+        self._modules = weight_modules(denoiser)
+        self._units = {name: layers[name] for name in bank.space.layers}
+        self.originals = Originals({name: self._tensors(name)[0] for name in self._units}, source)
         self._bank = bank
-        self._current: dict[str, Option | str | None] = dict.fromkeys(self._weights)
+        self._current: dict[str, Option | str | None] = dict.fromkeys(self._units)
 
     def apply(self, configuration: Mapping[str, Option]) -> int:
         """Write the weights of ``configuration``; returns the number of units rewritten.
@@ -41,10 +41,10 @@ class Switch:
         Layers that it does not name get full precision. Raises :class:`Qua2SeDiMoError` if it names an unknown layer.
         After any error, :meth:`restore` restores the units written before it.
         """
-        unknown = [name for name in configuration if name not in self._weights]
+        unknown = [name for name in configuration if name not in self._units]
         if unknown:
             raise Qua2SeDiMoError(f"configuration names layer '{unknown[0]}', which is not in the search space")
-        wanted = {name: configuration.get(name) for name in self._weights}
+        wanted = {name: configuration.get(name) for name in self._units}
         changed = [(name, option) for name, option in wanted.items() if self._current[name] != option]
         # A write that failed leaves a unit in an unknown state: restore must rewrite it.
         self._current |= dict.fromkeys((name for name, _ in changed), _UNCERTAIN)
@@ -55,7 +55,7 @@ class Switch:
     def write(self, name: str, value: QuantizedWeight | None) -> None:
         """Write any quantized weight into a unit, or its original weight for None."""
         self._current[name] = _UNCERTAIN
-        first, *copies = self._weights[name]
+        first, *copies = self._tensors(name)
         if value is None:
             first.copy_(self.originals(name))
             self._current[name] = None
@@ -70,7 +70,7 @@ class Switch:
 
     def _write(self, change: tuple[str, Option | None]) -> tuple[str, Option | None]:
         name, option = change
-        first, *copies = self._weights[name]
+        first, *copies = self._tensors(name)
         if option is None:
             first.copy_(self.originals(name))
         elif option in self._bank.space.options[name]:
@@ -82,8 +82,11 @@ class Switch:
             weight.copy_(first)
         return change
 
+    def _tensors(self, name: str) -> list[torch.Tensor]:
+        """The tensors that hold a unit's weight now: in its module, and in copies that are separate modules.
 
-def _places(modules: Mapping[str, nn.Module], layer: WeightLayer) -> list[torch.Tensor]:
-    """The tensors that hold the unit's weight: in its module, and in copies that are separate modules."""
-    copies = [replace(layer, module=name) for name in layer.copies if name in modules]
-    return [unit_weight(modules, place) for place in (layer, *copies)]
+        Offloading exchanges them at every call of the denoiser, so they are not kept.
+        """
+        layer = self._units[name]
+        copies = [replace(layer, module=copy) for copy in layer.copies if copy in self._modules]
+        return [unit_weight(self._modules, place) for place in (layer, *copies)]

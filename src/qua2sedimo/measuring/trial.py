@@ -99,7 +99,7 @@ def try_out(
     return Trial(medians[0], medians[1], medians[2], medians[3], overhead, len(measurer.images), (low, high))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def bare_seconds(generator: Generator, images: range, clock: Clock = time.perf_counter) -> float:
     """Seconds of the bare pipeline calls for these images."""
     batch = generator.batch

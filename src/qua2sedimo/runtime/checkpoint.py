@@ -31,6 +31,8 @@ from diffusers import ConfigMixin, DiffusionPipeline
 from torch import nn
 
 from qua2sedimo.denoisers import parse_unit, weight_of
+from qua2sedimo.denoisers.exact import compact, kept_exact
+from qua2sedimo.denoisers.stored import dtype_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import check_writable, read_json, write_json
 from qua2sedimo.formats.tensorfiles import all_tensors, read_layout
@@ -77,7 +79,8 @@ def save_packed(
     ``component`` names the pipeline's denoiser (None: ``transformer`` or ``unet``). ``values`` maps unit names to
     quantized weights; it is read once, in order, and may be a generator of pairs. ``copies`` (module name → names) are
     stored once. ``act_bits`` is the bit width of activations in the loaded model (None: not quantized). ``extra`` is
-    stored in ``qua2sedimo.json``. Other float tensors of the denoiser are stored in 16 bits. An earlier export in
+    stored in ``qua2sedimo.json``. Other float tensors of the denoiser are stored in 16 bits, but exactly if its class
+    keeps them in fp32. An earlier export in
     ``out`` is replaced.
 
     Raises :class:`Qua2SeDiMoError` and leaves ``out`` unchanged if it has other content, a weight does not fit its
@@ -93,18 +96,20 @@ def save_packed(
         if pipeline is not None and component is not None:
             _save_others(pipeline, component, denoiser, folder)
         size, version = _write_denoiser(denoiser, values, copies, act_bits, folder / (component or ""))
-        write_json(folder / INFO, _info(component, size, version, extra or {}))
+        write_json(folder / INFO, _info(component, size, version, dtype_of(denoiser), extra or {}))
     return size
 
 
-def _info(component: str | None, size: PackedSize, version: int, extra: Mapping[str, Any]) -> dict[str, Any]:
+def _info(
+    component: str | None, size: PackedSize, version: int, dtype: str, extra: Mapping[str, Any]
+) -> dict[str, Any]:  # fmt: skip
     try:
         json.dumps(extra)
     except (TypeError, ValueError) as error:
         raise Qua2SeDiMoError(f"extra provenance cannot be written as JSON: {error}") from error
     sizes = {"average_bits": size.average_bits, **asdict(size)}
     versions = {"format_version": version, "diffusers": diffusers.__version__}
-    return {**versions, "component": component, **sizes, "extra": dict(extra)}
+    return {**versions, "component": component, "dtype": dtype, **sizes, "extra": dict(extra)}
 
 
 def _write_denoiser(
@@ -132,9 +137,11 @@ def _write_denoiser(
     half = torch.bfloat16 if denoiser.dtype == torch.bfloat16 else torch.float16
     copied = {copy for names in same.values() for copy in names}
     packed = {f"{name}.weight" for name in (*stored, *copied)} | {f"{name}.bias" for name in copied}
+    exact = kept_exact(denoiser)
     for name, tensor in model_tensors(denoiser):
         if name not in packed:
-            writer.add(name, _in_16_bits(name, tensor, half))
+            whole = tensor.is_floating_point() and exact(name)
+            writer.add(name, compact(tensor) if whole else _in_16_bits(name, tensor, half))
     files = writer.close()
     table = LayerTable.of(modules, stored, same)
     config = json.loads(denoiser.to_json_string())

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from qua2sedimo.denoisers.layers import WEIGHT_MODULES
+from qua2sedimo.denoisers.offload import execution_device
 from qua2sedimo.statistics import RecordedCall
 
 #: Kept outputs of finished modules, one for each time that a forward runs the module.
@@ -60,7 +61,7 @@ class Replay:
     def __init__(self, denoiser: nn.Module, modules: Iterable[str], call: RecordedCall) -> None:
         """``modules`` that ``call`` does not run are dropped."""
         self._denoiser = denoiser
-        self._device = next(denoiser.parameters()).device
+        self._device = execution_device(denoiser)
         #: Module → how often a forward runs it, in the order in which modules begin.
         self.times: dict[str, int] = {}
         #: Module → bytes of its outputs.
@@ -77,7 +78,7 @@ class Replay:
                 handle.remove()
         self._outputs: Outputs = {}
         self._called: dict[str, int] = {}
-        self._stubbed: list[str] = []
+        self._stubbed: dict[str, Any] = {}  # module → the forward that hooks of others gave it, None without any
 
     def _begun(self, name: str) -> None:
         self.times[name] = self.times.get(name, 0) + 1
@@ -117,11 +118,14 @@ class Replay:
             kept = self._outputs[module][number]
             return pytree.tree_map(lambda leaf: leaf.to(self._device) if torch.is_tensor(leaf) else leaf, kept)
 
-        vars(self._denoiser.get_submodule(module))["forward"] = stub
-        self._stubbed.append(module)
+        own = vars(self._denoiser.get_submodule(module))
+        self._stubbed[module] = own.get("forward")
+        own["forward"] = stub
 
     def release(self, modules: Iterable[str] | None = None) -> None:
         """These modules, by default all, compute again."""
         for module in list(self._stubbed if modules is None else modules):
-            vars(self._denoiser.get_submodule(module)).pop("forward", None)
-            self._stubbed.remove(module)
+            before, own = self._stubbed.pop(module), vars(self._denoiser.get_submodule(module))
+            del own["forward"]
+            if before is not None:
+                own["forward"] = before

@@ -17,9 +17,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from qua2sedimo.denoisers import capture_call
+from qua2sedimo.denoisers.offload import execution_device
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import write_via
-from qua2sedimo.images.generate import Generator, is_out_of_memory, without_safety_checker
+from qua2sedimo.images.generate import Generator, without_safety_checker
+from qua2sedimo.system.memory import within_memory
 
 #: Of a batch with at least this many calls, every other one is kept: more images tell more than more steps of each.
 _MANY = 6
@@ -37,7 +39,7 @@ class RecordedCall:
 
     def run(self, denoiser: nn.Module) -> list[torch.Tensor]:
         """Call the denoiser again; returns its floating-point outputs, shaped as the cotangents."""
-        device = next(denoiser.parameters()).device
+        device = execution_device(denoiser)
         args, kwargs = pytree.tree_map(lambda leaf: leaf.to(device) if torch.is_tensor(leaf) else leaf,
                                        (self.args, self.kwargs))  # fmt: skip
         return outputs_of(denoiser(*args, **kwargs))
@@ -146,15 +148,10 @@ def _calls(generator: Generator, denoiser: nn.Module, indices: range) -> list[Re
             recorder.stepping(pipeline),
             torch.enable_grad(),
             torch.random.fork_rng(range(torch.cuda.device_count())),
+            within_memory(f"{len(indices)} images at once do not fit into memory"),
         ):
             torch.manual_seed(generator.generation.number(indices.start, 1))
             function(**generator.call_arguments(indices))
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise Qua2SeDiMoError(
-            f"{len(indices)} images at once do not fit into memory", "Set a smaller 'batch:' in study.yaml."
-        ) from error
     finally:
         hook.remove()
     return recorder.finished()

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from qua2sedimo.denoisers import WeightLayer
-from qua2sedimo.images.generate import is_out_of_memory
 from qua2sedimo.statistics.calls import RecordedCall, frozen
+from qua2sedimo.system.memory import is_out_of_memory
 
 #: From this many weights on, activations are computed again in the backward pass instead of kept.
 _LARGE = 300_000_000

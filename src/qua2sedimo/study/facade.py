@@ -9,6 +9,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from qua2sedimo import zoo
 from qua2sedimo.denoisers import denoiser_of, load_pipeline
+from qua2sedimo.denoisers.layers import refuse_unsuitable
+from qua2sedimo.denoisers.pipelines import check_given
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.images.generate import check_arguments, check_inputs
 from qua2sedimo.images.latents import can_observe
@@ -19,6 +21,7 @@ from qua2sedimo.options import options_for
 from qua2sedimo.study import stages
 from qua2sedimo.study.settings import StudySettings
 from qua2sedimo.study.workspace import Workspace
+from qua2sedimo.system.memory import within_memory
 
 #: Inputs of a study whose user gave none.
 _INPUTS = 24
@@ -32,7 +35,8 @@ def _stage(function: Callable[Concatenate[Workspace, P], T]) -> Callable[Concate
 
     @functools.wraps(function)
     def method(self: Study, *args: P.args, **kwargs: P.kwargs) -> T:
-        return function(self.workspace, *args, **kwargs)
+        with within_memory(f"{self.folder}: this does not fit into memory"):
+            return function(self.workspace, *args, **kwargs)
 
     return method
 
@@ -69,14 +73,20 @@ class Study:
             there = StudySettings.load(path)
             if not settings.inputs:
                 settings = settings.model_copy(update={"inputs": there.inputs})
-            if not there.asks_the_same_as(settings):
+            if there.asks_the_same_as(settings):
+                if there != there.placed_as(settings):
+                    there.placed_as(settings).save(path)
+            else:
                 raise Qua2SeDiMoError(
                     f"{folder} holds a study of '{there.model}' with other settings",
                     "Choose another folder, or open this one with the stage commands.",
                 )
         else:  # a model that cannot be loaded leaves no folder behind
-            loaded = pipeline if pipeline is not None else load_pipeline(settings.model)
-            _, denoiser = denoiser_of(loaded, settings.component)
+            if pipeline is not None:
+                check_given(pipeline, settings.component, settings.loading)
+            loaded = pipeline if pipeline is not None else load_pipeline(settings.model, settings.loading)
+            denoiser = denoiser_of(loaded, settings.component)[1]
+            refuse_unsuitable(denoiser)
             if not settings.inputs:
                 settings = settings.model_copy(update={"inputs": varied_inputs(loaded, denoiser, _INPUTS)})
             check_inputs(loaded, settings.inputs)

@@ -6,17 +6,21 @@ import difflib
 import hashlib
 import json
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from qua2sedimo.denoisers.loading import DtypeName, Loading, OffloadName
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import write_text
 from qua2sedimo.images.ledger import LEARNING, OBSERVED
 
 _BATCH_OF_VERSION_1 = 16
+_PLACING = ("device", "offload", "vae_slicing")  # where and how a model runs, which may change from call to call
+_OPTIONAL = ("configurations", "variant", "revision", "config", "vae_tiling")
 
 SamplerName = Literal["spread", "stratified", "paper", "singles", "list"]
 RoundingName = Literal["nearest", "compensated"]
@@ -37,6 +41,9 @@ class StudySettings(BaseModel):
     ``observe``: images that these statistics are taken from, ``auto`` for 128 of a small denoiser, 24 of a large one;
     ``observe_inputs``: what they show in turn with the study's inputs, ``auto`` for varied prompts or classes;
     ``memory``: gigabytes for them while they are taken.
+
+    ``dtype``, ``device``, ``variant``, ``revision``, ``config``, ``offload``, ``vae_slicing`` and ``vae_tiling``: how
+    the model is loaded (:class:`~qua2sedimo.denoisers.loading.Loading`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +51,14 @@ class StudySettings(BaseModel):
     version: Literal[3] = 3
     model: str
     component: str | None = None
+    dtype: DtypeName = "auto"
+    device: str | None = None
+    variant: str | None = None
+    revision: str | None = None
+    config: str | None = None
+    offload: OffloadName = "none"
+    vae_slicing: bool = False
+    vae_tiling: bool = False
     inputs: list[str | int] = Field(default_factory=list)
     arguments: dict[str, Any] = Field(default_factory=dict)
     images: int = Field(default=16, ge=2, le=LEARNING.size)
@@ -65,12 +80,12 @@ class StudySettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _upgraded(cls, content: Any) -> Any:
-        """Version 1 had no ``configurations`` and no ``batch: auto``; up to version 2 rounding was nearest, and the
-        default set of options ``wide``."""
+        """Version 1 had no ``configurations`` and no ``batch: auto``; up to version 2 rounding was nearest, the default
+        set of options ``wide``, and every model loaded in fp32."""
         if isinstance(content, dict) and content.get("version") == 1:
             content = {"batch": _BATCH_OF_VERSION_1, **content, "version": 2}
         if isinstance(content, dict) and content.get("version") == 2:
-            return {"options": "wide", "rounding": "nearest", **content, "version": 3}
+            return {"options": "wide", "rounding": "nearest", "dtype": "fp32", **content, "version": 3}
         return content
 
     @field_validator("sampler", "loss", mode="before")
@@ -116,25 +131,35 @@ class StudySettings(BaseModel):
 
     @property
     def protocol(self) -> str:
-        """A hash of what measurements depend on: those of studies with equal protocols are comparable."""
-        fields = set(type(self).model_fields) - {
-            "version",
-            "options",
-            "rounding",
-            "observe",
-            "observe_inputs",
-            "memory",
-            "batch",
-            "loss",
-        }
-        if self.configurations is None:
-            fields -= {"configurations"}
-        content = json.dumps(self.model_dump(include=fields), sort_keys=True)
+        """A hash of what measurements depend on, apart from weights and dtype: those of studies with equal protocols
+        are comparable."""
+        names = set(type(self).model_fields) - {
+            "version", "options", "rounding", "observe", "observe_inputs", "memory", "batch", "loss",
+        }  # fmt: skip
+        # The dtype that `auto` means depends on the checkpoint: it is in the study's identity, beside the weights.
+        # Where the model computes, where its weights wait, and how many images are decoded at once change results only
+        # by rounding. Tiles change pictures.
+        names -= {"dtype", *_PLACING}
+        # What earlier versions did not have, their hashes do not have.
+        names -= {name for name in _OPTIONAL if getattr(self, name) == type(self).model_fields[name].default}
+        content = json.dumps(self.model_dump(include=names), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
+    @property
+    def loading(self) -> Loading:
+        """How the model is loaded."""
+        return Loading(**{field.name: getattr(self, field.name) for field in fields(Loading)})
+
     def asks_the_same_as(self, other: StudySettings) -> bool:
-        """Whether both are equal except for the batch, which changes results only by rounding, and for memory."""
-        return self.model_copy(update={"batch": other.batch, "memory": other.memory}) == other
+        """Whether both are equal but for what changes results only by rounding: batch, memory, device, offloading."""
+        free = {name: getattr(other, name) for name in ("batch", "memory", *_PLACING)}
+        return self.model_copy(update=free) == other
+
+    def placed_as(self, other: StudySettings) -> StudySettings:
+        """These settings with the device, offloading and slicing that ``other`` asks for, if it asks for any."""
+        asked = {name: getattr(other, name) for name in _PLACING}
+        defaults = {name: type(self).model_fields[name].default for name in _PLACING}
+        return self.model_copy(update={name: value for name, value in asked.items() if value != defaults[name]})
 
     def save(self, path: Path) -> None:
         """Write study.yaml atomically."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,9 @@ def _painted(
     ``choice``: the configuration is that of a polished choice, and the weights are the choice's.
     """
     if packed is not None:
-        return replay(Path(packed), study.generator.generation, images, study.folder / "comparison")
+        place = study.folder / "comparison"
+        loading = replace(study.settings.loading, dtype=study.dtype, variant=None, revision=None, config=None)
+        return replay(Path(packed), study.generator.generation, images, place, loading)
     applied = Configuration.from_json(configuration or "{}")
     study.switch.apply(applied)
     if choice is not None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,10 @@ from qua2sedimo.denoisers import (
     unit_weight,
     weight_modules,
 )
-from qua2sedimo.denoisers.layers import refuse_without_weights
+from qua2sedimo.denoisers.loading import DtypeName, dtype_name
+from qua2sedimo.denoisers.offload import without_hooks
+from qua2sedimo.denoisers.pipelines import loaded_dtype, refuse_given
+from qua2sedimo.denoisers.stored import dtype_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import read_json, write_json
 from qua2sedimo.formats.tensorfiles import Checkpoint
@@ -72,6 +76,8 @@ class Workspace:
         self.folder = Path(folder)
         self.settings = StudySettings.load(self.folder / "study.yaml")
         self._given = pipeline
+        if pipeline is not None:
+            self.settings = self.settings.model_copy(update={"offload": "none"})  # it is used as it is
         #: The active crew; see :func:`qua2sedimo.study.worker.crew`.
         self.crew: Crew | None = None
 
@@ -84,9 +90,24 @@ class Workspace:
 
     @cached_property
     def pipeline(self) -> Any:
-        pipeline = self._given if self._given is not None else load_pipeline(self.settings.model)
+        if self._given is not None:
+            refuse_given(self._given, self.settings.component)
+        s = self.settings
+        pipeline = load_pipeline(s.model, s.loading) if self._given is None else self._given
         check_inputs(pipeline, self.settings.inputs)
         return pipeline
+
+    def without_offload(self) -> AbstractContextManager[None]:
+        """Within, weights that are offloaded are where they usually are, on the CPU."""
+        return without_hooks(self.pipeline, self.settings.loading)
+
+    @cached_property
+    def dtype(self) -> DtypeName:
+        """The dtype that the denoiser is loaded in, ``fp32``, ``bf16`` or ``fp16``."""
+        if self.settings.dtype != "auto" and not self.pipeline_given:
+            return self.settings.dtype
+        stored = None if self.pipeline_given else loaded_dtype(self.settings.model, self.settings.loading)
+        return dtype_of(self.denoiser) if stored is None else dtype_name(stored)
 
     @cached_property
     def component(self) -> str:
@@ -107,9 +128,11 @@ class Workspace:
         path = self.folder / "graph.json"
         if path.exists():
             return Graph.load(path)
-        refuse_without_weights(self.denoiser)
         call = capture_call(self.pipeline, self.denoiser, Generator(self.pipeline, self.generation).call_arguments([0]))
-        graph = trace(self.denoiser, call.args, call.kwargs, parts=True, ties=True)
+        compute = self.settings.offload == "none"  # what is offloaded would take long on the CPU: shapes do
+        with self.without_offload():
+            call = call if compute else call.on_cpu()
+            graph = trace(self.denoiser, call.args, call.kwargs, parts=True, ties=True, compute=compute)
         graph.save(path)
         return graph
 
@@ -131,7 +154,7 @@ class Workspace:
         unit = self.graph.layers[layer]
         name = f"{unit.module}.weight"
         if self._checkpoint is not None and name in self._checkpoint:
-            whole = stored_weight(self._checkpoint(name).float())  # as a pipeline in fp32 holds it
+            whole = stored_weight(self._checkpoint(name))
             return whole if unit.span is None else whole[:, unit.span[0] : unit.span[1]].contiguous()
         return stored_weight(unit_weight(self.modules, unit))
 
@@ -145,7 +168,8 @@ class Workspace:
 
     @cached_property
     def _checkpoint(self) -> Checkpoint | None:
-        return None if self._given is not None else denoiser_checkpoint(self.settings.model, self.settings.component)
+        s = self.settings
+        return denoiser_checkpoint(s.model, s.component, s.loading) if self._given is None else None
 
     # What can be chosen ----------------------------------------------------------------------------------------
 
@@ -177,9 +201,14 @@ class Workspace:
 
     @cached_property
     def identity(self) -> str:
-        """A hash of search space, weights and statistics: files of other ones are refused."""
+        """A hash of search space, weights, dtype and statistics: files of other ones are refused."""
         statistics = f"-{self.statistics.digest}" if self.settings.compensates else ""
-        return f"{self.candidates.hash}-{self._weights_checksum}{statistics}"
+        return f"{self.candidates.hash}-{self._weights_checksum}{self._precision}{statistics}"
+
+    @property
+    def _precision(self) -> str:
+        """The dtype as a part of hashes, which those of fp32, once the only one, do not have."""
+        return "" if self.dtype == "fp32" else f"-{self.dtype}"
 
     @cached_property
     def _weights_checksum(self) -> str:
@@ -212,15 +241,9 @@ class Workspace:
         """A hash of what calibration statistics depend on."""
         s = self.settings
         content = [
-            self.candidates.layers,
-            self._weights_checksum,
-            s.component,
-            s.inputs,
-            s.observe_inputs,
-            s.arguments,
-            s.seed,
-            self.observed_images,
-        ]
+            self.candidates.layers, f"{self._weights_checksum}{self._precision}", s.component, s.inputs,
+            s.observe_inputs, s.arguments, s.seed, self.observed_images,
+        ]  # fmt: skip
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.system.notes import LOGGER
 
 # Texts are printed as they are: names of layers and folders may hold brackets and colons.
 console = Console(markup=False, emoji=False, highlight=False)
@@ -37,6 +39,18 @@ def say_error(error: Qua2SeDiMoError) -> None:
     errors.print(Text.assemble(("error:", "bold red"), f" {error.message}"), soft_wrap=True)
     if error.remedy:
         errors.print(Text.assemble(("→", "dim"), f" {error.remedy}"), soft_wrap=True)
+
+
+class _Notes(logging.Handler):
+    """Prints remarks to stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        errors.print(Text.assemble(("note:", "bold"), f" {record.getMessage()}"), soft_wrap=True)
+
+
+def show_notes() -> None:
+    """Print what :func:`qua2sedimo.system.notes.note` is told from now on."""
+    LOGGER.handlers, LOGGER.propagate = [_Notes()], False
 
 
 def table(*columns: str | Column, title: str | None = None, **more: Any) -> Table:

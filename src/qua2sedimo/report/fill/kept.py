@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qua2sedimo.formats.text import command
 from qua2sedimo.report.data import ReportData
 from qua2sedimo.report.fill.study import report_data
 from qua2sedimo.study.stages.compare import kept_rows
@@ -18,15 +19,15 @@ def kept_data(study: Workspace, bits: float | None = None) -> tuple[ReportData, 
     rows = kept_rows(study, choice)
     measured = bool(study.records.all("sample"))
     fitted = measured and kept_owner(study) is not None
-    asked = f" --bits {bits:g}" if bits is not None else ""
+    asked = ["--bits", f"{bits:g}"] if bits is not None else []
     ours = any(row.kind == "ours" for row in rows)
     wanted = [
-        (not measured, "quality against bits", "measure", ""),
-        (not fitted, "sensitivity and the predictor's quality", "fit", ""),
+        (not measured, "quality against bits", "measure", []),
+        (not fitted, "sensitivity and the predictor's quality", "fit", []),
         (choice is None, "what was chosen", "choose", asked),
         (len(rows) < 2, "uniform quantization beside ours, and the pictures of both", "report", asked),
     ]
     if choice is not None and len(rows) >= 2 and not ours:
-        wanted.append((True, "the pictures of what was chosen", "report", f" --bits {choice.bits_asked:g}"))
-    missing = [(what, f"{command} {study.folder}{option}") for absent, what, command, option in wanted if absent]
+        wanted.append((True, "the pictures of what was chosen", "report", ["--bits", f"{choice.bits_asked:g}"]))
+    missing = [(what, command(name, study.folder, *options)) for absent, what, name, options in wanted if absent]
     return report_data(study, choice, rows, fitted), missing

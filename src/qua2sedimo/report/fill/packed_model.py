@@ -113,7 +113,8 @@ def loading_code(model: PackedModel, place: str) -> str:
             f"from diffusers import {model.denoiser}\n\n"
             f"denoiser = {model.denoiser}.from_pretrained({_quoted(place)})\n"
         )
-    film = model.makes_films
+    film, dtype = model.makes_films, {"bf16": "bfloat16", "fp16": "float16"}.get(str(model.info.get("dtype")))
+    cast = f", torch_dtype=torch.{dtype}" if dtype else ""
     given = [_input(model), *(f"{name}={value!r}" for name, value in model.extra.get("arguments", {}).items())]
     call = "".join(f"    {one},\n" for one in [*filter(None, given), 'generator=torch.Generator("cpu").manual_seed(0)'])
     return (
@@ -121,7 +122,7 @@ def loading_code(model: PackedModel, place: str) -> str:
         "import torch\n"
         "from diffusers import DiffusionPipeline\n"
         + ("from diffusers.utils import export_to_video\n" if film else "")
-        + f"\npipeline = DiffusionPipeline.from_pretrained({_quoted(place)})\n"
+        + f"\npipeline = DiffusionPipeline.from_pretrained({_quoted(place)}{cast})\n"
         f"made = pipeline(\n{call})\n"
         + ('export_to_video(made.frames[0], "film.mp4")\n' if film else 'made.images[0].save("picture.png")\n')
     )

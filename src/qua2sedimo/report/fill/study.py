@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import cast
 
+from qua2sedimo.formats.text import command
 from qua2sedimo.images.ledger import COMPARISON
 from qua2sedimo.metrics.catalogue import METRICS, metric
 from qua2sedimo.metrics.estimates import Estimate, mean_estimate
@@ -157,17 +159,16 @@ def _row_estimate(objective: Objective, row: Row) -> Estimate:
 
 def _commands(study: Workspace, choice: Choice) -> list[str]:
     """The commands that repeat the study in a folder that holds its study.yaml."""
-    folder, asked = study.folder.name, choice.flags
-    measured = len(study.records.all("sample"))
-    steps = [f"measure {folder} --configs {measured}"]
+    folder, asked = study.folder.name, shlex.split(choice.flags)
+    steps: list[list[object]] = [["measure", folder, "--configs", len(study.records.all("sample"))]]
     if choice.images is not None:
-        steps += [f"search {folder} {asked} --images {choice.images}", f"fit {folder}", f"explain {folder}"]
+        steps += [["search", folder, *asked, "--images", choice.images], ["fit", folder], ["explain", folder]]
     else:
-        steps += [f"fit {folder}", f"explain {folder}", f"choose {folder} {asked}"]
-    steps.append(f"export {folder} {folder}/packed-{choice.name} --choice {choice.name}")
+        steps += [["fit", folder], ["explain", folder], ["choose", folder, *asked]]
+    steps.append(["export", folder, f"{folder}/packed-{choice.name}", "--choice", choice.name])
     if not choice.constraints.name and choice.budget.unit == "bits":
-        steps.append(f"report {folder} {asked}")
-    return [f"qua2sedimo {step}" for step in steps]
+        steps.append(["report", folder, *asked])
+    return [command(*step) for step in steps]
 
 
 def _fit(study: Workspace) -> str:

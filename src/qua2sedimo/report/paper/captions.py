@@ -30,7 +30,7 @@ def captions_of(figures: Sequence[Figure], studies: Sequence[ReportData], made_b
 
 def _commands(title: str, commands: Sequence[str]) -> list[str]:
     """An indented code block after a paragraph, which ends the list before it."""
-    return [title, "\n".join(f"    {' '.join(command.split())}" for command in commands)] if commands else []
+    return [title, "\n".join(f"    {' '.join(command.splitlines())}" for command in commands)] if commands else []
 
 
 def _studied(data: ReportData) -> str:

@@ -46,5 +46,5 @@ def save_values(
 ) -> PackedSize:  # fmt: skip
     """Write quantized weights as a packed pipeline folder."""
     study.switch.restore()
-    with quiet():
+    with study.without_offload(), quiet():
         return save_packed(study.pipeline, study.component, values, Path(out), extra, study.copies, act_bits)

@@ -13,6 +13,7 @@ import torch
 
 from qua2sedimo.denoisers.subgraphs import roots, subgraphs
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.text import command
 from qua2sedimo.predictor import Ensemble, FitSettings, fit_ensemble
 from qua2sedimo.predictor.ensemble import PredictorFile
 from qua2sedimo.records import Record
@@ -87,10 +88,10 @@ def fitted(study: Workspace) -> tuple[Ensemble, str]:
     """(predictor, owner); raises :class:`Qua2SeDiMoError` if there is none for this study's space and weights."""
     path = study.folder / "predictor" / "predictor.json"
     if not path.exists():
-        raise Qua2SeDiMoError(f"{study.folder} has no predictor", f"Run `qua2sedimo fit {study.folder}` first.")
+        raise Qua2SeDiMoError(f"{study.folder} has no predictor", f"Run `{command('fit', study.folder)}` first.")
     owner = PredictorFile.load(path).owner
     if not owner.startswith(study.identity):
-        raise Qua2SeDiMoError(f"{path} was fitted to another space", f"Run `qua2sedimo fit {study.folder}` again.")
+        raise Qua2SeDiMoError(f"{path} was fitted to another space", f"Run `{command('fit', study.folder)}` again.")
     return Ensemble.load(path.parent, owner), owner
 
 
@@ -107,7 +108,7 @@ def fitted_records(study: Workspace) -> list[Record]:
     if None in found or None in alone or not owner.startswith(_owner(study, [r for r in (*found, *alone) if r])):
         raise Qua2SeDiMoError(
             f"the predictor in {study.folder} was fitted to records that records.db does not hold any more",
-            f"Run `qua2sedimo fit {study.folder}` again.",
+            f"Run `{command('fit', study.folder)}` again.",
         )
     return there
 
@@ -121,7 +122,7 @@ def samples(study: Workspace) -> list[Record]:
     """The measured random configurations; raises :class:`Qua2SeDiMoError` if there are none."""
     records = study.learning_records("sample")
     if not records:
-        remedy = f"Run `qua2sedimo measure {study.folder}` first."
+        remedy = f"Run `{command('measure', study.folder)}` first."
         raise Qua2SeDiMoError(f"{study.folder} has no measured configurations", remedy)
     return records
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.document import STRICT, Document
+from qua2sedimo.formats.text import command
 from qua2sedimo.images.ledger import FRONTIER
 from qua2sedimo.measuring.run import Workers
 from qua2sedimo.metrics.estimates import Estimate, mean_estimate
@@ -100,7 +101,7 @@ def load_frontier(study: Workspace) -> list[Point]:
     """The points of frontier.json; raises :class:`Qua2SeDiMoError` if it is missing, damaged or of another study."""
     path = study.folder / "frontier.json"
     if not path.exists():
-        raise Qua2SeDiMoError(f"{study.folder} has no frontier", f"Run `qua2sedimo frontier {study.folder}` first.")
+        raise Qua2SeDiMoError(f"{study.folder} has no frontier", f"Run `{command('frontier', study.folder)}` first.")
     found = Frontier.load(path)
     if found.owner != study.identity:
         raise Qua2SeDiMoError(f"{path} belongs to another space or other weights", Frontier.remedy)

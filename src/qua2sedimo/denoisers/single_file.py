@@ -1,0 +1,227 @@
+"""Load a pipeline whose denoiser, and maybe all its models, are in one safetensors file, as they were first published.
+
+diffusers converts the names of many models. Which pipeline it is, and its components' configurations, are not in the
+file: they come from a pipeline folder, or from the hub, by the model that diffusers takes the file for.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from qua2sedimo.denoisers.loading import DTYPES, Loading
+from qua2sedimo.denoisers.stored import (
+    FAILURES,
+    as_loaded,
+    denoisers_in,
+    first_line,
+    read_index,
+    refuse_incomplete,
+    refuse_reported,
+    stored_dtype,
+)
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.tensorfiles import Checkpoint
+from qua2sedimo.system.memory import is_out_of_memory
+from qua2sedimo.system.notes import note
+from qua2sedimo.system.quiet import quiet
+
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+_CONFIGURATIONS = ["*.json", "**/*.json", "*.txt", "**/*.txt", "**/*.model"]
+_GIVE_CONFIG = (
+    "Give its configuration with --config FOLDER (config: in study.yaml): a diffusers folder of the same "
+    "architecture, such as that of the base model."
+)
+
+
+def load_file(path: Path, loading: Loading) -> Any:
+    """The pipeline of one safetensors file, on the CPU; what the file lacks comes from the configuration's folder.
+
+    Raises :class:`Qua2SeDiMoError` if it is another kind of file, is damaged, or its configuration is not known.
+    """
+    _refuse_others(path)
+    checkpoint = Checkpoint(path)
+    folder, origin = _configuration(path, checkpoint, loading)
+    index = read_index(folder)
+    names = denoisers_in(index)
+    if not names:
+        raise Qua2SeDiMoError(f"{folder}: its pipeline has no denoiser", _GIVE_CONFIG)
+    dtype = stored_dtype(checkpoint.tensors) if loading.dtype == "auto" else DTYPES[loading.dtype]
+    try:
+        with quiet() as said, _without_scales(checkpoint, dtype) as file:
+            denoiser = _denoiser(file, folder, index, names[0], dtype)
+            pipeline = _pipeline(file, folder, origin, index, {names[0]: denoiser}, dtype)
+    except FAILURES as error:
+        if is_out_of_memory(error):
+            raise
+        raise Qua2SeDiMoError(
+            f"cannot load '{path}' with the configuration of '{origin}': {first_line(error)}",
+            "The folder must have the configuration of this very architecture, and every component that the file "
+            f"lacks. {_GIVE_CONFIG}",
+        ) from error
+    refuse_reported(str(path), said)
+    for name, model in pipeline.components.items():
+        if isinstance(model, nn.Module):
+            refuse_incomplete(model, f"{path} ({name})", None)
+    for message in said:
+        if "were not used" in message:
+            note(f"{path}: {' '.join(message.split())}")
+    return pipeline
+
+
+def _refuse_others(path: Path) -> None:
+    """Raise :class:`Qua2SeDiMoError` for a file that is not in the safetensors format, saying what it is."""
+    ending = path.suffix.lower()
+    if ending == ".safetensors":
+        return
+    if ending == ".gguf":
+        raise Qua2SeDiMoError(f"{path} is quantized already (GGUF)", "Pass the checkpoint that it was made from.")
+    if ending in _PICKLES:
+        raise Qua2SeDiMoError(
+            f"{path} is a pickle, which may run any code when it is read",
+            "Convert it to safetensors, or pass the diffusers folder of the model.",
+        )
+    raise Qua2SeDiMoError(
+        f"{path} is a file, but no safetensors checkpoint",
+        "Pass a pipeline folder (with model_index.json), a .safetensors file, or, to `inspect`, a config.json.",
+    )
+
+
+def _configuration(path: Path, checkpoint: Checkpoint, loading: Loading) -> tuple[Path, str]:
+    """(folder with the pipeline's configuration, the name it was asked for by)."""
+    if loading.config is not None:
+        folder = Path(loading.config).expanduser()
+        if folder.is_dir():
+            return folder, str(folder)
+        if folder.is_file() or loading.config.count("/") != 1:
+            raise Qua2SeDiMoError(f"config: {loading.config} is no folder and no hub name", _GIVE_CONFIG)
+        return _from_hub(path, loading.config, loading), loading.config
+    beside = path.absolute().parent  # of a symlink, not of what it points to
+    if (beside / "config.json").is_file() and (beside.parent / "model_index.json").is_file():
+        raise Qua2SeDiMoError(f"{path} belongs to the pipeline folder {beside.parent}", "Pass that folder.")
+    name = _known_as(path, checkpoint)
+    return _from_hub(path, name, loading), name
+
+
+def _known_as(path: Path, checkpoint: Checkpoint) -> str:
+    """The hub name of the model whose configuration diffusers takes for such a file; nothing is downloaded."""
+    from diffusers.loaders import single_file_utils
+
+    # Only names and shapes are looked at, so no tensor is read.
+    shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in checkpoint.tensors.items()}
+    try:
+        kind = single_file_utils.infer_diffusers_model_type(shapes)
+        found = single_file_utils.DIFFUSERS_DEFAULT_PIPELINE_PATHS[kind]["pretrained_model_name_or_path"]
+    except (ValueError, KeyError, IndexError, RuntimeError, UnboundLocalError):
+        kind, found = "v1", ""
+    if kind == "v1" and not any(name.startswith("model.diffusion_model.") for name in shapes):
+        raise Qua2SeDiMoError(f"{path}: by the names of its tensors it is no model that diffusers knows", _GIVE_CONFIG)
+    return str(found)
+
+
+def _from_hub(path: Path, name: str, loading: Loading) -> Path:
+    """The folder with the configuration files of a hub name, from the cache or the network."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        with quiet():
+            return Path(snapshot_download(name, revision=loading.revision, allow_patterns=_CONFIGURATIONS))
+    except FAILURES as error:
+        raise Qua2SeDiMoError(
+            f"{path} needs the configuration of '{name}' from the hub, which cannot be reached: {first_line(error)}",
+            f"Connect to the network. Or: {_GIVE_CONFIG}",
+        ) from error
+
+
+@contextmanager
+def _without_scales(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[Path]:
+    """The file itself or, if it has weights with scales, of which diffusers knows nothing, a copy that has none."""
+    if not checkpoint.scaling.others:
+        yield checkpoint.place
+        return
+    with tempfile.TemporaryDirectory(prefix="qua2sedimo-") as folder:
+        copy = Path(folder) / "dequantized.safetensors"
+        tensors = {
+            name: checkpoint(name).to(dtype) if name in checkpoint.scaling.scales else checkpoint(name)
+            for name in checkpoint.tensors
+        }
+        save_file(tensors, copy)
+        yield copy
+
+
+def _denoiser(file: Path, folder: Path, index: Mapping[str, Any], name: str, dtype: torch.dtype) -> nn.Module:
+    """The denoiser of a file, each tensor in the dtype that `from_pretrained` would load it in.
+
+    `from_single_file` casts everything, also what the class keeps in fp32: so it loads in fp32, and the cast is here.
+    """
+    import diffusers
+
+    kind = getattr(diffusers, index[name][1], None)
+    if not hasattr(kind, "from_single_file"):
+        raise Qua2SeDiMoError(
+            f"diffusers cannot load {index[name][1]} from a single file", "Pass the diffusers folder of the model."
+        )
+    try:
+        model: nn.Module = kind.from_single_file(  # type: ignore[union-attr]
+            str(file), config=str(folder), subfolder=name, torch_dtype=torch.float32, local_files_only=True
+        )
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta tensor" in str(error):  # diffusers moves weights that it has not found
+            _refuse_lacking(kind, file, folder / name)
+        raise
+    cast = as_loaded(kind, dtype)
+    for place, module in model.named_modules():
+        for own in (module._parameters, module._buffers):
+            for last, tensor in own.items():
+                if tensor is not None:
+                    tensor.data = cast(f"{place}.{last}" if place else last, tensor.data)
+    return model
+
+
+def _refuse_lacking(kind: Any, file: Path, folder: Path) -> None:
+    """Raise :class:`Qua2SeDiMoError` that names the weights of a model class that a file, converted, does not have."""
+    from accelerate import init_empty_weights
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+    from safetensors.torch import load_file as tensors_of
+
+    config = kind.load_config(str(folder))
+    with init_empty_weights():
+        model = kind.from_config(config)
+    convert = next(
+        how["checkpoint_mapping_fn"]
+        for name, how in SINGLE_FILE_LOADABLE_CLASSES.items()
+        if name in (base.__name__ for base in kind.__mro__)
+    )
+    stored = tensors_of(str(file))
+    for name in convert(config=config, checkpoint=stored):
+        if name in dict(model.named_parameters()):
+            module, _, last = name.rpartition(".")
+            model.get_submodule(module)._parameters[last] = None  # it is there: not to be named
+    refuse_incomplete(model, str(file), None)
+
+
+def _pipeline(
+    file: Path, folder: Path, origin: str, index: Mapping[str, Any], given: dict[str, nn.Module], dtype: torch.dtype
+) -> Any:
+    """The pipeline around the denoiser: other components from the file or, if it lacks one, from folder or hub."""
+    import diffusers
+    from diffusers import DiffusionPipeline
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
+    kind = getattr(diffusers, str(index["_class_name"]), None)
+    if hasattr(kind, "from_single_file"):
+        try:
+            return kind.from_single_file(  # type: ignore[union-attr]
+                str(file), config=str(folder), torch_dtype=dtype, local_files_only=True, **given
+            )
+        except SingleFileComponentError:
+            pass  # the file has only some of the models
+    whole = str(folder) if Path(origin).is_dir() else origin  # a hub name's folder has no weights yet
+    return DiffusionPipeline.from_pretrained(whole, torch_dtype=dtype, **given)
