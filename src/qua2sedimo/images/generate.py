@@ -13,6 +13,7 @@ import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.images.prompts import PromptMemory
+from qua2sedimo.images.soundness import check_finite, check_informative
 
 #: Images per pipeline call: the default, and the most that is tried.
 BATCH = 16
@@ -54,6 +55,7 @@ class Generator:
     def __init__(self, pipeline: Any, generation: Generation) -> None:
         self.pipeline, self.generation = pipeline, generation
         self.one_by_one = False
+        self._finite_only = False
         self._input_name = input_argument(pipeline)
         self._prompts = PromptMemory()
 
@@ -75,6 +77,24 @@ class Generator:
             low = indices.stop
             progress(low - start)
         return np.concatenate(images)
+
+    def full_precision(self, start: int, stop: int) -> np.ndarray:
+        """The same of the unquantized model, which configurations are compared with.
+
+        Raises :class:`Qua2SeDiMoError` if an image is not finite, most have one colour, or noise has no effect.
+        """
+        self._finite_only = True
+        try:
+            images = self(start, stop)
+        finally:
+            self._finite_only = False
+        self.check_reference(images, start)
+        return images
+
+    def check_reference(self, images: np.ndarray, start: int) -> None:
+        """Raise :class:`Qua2SeDiMoError` if nothing can be compared with these full-precision images from ``start``."""
+        inputs = [self.generation.input(start + i) for i in range(len(images))]
+        check_informative(images, inputs, type(self.pipeline).__name__)
 
     @property
     def batch(self) -> int:
@@ -111,7 +131,9 @@ class Generator:
                 f"{type(self.pipeline).__name__} returned {len(images)} images for {len(indices)} inputs",
                 "Leave arguments that multiply images, such as num_images_per_prompt, out of 'arguments'.",
             )
-        if not np.isfinite(images).all():
+        if self._finite_only:
+            check_finite(images, type(self.pipeline).__name__)
+        elif not np.isfinite(images).all():
             images = np.nan_to_num(images, nan=0.0, posinf=1.0, neginf=0.0)  # a ruined image can still be measured
         return np.ascontiguousarray(images), drawn  # safetensors ignores strides
 

@@ -18,6 +18,7 @@ from qua2sedimo.formats.document import Document
 from qua2sedimo.formats.files import read_json
 from qua2sedimo.images.generate import Generation, Generator, check_arguments, check_inputs
 from qua2sedimo.images.ledger import EVALUATION
+from qua2sedimo.images.soundness import check_informative
 from qua2sedimo.metrics.catalogue import metric
 from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.metrics.estimator import MetricEstimator, References
@@ -96,6 +97,7 @@ def evaluate_export(
     more = images if any(metric(name).kind == "set" for name in names) else 0
     judged = EVALUATION.images(images + more)
     full = _painted(model, generation, judged, partial(_report, progress, "full precision"))
+    check_informative(full, [generation.input(i) for i in judged], model)
     own = _painted(str(folder), generation, judged[:images], partial(_report, progress, "exported model"))
     known = model in zoo.ENTRIES
     references = References(full[:images], full[images:], zoo.reference_images(model) if known else None)

@@ -18,7 +18,8 @@ from torch.utils import _pytree as pytree
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import write_via
-from qua2sedimo.images.generate import Generator, is_out_of_memory, without_safety_checker
+from qua2sedimo.images.generate import Generator, is_out_of_memory, pictures, without_safety_checker
+from qua2sedimo.images.soundness import check_finite
 
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -110,7 +111,7 @@ def _calls(generator: Generator, denoiser: nn.Module, indices: range) -> list[Re
             torch.random.fork_rng(range(torch.cuda.device_count())),
         ):
             torch.manual_seed(generator.generation.number(indices.start, 1))
-            function(**generator.call_arguments(indices))
+            check_finite(pictures(pipeline, function(**generator.call_arguments(indices))), type(pipeline).__name__)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -337,9 +337,11 @@ class Workspace:
 
         def make() -> Pictures:
             self.switch.restore()
-            return Pictures(self.generator(images.start, images.stop))
+            return Pictures(self.generator.full_precision(images.start, images.stop))
 
-        return self.references(images, False, make).images
+        found = self.references(images, False, make).images
+        self.generator.check_reference(found, images.start)
+        return found
 
     @property
     def input_score(self) -> Callable[[np.ndarray, Sequence[str | int]], np.ndarray] | None:
