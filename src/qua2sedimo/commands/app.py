@@ -167,7 +167,7 @@ def settings_for(
         raise Qua2SeDiMoError(f"--rounding: '{rounding}' is unknown", f"Known: {', '.join(get_args(RoundingName))}.")
     changed: dict[str, Any] = {} if observe is None else {"observe": observe}
     return StudySettings(
-        model=model if entry or not Path(model).exists() else str(Path(model).resolve()),
+        model=model_name(model),
         component=component,
         inputs=inputs_of(prompts) or (list(entry.inputs) if entry else []),
         arguments={**(entry.arguments if entry else {}), **given},
@@ -202,6 +202,11 @@ def measured_by(
     if batch is not None:
         changes["batch"] = batch
     return StudySettings.model_validate({**settings.model_dump(), **changes})
+
+
+def model_name(model: str) -> str:
+    """A model as study.yaml names it: folders by their full path."""
+    return model if model in zoo.ENTRIES or not Path(model).exists() else str(Path(model).resolve())
 
 
 def pipeline_arguments(text: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from qua2sedimo import zoo
-from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.errors import Qua2SeDiMoError, failures_of
 from qua2sedimo.formats.files import read_json
 from qua2sedimo.formats.tensorfiles import WEIGHTS, Checkpoint
 from qua2sedimo.system.quiet import quiet
@@ -124,15 +124,21 @@ class Call:
     kwargs: dict[str, Any]
 
 
-class _Captured(Exception):
-    """Stops the pipeline at the first call to the denoiser."""
+class _Captured(BaseException):
+    """Stops the pipeline once every denoiser was called."""
 
 
-def capture_call(pipeline: Any, denoiser: nn.Module, arguments: Mapping[str, Any]) -> Call:
-    """The pipeline's first call to its denoiser when run with ``arguments``.
+def capture_call(
+    pipeline: Any,
+    denoiser: nn.Module,
+    arguments: Mapping[str, Any] | None = None,
+    run: Callable[[], object] | None = None,
+) -> Call:
+    """The pipeline's first call to its denoiser when run with ``arguments``, or by ``run``.
 
     Raises :class:`Qua2SeDiMoError` if the pipeline fails before that, or never calls the denoiser.
     """
+    name = type(pipeline).__name__
     captured: list[Call] = []
 
     def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -141,17 +147,16 @@ def capture_call(pipeline: Any, denoiser: nn.Module, arguments: Mapping[str, Any
 
     hook = denoiser.register_forward_pre_hook(remember, with_kwargs=True)
     try:
-        pipeline(**arguments)
+        with failures_of(name):
+            if run is not None:
+                run()
+            else:
+                pipeline(**arguments or {})
     except _Captured:
         return captured[0]
-    except (TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
-        raise Qua2SeDiMoError(
-            f"{type(pipeline).__name__} failed when called: {_first_line(error)}",
-            "Check the pipeline's arguments: --arguments, or 'arguments:' in study.yaml.",
-        ) from error
     finally:
         hook.remove()
     raise Qua2SeDiMoError(
-        f"{type(pipeline).__name__} never called {type(denoiser).__name__}",
-        "Select another denoiser with --component.",
+        f"{name} never called {type(denoiser).__name__}",
+        "It may need other arguments, such as more steps; or select another denoiser with --component.",
     )

@@ -27,7 +27,7 @@ def check_finite(made: np.ndarray, pipeline: str) -> None:
 
 
 def check_informative(images: np.ndarray, inputs: Sequence[str | int | None], pipeline: str) -> None:
-    """Raise :class:`Qua2SeDiMoError` if most full-precision images [n, h, w, c] have one colour, or noise has no effect.
+    """Raise :class:`Qua2SeDiMoError` if most full-precision images [n, h, w, c] have one colour, or ignore the noise.
 
     Every image has its own noise: those of the same input must differ, and so must those of different ones.
     """

@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.errors import Qua2SeDiMoError, failures_of
 from qua2sedimo.formats.files import write_via
 from qua2sedimo.images.generate import Generator, is_out_of_memory, pictures, without_safety_checker
+from qua2sedimo.images.latents import Arguments, observed
 from qua2sedimo.images.soundness import check_finite
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -84,7 +85,11 @@ def record_calls(
             for leftover in folder.glob(f"{indices.start:06d}-*.safetensors"):  # of a batch that was interrupted
                 leftover.unlink()
             count = 0
-            for count, call in enumerate(_calls(generator, denoiser, indices), start=1):
+            with failures_of(type(generator.pipeline).__name__):
+                made = _calls(generator, denoiser, indices)
+            if len(indices) > generator.batch:  # the pipeline turned out to take no lists
+                continue
+            for count, call in enumerate(made, start=1):
                 _write(folder / f"{indices.start:06d}-{count:04d}.safetensors", call)
             if count == 0:
                 raise Qua2SeDiMoError(f"{type(generator.pipeline).__name__} never called {type(denoiser).__name__}")
@@ -101,6 +106,21 @@ def _calls(generator: Generator, denoiser: nn.Module, indices: range) -> list[Re
     # Pipelines forbid gradients by a decorator; what it wraps lets them pass from the guided output to the denoiser's.
     undecorated = getattr(type(pipeline).__call__, "__wrapped__", None)
     function = functools.partial(undecorated, pipeline) if undecorated is not None else pipeline
+
+    def recorded(called: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+        recorder.forget()
+        torch.manual_seed(generator.generation.number(indices.start, 1))
+        return called(**arguments)
+
+    def begin(**arguments: Any) -> Any:
+        try:
+            return recorded(function, arguments)
+        except RuntimeError as error:  # some pipelines leave torch between the denoiser and the guided output
+            if "requires grad" not in str(error):
+                raise
+        recorder.differentiates = False
+        return recorded(pipeline, arguments)
+
     hook = denoiser.register_forward_hook(recorder.called, with_kwargs=True)
     try:
         with (
@@ -110,8 +130,7 @@ def _calls(generator: Generator, denoiser: nn.Module, indices: range) -> list[Re
             torch.enable_grad(),
             torch.random.fork_rng(range(torch.cuda.device_count())),
         ):
-            torch.manual_seed(generator.generation.number(indices.start, 1))
-            check_finite(pictures(pipeline, function(**generator.call_arguments(indices))), type(pipeline).__name__)
+            check_finite(pictures(pipeline, generator.run(indices, begin)), type(pipeline).__name__)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -127,7 +146,14 @@ class _Recorder:
     """Keeps the calls of a denoiser, and what a random sign on each guided output means for them."""
 
     def __init__(self, seed: int) -> None:
-        self._chance = torch.Generator().manual_seed(seed)
+        self._seed = seed
+        #: Whether gradients are taken from the guided output; otherwise every output has random signs itself.
+        self.differentiates = True
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._chance = torch.Generator().manual_seed(self._seed)
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any], list[torch.Tensor]]] = []
         self._cotangents: list[tuple[torch.Tensor, ...]] = []
 
@@ -136,7 +162,9 @@ class _Recorder:
                                        (args, kwargs))  # fmt: skip
         leaves, spec = pytree.tree_flatten(output)
         leaves = [
-            leaf.detach().requires_grad_() if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf
+            leaf.detach().requires_grad_(self.differentiates)
+            if torch.is_tensor(leaf) and leaf.is_floating_point()
+            else leaf
             for leaf in leaves
         ]
         output = pytree.tree_unflatten(leaves, spec)
@@ -147,23 +175,18 @@ class _Recorder:
     def stepping(self, pipeline: Any) -> Iterator[None]:
         """Within, a step of the scheduler completes the calls since the one before."""
         scheduler = getattr(pipeline, "scheduler", None)
-        step = getattr(scheduler, "step", None)
-        if not callable(step):
+        if not callable(getattr(scheduler, "step", None)):
             yield
             return
 
-        @functools.wraps(step)  # pipelines read its signature
-        def observed(model_output: Any, *args: Any, **kwargs: Any) -> Any:
+        def stepped(model_output: Any, *args: Any, **kwargs: Any) -> Arguments:
             if torch.is_tensor(model_output):
                 self._complete(model_output)
                 model_output = model_output.detach()
-            return step(model_output, *args, **kwargs)
+            return (model_output, *args), kwargs
 
-        vars(scheduler)["step"] = observed
-        try:
+        with observed(scheduler, "step", before=stepped):
             yield
-        finally:
-            del vars(scheduler)["step"]
 
     def finished(self) -> list[RecordedCall]:
         self._complete(None)

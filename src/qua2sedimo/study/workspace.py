@@ -106,7 +106,8 @@ class Workspace:
         if path.exists():
             return Graph.load(path)
         refuse_without_weights(self.denoiser)
-        call = capture_call(self.pipeline, self.denoiser, Generator(self.pipeline, self.generation).call_arguments([0]))
+        generator = Generator(self.pipeline, self.generation)
+        call = capture_call(self.pipeline, self.denoiser, run=lambda: generator.run([0]))
         graph = trace(self.denoiser, call.args, call.kwargs, parts=True, ties=True)
         graph.save(path)
         return graph
