@@ -95,6 +95,7 @@ class Inspection:
             ],
             "edges": [[graph.nodes[a].name, graph.nodes[b].name] for a, b in graph.edges],
             "bypassed": list(graph.bypassed),
+            "left_alone": list(graph.left_alone),
             "tied_candidates": [list(group) for group in graph.tied_candidates],
         }
 

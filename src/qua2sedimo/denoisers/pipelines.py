@@ -18,7 +18,7 @@ from qua2sedimo.formats.tensorfiles import WEIGHTS, Checkpoint
 from qua2sedimo.system.quiet import quiet
 
 #: Names of denoisers among a pipeline's components, in the order of preference.
-DENOISERS = ("transformer", "unet", "transformer_2", "prior", "decoder")
+DENOISERS = ("transformer", "unet", "transformer_2", "prior", "decoder", "denoiser")
 
 
 def load_pipeline(model: str, dtype: torch.dtype = torch.float32, device: str | None = None) -> Any:

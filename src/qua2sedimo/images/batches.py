@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from qua2sedimo.errors import Qua2SeDiMoError, failures_of
 from qua2sedimo.images.generate import Generation, Generator, is_out_of_memory
+from qua2sedimo.images.own import parameters_of
 from qua2sedimo.system.machine import release_memory
 
 _STEPS = 2  # peak memory does not grow with steps; the second shows what the first keeps alive
@@ -21,7 +21,7 @@ def fitting_batch(pipeline: Any, generation: Generation, most: int) -> int:
     :class:`Qua2SeDiMoError` if not even one image fits.
     """
     given, arguments = dict(generation.arguments), dict(generation.arguments)
-    if "num_inference_steps" in inspect.signature(pipeline.__call__).parameters:
+    if "num_inference_steps" in parameters_of(pipeline):
         arguments["num_inference_steps"] = min(_STEPS, arguments.get("num_inference_steps", _STEPS))
 
     def attempt(batch: int) -> None:

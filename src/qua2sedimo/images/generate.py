@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError, Stopped, failures_of
+from qua2sedimo.images.own import parameters_of
 from qua2sedimo.images.prompts import PromptMemory
 from qua2sedimo.images.soundness import check_finite, check_informative
 
@@ -113,7 +114,7 @@ class Generator:
         pack: Callable[[Iterator[Any]], Any] = next if self._takes_lists is False else list
         if self._input_name is not None and self.generation.inputs:
             arguments[self._input_name] = pack(inputs)
-        if "batch_size" in inspect.signature(self.pipeline.__call__).parameters:  # some take labels beside it
+        if "batch_size" in parameters_of(self.pipeline):  # some take labels beside it
             arguments["batch_size"] = len(indices)
         return {**arguments, "generator": pack(noise), "output_type": "np"}
 
@@ -165,7 +166,7 @@ class Generator:
         if self._takes_lists is False and took_lists is None:  # a failed call may have drawn from a global generator
             return None
         images = pictures(self.pipeline, output)
-        if len(images) > len(indices) and "video_length" in inspect.signature(self.pipeline.__call__).parameters:
+        if len(images) > len(indices) and "video_length" in parameters_of(self.pipeline):
             images = images.reshape(len(indices), -1, *images.shape[2:])  # the frames were returned as images
         if len(images) != len(indices):
             raise Qua2SeDiMoError(
@@ -254,7 +255,7 @@ def _global_states() -> list[torch.Tensor]:
 
 def input_argument(pipeline: Any) -> str | None:
     """The pipeline's conditioning argument: ``prompt``, ``class_labels``, or None (unconditional)."""
-    parameters = inspect.signature(pipeline.__call__).parameters
+    parameters = parameters_of(pipeline)
     name = next((name for name in INPUTS if name in parameters), None)
     return None if name == "class_labels" and _ignores_labels(pipeline) else name
 
@@ -285,7 +286,7 @@ def check_arguments(pipeline: Any, arguments: Mapping[str, Any]) -> None:
     """Raise :class:`Qua2SeDiMoError` unless the pipeline takes these arguments, a generator and an output type, and
     needs no others."""
     name = type(pipeline).__name__
-    parameters = inspect.signature(pipeline.__call__).parameters
+    parameters = parameters_of(pipeline)
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
     for argument in arguments:

@@ -129,7 +129,7 @@ def _write_denoiser(
     _refuse_unfinished(modules, stored)
     same = {name: groups[name][1:] for name in stored if name in groups}
     _refuse_shared_weights(modules, {name: (name, *same.get(name, ())) for name in stored})
-    half = torch.bfloat16 if denoiser.dtype == torch.bfloat16 else torch.float16
+    half = torch.bfloat16 if _dtype(denoiser) == torch.bfloat16 else torch.float16
     copied = {copy for names in same.values() for copy in names}
     packed = {f"{name}.weight" for name in (*stored, *copied)} | {f"{name}.bias" for name in copied}
     for name, tensor in model_tensors(denoiser):
@@ -137,21 +137,46 @@ def _write_denoiser(
             writer.add(name, _in_16_bits(name, tensor, half))
     files = writer.close()
     table = LayerTable.of(modules, stored, same)
-    config = json.loads(denoiser.to_json_string())
-    config.pop("_name_or_path", None)  # a local path; exports are published
+    config = _config_of(denoiser)
     quantization = Qua2SeDiMoConfig.of(table, config_digest(type(denoiser), config), act_bits)
     write_json(folder / "config.json", {**config, "quantization_config": quantization.to_dict()})
-    size = _verified(type(denoiser), config, table, files, PackedSize(nbytes, weights, 0))
+    size = _verified(_without_weights(denoiser, config), table, files, PackedSize(nbytes, weights, 0))
     return size, quantization.format_version
 
 
-def _verified(
-    cls: type[Any], config: dict[str, Any], table: LayerTable, files: list[Path], promised: PackedSize
-) -> PackedSize:
-    """Check files and sizes as the loader will, against a model built from the config alone."""
-    headers = all_tensors(map(read_layout, files))
+def _config_of(denoiser: nn.Module) -> dict[str, Any]:
+    """The entries of config.json; of a module that is no diffusers model, only its class, which nothing can build."""
+    if not isinstance(denoiser, ConfigMixin):
+        return {"module": f"{type(denoiser).__module__}.{type(denoiser).__qualname__}"}
+    config: dict[str, Any] = json.loads(denoiser.to_json_string())
+    config.pop("_name_or_path", None)  # a local path; exports are published
+    return config
+
+
+def _without_weights(denoiser: nn.Module, config: dict[str, Any]) -> nn.Module:
+    """What the loader will fill: a model built from the config alone, or a module that the user's code builds."""
+    if not isinstance(denoiser, ConfigMixin):
+        # Copied without its tensors: deepcopy finds the stand-ins in its memo.
+        tensors = [*denoiser.parameters(), *denoiser.buffers()]
+        memo: dict[int, Any] = {id(tensor): _on_meta(tensor) for tensor in tensors}
+        return copy.deepcopy(denoiser, memo)
     with init_empty_weights():
-        model = cls.from_config(config)
+        model: nn.Module = type(denoiser).from_config(config)
+    return model
+
+
+def _dtype(denoiser: nn.Module) -> torch.dtype:
+    return getattr(denoiser, "dtype", None) or next(denoiser.parameters()).dtype
+
+
+def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _verified(model: nn.Module, table: LayerTable, files: list[Path], promised: PackedSize) -> PackedSize:
+    """Check files and sizes as the loader will, against a model without weights."""
+    headers = all_tensors(map(read_layout, files))
     check_complete(model, table, headers)
     layers = install_empty_layers(model, table)
     found = sum(headers[f"{name}.{b}"].nbytes for name, layer in layers.items() for b in layer.packed_names())
@@ -198,8 +223,8 @@ def _in_16_bits(name: str, tensor: torch.Tensor, half: torch.dtype) -> torch.Ten
 
 def _refuse_unsuitable(denoiser: Any) -> None:
     name = type(denoiser).__name__
-    if not isinstance(denoiser, nn.Module) or not isinstance(denoiser, ConfigMixin):
-        raise Qua2SeDiMoError(f"expected a diffusers denoiser, got {name}")
+    if not isinstance(denoiser, nn.Module):
+        raise Qua2SeDiMoError(f"expected a denoiser, which is a torch module, got {name}")
     if getattr(denoiser, "hf_quantizer", None) or any(isinstance(m, QuantizedLayer) for m in denoiser.modules()):
         raise Qua2SeDiMoError(f"{name} is already quantized", "Export from the unquantized checkpoint.")
 

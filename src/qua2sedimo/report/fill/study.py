@@ -199,6 +199,7 @@ def _provenance(study: Workspace, choice: Choice | None, explained: bool) -> dic
     seconds = sum(r.measurement.seconds for r in samples)
     of = f" for {choice.objective}" if choice and choice.objective else ""
     chosen = f"{choice.origin}{of}, best of {len(choice.candidates)} measured candidates" if choice else ""
+    left = [*study.graph.bypassed, *study.graph.left_alone, *(n for n in study.graph.layers if n not in space.shapes)]
     return {
         "study": study.folder.name,
         "options": f"{study.settings.options}: {', '.join(map(str, sorted(space.union)))}",
@@ -208,5 +209,6 @@ def _provenance(study: Workspace, choice: Choice | None, explained: bool) -> dic
         **_rounding(study, choice),
         **({"predictor": _fit(study)} if explained else {}),
         **({"chosen by": chosen} if choice else {}),
+        **({"not quantized": ", ".join(left)} if left else {}),
         **versions(),
     }
