@@ -117,12 +117,20 @@ IMAGES: dict[str, Tiny] = {
 }
 
 _WAN = {"tokenizer": "T5Tokenizer", "transformer": "WanTransformer3DModel"}
+_WAN_SIZES = {"image_dim": None, "added_kv_proj_dim": None, "rope_max_seq_len": 32}
 _CLIP = {**_GUIDED, "num_frames": 5}
 
+#: Wan 2.2 with one denoiser for the first step and one for the second.
+TWO_STAGES = tiny(
+    {**_GUIDED, "num_inference_steps": 2, "num_frames": 1},
+    parts={**_WAN, "transformer_2": "WanTransformer3DModel"},
+    transformer=_WAN_SIZES,
+    transformer_2=_WAN_SIZES,
+    more={"boundary_ratio": 0.7},
+)
+
 VIDEOS: dict[str, Tiny] = {
-    "WanPipeline": tiny(
-        _CLIP, parts=_WAN, transformer={"image_dim": None, "added_kv_proj_dim": None, "rope_max_seq_len": 32}
-    ),
+    "WanPipeline": tiny(_CLIP, parts=_WAN, transformer=_WAN_SIZES),
     "SkyReelsV2Pipeline": tiny(_CLIP),
     "SkyReelsV2DiffusionForcingPipeline": tiny({**_CLIP, "base_num_frames": 5}),
     "WanVACEPipeline": tiny(_CLIP, transformer={"vace_in_channels": 72}),

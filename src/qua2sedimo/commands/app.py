@@ -66,7 +66,11 @@ Arguments = Annotated[
     str, typer.Option(help='Pipeline arguments as JSON, e.g. `{"num_inference_steps": 12}`.', metavar="JSON")
 ]
 Component = Annotated[
-    str | None, typer.Option(help="Which denoiser, if the pipeline has several: transformer_2, prior, …")
+    list[str] | None,
+    typer.Option(
+        help="Which denoiser, if the pipeline has several: transformer_2, prior, …; repeatable for several that share "
+        "the budget."
+    ),
 ]
 Keep = Annotated[
     list[str] | None,
@@ -154,7 +158,7 @@ def settings_for(
     arguments: str,
     options: str,
     images: int,
-    component: str | None,
+    component: list[str] | None,
     seed: int,
     keep: list[str] | None = None,
     rounding: str | None = None,
@@ -168,7 +172,7 @@ def settings_for(
     changed: dict[str, Any] = {} if observe is None else {"observe": observe}
     return StudySettings(
         model=model_name(model),
-        component=component,
+        component=component[0] if component and len(component) == 1 else component or None,
         inputs=inputs_of(prompts) or (list(entry.inputs) if entry else []),
         arguments={**(entry.arguments if entry else {}), **given},
         images=images,

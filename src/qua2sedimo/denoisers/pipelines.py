@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,18 @@ def denoiser_of(pipeline: Any, component: str | None = None) -> tuple[str, nn.Mo
     return names[0], module
 
 
+def denoisers_named(pipeline: Any, component: str | Sequence[str] | None) -> dict[str, nn.Module]:
+    """The denoisers of a study by component: the default one, one that is named, or several.
+
+    Raises :class:`Qua2SeDiMoError` as :func:`denoiser_of`, or if a component is named twice.
+    """
+    names = [component] if component is None or isinstance(component, str) else list(component)
+    found = dict(denoiser_of(pipeline, name) for name in names)
+    if len(found) < len(names):
+        raise Qua2SeDiMoError(f"a component is named twice: {', '.join(map(str, names))}", "Name each once.")
+    return found
+
+
 def denoiser_checkpoint(model: str, component: str | None = None) -> Checkpoint | None:
     """The safetensors checkpoint of the denoiser of a zoo model or local pipeline folder, None if there is none.
 
@@ -157,6 +169,7 @@ def capture_call(
     finally:
         hook.remove()
     raise Qua2SeDiMoError(
-        f"{name} never called {type(denoiser).__name__}",
-        "It may need other arguments, such as more steps; or select another denoiser with --component.",
+        f"{name} never called {type(denoiser).__name__}: it is not reached with these arguments",
+        "Give more steps, or the arguments that use it: --arguments, or 'arguments:' in study.yaml; or select another "
+        "denoiser with --component.",
     )

@@ -77,11 +77,13 @@ def read_evaluation(folder: Path) -> Evaluation | None:
 
 def export_digest(folder: Path) -> str:
     """Sixteen hex digits that identify an export: a hash of its configuration, and of the checksums in the headers."""
-    component = folder / (read_json(folder / "qua2sedimo.json").get("component") or "")
-    found = hashlib.sha256((component / "config.json").read_bytes())
-    for path in sorted(component.glob("*.safetensors")):
-        with path.open("rb") as file:
-            found.update(file.read(int.from_bytes(file.read(8), "little")))
+    info = read_json(folder / "qua2sedimo.json")
+    found = hashlib.sha256()
+    for name in info.get("components") or [info.get("component") or ""]:
+        found.update((folder / name / "config.json").read_bytes())
+        for path in sorted((folder / name).glob("*.safetensors")):
+            with path.open("rb") as file:
+                found.update(file.read(int.from_bytes(file.read(8), "little")))
     return found.hexdigest()[:16]
 
 

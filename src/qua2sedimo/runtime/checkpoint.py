@@ -18,9 +18,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class PackedSize:
 
 def save_packed(
     model: DiffusionPipeline | nn.Module,
-    component: str | None,
+    component: str | Sequence[str] | None,
     values: Values,
     out: Path,
     extra: Mapping[str, Any] | None = None,
@@ -74,7 +74,8 @@ def save_packed(
 ) -> PackedSize:
     """Write a pipeline or denoiser to the folder ``out``, with the layers in ``values`` packed.
 
-    ``component`` names the pipeline's denoiser (None: ``transformer`` or ``unet``). ``values`` maps unit names to
+    ``component`` names the pipeline's denoiser (None: ``transformer`` or ``unet``), or several, whose units are then
+    named ``COMPONENT.UNIT``. ``values`` maps unit names to
     quantized weights; it is read once, in order, and may be a generator of pairs. ``copies`` (module name → names) are
     stored once. ``act_bits`` is the bit width of activations in the loaded model (None: not quantized). ``extra`` is
     stored in ``qua2sedimo.json``. Other float tensors of the denoiser are stored in 16 bits. An earlier export in
@@ -86,25 +87,47 @@ def save_packed(
     out = Path(out).resolve()
     check_export_folder(out)
     pipeline = model if isinstance(model, DiffusionPipeline) else None
-    component = _component(pipeline, component) if pipeline is not None else None
-    denoiser = getattr(pipeline, component) if component is not None else model
-    denoiser = getattr(denoiser, "_orig_mod", denoiser)  # torch.compile wraps
+    names = _components(pipeline, component) if pipeline is not None else ("",)
+    denoisers = {name: getattr(pipeline, name) if name else model for name in names}
+    denoisers = {name: getattr(d, "_orig_mod", d) for name, d in denoisers.items()}  # torch.compile wraps
     with _written_beside(out) as folder:
-        if pipeline is not None and component is not None:
-            _save_others(pipeline, component, denoiser, folder)
-        size, version = _write_denoiser(denoiser, values, copies, act_bits, folder / (component or ""))
-        write_json(folder / INFO, _info(component, size, version, extra or {}))
+        if pipeline is not None:
+            _save_others(pipeline, denoisers, folder)
+        written = [
+            _write_denoiser(denoiser, *_own(name, len(names) > 1, values, copies), act_bits, folder / name)
+            for name, denoiser in denoisers.items()
+        ]
+        size = PackedSize(*(sum(column) for column in zip(*(astuple(size) for size, _ in written))))
+        write_json(folder / INFO, _info(names, size, max(version for _, version in written), extra or {}))
     return size
 
 
-def _info(component: str | None, size: PackedSize, version: int, extra: Mapping[str, Any]) -> dict[str, Any]:
+def _own(component: str, several: bool, values: Values, copies: Copies) -> tuple[Values, Copies]:
+    """Values and copies of one of the denoisers, by the names in it."""
+    if not several:
+        return values, copies
+    if not isinstance(values, Mapping):
+        raise TypeError("the values of several denoisers are read several times: pass a mapping")
+    start = f"{component}."
+
+    def short(name: str) -> str:
+        return name.removeprefix(start)
+
+    return (
+        {short(unit): value for unit, value in values.items() if unit.startswith(start)},
+        {short(n): tuple(map(short, others)) for n, others in copies.items() if n.startswith(start)},
+    )
+
+
+def _info(components: Sequence[str], size: PackedSize, version: int, extra: Mapping[str, Any]) -> dict[str, Any]:
     try:
         json.dumps(extra)
     except (TypeError, ValueError) as error:
         raise Qua2SeDiMoError(f"extra provenance cannot be written as JSON: {error}") from error
     sizes = {"average_bits": size.average_bits, **asdict(size)}
     versions = {"format_version": version, "diffusers": diffusers.__version__}
-    return {**versions, "component": component, **sizes, "extra": dict(extra)}
+    several = {"components": list(components)} if len(components) > 1 else {}
+    return {**versions, "component": components[0] or None, **several, **sizes, "extra": dict(extra)}
 
 
 def _write_denoiser(
@@ -241,25 +264,28 @@ def _refuse_shared_weights(modules: Mapping[str, nn.Module], groups: Mapping[str
             )
 
 
-def _component(pipeline: DiffusionPipeline, component: str | None) -> str:
+def _components(pipeline: DiffusionPipeline, component: str | Sequence[str] | None) -> tuple[str, ...]:
+    if component is not None and not isinstance(component, str):
+        return tuple(name for one in component for name in _components(pipeline, one))
     for name in (component,) if component else _COMPONENTS:
         if isinstance(getattr(pipeline, name, None), nn.Module):
-            return name
+            return (name,)
     raise Qua2SeDiMoError(
         f"{type(pipeline).__name__} has no denoiser '{component or ' or '.join(_COMPONENTS)}'",
         f"Name one of its components: {', '.join(pipeline.components)}.",
     )
 
 
-def _save_others(pipeline: DiffusionPipeline, component: str, denoiser: nn.Module, folder: Path) -> None:
-    """Save all other components with the pipeline's own method; a stand-in for the denoiser saves nothing."""
-    stand_in = copy.copy(denoiser)
-    object.__setattr__(stand_in, "save_pretrained", lambda *_, **__: None)
+def _save_others(pipeline: DiffusionPipeline, denoisers: Mapping[str, nn.Module], folder: Path) -> None:
+    """Save all other components with the pipeline's own method; stand-ins for the denoisers save nothing."""
     light = copy.copy(pipeline)
-    light.__dict__[component] = stand_in
+    for component, denoiser in denoisers.items():
+        stand_in = copy.copy(denoiser)
+        object.__setattr__(stand_in, "save_pretrained", lambda *_, **__: None)
+        light.__dict__[component] = stand_in
     light.save_pretrained(folder, safe_serialization=True)
     for name, part in pipeline.components.items():
-        if part is not None and name != component and not (folder / name).is_dir():
+        if part is not None and name not in denoisers and not (folder / name).is_dir():
             raise Qua2SeDiMoError(f"diffusers cannot save component '{name}' of {type(pipeline).__name__}")
     forget_paths(folder)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from qua2sedimo import zoo
-from qua2sedimo.denoisers import denoiser_of, load_pipeline
+from qua2sedimo.denoisers import denoisers_named, load_pipeline
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.images.generate import check_arguments, check_inputs
 from qua2sedimo.images.latents import can_observe
@@ -67,7 +67,7 @@ class Study:
                 )
         else:  # a model that cannot be loaded leaves no folder behind
             loaded = pipeline if pipeline is not None else load_pipeline(settings.model)
-            denoiser_of(loaded, settings.component)
+            denoisers_named(loaded, settings.component)
             check_inputs(loaded, settings.inputs)
             check_arguments(loaded, settings.arguments)
             _check_metrics(settings, loaded)

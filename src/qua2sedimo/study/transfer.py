@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qua2sedimo.denoisers import Graph, WeightLayer, denoiser_of, load_pipeline
+from qua2sedimo.denoisers import Graph, WeightLayer, denoisers_named, load_pipeline
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.images.generate import check_arguments, check_inputs
 from qua2sedimo.options import Configuration, Option, SearchSpace
@@ -110,7 +110,7 @@ def _workspace(base: StudySettings, chosen: Choice, model: str, folder: Path, pi
     if path.exists() and not StudySettings.load(path).asks_the_same_as(settings):
         raise Qua2SeDiMoError(f"{folder} was begun for another model, choice or settings", "Choose another folder.")
     loaded = pipeline if pipeline is not None else load_pipeline(model)
-    denoiser_of(loaded, settings.component)
+    denoisers_named(loaded, settings.component)
     check_inputs(loaded, settings.inputs)
     check_arguments(loaded, settings.arguments)
     if not path.exists():

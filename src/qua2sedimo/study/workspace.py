@@ -19,12 +19,10 @@ from qua2sedimo import zoo
 from qua2sedimo.bank import Bank, Observed, stored_weight
 from qua2sedimo.denoisers import (
     Graph,
+    JoinedDenoisers,
     WeightLayer,
-    capture_call,
-    denoiser_checkpoint,
-    denoiser_of,
+    denoisers_named,
     load_pipeline,
-    trace,
     unit_weight,
     weight_modules,
 )
@@ -48,8 +46,9 @@ from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.records import Record, Records
 from qua2sedimo.sampling import Sampler, read_list
 from qua2sedimo.search import Budget, Constraints
-from qua2sedimo.statistics import Observation, Statistics, observe
+from qua2sedimo.statistics import JoinedStatistics, Observation, Statistics, observe
 from qua2sedimo.study.choices import Choice, choice_name, load_values
+from qua2sedimo.study.parts import DenoiserPart, checkpoint_of, parts_of, traced
 from qua2sedimo.study.settings import StudySettings
 from qua2sedimo.system.progress import Progress, silent
 
@@ -87,12 +86,20 @@ class Workspace:
         return pipeline
 
     @cached_property
-    def component(self) -> str:
-        return denoiser_of(self.pipeline, self.settings.component)[0]
+    def denoisers(self) -> dict[str, torch.nn.Module]:
+        """The denoisers that are quantized, by component: one, or several that share the budget."""
+        return denoisers_named(self.pipeline, self.settings.component)
 
     @cached_property
     def denoiser(self) -> torch.nn.Module:
-        return denoiser_of(self.pipeline, self.settings.component)[1]
+        """The denoiser; of several, a module that holds them by component."""
+        (first, *others) = self.denoisers.values()
+        return JoinedDenoisers(self.denoisers) if others else first
+
+    @cached_property
+    def parts(self) -> list[DenoiserPart]:
+        """Each denoiser by itself."""
+        return parts_of(self.denoisers, self.graph, self.candidates.layers, bool(self.settings.several))
 
     @cached_property
     def modules(self) -> dict[str, torch.nn.Module]:
@@ -107,8 +114,7 @@ class Workspace:
             return Graph.load(path)
         refuse_without_weights(self.denoiser)
         generator = Generator(self.pipeline, self.generation)
-        call = capture_call(self.pipeline, self.denoiser, run=lambda: generator.run([0]))
-        graph = trace(self.denoiser, call.args, call.kwargs, parts=True, ties=True)
+        graph = traced(generator, self.denoisers, bool(self.settings.several))
         graph.save(path)
         return graph
 
@@ -144,7 +150,9 @@ class Workspace:
 
     @cached_property
     def _checkpoint(self) -> Checkpoint | None:
-        return None if self._given is not None else denoiser_checkpoint(self.settings.model, self.settings.component)
+        if self._given is not None:
+            return None
+        return checkpoint_of(self.settings.model, self.settings.component)
 
     # What can be chosen ----------------------------------------------------------------------------------------
 
@@ -197,7 +205,8 @@ class Workspace:
     @property
     def is_observed(self) -> bool:
         """Whether the statistics that rounding needs are there: without them, neither a bank nor records exist."""
-        return not self.settings.compensates or Statistics.is_finished(self.statistics_folder)
+        folders = [self.statistics_folder / name for name in self.settings.several] or [self.statistics_folder]
+        return not self.settings.compensates or all(map(Statistics.is_finished, folders))
 
     @property
     def observed_images(self) -> int:
@@ -221,21 +230,26 @@ class Workspace:
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
-    def observe(self, progress: Progress = silent) -> Statistics:
+    def observe(self, progress: Progress = silent) -> Statistics | JoinedStatistics:
         """The study's calibration statistics: those in its folder, or made now from images in full precision."""
         if "statistics" not in self.__dict__:
-            if Statistics.is_finished(self.statistics_folder):  # needs no model
-                self.statistics = Statistics(self.statistics_folder, self.statistics_key, self.graph.layers)
-            else:
-                what = Observation(
-                    self.full_precision_generator(), self.denoiser, self.graph, self.candidates.layers,
-                    OBSERVED.images(self.observed_images), int(self.settings.memory * 1e9), self.statistics_key,
-                )  # fmt: skip
-                self.statistics = observe(self.statistics_folder, what, progress)
+            found = {part.component: self._observed_part(part, progress) for part in self.parts}
+            self.statistics = JoinedStatistics(found) if self.settings.several else found[""]
         return self.statistics
 
+    def _observed_part(self, part: DenoiserPart, progress: Progress) -> Statistics:
+        folder = self.statistics_folder / part.component
+        key = f"{self.statistics_key}-{part.component}" if part.component else self.statistics_key
+        if Statistics.is_finished(folder):  # needs no images
+            return Statistics(folder, key, part.graph.layers)
+        what = Observation(
+            self.full_precision_generator(), part.denoiser, part.graph, part.units,
+            OBSERVED.images(self.observed_images), int(self.settings.memory * 1e9), key,
+        )  # fmt: skip
+        return observe(folder, what, progress)
+
     @cached_property
-    def statistics(self) -> Statistics:
+    def statistics(self) -> Statistics | JoinedStatistics:
         return self.observe()
 
     def observed(self, layer: str) -> Observed:

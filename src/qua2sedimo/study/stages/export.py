@@ -48,6 +48,6 @@ def save_values(
     """Write quantized weights as a packed pipeline folder, or the denoiser alone if the pipeline is the user's code."""
     study.switch.restore()
     own = isinstance(study.pipeline, CallablePipeline)
-    model, component = (study.denoiser, None) if own else (study.pipeline, study.component)
+    model, components = (study.denoiser, None) if own else (study.pipeline, tuple(study.denoisers))
     with quiet():
-        return save_packed(model, component, values, Path(out), extra, study.copies, act_bits)
+        return save_packed(model, components, values, Path(out), extra, study.copies, act_bits)
