@@ -132,8 +132,9 @@ def main() -> None:
         families[family] = [seen(name) for name in entries if name in there]
         for row in families[family]:
             print(f"{row['class']:<44} {row['units']:4} units {row['seconds']:6.2f} s  {row['wrong'] or 'same output'}")
-    walks = [walked(name) for name in ENTRIES if name in pipelines.in_scope()]
-    for row in walks:
+    walks = []
+    for row in map(walked, (name for name in ENTRIES if name in pipelines.in_scope())):
+        walks.append(row)
         print(f"{row['class']:<44} {row['seconds']:6.2f} s  {row['wrong'] or row['remark']}")
     results = ROOT / "benchmarks" / "results"
     results.mkdir(exist_ok=True)
