@@ -76,7 +76,7 @@ def _stages(name: str, folder: Path, found: Walk) -> None:
 
 
 def _remark(study: Any) -> str:
-    said = [f"{len(study.graph.layers)} units of {", ".join(f"`{name}`" for name in study.denoisers)}"]
+    said = [f"{len(study.graph.layers)} units of {', '.join(f'`{name}`' for name in study.denoisers)}"]
     if study.generator.one_by_one:
         said.append("one image per call")
     return ", ".join(said)
