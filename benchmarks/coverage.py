@@ -1,15 +1,16 @@
-"""Every transformer and U-Net class of diffusers from a small configuration: what was traced, and whether it holds.
+"""Every transformer, U-Net and pipeline class of diffusers from a small configuration: does it get through?
 
     python benchmarks/coverage.py [--docs]
 
 Builds each class of tests/denoisers/coverage with random weights, traces it, quantizes and packs every layer and part,
-loads the file with stock diffusers, and compares the outputs. Prints a table, writes
-benchmarks/results/coverage.json, and with --docs the page docs/coverage.md.
+loads the file with stock diffusers, and compares the outputs. Then takes each pipeline class of tests/sweep through a
+study. Prints a table, writes benchmarks/results/coverage.json, and with --docs the page docs/coverage.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 import tempfile
@@ -27,6 +28,9 @@ sys.path.insert(0, str(ROOT))
 from tests.denoisers.coverage.check import check  # noqa: E402
 from tests.denoisers.coverage.registry import EXCLUDED, FAMILIES, exported  # noqa: E402
 from tests.denoisers.coverage.use import QUESTIONS, YES, answers  # noqa: E402
+from tests.sweep import registry as pipelines  # noqa: E402
+from tests.sweep.check import STAGES, walk  # noqa: E402
+from tests.sweep.entries import ENTRIES  # noqa: E402
 
 _HEAD = """# Coverage
 
@@ -37,6 +41,16 @@ compared. *Same output* means bit-identical to the model with the same quantized
 reach its output, and are not quantized.
 
 Made by `python benchmarks/coverage.py --docs`. The configurations are in `tests/denoisers/coverage/`.
+The last section has [the pipeline classes](#pipelines).
+"""
+
+_PIPELINES = """## Pipelines
+
+Pipeline classes that take a generator and need only prompts, class labels or noise: text to image, text to video,
+class-conditional and unconditional. Each is built tiny with random weights (`tests/sweep/`) and taken through a study
+with `init`, `plan`, two measurements and `export`; the export is *loaded*, and its pictures are compared with those of
+the same quantized weights in the original. Pipelines that need an input picture, film or sound are not in the table:
+`init` says what they need.
 """
 
 
@@ -63,7 +77,36 @@ def seen(name: str) -> dict[str, Any]:
     }
 
 
-def page(families: dict[str, list[dict[str, Any]]]) -> str:
+def walked(name: str) -> dict[str, Any]:
+    """One row of the table of pipelines."""
+    began = time.perf_counter()
+    cls = pipelines.in_scope()[name]
+    taken = [input_ for input_ in ("prompt", "class_labels", "batch_size") if input_ in _parameters(cls)]
+    with tempfile.TemporaryDirectory() as folder:
+        found = walk(name, Path(folder))
+    seconds = round(time.perf_counter() - began, 2)
+    return {"class": name, "takes": taken, "passed": found.passed, "wrong": found.wrong, "remark": found.remark,
+            "seconds": seconds}  # fmt: skip
+
+
+def _parameters(cls: type[Any]) -> dict[str, Any]:
+    return dict(inspect.signature(cls.__call__).parameters)
+
+
+def pipelines_section(rows: list[dict[str, Any]]) -> list[str]:
+    """The section with the table of pipelines."""
+    passed = sum(not row["wrong"] for row in rows)
+    lines = [_PIPELINES, f"{passed} of {len(rows)} classes get through.\n"]
+    lines += [f"| class | takes | {' | '.join(STAGES)} | |", f"|---|---|{'---|' * (len(STAGES) + 1)}"]
+    for row in rows:
+        marks = " | ".join("yes" if stage in row["passed"] else "no" for stage in STAGES)
+        takes = ", ".join(f"`{name}`" for name in row["takes"]) or "nothing"
+        lines.append(f"| `{row['class']}` | {takes} | {marks} | {row['wrong'] or row['remark']} |")
+    lines += ["\n### Not tried\n", *(f"- `{name}`: {why}." for name, why in sorted(pipelines.EXCLUDED.items()))]
+    return lines
+
+
+def page(families: dict[str, list[dict[str, Any]]], walks: list[dict[str, Any]]) -> str:
     """docs/coverage.md: the same for the same versions."""
     lines = [_HEAD.format(version=diffusers.__version__)]
     rows = [row for family in families.values() for row in family]
@@ -77,7 +120,8 @@ def page(families: dict[str, list[dict[str, Any]]]) -> str:
             lines.append(f"| `{row['class']}` | {numbers} | {', '.join(row['operations'])} | {verdict} |")
         lines.append("")
     lines += in_use(rows)
-    lines += ["## Without an entry\n", *(f"- `{name}`: {why}." for name, why in EXCLUDED.items())]
+    lines += ["## Without an entry\n", *(f"- `{name}`: {why}." for name, why in EXCLUDED.items()), ""]
+    lines += pipelines_section(walks)
     return "\n".join(lines) + "\n"
 
 
@@ -113,11 +157,15 @@ def main() -> None:
         families[family] = [seen(name) for name in entries if name in there]
         for row in families[family]:
             print(f"{row['class']:<44} {row['units']:4} units {row['seconds']:6.2f} s  {row['wrong'] or 'same output'}")
+    walks = []
+    for row in map(walked, (name for name in ENTRIES if name in pipelines.in_scope())):
+        walks.append(row)
+        print(f"{row['class']:<44} {row['seconds']:6.2f} s  {row['wrong'] or row['remark']}")
     results = ROOT / "benchmarks" / "results"
     results.mkdir(exist_ok=True)
-    (results / "coverage.json").write_text(json.dumps(families, indent=1))
+    (results / "coverage.json").write_text(json.dumps({"denoisers": families, "pipelines": walks}, indent=1))
     if arguments.docs:
-        (ROOT / "docs" / "coverage.md").write_text(page(families))
+        (ROOT / "docs" / "coverage.md").write_text(page(families, walks))
 
 
 if __name__ == "__main__":

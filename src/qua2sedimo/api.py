@@ -22,18 +22,21 @@ def quantize(
     arguments: Mapping[str, Any] | None = None,
     effort: Effort = "search",
     configurations: int = 100,
+    component: str | Sequence[str] | None = None,
     folder: str | Path | None = None,
     progress: Progress = silent,
 ) -> Any:
     """Quantize the denoiser of a diffusers pipeline in place, to at most ``bits`` average bits; returns the pipeline.
 
     ``pipeline.save_pretrained(FOLDER)`` then writes a packed checkpoint for ``DiffusionPipeline.from_pretrained``.
+    ``pipeline`` may also be a :class:`~qua2sedimo.CallablePipeline`: any module with a function that makes images.
 
     Runs a whole study on ``prompts`` (or class labels; by default varied ones) with the pipeline's
     ``arguments`` (steps, guidance, size). ``effort``: "quick" chooses by calibration statistics and measures only the
     result; "search" measures ``configurations`` random configurations, then searches with up to twice as many images;
-    "paper" chooses by the predictor alone. With ``folder``, the study is kept there and can be resumed, reported and
-    exported; otherwise it is deleted.
+    "paper" chooses by the predictor alone. ``component`` names the denoiser if the pipeline has several, or several
+    that share the budget. With ``folder``, the study is kept there and can be resumed, reported and exported; otherwise
+    it is deleted.
 
     Raises :class:`Qua2SeDiMoError` if the budget cannot be reached, or the pipeline has no denoiser.
     """
@@ -43,6 +46,7 @@ def quantize(
             model=str(getattr(pipeline.config, "_name_or_path", "") or type(pipeline).__name__),
             inputs=list(prompts),
             arguments=dict(arguments or {}),
+            component=component if component is None or isinstance(component, str) else list(component),
         )
         study = Study.create(Path(where), settings, pipeline)
         chosen = study.run(bits, configurations, progress, effort=effort)

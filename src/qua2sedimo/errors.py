@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class Stopped(Exception):
     """The user pressed Ctrl-C during a stage that can be resumed."""
@@ -17,3 +20,19 @@ class Qua2SeDiMoError(Exception):
     def __init__(self, message: str, remedy: str | None = None) -> None:
         self.message, self.remedy = message, remedy
         super().__init__(message if remedy is None else f"{message}\n{remedy}")
+
+
+@contextmanager
+def failures_of(pipeline: str) -> Iterator[None]:
+    """Within, whatever a call of a diffusers pipeline raises becomes a :class:`Qua2SeDiMoError` with its first line."""
+    try:
+        yield
+    except (Qua2SeDiMoError, Stopped):
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        raise Qua2SeDiMoError(
+            f"{pipeline} failed when called: {type(error).__name__}{': ' if lines else ''}{lines[0] if lines else ''}",
+            "Check the pipeline's arguments: --arguments, or 'arguments:' in study.yaml. If the pipeline alone fails "
+            "in the same way, the model or an installed package is the cause.",
+        ) from error

@@ -96,6 +96,7 @@ class Inspection:
             ],
             "edges": [[graph.nodes[a].name, graph.nodes[b].name] for a, b in graph.edges],
             "bypassed": list(graph.bypassed),
+            "left_alone": list(graph.left_alone),
             "tied_candidates": [list(group) for group in graph.tied_candidates],
         }
 
@@ -126,7 +127,8 @@ def inspected(
     others = tuple(other for other in denoisers_of(pipeline) if other != name)
     if given is not None:
         return _traced(denoiser, (), given, option_set, str(inputs), others)
-    captured = capture_call(pipeline, denoiser, _call_arguments(model, pipeline, arguments or {}))
+    generator = _generator(model, pipeline, arguments or {})
+    captured = capture_call(pipeline, denoiser, run=lambda: generator.run([0]))
     origin = "captured from one step of the pipeline"
     return _traced(denoiser, captured.args, captured.kwargs, option_set, origin, others)
 
@@ -142,13 +144,13 @@ def denoiser_named(model: str, component: str | None = None, loading: Loading = 
     return denoiser_of(load_pipeline(model, loading), component)[1]
 
 
-def _call_arguments(model: str, pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a pipeline call for an arbitrary image."""
+def _generator(model: str, pipeline: Any, arguments: Mapping[str, Any]) -> Generator:
+    """Generates images of an arbitrary input."""
     defaults: dict[str | None, list[str | int]] = {"prompt": ["a picture"], "class_labels": [0], None: []}
     known = zoo.ENTRIES[model].arguments if model in zoo.ENTRIES else {}
     asked = {**known, **arguments}
     check_arguments(pipeline, asked)
-    return Generator(pipeline, Generation(defaults[input_argument(pipeline)], asked)).call_arguments([0])
+    return Generator(pipeline, Generation(defaults[input_argument(pipeline)], asked))
 
 
 def _traced(

@@ -375,7 +375,7 @@ def test_the_batch_is_halved_until_it_fits(error: Exception, room: int, found: i
 def test_when_nothing_fits_it_is_said_and_other_errors_are_not_taken_for_it() -> None:
     with pytest.raises(Qua2SeDiMoError, match="not even one image fits"):
         fitting_batch(Crowded(0, OUT_OF_MEMORY[0]), Generation([]), 1)
-    with pytest.raises(RuntimeError, match="shapes"):
+    with pytest.raises(Qua2SeDiMoError, match="Crowded failed when called: RuntimeError: shapes do not match"):
         fitting_batch(Crowded(0, RuntimeError("shapes do not match")), Generation([]), 4)
     with pytest.raises(Qua2SeDiMoError, match="3 images at once do not fit") as caught:
         Generator(Crowded(2, OUT_OF_MEMORY[1]), Generation([]))(0, 3)

@@ -121,7 +121,7 @@ def test_every_stage_leaves_its_result_in_the_folder(finished: Finished) -> None
 def test_a_study_opened_again_measures_and_fits_nothing_twice(
     finished: Finished, measured: Counter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for function in ("study.workspace.trace", "study.stages.fit.fit_ensemble", "study.workspace.capture_call"):
+    for function in ("study.parts.trace", "study.stages.fit.fit_ensemble", "study.parts.capture_call"):
         monkeypatch.setattr(f"qua2sedimo.{function}", lambda *_, **__: pytest.fail("done before"))
     study = Study(finished.study.folder, small_pipeline())
     study.quantize()

@@ -78,7 +78,11 @@ Arguments = Annotated[
     str, typer.Option(help='Pipeline arguments as JSON, e.g. `{"num_inference_steps": 12}`.', metavar="JSON")
 ]
 Component = Annotated[
-    str | None, typer.Option(help="Which denoiser, if the pipeline has several: transformer_2, prior, …")
+    list[str] | None,
+    typer.Option(
+        help="Which denoiser, if the pipeline has several: transformer_2, prior, …; repeatable for several that share "
+        "the budget."
+    ),
 ]
 Keep = Annotated[
     list[str] | None,
@@ -166,7 +170,7 @@ def settings_for(
     arguments: str,
     options: str,
     images: int,
-    component: str | None,
+    component: list[str] | None,
     seed: int,
     keep: list[str] | None = None,
     rounding: str | None = None,
@@ -180,9 +184,8 @@ def settings_for(
         raise Qua2SeDiMoError(f"--rounding: '{rounding}' is unknown", f"Known: {', '.join(get_args(RoundingName))}.")
     changed: dict[str, Any] = {} if observe is None else {"observe": observe}
     return StudySettings(
-        # Not resolved: a file in the hub's cache is a symlink to one without a name.
-        model=model if entry or not Path(model).expanduser().exists() else str(Path(model).expanduser().absolute()),
-        component=component,
+        model=model_name(model),
+        component=component[0] if component and len(component) == 1 else component or None,
         inputs=inputs_of(prompts) or (list(entry.inputs) if entry else []),
         arguments={**(entry.arguments if entry else {}), **given},
         images=images,
@@ -217,6 +220,15 @@ def measured_by(
     if batch is not None:
         changes["batch"] = batch
     return StudySettings.model_validate({**settings.model_dump(), **changes})
+
+
+def model_name(model: str) -> str:
+    """A model as study.yaml names it: folders and files by their full path.
+
+    Links are not followed: a file in the hub's cache is a link to one without a name.
+    """
+    path = Path(model).expanduser()
+    return model if model in zoo.ENTRIES or not path.exists() else str(path.absolute())
 
 
 def pipeline_arguments(text: str) -> dict[str, Any]:

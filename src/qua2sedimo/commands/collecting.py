@@ -27,9 +27,9 @@ def observe(study: StudyFolder) -> None:
         found = opened.observe(report)
     nbytes = sum(path.stat().st_size for path in found.folder.rglob("*.safetensors"))
     units = sum(len(source.units) for source in found.sources)
-    gradients = "with gradients" if found.index.gradients else "without gradients, which did not fit into memory"
+    gradients = "with gradients" if found.has_gradients else "without gradients, which did not fit into memory"
     say(
-        f"{found.index.images} images, {len(found.sources)} inputs of {units} layers, {gradients}: "
+        f"{found.images} images, {len(found.sources)} inputs of {units} layers, {gradients}: "
         f"{size_text(nbytes)} in {found.folder}. Next: {command('quantize', study)}"
     )
     for unit, note in found.notes().items():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +19,7 @@ from qua2sedimo.commands.app import (
     app,
     check_export,
     inputs_of,
+    model_name,
     pipeline_arguments,
 )
 from qua2sedimo.commands.loading import with_loading
@@ -24,6 +27,9 @@ from qua2sedimo.denoisers.loading import Loading
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.terminal.console import errors, interval, say
 from qua2sedimo.terminal.progress import progress
+
+if TYPE_CHECKING:
+    from qua2sedimo.runtime import PackedSize
 
 _PANEL = "Use"
 
@@ -34,26 +40,64 @@ PointName = Annotated[str | None, typer.Option("--point", help="A point of the f
 
 @app.command(rich_help_panel=_PANEL)
 def export(
-    study: StudyFolder,
+    study: Annotated[
+        str, typer.Argument(help="The study folder; or with `--choice FILE`, a fine-tune.", metavar="STUDY|MODEL")
+    ],
     out: Annotated[Path, typer.Argument(help="The folder to write.", metavar="OUT")],
     bits: ChoiceBits = 3.5,
-    choice: ChoiceName = None,
+    choice: Annotated[
+        str | None,
+        typer.Option(
+            help="A choice by its file in choices/, without .json. For a model that is no study, the file of a choice "
+            "made for its base model: BASE/choices/3.5.json.",
+        ),
+    ] = None,
     point: PointName = None,
     act_bits: Annotated[
         int | None, typer.Option(help="Also round activations to this many bits in the loaded model.", min=4, max=8)
     ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a fine-tune: keep its statistics in this folder, so that an interrupted export continues.",
+            metavar="FOLDER",
+        ),
+    ] = None,
 ) -> None:
-    """Write a choice as a packed pipeline that `DiffusionPipeline.from_pretrained` loads."""
-    from qua2sedimo.formats.text import size_text
+    """Write a choice as a packed pipeline that `DiffusionPipeline.from_pretrained` loads.
+
+    With a fine-tune and the file of a choice made for its base model, every layer gets the option of the base model's
+    layer. The fine-tune is observed and rounded by its own statistics; nothing is searched.
+    """
     from qua2sedimo.runtime.checkpoint import check_export_folder
     from qua2sedimo.study import Study
     from qua2sedimo.study.stages.frontier import named_choice
 
-    opened = Study(study)
     check_export_folder(out)
+    if choice is not None and not (Path(study) / "study.yaml").exists() and choice.endswith(".json"):
+        _export_transferred(study, out, choice, work, act_bits)
+        return
+    opened = Study(study)
     with progress() as report:
         chosen = named_choice(opened.workspace, choice, point) or opened.choose(bits, progress=report)
         packed = opened.export(chosen, out, act_bits)
+    _say_packed(out, packed)
+
+
+def _export_transferred(model: str, out: Path, choice: str, work: Path | None, act_bits: int | None) -> None:
+    from qua2sedimo.study.stages.export import export as written
+    from qua2sedimo.study.transfer import transferred
+
+    place: Any = nullcontext(work) if work is not None else tempfile.TemporaryDirectory(prefix="qua2sedimo-")
+    with place as folder, progress() as report:
+        study, chosen = transferred(choice, model_name(model), folder, report)
+        packed = written(study, chosen, out, act_bits)
+    _say_packed(out, packed)
+
+
+def _say_packed(out: Path, packed: PackedSize) -> None:
+    from qua2sedimo.formats.text import size_text
+
     size = size_text(packed.quantized_bytes)
     say(f"{out}: {packed.weights / 1e6:.2f} M weights in {size}, {packed.average_bits:.4f} bits")
 

@@ -11,6 +11,7 @@ import typer
 from qua2sedimo.commands.app import Arguments, AsJson, Component, StudyFolder, app, pipeline_arguments
 from qua2sedimo.commands.loading import with_loading
 from qua2sedimo.denoisers.loading import Loading, OffloadName
+from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.terminal.console import console, say
 from qua2sedimo.terminal.progress import progress
 
@@ -59,13 +60,16 @@ def inspect(
 
     if graph is not None:
         check_graph_file(graph)
+    if component and len(component) > 1:
+        raise Qua2SeDiMoError("inspect shows one denoiser at a time", "Give --component once.")
+    shown = component[0] if component else None
     if options is not None and (Path(model) / "study.yaml").is_file():
         console.print(_of_study(Path(model), options))
         return
     if options is not None:
-        console.print(layer_options_table(denoiser_named(model, component, loading), options, option_set))
+        console.print(layer_options_table(denoiser_named(model, shown, loading), options, option_set))
         return
-    seen = inspected(model, option_set, component, pipeline_arguments(arguments), inputs, loading)
+    seen = inspected(model, option_set, shown, pipeline_arguments(arguments), inputs, loading)
     if graph is not None:
         write_graph(seen.graph, graph)
     if as_json:
@@ -78,7 +82,6 @@ def inspect(
 
 def _of_study(study: Path, layer: str) -> Table:
     """The options of a study's layer, rounded as the study does, with the errors of its output."""
-    from qua2sedimo.errors import Qua2SeDiMoError
     from qua2sedimo.study import Study
     from qua2sedimo.terminal.layer_options import weight_table
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from qua2sedimo.denoisers.layers import WeightLayer
 from qua2sedimo.formats.document import Document
@@ -35,6 +35,7 @@ class Graph:
 
     ``layers`` are keyed by unit name: the module's name, or ``MODULE[a:b]`` for a part. ``bypassed`` modules are never
     called as modules (a fused operation reads their weights) or do not reach the output; they are not quantized.
+    ``left_alone`` are other modules with weights, such as transposed convolutions and embeddings.
     ``tied_candidates`` are groups of modules that may have equal weights; they are listed only if the weights were not
     available for comparison (:mod:`qua2sedimo.denoisers.ties`).
     """
@@ -44,6 +45,7 @@ class Graph:
     layers: dict[str, WeightLayer]
     bypassed: tuple[str, ...] = ()
     tied_candidates: tuple[tuple[str, ...], ...] = ()
+    left_alone: tuple[str, ...] = ()
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -70,6 +72,7 @@ class Graph:
             layers=list(self.layers.values()),
             bypassed=self.bypassed,
             tied_candidates=self.tied_candidates,
+            left_alone=self.left_alone,
         ).save(path)
 
     @classmethod
@@ -78,7 +81,7 @@ class Graph:
         content = GraphFile.load(path)
         nodes = tuple(Node(*node) for node in content.nodes)
         layers = {layer.name: layer for layer in content.layers}
-        return cls(content.denoiser, nodes, layers, content.bypassed, content.tied_candidates)
+        return cls(content.denoiser, nodes, layers, content.bypassed, content.tied_candidates, content.left_alone)
 
 
 class GraphFile(Document):
@@ -88,9 +91,15 @@ class GraphFile(Document):
 
     indent: ClassVar[int | None] = None
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     denoiser: str
     nodes: list[tuple[str, str, tuple[int, ...], tuple[str, ...]]]
     layers: list[WeightLayer]
     bypassed: tuple[str, ...]
     tied_candidates: tuple[tuple[str, ...], ...]
+    left_alone: tuple[str, ...]
+
+    @classmethod
+    def upgraded(cls, content: dict[str, Any], path: Path) -> dict[str, Any]:
+        """Format 2 did not list the modules that are left alone."""
+        return {**content, "format": 3, "left_alone": []} if content.get("format") == 2 else content

@@ -69,6 +69,13 @@ def weight_modules(denoiser: nn.Module) -> dict[str, nn.Module]:
     return {names[0]: denoiser.get_submodule(names[0]) for names in shared_modules(denoiser)}
 
 
+def other_weights(denoiser: nn.Module) -> tuple[str, ...]:
+    """Names of the modules with a weight of at least two dimensions that are no Linear or Conv layer."""
+    weights = ((name, getattr(m, "weight", None)) for name, m in denoiser.named_modules()
+               if not isinstance(m, WEIGHT_MODULES))  # fmt: skip
+    return tuple(name for name, weight in weights if isinstance(weight, nn.Parameter) and weight.ndim > 1)
+
+
 def shared_modules(denoiser: nn.Module) -> list[tuple[str, ...]]:
     """Names of the weight modules in order, grouped by the weight tensor they share.
 

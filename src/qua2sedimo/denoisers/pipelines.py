@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from qua2sedimo.denoisers.stored import (
     refuse_reported,
     variant_for,
 )
-from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.errors import Qua2SeDiMoError, failures_of
 from qua2sedimo.formats.tensorfiles import Checkpoint
 from qua2sedimo.system.memory import is_out_of_memory, within_memory
 from qua2sedimo.system.notes import note
@@ -143,6 +143,18 @@ def denoiser_of(pipeline: Any, component: str | None = None) -> tuple[str, nn.Mo
     return names[0], module
 
 
+def denoisers_named(pipeline: Any, component: str | Sequence[str] | None) -> dict[str, nn.Module]:
+    """The denoisers of a study by component: the default one, one that is named, or several.
+
+    Raises :class:`Qua2SeDiMoError` as :func:`denoiser_of`, or if a component is named twice.
+    """
+    names = [component] if component is None or isinstance(component, str) else list(component)
+    found = dict(denoiser_of(pipeline, name) for name in names)
+    if len(found) < len(names):
+        raise Qua2SeDiMoError(f"a component is named twice: {', '.join(map(str, names))}", "Name each once.")
+    return found
+
+
 def denoiser_checkpoint(model: str, component: str | None = None, loading: Loading = Loading()) -> Checkpoint | None:
     """The safetensors files of the denoiser of a zoo model or local pipeline folder, which give every tensor as
     :func:`load_pipeline` loads it; None if there are no such files, or their tensors have other names.
@@ -180,29 +192,29 @@ def _folder(model: str) -> Path | None:
     return folder if (folder / INDEX).is_file() else None
 
 
-def refuse_given(pipeline: Any, component: str | None) -> None:
-    """Raise :class:`Qua2SeDiMoError` if the denoiser of a pipeline in memory cannot be quantized as it is: it is
+def refuse_given(pipeline: Any, component: str | Sequence[str] | None) -> None:
+    """Raise :class:`Qua2SeDiMoError` if a denoiser of a pipeline in memory cannot be quantized as it is: it is
     quantized, cast layer by layer, offloaded, has adapters, or has no weights."""
-    _, denoiser = denoiser_of(pipeline, component)
-    refuse_hooks(denoiser)
-    refuse_unsuitable(denoiser)
-    refuse_without_weights(denoiser)
+    for denoiser in denoisers_named(pipeline, component).values():
+        refuse_hooks(denoiser)
+        refuse_unsuitable(denoiser)
+        refuse_without_weights(denoiser)
 
 
-def check_given(pipeline: Any, component: str | None, loading: Loading) -> None:
+def check_given(pipeline: Any, component: str | Sequence[str] | None, loading: Loading) -> None:
     """:func:`refuse_given`, and raise :class:`Qua2SeDiMoError` if ``loading`` asks for another dtype or place than a
     pipeline in memory has: it is used as it is."""
     refuse_given(pipeline, component)
-    _, denoiser = denoiser_of(pipeline, component)
     remedy = "Leave the setting out, or change the pipeline before it is passed: it is used as it is."
-    dtype = dtype_of(denoiser)
-    if loading.dtype not in ("auto", dtype):
-        raise Qua2SeDiMoError(f"dtype: the pipeline that was passed is in {dtype}, not {loading.dtype}", remedy)
     if loading.offload != "none":
         raise Qua2SeDiMoError("offload: a pipeline that is passed in memory is not offloaded", remedy)
-    device = next(denoiser.parameters()).device
-    if loading.device is not None and torch.device(loading.device).type != device.type:
-        raise Qua2SeDiMoError(f"device: the pipeline that was passed is on {device}, not {loading.device}", remedy)
+    for denoiser in denoisers_named(pipeline, component).values():
+        dtype = dtype_of(denoiser)
+        if loading.dtype not in ("auto", dtype):
+            raise Qua2SeDiMoError(f"dtype: the pipeline that was passed is in {dtype}, not {loading.dtype}", remedy)
+        device = next(denoiser.parameters()).device
+        if loading.device is not None and torch.device(loading.device).type != device.type:
+            raise Qua2SeDiMoError(f"device: the pipeline that was passed is on {device}, not {loading.device}", remedy)
     save_memory(pipeline, loading)
 
 
@@ -219,15 +231,21 @@ class Call:
         return Call(args, kwargs)
 
 
-class _Captured(Exception):
-    """Stops the pipeline at the first call to the denoiser."""
+class _Captured(BaseException):
+    """Stops the pipeline once every denoiser was called."""
 
 
-def capture_call(pipeline: Any, denoiser: nn.Module, arguments: Mapping[str, Any]) -> Call:
-    """The pipeline's first call to its denoiser when run with ``arguments``.
+def capture_call(
+    pipeline: Any,
+    denoiser: nn.Module,
+    arguments: Mapping[str, Any] | None = None,
+    run: Callable[[], object] | None = None,
+) -> Call:
+    """The pipeline's first call to its denoiser when run with ``arguments``, or by ``run``.
 
     Raises :class:`Qua2SeDiMoError` if the pipeline fails before that, or never calls the denoiser.
     """
+    name = type(pipeline).__name__
     captured: list[Call] = []
 
     def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -236,17 +254,17 @@ def capture_call(pipeline: Any, denoiser: nn.Module, arguments: Mapping[str, Any
 
     hook = denoiser.register_forward_pre_hook(remember, with_kwargs=True)
     try:
-        pipeline(**arguments)
+        with failures_of(name):
+            if run is not None:
+                run()
+            else:
+                pipeline(**arguments or {})
     except _Captured:
         return captured[0]
-    except (TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
-        raise Qua2SeDiMoError(
-            f"{type(pipeline).__name__} failed when called: {first_line(error)}",
-            "Check the pipeline's arguments: --arguments, or 'arguments:' in study.yaml.",
-        ) from error
     finally:
         hook.remove()
     raise Qua2SeDiMoError(
-        f"{type(pipeline).__name__} never called {type(denoiser).__name__}",
-        "Select another denoiser with --component.",
+        f"{name} never called {type(denoiser).__name__}: it is not reached with these arguments",
+        "Give more steps, or the arguments that use it: --arguments, or 'arguments:' in study.yaml; or select another "
+        "denoiser with --component.",
     )

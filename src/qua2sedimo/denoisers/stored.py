@@ -18,7 +18,7 @@ from qua2sedimo.formats.float8 import FLOAT8
 from qua2sedimo.formats.tensorfiles import DAMAGED_FILE, FLOATS, WEIGHTS, Checkpoint, as_stored, weight_names
 
 #: Names of denoisers among a pipeline's components, in the order of preference.
-DENOISERS = ("transformer", "unet", "transformer_2", "prior", "decoder")
+DENOISERS = ("transformer", "unet", "transformer_2", "prior", "decoder", "denoiser")
 INDEX = "model_index.json"
 _PACKED = "qua2sedimo"  # the quantization method of our own exports
 _WEIGHTS = re.compile(

@@ -18,7 +18,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from qua2sedimo.denoisers.absent import call_without_values, has_absent_weights, without_values
 from qua2sedimo.denoisers.graph import Graph
-from qua2sedimo.denoisers.layers import WeightLayer, weight_layers, weight_modules
+from qua2sedimo.denoisers.layers import WeightLayer, other_weights, weight_layers, weight_modules
 from qua2sedimo.denoisers.reduction import Spans, reduced
 from qua2sedimo.denoisers.ties import tied, tied_candidates
 from qua2sedimo.denoisers.tracer import Tracer
@@ -82,7 +82,7 @@ def trace(
     units = {unit.name: unit for layer in counted for unit in _units(layer, spans) if unit.name in found}
     reached = {unit.module for unit in units.values()}
     bypassed = tuple(name for name in layers if name not in reached)
-    graph = Graph(type(denoiser).__name__, tuple(nodes), units, bypassed)
+    graph = Graph(type(denoiser).__name__, tuple(nodes), units, bypassed, left_alone=other_weights(denoiser))
     if absent:
         return replace(graph, tied_candidates=tied_candidates(graph, denoiser, numbers))
     return tied(graph, weight_modules(denoiser)) if ties else graph

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.errors import Qua2SeDiMoError, failures_of
 from qua2sedimo.images.generate import Generation, Generator
+from qua2sedimo.images.own import parameters_of
 from qua2sedimo.system.machine import release_memory
 from qua2sedimo.system.memory import is_out_of_memory, out_of_memory
 
@@ -18,16 +18,23 @@ _STEPS = 2  # peak memory does not grow with steps; the second shows what the fi
 def fitting_batch(pipeline: Any, generation: Generation, most: int) -> int:
     """The largest of ``most``, ``most``/2, … 1 images per pipeline call that does not run out of memory.
 
-    Tries it with two steps if the pipeline takes a number of steps: peak memory is the same. Raises
+    Tries it with two steps if the pipeline takes a number of steps, and works with two: peak memory is the same. Raises
     :class:`Qua2SeDiMoError` if not even one image fits.
     """
-    arguments = dict(generation.arguments)
-    if "num_inference_steps" in inspect.signature(pipeline.__call__).parameters:
+    given, arguments = dict(generation.arguments), dict(generation.arguments)
+    if "num_inference_steps" in parameters_of(pipeline):
         arguments["num_inference_steps"] = min(_STEPS, arguments.get("num_inference_steps", _STEPS))
 
     def attempt(batch: int) -> None:
-        Generator(pipeline, replace(generation, arguments=arguments, batch=batch))(0, batch)
+        with failures_of(type(pipeline).__name__):
+            Generator(pipeline, replace(generation, arguments=arguments, batch=batch))(0, batch)
 
+    try:
+        return largest_fitting(attempt, most)
+    except Qua2SeDiMoError as error:
+        if error.__cause__ is None or arguments == given:
+            raise
+    arguments = given  # some schedulers need more than two steps
     return largest_fitting(attempt, most)
 
 

@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.errors import Qua2SeDiMoError, Stopped, failures_of
+from qua2sedimo.images.own import parameters_of
 from qua2sedimo.images.prompts import PromptMemory
-from qua2sedimo.system.memory import within_memory
+from qua2sedimo.images.soundness import check_finite, check_informative
+from qua2sedimo.system.memory import is_out_of_memory, within_memory
 
 #: Images per pipeline call: the default, and the most that is tried.
 BATCH = 16
+
+#: Arguments by which pipelines are conditioned, in the order of preference, and the type of one input.
+INPUTS: Mapping[str, type[str] | type[int]] = {"prompt": str, "class_labels": int}
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,15 @@ class Generator:
     """Calls a diffusers pipeline for images ``start`` to ``stop`` of a :class:`Generation`.
 
     Prompt embeddings do not depend on the denoiser and are computed once. ``one_by_one`` becomes true when the pipeline
-    draws from PyTorch's global generators: images of a batch would depend on each other, so each gets its own call.
+    draws from PyTorch's global generators, so that images of a batch would depend on each other, or when it takes no
+    list of prompts or generators: each image then gets its own call.
     """
 
     def __init__(self, pipeline: Any, generation: Generation) -> None:
         self.pipeline, self.generation = pipeline, generation
         self.one_by_one = False
+        self._takes_lists: bool | None = None  # unknown before the first call
+        self._finite_only = False
         self._input_name = input_argument(pipeline)
         self._prompts = PromptMemory()
 
@@ -68,14 +76,32 @@ class Generator:
         low = start
         while low < stop:
             indices = range(low, min(stop, low + self.batch))
-            made, drew = self._batch(indices)
-            if drew and len(indices) > 1:
-                self.one_by_one = True
+            made = self._batch(indices)
+            if made is None:
                 continue
             images.append(made)
             low = indices.stop
             progress(low - start)
         return np.concatenate(images)
+
+    def full_precision(self, start: int, stop: int) -> np.ndarray:
+        """The same of the unquantized model, which configurations are compared with.
+
+        Raises :class:`Qua2SeDiMoError` if an image is not finite, most have one colour, or noise has no effect.
+        """
+        self._finite_only = True
+        try:
+            with failures_of(type(self.pipeline).__name__):
+                images = self(start, stop)
+        finally:
+            self._finite_only = False
+        self.check_reference(images, start)
+        return images
+
+    def check_reference(self, images: np.ndarray, start: int) -> None:
+        """Raise :class:`Qua2SeDiMoError` if nothing can be compared with these full-precision images from ``start``."""
+        inputs = [self.generation.input(start + i) for i in range(len(images))]
+        check_informative(images, inputs, type(self.pipeline).__name__)
 
     @property
     def batch(self) -> int:
@@ -85,29 +111,67 @@ class Generator:
     def call_arguments(self, indices: Sequence[int]) -> dict[str, Any]:
         """Keyword arguments of the pipeline call that generates these images."""
         arguments = dict(self.generation.arguments)
-        if self._input_name is not None:
-            arguments[self._input_name] = [self.generation.input(i) for i in indices]
-        elif len(indices) > 1 or "batch_size" in inspect.signature(self.pipeline.__call__).parameters:
+        inputs, noise = map(self.generation.input, indices), map(self.generation.noise, indices)
+        pack: Callable[[Iterator[Any]], Any] = next if self._takes_lists is False else list
+        if self._input_name is not None and self.generation.inputs:
+            arguments[self._input_name] = pack(inputs)
+        if "batch_size" in parameters_of(self.pipeline):  # some take labels beside it
             arguments["batch_size"] = len(indices)
-        return {**arguments, "generator": [self.generation.noise(i) for i in indices], "output_type": "np"}
+        return {**arguments, "generator": pack(noise), "output_type": "np"}
+
+    def run(self, indices: Sequence[int], pipeline: Callable[..., Any] | None = None) -> Any:
+        """The output of the pipeline, or of what is given in its place, called for these images.
+
+        A pipeline that fails with lists is tried again with plain values: the output is then of the first image only,
+        and :attr:`batch` is 1 from now on.
+        """
+        pipeline = self.pipeline if pipeline is None else pipeline
+        try:
+            output = pipeline(**self.call_arguments(indices))
+        except (Qua2SeDiMoError, Stopped):
+            raise
+        except Exception as error:
+            if self._takes_lists is not None or is_out_of_memory(error):
+                raise
+            failure = error
+        else:
+            self._takes_lists = self._takes_lists is not False
+            return output
+        self._takes_lists = False
+        try:
+            output = pipeline(**self.call_arguments(indices[:1]))
+        except Exception as error:
+            self._takes_lists = None  # lists are not the cause
+            raise error from failure
+        self.one_by_one = True
+        return output
 
     @torch.no_grad()  # not inference mode: what offloading moves within would be barred from gradients afterwards
-    def _batch(self, indices: Sequence[int]) -> tuple[np.ndarray, bool]:
-        """The images of one call, and whether it drew from a global generator."""
+    def _batch(self, indices: Sequence[int]) -> np.ndarray | None:
+        """The images of one call; None if they must be made again, one by one."""
+        took_lists = self._takes_lists
         seeded = _seeded(self.generation.number(indices[0], 1))
         with self._prompts.remembering(self.pipeline), without_safety_checker(self.pipeline), seeded as drew:
             with within_memory(f"{len(indices)} images at once do not fit into memory"):
-                output = self.pipeline(**self.call_arguments(indices))
-            drawn = drew()
+                output = self.run(indices)
+            if drew() and len(indices) > 1:
+                self.one_by_one = True
+                return None
+        if self._takes_lists is False and took_lists is None:  # a failed call may have drawn from a global generator
+            return None
         images = pictures(self.pipeline, output)
+        if len(images) > len(indices) and "video_length" in parameters_of(self.pipeline):
+            images = images.reshape(len(indices), -1, *images.shape[2:])  # the frames were returned as images
         if len(images) != len(indices):
             raise Qua2SeDiMoError(
                 f"{type(self.pipeline).__name__} returned {len(images)} images for {len(indices)} inputs",
                 "Leave arguments that multiply images, such as num_images_per_prompt, out of 'arguments'.",
             )
-        if not np.isfinite(images).all():
+        if self._finite_only:
+            check_finite(images, type(self.pipeline).__name__)
+        elif not np.isfinite(images).all():
             images = np.nan_to_num(images, nan=0.0, posinf=1.0, neginf=0.0)  # a ruined image can still be measured
-        return np.ascontiguousarray(images), drawn  # safetensors ignores strides
+        return np.ascontiguousarray(images)  # safetensors ignores strides
 
 
 def pictures(pipeline: Any, output: Any) -> np.ndarray:
@@ -116,7 +180,7 @@ def pictures(pipeline: Any, output: Any) -> np.ndarray:
     Raises :class:`Qua2SeDiMoError` if it has neither ``images`` nor ``frames``.
     """
     name = type(pipeline).__name__
-    found = getattr(output, "images", None)
+    found = next((getattr(output, key) for key in ("images", "rgb") if hasattr(output, key)), None)
     film = found is None
     found = getattr(output, "frames", None) if film else found
     if found is None:
@@ -177,30 +241,38 @@ def _global_states() -> list[torch.Tensor]:
 
 def input_argument(pipeline: Any) -> str | None:
     """The pipeline's conditioning argument: ``prompt``, ``class_labels``, or None (unconditional)."""
-    parameters = inspect.signature(pipeline.__call__).parameters
-    return next((name for name in ("prompt", "class_labels") if name in parameters), None)
+    parameters = parameters_of(pipeline)
+    name = next((name for name in INPUTS if name in parameters), None)
+    return None if name == "class_labels" and _ignores_labels(pipeline) else name
+
+
+def _ignores_labels(pipeline: Any) -> bool:
+    """Whether a pipeline that takes class labels optionally has a denoiser that was made without any."""
+    config = getattr(getattr(pipeline, "unet", None), "config", {})
+    return "num_class_embeds" in config and config["num_class_embeds"] is None
 
 
 def check_inputs(pipeline: Any, inputs: Sequence[str | int]) -> None:
     """Raise :class:`Qua2SeDiMoError` unless the inputs are of the type the pipeline takes."""
     name = input_argument(pipeline)
-    expected = {"prompt": str, "class_labels": int, None: None}[name]
-    if expected is None and inputs:
-        raise Qua2SeDiMoError(f"{type(pipeline).__name__} takes no prompts, got {len(inputs)}")
-    if expected is not None and not inputs:
+    if name is None:
+        if inputs:
+            raise Qua2SeDiMoError(f"{type(pipeline).__name__} takes no prompts, got {len(inputs)}")
+        return
+    if not inputs:
         raise Qua2SeDiMoError(
             f"{type(pipeline).__name__} needs inputs: {name}", "Give --prompt, or 'inputs:' in study.yaml."
         )
     for value in inputs:
-        if expected is not None and not isinstance(value, expected):
-            raise Qua2SeDiMoError(f"input {value!r}: {name} must be {expected.__name__}")
+        if not isinstance(value, INPUTS[name]):
+            raise Qua2SeDiMoError(f"input {value!r}: {name} must be {INPUTS[name].__name__}")
 
 
 def check_arguments(pipeline: Any, arguments: Mapping[str, Any]) -> None:
     """Raise :class:`Qua2SeDiMoError` unless the pipeline takes these arguments, a generator and an output type, and
     needs no others."""
     name = type(pipeline).__name__
-    parameters = inspect.signature(pipeline.__call__).parameters
+    parameters = parameters_of(pipeline)
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
     for argument in arguments:

@@ -16,6 +16,9 @@ import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError
 
+#: Positional arguments and keywords of a call.
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
 
 class FinalLatents:
     """The final latents of the pipeline calls made within :func:`final_latents`."""
@@ -62,20 +65,15 @@ def final_latents(pipeline: Any) -> Iterator[FinalLatents]:
     if not can_observe(pipeline):
         raise Qua2SeDiMoError(f"{name} has no scheduler whose steps give latents", "Leave out metric 'latent_mse'.")
     found = FinalLatents(name)
-    step, set_timesteps = scheduler.step, scheduler.set_timesteps
 
-    @functools.wraps(step)  # pipelines read its signature
-    def observed_step(*args: Any, **kwargs: Any) -> Any:
-        result = step(*args, **kwargs)
+    def remember(result: Any) -> None:
         found.remember(result[0] if isinstance(result, tuple) else result.prev_sample)
-        return result
 
-    @functools.wraps(set_timesteps)
-    def observed_start(*args: Any, **kwargs: Any) -> Any:
+    def begin(*args: Any, **kwargs: Any) -> Arguments:
         found.begin()
-        return set_timesteps(*args, **kwargs)
+        return args, kwargs
 
-    with _instead(scheduler, "step", observed_step), _instead(scheduler, "set_timesteps", observed_start):
+    with observed(scheduler, "step", after=remember), observed(scheduler, "set_timesteps", before=begin):
         yield found
 
 
@@ -86,13 +84,30 @@ def can_observe(pipeline: Any) -> bool:
 
 
 @contextmanager
-def _instead(thing: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Within the context, attribute ``name`` of this one object is ``function``."""
-    before = vars(thing).get(name)
-    setattr(thing, name, function)
+def observed(
+    thing: Any,
+    name: str,
+    before: Callable[..., Arguments] = lambda *args, **kwargs: (args, kwargs),
+    after: Callable[[Any], object] = lambda result: None,
+) -> Iterator[None]:
+    """Within, calls of a method of this object, and of copies that are made of it, are observed.
+
+    ``before`` takes the method's arguments and gives those to call it with; ``after`` takes the result.
+    """
+    cls = type(thing)
+    method = getattr(cls, name)
+
+    @functools.wraps(method)  # pipelines read its signature
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = before(*args, **kwargs)
+        result = method(self, *args, **kwargs)
+        after(result)
+        return result
+
+    # A subclass, not an attribute: pipelines copy their scheduler, and a copied attribute would call the original.
+    named = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, name: watched}
+    thing.__class__ = type(cls.__name__, (cls,), named)
     try:
         yield
     finally:
-        delattr(thing, name)
-        if before is not None:
-            setattr(thing, name, before)
+        thing.__class__ = cls

@@ -22,6 +22,7 @@ from qua2sedimo.formats.document import Document
 from qua2sedimo.formats.files import read_json
 from qua2sedimo.images.generate import Generation, Generator, check_arguments, check_inputs
 from qua2sedimo.images.ledger import EVALUATION
+from qua2sedimo.images.soundness import check_informative
 from qua2sedimo.metrics.catalogue import metric
 from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.metrics.estimator import MetricEstimator, References
@@ -80,11 +81,13 @@ def read_evaluation(folder: Path) -> Evaluation | None:
 
 def export_digest(folder: Path) -> str:
     """Sixteen hex digits that identify an export: a hash of its configuration, and of the checksums in the headers."""
-    component = folder / (read_json(folder / "qua2sedimo.json").get("component") or "")
-    found = hashlib.sha256((component / "config.json").read_bytes())
-    for path in sorted(component.glob("*.safetensors")):
-        with path.open("rb") as file:
-            found.update(file.read(int.from_bytes(file.read(8), "little")))
+    info = read_json(folder / "qua2sedimo.json")
+    found = hashlib.sha256()
+    for name in info.get("components") or [info.get("component") or ""]:
+        found.update((folder / name / "config.json").read_bytes())
+        for path in sorted((folder / name).glob("*.safetensors")):
+            with path.open("rb") as file:
+                found.update(file.read(int.from_bytes(file.read(8), "little")))
     return found.hexdigest()[:16]
 
 
@@ -104,6 +107,7 @@ def evaluate_export(
     if loading.dtype == "auto":  # both in the dtype that the export's study measured in
         loading = replace(loading, dtype=dtype_name(loaded_dtype(str(folder), packed) or torch.float32))
     full = _painted(model, generation, judged, partial(_report, progress, "full precision"), loading)
+    check_informative(full, [generation.input(i) for i in judged], model)
     own = _painted(str(folder), generation, judged[:images], partial(_report, progress, "exported model"), packed)
     known = model in zoo.ENTRIES
     references = References(full[:images], full[images:], zoo.reference_images(model) if known else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from types import MappingProxyType
@@ -71,7 +71,7 @@ class Measurer:
         self.switch.apply(configuration)
         for unit, value in values.items():
             self.switch.write(unit, value)
-        made = self._generate(self.images, self._latents_wanted)
+        made = self._generate(self.images, self._latents_wanted, self.generator)
         found = per_image(self._metrics, made, full, self.inputs, self._input_score)
         sets = per_set(self._metrics, made.images, self._references)
         return Measurement(self.images.start, found, time.perf_counter() - began, sets)
@@ -91,18 +91,22 @@ class Measurer:
     def _full_precision(self, images: range, latents: bool) -> Pictures:
         def make() -> Pictures:
             self.switch.restore()
-            return self._generate(images, latents)
+            return self._generate(images, latents, self.generator.full_precision)
 
-        return make() if self._kept is None else self._kept(images, latents, make)
+        if self._kept is None:
+            return make()
+        found = self._kept(images, latents, make)
+        self.generator.check_reference(found.images, images.start)
+        return found
 
     @property
     def _latents_wanted(self) -> bool:
         return any(m.of == "latents" for m in self._metrics)
 
-    def _generate(self, images: range, latents: bool) -> Pictures:
+    def _generate(self, images: range, latents: bool, generate: Callable[[int, int], np.ndarray]) -> Pictures:
         one_by_one = self.generator.one_by_one
         with final_latents(self.generator.pipeline) if latents else nullcontext() as seen:
-            made = self.generator(images.start, images.stop)
+            made = generate(images.start, images.stop)
         if seen is not None and self.generator.one_by_one != one_by_one:
-            return self._generate(images, latents)  # the recorded latents include those of a discarded batch
+            return self._generate(images, latents, generate)  # the recorded latents include those of a discarded batch
         return Pictures(made, seen.array(len(made)) if seen is not None else None)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from qua2sedimo.errors import failures_of
 from qua2sedimo.images.generate import Generator, without_safety_checker
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.measuring.switch import Switch
@@ -102,11 +103,12 @@ def try_out(
 @torch.no_grad()
 def bare_seconds(generator: Generator, images: range, clock: Clock = time.perf_counter) -> float:
     """Seconds of the bare pipeline calls for these images."""
-    batch = generator.batch
-    began = clock()
-    with without_safety_checker(generator.pipeline):
-        for low in range(images.start, images.stop, batch):
-            generator.pipeline(**generator.call_arguments(range(low, min(low + batch, images.stop))))
+    began, low = clock(), images.start
+    with without_safety_checker(generator.pipeline), failures_of(type(generator.pipeline).__name__):
+        while low < images.stop:
+            indices = range(low, min(low + generator.batch, images.stop))
+            generator.run(indices)
+            low += min(len(indices), generator.batch)  # fewer, if the pipeline turned out to take no lists
     return clock() - began
 
 

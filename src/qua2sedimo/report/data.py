@@ -185,9 +185,9 @@ class CardData:
     """Everything a model card shows. What is unknown is empty, and left out of the card or called unknown.
 
     ``pipeline``: class name; ``code``: Python that loads and calls the model; ``other_bytes``: tensors of the denoiser
-    that are not quantized; ``rows``: the study's comparison, ``own_row`` the name of the export's row; ``measured``:
-    full precision and the export itself (:data:`OWN`), as ``measured_how`` says; ``provenance`` and ``commands``: how
-    it was made.
+    that are not quantized; ``whole``: denoisers that are not packed at all; ``rows``: the study's comparison,
+    ``own_row`` the name of the export's row; ``measured``: full precision and the export itself (:data:`OWN`), as
+    ``measured_how`` says; ``provenance`` and ``commands``: how it was made.
     """
 
     title: str
@@ -202,6 +202,7 @@ class CardData:
     operations: list[OperationOptions]
     code: str
     task: str = ""
+    whole: tuple[str, ...] = ()
     own_row: str = ""
     rows: list[TableRow] = field(default_factory=list)
     metric_infos: list[MetricInfo] = field(default_factory=list)

@@ -18,9 +18,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class PackedSize:
 
 def save_packed(
     model: DiffusionPipeline | nn.Module,
-    component: str | None,
+    component: str | Sequence[str] | None,
     values: Values,
     out: Path,
     extra: Mapping[str, Any] | None = None,
@@ -76,7 +76,8 @@ def save_packed(
 ) -> PackedSize:
     """Write a pipeline or denoiser to the folder ``out``, with the layers in ``values`` packed.
 
-    ``component`` names the pipeline's denoiser (None: ``transformer`` or ``unet``). ``values`` maps unit names to
+    ``component`` names the pipeline's denoiser (None: ``transformer`` or ``unet``), or several, whose units are then
+    named ``COMPONENT.UNIT``. ``values`` maps unit names to
     quantized weights; it is read once, in order, and may be a generator of pairs. ``copies`` (module name → names) are
     stored once. ``act_bits`` is the bit width of activations in the loaded model (None: not quantized). ``extra`` is
     stored in ``qua2sedimo.json``. Other float tensors of the denoiser are stored in 16 bits, but exactly if its class
@@ -89,27 +90,52 @@ def save_packed(
     out = Path(out).resolve()
     check_export_folder(out)
     pipeline = model if isinstance(model, DiffusionPipeline) else None
-    component = _component(pipeline, component) if pipeline is not None else None
-    denoiser = getattr(pipeline, component) if component is not None else model
-    denoiser = getattr(denoiser, "_orig_mod", denoiser)  # torch.compile wraps
+    names = _components(pipeline, component) if pipeline is not None else ("",)
+    denoisers = {name: getattr(pipeline, name) if name else model for name in names}
+    denoisers = {name: getattr(d, "_orig_mod", d) for name, d in denoisers.items()}  # torch.compile wraps
     with _written_beside(out) as folder:
-        if pipeline is not None and component is not None:
-            _save_others(pipeline, component, denoiser, folder)
-        size, version = _write_denoiser(denoiser, values, copies, act_bits, folder / (component or ""))
-        write_json(folder / INFO, _info(component, size, version, dtype_of(denoiser), extra or {}))
+        if pipeline is not None:
+            _save_others(pipeline, denoisers, folder)
+        written = [
+            _write_denoiser(denoiser, *_own(name, len(names) > 1, values, copies), act_bits, folder / name)
+            for name, denoiser in denoisers.items()
+        ]
+        size = PackedSize(*(sum(column) for column in zip(*(astuple(size) for size, _ in written))))
+        version, dtype = max(version for _, version in written), dtype_of(next(iter(denoisers.values())))
+        write_json(folder / INFO, _info(names, size, version, dtype, extra or {}))
     return size
 
 
+def _own(component: str, several: bool, values: Values, copies: Copies) -> tuple[Values, Copies]:
+    """Values and copies of one of the denoisers, by the names in it."""
+    if not several:
+        return values, copies
+    if not isinstance(values, Mapping):
+        raise TypeError("the values of several denoisers are read several times: pass a mapping")
+    start = f"{component}."
+
+    def short(name: str) -> str:
+        return name.removeprefix(start)
+
+    return (
+        {short(unit): value for unit, value in values.items() if unit.startswith(start)},
+        {short(n): tuple(map(short, others)) for n, others in copies.items() if n.startswith(start)},
+    )
+
+
 def _info(
-    component: str | None, size: PackedSize, version: int, dtype: str, extra: Mapping[str, Any]
-) -> dict[str, Any]:  # fmt: skip
+    components: Sequence[str], size: PackedSize, version: int, dtype: str, extra: Mapping[str, Any]
+) -> dict[str, Any]:
     try:
         json.dumps(extra)
     except (TypeError, ValueError) as error:
         raise Qua2SeDiMoError(f"extra provenance cannot be written as JSON: {error}") from error
     sizes = {"average_bits": size.average_bits, **asdict(size)}
     versions = {"format_version": version, "diffusers": diffusers.__version__}
-    return {**versions, "component": component, "dtype": dtype, **sizes, "extra": dict(extra)}
+    several = {"components": list(components)} if len(components) > 1 else {}
+    return {
+        **versions, "component": components[0] or None, **several, "dtype": dtype, **sizes, "extra": dict(extra)
+    }  # fmt: skip
 
 
 def _write_denoiser(
@@ -134,7 +160,7 @@ def _write_denoiser(
     _refuse_unfinished(modules, stored)
     same = {name: groups[name][1:] for name in stored if name in groups}
     _refuse_shared_weights(modules, {name: (name, *same.get(name, ())) for name in stored})
-    half = torch.bfloat16 if denoiser.dtype == torch.bfloat16 else torch.float16
+    half = torch.bfloat16 if _dtype(denoiser) == torch.bfloat16 else torch.float16
     copied = {copy for names in same.values() for copy in names}
     packed = {f"{name}.weight" for name in (*stored, *copied)} | {f"{name}.bias" for name in copied}
     exact = kept_exact(denoiser)
@@ -144,21 +170,46 @@ def _write_denoiser(
             writer.add(name, compact(tensor) if whole else _in_16_bits(name, tensor, half))
     files = writer.close()
     table = LayerTable.of(modules, stored, same)
-    config = json.loads(denoiser.to_json_string())
-    config.pop("_name_or_path", None)  # a local path; exports are published
+    config = _config_of(denoiser)
     quantization = Qua2SeDiMoConfig.of(table, config_digest(type(denoiser), config), act_bits)
     write_json(folder / "config.json", {**config, "quantization_config": quantization.to_dict()})
-    size = _verified(type(denoiser), config, table, files, PackedSize(nbytes, weights, 0))
+    size = _verified(_without_weights(denoiser, config), table, files, PackedSize(nbytes, weights, 0))
     return size, quantization.format_version
 
 
-def _verified(
-    cls: type[Any], config: dict[str, Any], table: LayerTable, files: list[Path], promised: PackedSize
-) -> PackedSize:
-    """Check files and sizes as the loader will, against a model built from the config alone."""
-    headers = all_tensors(map(read_layout, files))
+def _config_of(denoiser: nn.Module) -> dict[str, Any]:
+    """The entries of config.json; of a module that is no diffusers model, only its class, which nothing can build."""
+    if not isinstance(denoiser, ConfigMixin):
+        return {"module": f"{type(denoiser).__module__}.{type(denoiser).__qualname__}"}
+    config: dict[str, Any] = json.loads(denoiser.to_json_string())
+    config.pop("_name_or_path", None)  # a local path; exports are published
+    return config
+
+
+def _without_weights(denoiser: nn.Module, config: dict[str, Any]) -> nn.Module:
+    """What the loader will fill: a model built from the config alone, or a module that the user's code builds."""
+    if not isinstance(denoiser, ConfigMixin):
+        # Copied without its tensors: deepcopy finds the stand-ins in its memo.
+        tensors = [*denoiser.parameters(), *denoiser.buffers()]
+        memo: dict[int, Any] = {id(tensor): _on_meta(tensor) for tensor in tensors}
+        return copy.deepcopy(denoiser, memo)
     with init_empty_weights():
-        model = cls.from_config(config)
+        model: nn.Module = type(denoiser).from_config(config)
+    return model
+
+
+def _dtype(denoiser: nn.Module) -> torch.dtype:
+    return getattr(denoiser, "dtype", None) or next(denoiser.parameters()).dtype
+
+
+def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _verified(model: nn.Module, table: LayerTable, files: list[Path], promised: PackedSize) -> PackedSize:
+    """Check files and sizes as the loader will, against a model without weights."""
+    headers = all_tensors(map(read_layout, files))
     check_complete(model, table, headers)
     layers = install_empty_layers(model, table)
     found = sum(headers[f"{name}.{b}"].nbytes for name, layer in layers.items() for b in layer.packed_names())
@@ -205,8 +256,8 @@ def _in_16_bits(name: str, tensor: torch.Tensor, half: torch.dtype) -> torch.Ten
 
 def _refuse_unsuitable(denoiser: Any) -> None:
     name = type(denoiser).__name__
-    if not isinstance(denoiser, nn.Module) or not isinstance(denoiser, ConfigMixin):
-        raise Qua2SeDiMoError(f"expected a diffusers denoiser, got {name}")
+    if not isinstance(denoiser, nn.Module):
+        raise Qua2SeDiMoError(f"expected a denoiser, which is a torch module, got {name}")
     if getattr(denoiser, "hf_quantizer", None) or any(isinstance(m, QuantizedLayer) for m in denoiser.modules()):
         raise Qua2SeDiMoError(f"{name} is already quantized", "Export from the unquantized checkpoint.")
 
@@ -223,25 +274,28 @@ def _refuse_shared_weights(modules: Mapping[str, nn.Module], groups: Mapping[str
             )
 
 
-def _component(pipeline: DiffusionPipeline, component: str | None) -> str:
+def _components(pipeline: DiffusionPipeline, component: str | Sequence[str] | None) -> tuple[str, ...]:
+    if component is not None and not isinstance(component, str):
+        return tuple(name for one in component for name in _components(pipeline, one))
     for name in (component,) if component else _COMPONENTS:
         if isinstance(getattr(pipeline, name, None), nn.Module):
-            return name
+            return (name,)
     raise Qua2SeDiMoError(
         f"{type(pipeline).__name__} has no denoiser '{component or ' or '.join(_COMPONENTS)}'",
         f"Name one of its components: {', '.join(pipeline.components)}.",
     )
 
 
-def _save_others(pipeline: DiffusionPipeline, component: str, denoiser: nn.Module, folder: Path) -> None:
-    """Save all other components with the pipeline's own method; a stand-in for the denoiser saves nothing."""
-    stand_in = copy.copy(denoiser)
-    object.__setattr__(stand_in, "save_pretrained", lambda *_, **__: None)
+def _save_others(pipeline: DiffusionPipeline, denoisers: Mapping[str, nn.Module], folder: Path) -> None:
+    """Save all other components with the pipeline's own method; stand-ins for the denoisers save nothing."""
     light = copy.copy(pipeline)
-    light.__dict__[component] = stand_in
+    for component, denoiser in denoisers.items():
+        stand_in = copy.copy(denoiser)
+        object.__setattr__(stand_in, "save_pretrained", lambda *_, **__: None)
+        light.__dict__[component] = stand_in
     light.save_pretrained(folder, safe_serialization=True)
     for name, part in pipeline.components.items():
-        if part is not None and name != component and not (folder / name).is_dir():
+        if part is not None and name not in denoisers and not (folder / name).is_dir():
             raise Qua2SeDiMoError(f"diffusers cannot save component '{name}' of {type(pipeline).__name__}")
     forget_paths(folder)
 

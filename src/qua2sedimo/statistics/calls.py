@@ -18,9 +18,11 @@ from torch.utils import _pytree as pytree
 
 from qua2sedimo.denoisers import capture_call
 from qua2sedimo.denoisers.offload import execution_device
-from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.errors import Qua2SeDiMoError, failures_of
 from qua2sedimo.formats.files import write_via
-from qua2sedimo.images.generate import Generator, without_safety_checker
+from qua2sedimo.images.generate import Generator, pictures, without_safety_checker
+from qua2sedimo.images.latents import Arguments, observed
+from qua2sedimo.images.soundness import check_finite
 from qua2sedimo.system.memory import within_memory
 
 #: Of a batch with at least this many calls, every other one is kept: more images tell more than more steps of each.
@@ -106,7 +108,10 @@ def record_calls(
         if not mark.exists():
             for leftover in folder.glob(f"{indices.start:06d}-*.safetensors"):  # of a batch that was interrupted
                 leftover.unlink()
-            made = _calls(generator, denoiser, indices)
+            with failures_of(type(generator.pipeline).__name__):
+                made = _calls(generator, denoiser, indices)
+            if len(indices) > generator.batch:  # the pipeline turned out to take no lists
+                continue
             if not made:
                 raise Qua2SeDiMoError(f"{type(generator.pipeline).__name__} never called {type(denoiser).__name__}")
             batch = (low - images.start) // generator.batch
@@ -128,7 +133,7 @@ def record_texts(generator: Generator, denoiser: nn.Module, images: range, folde
         path = folder / f"{low:06d}-0001.safetensors"
         if not path.exists():
             with torch.no_grad(), without_safety_checker(generator.pipeline):
-                call = capture_call(generator.pipeline, denoiser, generator.call_arguments(indices))
+                call = capture_call(generator.pipeline, denoiser, run=lambda i=indices: generator.run(i))  # type: ignore[misc]
             _write(path, RecordedCall(call.args, call.kwargs, ()))
     return RecordedCalls(folder)
 
@@ -140,6 +145,21 @@ def _calls(generator: Generator, denoiser: nn.Module, indices: range) -> list[Re
     # Pipelines forbid gradients by a decorator; what it wraps lets them pass from the guided output to the denoiser's.
     undecorated = getattr(type(pipeline).__call__, "__wrapped__", None)
     function = functools.partial(undecorated, pipeline) if undecorated is not None else pipeline
+
+    def recorded(called: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+        recorder.forget()
+        torch.manual_seed(generator.generation.number(indices.start, 1))
+        return called(**arguments)
+
+    def begin(**arguments: Any) -> Any:
+        try:
+            return recorded(function, arguments)
+        except RuntimeError as error:  # some pipelines leave torch between the denoiser and the guided output
+            if "requires grad" not in str(error):
+                raise
+        recorder.differentiates = False
+        return recorded(pipeline, arguments)
+
     hook = denoiser.register_forward_hook(recorder.called, with_kwargs=True)
     try:
         with (
@@ -150,8 +170,7 @@ def _calls(generator: Generator, denoiser: nn.Module, indices: range) -> list[Re
             torch.random.fork_rng(range(torch.cuda.device_count())),
             within_memory(f"{len(indices)} images at once do not fit into memory"),
         ):
-            torch.manual_seed(generator.generation.number(indices.start, 1))
-            function(**generator.call_arguments(indices))
+            check_finite(pictures(pipeline, generator.run(indices, begin)), type(pipeline).__name__)
     finally:
         hook.remove()
     return recorder.finished()
@@ -161,7 +180,14 @@ class _Recorder:
     """Keeps the calls of a denoiser, and what a random sign on each guided output means for them."""
 
     def __init__(self, seed: int) -> None:
-        self._chance = torch.Generator().manual_seed(seed)
+        self._seed = seed
+        #: Whether gradients are taken from the guided output; otherwise every output has random signs itself.
+        self.differentiates = True
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self._chance = torch.Generator().manual_seed(self._seed)
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any], list[torch.Tensor]]] = []
         self._cotangents: list[tuple[torch.Tensor, ...]] = []
 
@@ -170,7 +196,9 @@ class _Recorder:
                                        (args, kwargs))  # fmt: skip
         leaves, spec = pytree.tree_flatten(output)
         leaves = [
-            leaf.detach().requires_grad_() if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf
+            leaf.detach().requires_grad_(self.differentiates)
+            if torch.is_tensor(leaf) and leaf.is_floating_point()
+            else leaf
             for leaf in leaves
         ]
         output = pytree.tree_unflatten(leaves, spec)
@@ -181,23 +209,18 @@ class _Recorder:
     def stepping(self, pipeline: Any) -> Iterator[None]:
         """Within, a step of the scheduler completes the calls since the one before."""
         scheduler = getattr(pipeline, "scheduler", None)
-        step = getattr(scheduler, "step", None)
-        if not callable(step):
+        if not callable(getattr(scheduler, "step", None)):
             yield
             return
 
-        @functools.wraps(step)  # pipelines read its signature
-        def observed(model_output: Any, *args: Any, **kwargs: Any) -> Any:
+        def stepped(model_output: Any, *args: Any, **kwargs: Any) -> Arguments:
             if torch.is_tensor(model_output):
                 self._complete(model_output)
                 model_output = model_output.detach()
-            return step(model_output, *args, **kwargs)
+            return (model_output, *args), kwargs
 
-        vars(scheduler)["step"] = observed
-        try:
+        with observed(scheduler, "step", before=stepped):
             yield
-        finally:
-            del vars(scheduler)["step"]
 
     def finished(self) -> list[RecordedCall]:
         self._complete(None)

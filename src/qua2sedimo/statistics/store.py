@@ -68,6 +68,16 @@ class Statistics:
         """Eight hex digits that identify these statistics."""
         return hashlib.sha256(self.index.model_dump_json().encode()).hexdigest()[:8]
 
+    @property
+    def has_gradients(self) -> bool:
+        """Whether gradients were observed."""
+        return bool(self.index.gradients)
+
+    @property
+    def images(self) -> int:
+        """Images that were observed."""
+        return self.index.images
+
     @cached_property
     def sources(self) -> list[Source]:
         return [Source(units, inputs, sees) for units, inputs, sees, _, _ in self.index.sources]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from qua2sedimo import zoo
-from qua2sedimo.denoisers import denoiser_of, load_pipeline
+from qua2sedimo.denoisers import denoisers_named, load_pipeline
 from qua2sedimo.denoisers.layers import refuse_unsuitable
 from qua2sedimo.denoisers.pipelines import check_given
 from qua2sedimo.errors import Qua2SeDiMoError
@@ -85,10 +85,11 @@ class Study:
             if pipeline is not None:
                 check_given(pipeline, settings.component, settings.loading)
             loaded = pipeline if pipeline is not None else load_pipeline(settings.model, settings.loading)
-            denoiser = denoiser_of(loaded, settings.component)[1]
-            refuse_unsuitable(denoiser)
+            denoisers = list(denoisers_named(loaded, settings.component).values())
+            for denoiser in denoisers:
+                refuse_unsuitable(denoiser)
             if not settings.inputs:
-                settings = settings.model_copy(update={"inputs": varied_inputs(loaded, denoiser, _INPUTS)})
+                settings = settings.model_copy(update={"inputs": varied_inputs(loaded, denoisers[0], _INPUTS)})
             check_inputs(loaded, settings.inputs)
             check_arguments(loaded, settings.arguments)
             _check_metrics(settings, loaded)

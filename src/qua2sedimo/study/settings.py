@@ -31,7 +31,8 @@ SAMPLERS: tuple[str, ...] = get_args(SamplerName)
 class StudySettings(BaseModel):
     """All settings that a study's results depend on. Unknown keys are errors.
 
-    ``model``: zoo name, pipeline folder or hub name; ``inputs``: prompts or class labels; ``arguments``: passed to
+    ``model``: zoo name, pipeline folder or hub name; ``component``: the denoiser if the pipeline has several, or a list
+    of those that share the budget; ``inputs``: prompts or class labels; ``arguments``: passed to
     the pipeline (steps, guidance, size); ``images``: images per measured configuration; ``batch``: images per pipeline
     call, ``auto`` for as many as fit, at most 16; ``options``: ``default``, ``wide``, ``paper`` or a list;
     ``sampler``: which configurations are measured, within ``bits_range`` average bits, or from the file
@@ -50,7 +51,7 @@ class StudySettings(BaseModel):
 
     version: Literal[3] = 3
     model: str
-    component: str | None = None
+    component: str | Annotated[list[str], Field(min_length=2)] | None = None
     dtype: DtypeName = "auto"
     device: str | None = None
     variant: str | None = None
@@ -121,6 +122,11 @@ class StudySettings(BaseModel):
         if (self.sampler == "list") != (self.configurations is not None):
             raise ValueError("'sampler: list' and 'configurations: FILE' belong together")
         return self
+
+    @property
+    def several(self) -> tuple[str, ...]:
+        """The components, if several denoisers share the study; their layers are named COMPONENT.LAYER."""
+        return tuple(self.component) if isinstance(self.component, list) else ()
 
     @property
     def compensates(self) -> bool:

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import write_via
+from qua2sedimo.images.own import CallablePipeline
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.measuring.replay import replay
 from qua2sedimo.measuring.run import Crew, Workers
@@ -101,6 +102,11 @@ def _painted(
 
     ``choice``: the configuration is that of a polished choice, and the weights are the choice's.
     """
+    if packed is not None and isinstance(study.pipeline, CallablePipeline):
+        raise Qua2SeDiMoError(
+            "a new process cannot make images with a pipeline that is your own code",
+            "Compare it in Python: load the export with qua2sedimo.load_packed.",
+        )
     if packed is not None:
         place = study.folder / "comparison"
         loading = replace(study.settings.loading, dtype=study.dtype, variant=None, revision=None, config=None)

@@ -20,12 +20,10 @@ from qua2sedimo import zoo
 from qua2sedimo.bank import Bank, Observed, stored_weight
 from qua2sedimo.denoisers import (
     Graph,
+    JoinedDenoisers,
     WeightLayer,
-    capture_call,
-    denoiser_checkpoint,
-    denoiser_of,
+    denoisers_named,
     load_pipeline,
-    trace,
     unit_weight,
     weight_modules,
 )
@@ -53,8 +51,9 @@ from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.records import Record, Records
 from qua2sedimo.sampling import Sampler, read_list
 from qua2sedimo.search import Budget, Constraints
-from qua2sedimo.statistics import Observation, Statistics, observe
+from qua2sedimo.statistics import JoinedStatistics, Observation, Statistics, observe
 from qua2sedimo.study.choices import Choice, choice_name, load_values
+from qua2sedimo.study.parts import DenoiserPart, checkpoint_of, parts_of, traced
 from qua2sedimo.study.settings import StudySettings
 from qua2sedimo.system.progress import Progress, silent
 
@@ -110,12 +109,20 @@ class Workspace:
         return dtype_of(self.denoiser) if stored is None else dtype_name(stored)
 
     @cached_property
-    def component(self) -> str:
-        return denoiser_of(self.pipeline, self.settings.component)[0]
+    def denoisers(self) -> dict[str, torch.nn.Module]:
+        """The denoisers that are quantized, by component: one, or several that share the budget."""
+        return denoisers_named(self.pipeline, self.settings.component)
 
     @cached_property
     def denoiser(self) -> torch.nn.Module:
-        return denoiser_of(self.pipeline, self.settings.component)[1]
+        """The denoiser; of several, a module that holds them by component."""
+        (first, *others) = self.denoisers.values()
+        return JoinedDenoisers(self.denoisers) if others else first
+
+    @cached_property
+    def parts(self) -> list[DenoiserPart]:
+        """Each denoiser by itself."""
+        return parts_of(self.denoisers, self.graph, self.candidates.layers, bool(self.settings.several))
 
     @cached_property
     def modules(self) -> dict[str, torch.nn.Module]:
@@ -128,11 +135,9 @@ class Workspace:
         path = self.folder / "graph.json"
         if path.exists():
             return Graph.load(path)
-        call = capture_call(self.pipeline, self.denoiser, Generator(self.pipeline, self.generation).call_arguments([0]))
+        generator = Generator(self.pipeline, self.generation)
         compute = self.settings.offload == "none"  # what is offloaded would take long on the CPU: shapes do
-        with self.without_offload():
-            call = call if compute else call.on_cpu()
-            graph = trace(self.denoiser, call.args, call.kwargs, parts=True, ties=True, compute=compute)
+        graph = traced(generator, self.denoisers, bool(self.settings.several), self.without_offload(), compute)
         graph.save(path)
         return graph
 
@@ -168,8 +173,9 @@ class Workspace:
 
     @cached_property
     def _checkpoint(self) -> Checkpoint | None:
-        s = self.settings
-        return denoiser_checkpoint(s.model, s.component, s.loading) if self._given is None else None
+        if self._given is not None:
+            return None
+        return checkpoint_of(self.settings.model, self.settings.component, self.settings.loading)
 
     # What can be chosen ----------------------------------------------------------------------------------------
 
@@ -227,7 +233,8 @@ class Workspace:
     @property
     def is_observed(self) -> bool:
         """Whether the statistics that rounding needs are there: without them, neither a bank nor records exist."""
-        return not self.settings.compensates or Statistics.is_finished(self.statistics_folder)
+        folders = [self.statistics_folder / name for name in self.settings.several] or [self.statistics_folder]
+        return not self.settings.compensates or all(map(Statistics.is_finished, folders))
 
     @property
     def observed_images(self) -> int:
@@ -268,26 +275,30 @@ class Workspace:
             return list(self.settings.observe_inputs)[:count]
         if self.settings.model in zoo.ENTRIES:
             return list(zoo.ENTRIES[self.settings.model].varied(count))
-        return varied_inputs(self.pipeline, self.denoiser, count)
+        return varied_inputs(self.pipeline, next(iter(self.denoisers.values())), count)
 
-    def observe(self, progress: Progress = silent) -> Statistics:
+    def observe(self, progress: Progress = silent) -> Statistics | JoinedStatistics:
         """The study's calibration statistics: those in its folder, or made now from images in full precision."""
         if "statistics" not in self.__dict__:
-            if Statistics.is_finished(self.statistics_folder):  # needs no model
-                self.statistics = Statistics(self.statistics_folder, self.statistics_key, self.graph.layers)
-            else:
-                generator = self.full_precision_generator()
-                seen = replace(generator.generation, inputs=self.observed_inputs)
-                what = Observation(
-                    Generator(self.pipeline, seen), self.denoiser, self.graph, self.candidates.layers,
-                    OBSERVED.images(self.observed_images), int(self.settings.memory * 1e9), self.statistics_key,
-                    self.observed_texts,
-                )  # fmt: skip
-                self.statistics = observe(self.statistics_folder, what, progress)
+            found = {part.component: self._observed_part(part, progress) for part in self.parts}
+            self.statistics = JoinedStatistics(found) if self.settings.several else found[""]
         return self.statistics
 
+    def _observed_part(self, part: DenoiserPart, progress: Progress) -> Statistics:
+        folder = self.statistics_folder / part.component
+        key = f"{self.statistics_key}-{part.component}" if part.component else self.statistics_key
+        if Statistics.is_finished(folder):  # needs no images
+            return Statistics(folder, key, part.graph.layers)
+        generator = self.full_precision_generator()
+        seen = replace(generator.generation, inputs=self.observed_inputs)
+        what = Observation(
+            Generator(self.pipeline, seen), part.denoiser, part.graph, part.units,
+            OBSERVED.images(self.observed_images), int(self.settings.memory * 1e9), key, self.observed_texts,
+        )  # fmt: skip
+        return observe(folder, what, progress)
+
     @cached_property
-    def statistics(self) -> Statistics:
+    def statistics(self) -> Statistics | JoinedStatistics:
         return self.observe()
 
     def observed(self, layer: str) -> Observed:
@@ -398,9 +409,11 @@ class Workspace:
 
         def make() -> Pictures:
             self.switch.restore()
-            return Pictures(self.generator(images.start, images.stop))
+            return Pictures(self.generator.full_precision(images.start, images.stop))
 
-        return self.references(images, False, make).images
+        found = self.references(images, False, make).images
+        self.generator.check_reference(found, images.start)
+        return found
 
     @property
     def input_score(self) -> Callable[[np.ndarray, Sequence[str | int]], np.ndarray] | None:

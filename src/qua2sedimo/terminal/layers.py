@@ -78,6 +78,8 @@ def inspection_notes(inspection: Inspection) -> Iterator[str]:
         yield "Architecture only: no weights were read."
     for name in graph.bypassed:
         yield f"not quantized: {name} (its module is never called, or does not reach the output)"
+    for name in graph.left_alone:
+        yield f"not quantized: {name} (it has weights, but is no Linear or Conv layer)"
     for group in graph.tied_candidates:
         yield f"may hold the same weights in {len(group)} blocks: {group[0]} … (their values will show it)"
     if inspection.others:

@@ -39,7 +39,8 @@ def card_data(
         title=f"{found.name or model.denoiser} at {info['average_bits']:.2f} bits",
         base=found,
         pipeline=model.pipeline.__name__ if model.pipeline else "",
-        denoiser=model.denoiser,
+        denoiser=_denoiser(model),
+        whole=model.whole,
         average_bits=info["average_bits"],
         weights=info["weights"],
         quantized_bytes=info["quantized_bytes"],
@@ -51,6 +52,12 @@ def card_data(
         provenance={**made, **extra.get("versions", {}), "diffusers": info["diffusers"]},
     )
     return _with_study(_with_evaluation(data, out), model, study)
+
+
+def _denoiser(model: PackedModel) -> str:
+    """The class of the denoiser; with their components if several are packed, or one of several."""
+    named = len(model.components) > 1 or model.whole
+    return f"{model.denoiser} ({', '.join(model.components)})" if named else model.denoiser
 
 
 def _with_evaluation(data: CardData, out: Path) -> CardData:

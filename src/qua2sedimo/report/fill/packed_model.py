@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 
 from qua2sedimo.denoisers import weight_of
 from qua2sedimo.denoisers.names import operation_type
+from qua2sedimo.denoisers.pipelines import DENOISERS
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import read_json
 from qua2sedimo.images.generate import input_argument
@@ -40,7 +41,8 @@ class PackedUnit:
 
 @dataclass(frozen=True)
 class PackedModel:
-    """``info`` is qua2sedimo.json; ``pipeline`` is None for a denoiser alone, or a class diffusers does not have."""
+    """``info`` is qua2sedimo.json; ``pipeline`` is None for a denoiser alone, or a class diffusers does not have;
+    ``components`` are packed, and ``whole`` are further denoisers of the pipeline, which are not."""
 
     folder: Path
     info: dict[str, Any]
@@ -48,6 +50,8 @@ class PackedModel:
     pipeline: type | None
     act_bits: int | None
     units: list[PackedUnit]
+    components: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
 
     @property
     def extra(self) -> dict[str, Any]:
@@ -77,8 +81,30 @@ def read_packed(folder: Path) -> PackedModel:
         raise Qua2SeDiMoError(f"{folder} is not an exported model", "Export one: qua2sedimo export STUDY OUT.")
     info = read_json(path)
     component = info.get("component")
-    config = read_json(folder / (component or "") / "config.json")
+    read = {name: _read_denoiser(folder, name) for name in info.get("components") or [component or ""]}
+    units = [
+        replace(unit, module=f"{name}.{unit.module}") if len(read) > 1 else unit
+        for name, (_, _, own) in read.items()
+        for unit in own
+    ]
+    index = read_json(folder / "model_index.json") if component else {}
+    whole = tuple(n for n in DENOISERS if n not in read and (index.get(n) or [None])[0] is not None)
+    with quiet():  # some pipelines print when they are imported
+        pipeline = getattr(diffusers, str(index.get("_class_name")), None)
+    classes = " and ".join(dict.fromkeys(name for name, _, _ in read.values()))
+    _, first, _ = next(iter(read.values()))
+    return PackedModel(folder, info, classes, pipeline, first.act_bits, units, tuple(n for n in read if n), whole)
+
+
+def _read_denoiser(folder: Path, component: str) -> tuple[str, Qua2SeDiMoConfig, list[PackedUnit]]:
+    """The class, the quantization and the units of one packed denoiser."""
+    config = read_json(folder / component / "config.json")
     quantization = Qua2SeDiMoConfig.from_dict(config.pop("quantization_config", {}))
+    if "module" in config:
+        raise Qua2SeDiMoError(
+            f"{folder} holds a denoiser of your own code, {config['module']}, which only that can build",
+            "Describe it yourself; qua2sedimo.load_packed loads it.",
+        )
     name = str(config.get("_class_name"))
     with quiet():
         cls = getattr(diffusers, name, None)
@@ -86,11 +112,7 @@ def read_packed(folder: Path) -> PackedModel:
         raise Qua2SeDiMoError(f"{folder}: this version of diffusers has no {name}", "Install a newer diffusers.")
     with init_empty_weights():
         model = cls.from_config(config)
-    units = _units(model, quantization)
-    index = read_json(folder / "model_index.json") if component else {}
-    with quiet():  # some pipelines print when they are imported
-        pipeline = getattr(diffusers, str(index.get("_class_name")), None)
-    return PackedModel(folder, info, name, pipeline, quantization.act_bits, units)
+    return name, quantization, _units(model, quantization)
 
 
 def _units(model: Any, quantization: Qua2SeDiMoConfig) -> list[PackedUnit]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import cast
 
+from qua2sedimo.denoisers.pipelines import denoisers_of
 from qua2sedimo.formats.text import command
 from qua2sedimo.images.ledger import COMPARISON
 from qua2sedimo.metrics.catalogue import METRICS, metric
@@ -184,9 +185,9 @@ def _rounding(study: Workspace, choice: Choice | None) -> dict[str, str]:
         return {"rounding": "nearest"}
     found = study.statistics
     polished = ", then polished" if choice and choice.polished else ""
-    said = {"rounding": f"compensated, by statistics of {found.index.images} images in full precision{polished}"}
+    said = {"rounding": f"compensated, by statistics of {found.images} images in full precision{polished}"}
     notes = found.notes()
-    if not found.index.gradients:
+    if not found.has_gradients:
         said["gradients"] = "none, a backward pass did not fit into memory: costs are relative output errors"
     if notes:
         shown = [f"{unit}: {note}" for unit, note in list(notes.items())[:_NOTES]]
@@ -200,6 +201,13 @@ def _provenance(study: Workspace, choice: Choice | None, explained: bool) -> dic
     seconds = sum(r.measurement.seconds for r in samples)
     of = f" for {choice.objective}" if choice and choice.objective else ""
     chosen = f"{choice.origin}{of}, best of {len(choice.candidates)} measured candidates" if choice else ""
+    whole = [name for name in denoisers_of(study.pipeline) if name not in study.denoisers]
+    left = [
+        *(f"{name}, a whole denoiser" for name in whole),
+        *study.graph.bypassed,
+        *study.graph.left_alone,
+        *(n for n in study.graph.layers if n not in space.shapes),
+    ]
     return {
         "study": study.folder.name,
         "options": f"{study.settings.options}: {', '.join(map(str, sorted(space.union)))}",
@@ -209,5 +217,6 @@ def _provenance(study: Workspace, choice: Choice | None, explained: bool) -> dic
         **_rounding(study, choice),
         **({"predictor": _fit(study)} if explained else {}),
         **({"chosen by": chosen} if choice else {}),
+        **({"not quantized": ", ".join(left)} if left else {}),
         **versions(),
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qua2sedimo.denoisers.hub_names import public_name
+from qua2sedimo.images.own import CallablePipeline
 from qua2sedimo.options import Configuration
 from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.runtime import PackedSize, save_packed
@@ -44,7 +45,9 @@ def save_values(
     study: Workspace, values: Mapping[str, QuantizedWeight], out: str | Path, extra: dict[str, Any],
     act_bits: int | None = None,
 ) -> PackedSize:  # fmt: skip
-    """Write quantized weights as a packed pipeline folder."""
+    """Write quantized weights as a packed pipeline folder, or the denoiser alone if the pipeline is the user's code."""
     study.switch.restore()
+    own = isinstance(study.pipeline, CallablePipeline)
+    model, components = (study.denoiser, None) if own else (study.pipeline, tuple(study.denoisers))
     with study.without_offload(), quiet():
-        return save_packed(study.pipeline, study.component, values, Path(out), extra, study.copies, act_bits)
+        return save_packed(model, components, values, Path(out), extra, study.copies, act_bits)

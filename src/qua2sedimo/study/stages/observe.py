@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from qua2sedimo.statistics import Statistics
+from qua2sedimo.statistics import JoinedStatistics, Statistics
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
 
-def observe(study: Workspace, progress: Progress = silent) -> Statistics:
+def observe(study: Workspace, progress: Progress = silent) -> Statistics | JoinedStatistics:
     """Statistics that rounding with compensation needs: of ``observe`` images in full precision, whose noise no other
     image has. Interrupted, it continues where it stopped."""
     return study.observe(progress)

@@ -9,8 +9,9 @@ from qua2sedimo.images.ledger import FINALS, LEARNING
 from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.records.measurement import Measurement
 from qua2sedimo.sequential import polished
-from qua2sedimo.statistics import sample_name
+from qua2sedimo.statistics import JoinedStatistics, sample_name
 from qua2sedimo.study.choices import Choice, save_values
+from qua2sedimo.study.parts import DenoiserPart
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
@@ -29,11 +30,9 @@ def polish(study: Workspace, choice: Choice, progress: Progress = silent) -> Cho
         return choice
     try:
         path = study.folder / "choices" / f"{choice.name}.safetensors"
-        found = polished(
-            study.denoiser, study.graph, study.statistics.sources, sample_name(study.denoiser), study.statistics.calls,
-            choice.configuration, study.bank.values(choice.configuration), study.original_weight, study.switch.write,
-            int(study.settings.memory * 1e9), lambda done, total: progress(done, total, "polishing"),
-        )  # fmt: skip
+        values, found = study.bank.values(choice.configuration), dict[str, QuantizedWeight]()
+        for part in study.parts:
+            found |= _polished_part(study, part, choice, values, progress)
         deciding = study.measurer(LEARNING.images(_DECIDING))
         gains = [_gain(study, choice, deciding(choice.configuration, values)) for values in ({}, found)]
         better: dict[str, QuantizedWeight] = found if gains[1] > gains[0] else {}
@@ -45,6 +44,21 @@ def polish(study: Workspace, choice: Choice, progress: Progress = silent) -> Cho
         study.switch.restore()
     choice.save(study.folder / "choices" / f"{choice.name}.json")
     return choice
+
+
+def _polished_part(
+    study: Workspace, part: DenoiserPart, choice: Choice, values: Mapping[str, QuantizedWeight], progress: Progress
+) -> dict[str, QuantizedWeight]:
+    """The units of one denoiser rounded again."""
+    statistics = study.statistics
+    of_part = statistics.parts[part.component] if isinstance(statistics, JoinedStatistics) else statistics
+    found = polished(
+        part.denoiser, part.graph, of_part.sources, sample_name(part.denoiser), of_part.calls,
+        part.own(choice.configuration), part.own(values), lambda unit: study.original_weight(part.prefix + unit),
+        lambda unit, value: study.switch.write(part.prefix + unit, value), int(study.settings.memory * 1e9),
+        lambda done, total: progress(done, total, f"polishing {part.component}".strip()),
+    )  # fmt: skip
+    return {part.prefix + unit: value for unit, value in found.items()}
 
 
 def checked(study: Workspace, choice: Choice, values: Mapping[str, QuantizedWeight] = MappingProxyType({})) -> Choice:
