@@ -38,7 +38,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         bare = ", it has a denoiser without its pipeline" if (folder / "config.json").is_file() else ""
         raise Qua2SeDiMoError(
-            f"{folder} is not a diffusers pipeline: {INDEX} is missing{bare}",
+            f"{folder} is not a diffusers pipeline: model_index.json is missing{bare}",
             "Pass the folder that DiffusionPipeline.save_pretrained wrote.",
         )
     try:
