@@ -22,6 +22,7 @@ from qua2sedimo.formats.tensorfiles import indexed_files, weight_names
 from qua2sedimo.runtime.computed import PackedState
 from qua2sedimo.runtime.description import Qua2SeDiMoConfig, QuantMethod, described
 from qua2sedimo.runtime.modules import QuantizedLayer
+from qua2sedimo.runtime.replace import refuse_fusing
 from qua2sedimo.runtime.shards import expected_tensors, of_adapters, other_tensors
 
 _PLAIN_FIRST = "Call qua2sedimo.dequantize(model) first; the model then has the size of a plain one."
@@ -133,13 +134,6 @@ def _forget_index(folder: Path, variant: str | None) -> None:
         index.unlink()
 
 
-def _refuse_fusing(model: Any, *_: object, **__: object) -> NoReturn:
-    raise Qua2SeDiMoError(
-        "an adapter cannot be fused into packed weights",
-        "Use it unfused, or call qua2sedimo.dequantize(model) first.",
-    )
-
-
 def _fuse_qkv_projections(model: Any, *given: Any, **named: Any) -> Any:
     attentions = (m for m in model.modules() if m is not model and hasattr(type(m), "fuse_projections"))
     if any(isinstance(child, QuantizedLayer) for module in attentions for child in module.modules()):
@@ -213,7 +207,7 @@ def _with_computed(model: nn.Module, state: Any, prefix: str, metadata: Any) -> 
 
 _OWN: dict[str, Callable[..., Any]] = {
     "save_pretrained": _save_pretrained,
-    "fuse_lora": _refuse_fusing,
+    "fuse_lora": refuse_fusing,
     "fuse_qkv_projections": _fuse_qkv_projections,
     "requires_grad_": _requires_grad,
     "add_adapter": _add_adapter,
