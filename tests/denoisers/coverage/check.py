@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from qua2sedimo.denoisers import Graph, trace, unit_weight, weight_modules
+from qua2sedimo.denoisers.exact import kept_exact
 from qua2sedimo.denoisers.names import OPERATIONS
 from qua2sedimo.quantizers import METHODS, dequantize_weight
 from qua2sedimo.runtime import save_packed
@@ -74,9 +75,10 @@ def check(name: str, folder: Path) -> Checked:
     save_packed(model, None, values, folder, copies=copies)
     loaded = type(model).from_pretrained(folder)
     reference = copy.deepcopy(model)
+    exact = kept_exact(model)
     with torch.no_grad():
-        for tensor in reference.state_dict().values():
-            if tensor.is_floating_point():
+        for key, tensor in reference.state_dict().items():
+            if tensor.is_floating_point() and not exact(key):
                 tensor.copy_(tensor.half())  # what is not quantized is stored in 16 bits
         places = weight_modules(reference)
         for name_, value in values.items():
