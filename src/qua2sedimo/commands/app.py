@@ -138,9 +138,10 @@ def workers_of(count: int | None, address: str | None) -> Workers:
 
 
 def check_export(folder: Path) -> None:
-    """Raise :class:`Qua2SeDiMoError` unless ``folder`` is an exported model."""
-    if not (folder / "qua2sedimo.json").is_file():
-        raise Qua2SeDiMoError(f"{folder} is not an exported model", "Export one: qua2sedimo export STUDY OUT.")
+    """Raise :class:`Qua2SeDiMoError` unless ``folder`` is an exported model with all its files as they were."""
+    from qua2sedimo.runtime.contents import check_contents
+
+    check_contents(folder)
 
 
 def inputs_of(prompts: list[str] | None) -> list[str | int]:

@@ -177,10 +177,9 @@ def evaluate(
 
 def _exported(folder: Path) -> dict[str, Any]:
     """What an export keeps of its study: model, inputs, arguments; empty for any other pipeline."""
-    from qua2sedimo.formats.files import read_json
+    from qua2sedimo.runtime.contents import INFO, read_info
 
-    info = folder / "qua2sedimo.json"
-    return dict(read_json(info).get("extra", {})) if info.is_file() else {}
+    return dict(read_info(folder).get("extra", {})) if (folder / INFO).is_file() else {}
 
 
 def _base_of(folder: Path, stated: str) -> str:

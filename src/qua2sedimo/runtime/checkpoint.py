@@ -16,8 +16,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,14 +26,17 @@ import diffusers
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from diffusers import ConfigMixin, DiffusionPipeline
+from safetensors import SafetensorError
 from torch import nn
 
 from qua2sedimo.denoisers import parse_unit, weight_of
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import check_writable, read_json, write_json
+from qua2sedimo.formats.files import check_space, check_writable, unwritable, write_json
+from qua2sedimo.formats.temporary import put_in_place, temporary_folder
 from qua2sedimo.formats.tensorfiles import all_tensors, read_layout
 from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.runtime.backend import Qua2SeDiMoConfig
+from qua2sedimo.runtime.contents import allow_reading, carry_over, check_replaceable, write_info
 from qua2sedimo.runtime.intact import config_digest
 from qua2sedimo.runtime.modules import Part, QuantizedLayer, Storage, checked_tensors, covers, plain_class
 from qua2sedimo.runtime.publish import forget_paths
@@ -43,7 +44,6 @@ from qua2sedimo.runtime.shards import ShardWriter, check_complete, model_tensors
 from qua2sedimo.runtime.table import LayerTable, install_empty_layers, layer_modules
 from qua2sedimo.runtime.units import NO_COPIES, Copies, groups_of
 
-INFO = "qua2sedimo.json"
 SHARD_BYTES = 2_000_000_000
 _COMPONENTS = ("transformer", "unet")
 
@@ -78,10 +78,10 @@ def save_packed(
     quantized weights; it is read once, in order, and may be a generator of pairs. ``copies`` (module name → names) are
     stored once. ``act_bits`` is the bit width of activations in the loaded model (None: not quantized). ``extra`` is
     stored in ``qua2sedimo.json``. Other float tensors of the denoiser are stored in 16 bits. An earlier export in
-    ``out`` is replaced.
+    ``out`` is replaced in one step; what was added to it since, such as a README, stays.
 
-    Raises :class:`Qua2SeDiMoError` and leaves ``out`` unchanged if it has other content, a weight does not fit its
-    layer, or the written files could not be loaded.
+    Raises :class:`Qua2SeDiMoError` and leaves ``out`` unchanged if it is no export, one of its files was changed, the
+    disk has no room, a weight does not fit its layer, or the written files could not be loaded.
     """
     out = Path(out).resolve()
     check_export_folder(out)
@@ -89,11 +89,13 @@ def save_packed(
     component = _component(pipeline, component) if pipeline is not None else None
     denoiser = getattr(pipeline, component) if component is not None else model
     denoiser = getattr(denoiser, "_orig_mod", denoiser)  # torch.compile wraps
-    with _written_beside(out) as folder:
+    nbytes = _bytes_of(pipeline, denoiser, values)
+    check_space(out, nbytes, "the export")
+    with _written_beside(out, nbytes) as folder:
         if pipeline is not None and component is not None:
             _save_others(pipeline, component, denoiser, folder)
         size, version = _write_denoiser(denoiser, values, copies, act_bits, folder / (component or ""))
-        write_json(folder / INFO, _info(component, size, version, extra or {}))
+        write_info(folder, _info(component, size, version, extra or {}))
     return size
 
 
@@ -240,37 +242,36 @@ def _save_others(pipeline: DiffusionPipeline, component: str, denoiser: nn.Modul
 
 
 def check_export_folder(out: Path) -> None:
-    """Raise :class:`Qua2SeDiMoError` if ``out`` holds something that is no export, or cannot be written."""
+    """Raise :class:`Qua2SeDiMoError` if ``out`` cannot be written, or holds something that an export would destroy."""
     check_writable(out)
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise Qua2SeDiMoError(f"{out} is a file, not a folder", "Choose another folder.")
-    info = read_json(out / INFO) if (out / INFO).is_file() else None
-    ours = isinstance(info, dict) and "format_version" in info
-    if any(out.iterdir()) and not ours:
-        raise Qua2SeDiMoError(f"{out} is not empty and was not written by this program", "Choose another folder.")
+    if out.exists():
+        if not out.is_dir():
+            raise Qua2SeDiMoError(f"{out} is a file, not a folder", "Choose another folder.")
+        check_replaceable(out)
 
 
 @contextmanager
-def _written_beside(out: Path) -> Iterator[Path]:
-    """A temporary folder that replaces ``out`` if the body succeeds and is removed if it fails."""
-    temporary, old = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+def _written_beside(out: Path, nbytes: int | None) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``out`` if the body succeeds and is removed if it fails.
+
+    It gets what the user added to ``out``. Until it is whole, ``out`` is not touched.
+    """
     try:
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        if out.exists():
-            out.rename(old)
-        temporary.rename(out)
-    except OSError as error:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        raise Qua2SeDiMoError(
-            f"cannot write {out}: {error.strerror or error}", "Free disk space or choose another folder."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        with temporary_folder(out.parent) as temporary:
+            new = temporary / out.name
+            new.mkdir()
+            yield new
+            allow_reading(new)
+            if out.exists():
+                check_export_folder(out)
+                carry_over(out, new)
+            put_in_place(new, out, temporary)
+    except (OSError, SafetensorError) as error:
+        raise unwritable(out, error, nbytes) from error
+
+
+def _bytes_of(pipeline: DiffusionPipeline | None, denoiser: nn.Module, values: Values) -> int:
+    """About how many bytes an export takes: the packed layers, and all other components as they are."""
+    modules = [] if pipeline is None else [m for m in pipeline.components.values() if isinstance(m, nn.Module)]
+    others = sum(t.nbytes for m in modules if m is not denoiser for t in m.parameters())
+    return others + (sum(value.nbytes for value in values.values()) if isinstance(values, Mapping) else 0)

@@ -15,10 +15,11 @@ from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from qua2sedimo.denoisers import weight_of
 from qua2sedimo.denoisers.names import operation_type
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import read_json
+from qua2sedimo.formats.files import read_object
 from qua2sedimo.images.generate import input_argument
 from qua2sedimo.options import Option
 from qua2sedimo.runtime.backend import Qua2SeDiMoConfig
+from qua2sedimo.runtime.contents import read_info
 from qua2sedimo.runtime.table import layer_modules
 from qua2sedimo.system.quiet import quiet
 
@@ -72,12 +73,9 @@ class PackedModel:
 
 def read_packed(folder: Path) -> PackedModel:
     """Raises :class:`Qua2SeDiMoError` if the folder is no export, or a damaged one."""
-    path = folder / "qua2sedimo.json"
-    if not path.is_file():
-        raise Qua2SeDiMoError(f"{folder} is not an exported model", "Export one: qua2sedimo export STUDY OUT.")
-    info = read_json(path)
+    info = read_info(folder)
     component = info.get("component")
-    config = read_json(folder / (component or "") / "config.json")
+    config = read_object(folder / (component or "") / "config.json")
     quantization = Qua2SeDiMoConfig.from_dict(config.pop("quantization_config", {}))
     name = str(config.get("_class_name"))
     with quiet():
@@ -87,7 +85,7 @@ def read_packed(folder: Path) -> PackedModel:
     with init_empty_weights():
         model = cls.from_config(config)
     units = _units(model, quantization)
-    index = read_json(folder / "model_index.json") if component else {}
+    index = read_object(folder / "model_index.json") if component else {}
     with quiet():  # some pipelines print when they are imported
         pipeline = getattr(diffusers, str(index.get("_class_name")), None)
     return PackedModel(folder, info, name, pipeline, quantization.act_bits, units)
