@@ -394,7 +394,7 @@ class Workspace:
         """The weights of a choice that are not those of the bank."""
         if choice.polished is None:
             return {}
-        return load_values(self.folder / "choices" / f"{choice.name}.safetensors", choice.polished)
+        return load_values(self.folder / "choices", choice.name, choice.polished)
 
     @property
     def reachable(self) -> SearchSpace:
