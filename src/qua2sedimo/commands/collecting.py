@@ -95,10 +95,19 @@ def records(
         str | None, typer.Option("--format", help="csv, json or parquet. Default: the ending of FILE, else csv.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of stdout.", metavar="FILE")] = None,
+    repaired: Annotated[
+        bool,
+        typer.Option("--repair", help="Of a damaged records.db, keep all measurements that are whole; print nothing."),
+    ] = False,
 ) -> None:
     """Print all measurements as a table: one line per configuration, with metrics, seconds, memory and errors."""
-    from qua2sedimo.records import FORMATS, Records, content, export
+    from qua2sedimo.records import FORMATS, Records, content, export, repair
 
+    if repaired:
+        whole, lost, damaged = repair(study / "records.db")
+        kept_at = f"; the damaged file is {damaged}" if damaged else ", nothing is damaged"
+        say(f"{whole} measurements are whole, {lost} were lost{kept_at}")
+        return
     kept = Records.existing(study / "records.db")
     if form is None:
         form = out.suffix.removeprefix(".") if out is not None and out.suffix.removeprefix(".") in FORMATS else "csv"

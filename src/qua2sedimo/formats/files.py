@@ -117,6 +117,15 @@ def write_text(path: Path, text: str) -> None:
     write_via(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), len(text))
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, and make the file if there is none; after a kill the last line may be cut."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1))
 
@@ -161,13 +170,4 @@ def read_object(path: Path, remedy: str = _MOVE) -> dict[str, Any]:
     content = read_json(path, remedy)
     if not isinstance(content, dict):
         raise Qua2SeDiMoError(f"{path} is damaged: it holds a {type(content).__name__}, not an object", remedy or _MOVE)
-    return content
-
-
-def read_document(path: Path, format: int, remedy: str) -> dict[str, Any]:
-    """A JSON object with the given ``format`` number; raises :class:`Qua2SeDiMoError` with the remedy otherwise."""
-    content = read_json(path)
-    found = content.get("format") if isinstance(content, dict) else type(content).__name__
-    if not isinstance(content, dict) or found != format:
-        raise Qua2SeDiMoError(f"{path}: format {found} is not {format}", remedy)
     return content

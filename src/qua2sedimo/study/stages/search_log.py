@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from qua2sedimo.formats.document import STRICT, Document, MaybeFloat
 from qua2sedimo.options import Configuration
@@ -54,7 +54,7 @@ class SearchLog(Document):
     owner: str
     images: int
     singles: bool
-    rounds: list[Round] = []
+    rounds: list[Round] = Field(default_factory=list)
     finals: Finals | None = None
 
     @property
