@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qua2sedimo.commands.app import SAFETY_CHECKER, RayAddress, StudyFolder, WorkerCount, app, workers_of
+from qua2sedimo.commands.app import MOST, SAFETY_CHECKER, RayAddress, StudyFolder, WorkerCount, app, workers_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.terminal.console import say
 from qua2sedimo.terminal.progress import progress
@@ -57,7 +57,7 @@ def quantize(study: StudyFolder) -> None:
 def measure(
     study: StudyFolder,
     configurations: Annotated[
-        int, typer.Option("--configurations", "--configs", help="Configurations to measure in total.", min=1)
+        int, typer.Option("--configurations", "--configs", help="Configurations to measure in total.", min=1, max=MOST)
     ] = 100,
     workers: WorkerCount = None,
     ray: RayAddress = None,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from qua2sedimo.commands.app import (
+    MOST,
     Arguments,
     ExportFolder,
     Prompts,
@@ -19,6 +21,7 @@ from qua2sedimo.commands.app import (
     pipeline_arguments,
 )
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.images.ledger import EVALUATION
 from qua2sedimo.terminal.console import errors, interval, say
 from qua2sedimo.terminal.progress import progress
 
@@ -97,7 +100,7 @@ def generate(
     folder: Annotated[Path, typer.Argument(help="The folder of an exported model, or any pipeline.", metavar="OUT")],
     prompt: Prompts = None,
     arguments: Arguments = "{}",
-    count: Annotated[int, typer.Option(help="Number of pictures.", min=1)] = 1,
+    count: Annotated[int, typer.Option(help="Number of pictures.", min=1, max=MOST)] = 1,
     seed: Seed = 0,
     to: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("pictures"),
 ) -> None:
@@ -105,7 +108,7 @@ def generate(
     from PIL import Image
 
     from qua2sedimo.denoisers import load_pipeline
-    from qua2sedimo.formats.files import check_writable
+    from qua2sedimo.formats.files import check_writable, write_via
     from qua2sedimo.images.generate import Generation, Generator, check_arguments, check_inputs
     from qua2sedimo.images.pictures import to_uint8
 
@@ -120,13 +123,11 @@ def generate(
         made = Generator(pipeline, Generation(inputs, called, seed))(
             0, total, lambda done: report(done, total, "generating pictures")
         )
-    to.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(to_uint8(made)):
         picture = Image.fromarray(image.squeeze())
         enlarge = max(1, 256 // max(picture.size))
-        picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST).save(
-            to / f"{i:04d}.png"
-        )
+        large = picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST)
+        write_via(to / f"{i:04d}.png", partial(large.save, format="PNG"))
     say(f"{total} picture{'s' if total != 1 else ''} in {to}")
 
 
@@ -135,7 +136,7 @@ def evaluate(
     folder: ExportFolder,
     prompt: Prompts = None,
     arguments: Arguments = "{}",
-    images: Annotated[int, typer.Option(help="Pictures to compare.", min=2)] = 16,
+    images: Annotated[int, typer.Option(help="Pictures to compare.", min=2, max=EVALUATION.size // 2)] = 16,
     metric: Annotated[
         list[str] | None, typer.Option("--metric", help="A metric by name; repeatable. Default: psnr.")
     ] = None,

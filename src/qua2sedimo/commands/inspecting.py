@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qua2sedimo.commands.app import Arguments, AsJson, Component, StudyFolder, app, pipeline_arguments
+from qua2sedimo.commands.app import MOST, Arguments, AsJson, Component, StudyFolder, app, pipeline_arguments
 from qua2sedimo.terminal.console import console, say
 from qua2sedimo.terminal.progress import progress
 
@@ -110,7 +110,7 @@ def metrics(
 @app.command(rich_help_panel=_PANEL)
 def plan(
     study: StudyFolder,
-    configs: Annotated[int, typer.Option(help="Configurations to measure in total.", min=1)] = 100,
+    configs: Annotated[int, typer.Option(help="Configurations to measure in total.", min=1, max=MOST)] = 100,
     as_json: AsJson = False,
 ) -> None:
     """Estimate how long measuring takes on this machine, from a short trial."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import nn
 
 from qua2sedimo import zoo
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import read_json
+from qua2sedimo.formats.files import read_object
 from qua2sedimo.formats.tensorfiles import WEIGHTS, Checkpoint
 from qua2sedimo.system.quiet import quiet
 
@@ -74,10 +73,9 @@ def _check_pipeline_folder(folder: Path) -> None:
             f"{folder} is not a diffusers pipeline: model_index.json is missing{bare}",
             "Pass the folder that DiffusionPipeline.save_pretrained wrote.",
         )
-    try:
-        json.loads(index.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise Qua2SeDiMoError(f"{index} is damaged: {error}", "Save or download the pipeline again.") from error
+    # diffusers takes a configuration that is a text for a name on the hub.
+    for config in (index, *sorted(folder.glob("*/*config.json"))):
+        read_object(config, "Save or download the pipeline again.")
 
 
 def denoisers_of(pipeline: Any) -> list[str]:
@@ -109,8 +107,9 @@ def denoiser_checkpoint(model: str, component: str | None = None) -> Checkpoint 
     folder = zoo.ENTRIES[model].folder if model in zoo.ENTRIES else Path(model).expanduser()
     if not (folder / "model_index.json").is_file():
         return None
-    index = read_json(folder / "model_index.json")
-    names = [component] if component else [name for name in DENOISERS if index.get(name, [None])[0] is not None]
+    index = read_object(folder / "model_index.json")
+    named = {name for name, entry in index.items() if isinstance(entry, list) and entry[:1] not in ([], [None])}
+    names = [component] if component else [name for name in DENOISERS if name in named]
     if not names or not any((folder / names[0]).glob(f"{WEIGHTS}*.safetensors*")):
         return None
     return Checkpoint(folder / names[0])

@@ -86,6 +86,8 @@ def _existing(path: Path) -> Path:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file in hex digits; raises OSError if it cannot be read."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     found = hashlib.sha256()
     with path.open("rb", buffering=0) as handle:
         while piece := handle.read(_PIECE):
