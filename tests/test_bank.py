@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from qua2sedimo import bank as bank_module
 from qua2sedimo.bank import Bank, Observed, stored_weight
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.sealed import content_digest
 from qua2sedimo.options import Configuration, Option, SearchSpace, options_for, within_reach
 from qua2sedimo.quantizers import METHODS, Moment, QuantizedWeight, dequantize_weight, quantization_error
 
@@ -549,7 +550,7 @@ def test_a_bank_of_format_1_is_still_read(tmp_path: Path) -> None:
     for entry in index["layers"].values():
         entry["errors"] = {option: errors[:2] for option, errors in entry["errors"].items()}
     del index["checksum"]
-    for checksum in ({}, {"checksum": bank_module._digest(index)}):
+    for checksum in ({}, {"checksum": content_digest(index)}):
         path.write_text(json.dumps({**index, **checksum}))
         old = Bank(tmp_path, SPACE, OWNER)
         old.verify()

@@ -22,7 +22,7 @@ import pytest
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.options import Configuration, Option
-from qua2sedimo.records import SCHEMA, Failure, Origin, Record, Records, content, export, schema
+from qua2sedimo.records import SCHEMA, Failure, Origin, Record, Records, content, export, repair, schema
 from qua2sedimo.records.measurement import Measurement
 
 
@@ -222,6 +222,99 @@ def test_set_metrics_and_origin_are_read_back(tmp_path: Path) -> None:
     (found,) = opened(tmp_path).all()
     assert found == from_afar() and found.origin == ORIGIN
     assert found.value("frechet_full") == 3.5
+
+
+# Two processes -----------------------------------------------------------------------------------------------------
+
+
+def test_a_number_that_another_process_took_costs_no_measurement(tmp_path: Path) -> None:
+    """Both took their numbers from what they had read before."""
+    one, two = opened(tmp_path), opened(tmp_path)
+    one.add(record("round", 0))
+    two.add(replace(record("round", 1), number=0))
+    one.add(replace(record("round", 1, start=4), number=0))
+    two.add_failure(replace(failure("round", 2), number=0))
+    numbers = [(r.number, r.configuration, r.measurement.start) for r in one.all("round")]
+    assert numbers == [
+        (0, record(number=0).configuration, 0), (1, record(number=1).configuration, 0),
+        (1, record(number=1).configuration, 4),
+    ]  # fmt: skip
+    assert [(f.number, f.configuration) for f in one.failed("round")] == [(2, record(number=2).configuration)]
+
+
+def test_in_a_sequence_a_number_means_a_configuration(tmp_path: Path) -> None:
+    records = opened(tmp_path)
+    records.add(record("sample", 0))
+    with pytest.raises(Qua2SeDiMoError, match="holds another configuration as number 0"):
+        records.add(replace(record("sample", 1), number=0))
+
+
+def test_of_images_that_another_process_measured_meanwhile_only_the_rest_is_added(tmp_path: Path) -> None:
+    records = opened(tmp_path)
+    records.add(record("round", 0))  # two images
+    values = {"psnr": [20.0, 22.0, 24.0, 26.0, 28.0], "features": [0.1, 0.3, 0.5, 0.7, 0.9]}
+    records.add(replace(record("round", 0), measurement=Measurement(0, values, 1.0)))
+    first, rest = (r.measurement for r in records.all("round"))
+    assert first.values["psnr"] == [20.0, 22.0]
+    assert (rest.start, rest.values["psnr"], rest.seconds) == (2, [24.0, 26.0, 28.0], pytest.approx(0.6))
+
+
+# Damage ------------------------------------------------------------------------------------------------------------
+
+
+def changed(folder: Path, statement: str) -> None:
+    db = sqlite3.connect(folder / "records.db")
+    db.execute(statement)
+    db.commit()
+    db.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE measurements SET metrics = replace(metrics, '20.0', '59.0') WHERE number = 1",
+        "UPDATE measurements SET configuration = replace(configuration, 'uaq-3', 'uaq-2') WHERE number = 1",
+        "UPDATE measurements SET average_bits = 2.5 WHERE number = 1",
+        "UPDATE measurements SET status = 'failed' WHERE number = 1",
+        "UPDATE measurements SET seal = '' WHERE number = 1",
+    ],
+)
+def test_a_changed_row_is_named_and_a_repair_costs_only_this_row(tmp_path: Path, statement: str) -> None:
+    records = opened(tmp_path)
+    for i in range(3):
+        records.add(record("sample", i))
+    assert repair(tmp_path / "records.db") == (3, 0, None)
+    changed(tmp_path, statement)
+    with pytest.raises(Qua2SeDiMoError, match=r"records\.db is damaged: the checksum of number 1") as caught:
+        records.failed(), records.all()
+    assert f"qua2sedimo records {tmp_path} --repair" in str(caught.value.remedy)
+    whole, lost, kept = repair(tmp_path / "records.db")
+    assert (whole, lost) == (2, 1) and kept is not None and kept.exists()
+    assert opened(tmp_path).all() == [record("sample", 0), record("sample", 2)]
+    opened(tmp_path).add(record("sample", 1))
+    assert len(opened(tmp_path).all()) == 3 and repair(tmp_path / "records.db") == (3, 0, None)
+
+
+def test_any_flipped_byte_is_noticed_or_harmless_and_a_repair_keeps_the_rest(tmp_path: Path) -> None:
+    made = [record("sample", i) for i in range(20)]
+    records = opened(tmp_path)
+    for one in made:
+        records.add(one)
+    changed(tmp_path, "PRAGMA wal_checkpoint(TRUNCATE)")
+    path = tmp_path / "records.db"
+    whole = path.read_bytes()
+    for at in range(4096, len(whole), len(whole) // 60):  # the first page says what the others are
+        for file in tmp_path.glob("records.db*"):
+            file.unlink()
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x21]) + whole[at + 1 :])
+        try:
+            assert opened(tmp_path).all() == made
+        except Qua2SeDiMoError as error:
+            assert "records.db" in error.message and error.remedy
+            if "--repair" in error.remedy:
+                kept, _, _ = repair(path)
+                found = opened(tmp_path).all()
+                assert len(found) == kept >= 10 and all(one in made for one in found)
 
 
 # Older files -------------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ damaged layer. Every file is compared with its checksum on first use.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import statistics
@@ -29,7 +28,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import read_document, read_json, sha256, write_json, write_via
+from qua2sedimo.formats.files import append_line, check_space, read_json, read_object, sha256, write_json, write_via
+from qua2sedimo.formats.locks import alone
+from qua2sedimo.formats.sealed import sealed, unsealed
+from qua2sedimo.formats.temporary import clear_leftovers
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.quantizers import (
     METHODS,
@@ -94,20 +96,19 @@ class Bank:
         the index is damaged or of another owner.
         """
         index = _read_index(folder)
-        if index.pop("checksum", None) not in (None, _digest(index)):  # older banks have none
-            raise Qua2SeDiMoError(f"{folder / _INDEX} is damaged: its checksum differs", _REBUILD_FILE)
         if index.get("owner") != owner:
             raise Qua2SeDiMoError(f"{folder} was built from other weights or for other options", _REBUILD)
-        self.errors: dict[str, dict[Option, OptionError]] = {
-            layer: {Option.parse(o): OptionError(*e) for o, e in entry["errors"].items()}
-            for layer, entry in index["layers"].items()
-        }
-        self.folder, self.space = (
-            folder,
-            space.restricted({layer: list(errors) for layer, errors in self.errors.items()}),
-        )
-        self._checksums = {layer: entry["sha256"] for layer, entry in index["layers"].items()}
-        self._dtype = {layer: getattr(torch, entry["dtype"]) for layer, entry in index["layers"].items()}
+        try:
+            self.errors: dict[str, dict[Option, OptionError]] = {
+                layer: {Option.parse(o): OptionError(*e) for o, e in entry["errors"].items()}
+                for layer, entry in index["layers"].items()
+            }
+            self.space = space.restricted({layer: list(errors) for layer, errors in self.errors.items()})
+            self._checksums = {layer: entry["sha256"] for layer, entry in index["layers"].items()}
+            self._dtype = {layer: getattr(torch, entry["dtype"]) for layer, entry in index["layers"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError, Qua2SeDiMoError) as error:
+            raise Qua2SeDiMoError(f"{folder / _INDEX} is damaged: {error}", _REBUILD_FILE) from error
+        self.folder = folder
         self._files: dict[str, Any] = {}
 
     @staticmethod
@@ -132,17 +133,34 @@ class Bank:
         statistics, ``progress`` gets layers done. ``prune`` leaves out options that another dominates.
         ``tried``: the space with the options that are made, if these are not all.
 
-        Raises :class:`Qua2SeDiMoError` naming the layer if its weights hold NaN or infinity.
+        If another process builds the same bank, this one waits for it, and opens what it has built.
+
+        Raises :class:`Qua2SeDiMoError` naming the layer if its weights hold NaN or infinity, or if the disk has not
+        enough room.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        waited: list[bool] = []
+        with alone(folder, lambda: waited.append(True)):
+            if not (waited and cls.is_finished(folder, space)):
+                cls._build(folder, space, owner, weights, progress, workers, observed, prune, tried or space)
+        return cls(folder, space, owner)
+
+    @classmethod
+    def _build(
+        cls, folder: Path, space: SearchSpace, owner: str, weights: Callable[[str], torch.Tensor],
+        progress: Callable[[int], object], workers: int, observed: Callable[[str], Observed], prune: bool,
+        tried: SearchSpace,
+    ) -> None:  # fmt: skip
         label = folder / "owner.json"
         if label.exists() and read_json(label) != owner:
             raise Qua2SeDiMoError(f"{folder} was begun for other weights or other options", _REBUILD)
+        missing = [layer for i, layer in enumerate(space.layers) if not _file(folder, i).exists()]
+        check_space(folder, bank_bytes(tried, prune, missing), "the bank")
         write_json(label, owner)
-        for leftover in folder.glob(".*.tmp"):  # of a build that was killed
-            leftover.unlink(missing_ok=True)
+        clear_leftovers(folder)
+        for leftover in folder.glob(".*.tmp"):  # of a build that an earlier version began
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
 
-        made = (tried or space).options
         known, writing = _known_checksums(folder), Lock()
 
         def entry(position: int) -> tuple[str, dict[str, Any]]:
@@ -151,10 +169,10 @@ class Bank:
             checksum = sha256(path) if layer in known and path.exists() else ""
             if checksum != known.get(layer) or _about(path)["layer"] != layer:
                 with _named(layer):
-                    _write_layer(path, layer, weights(layer), made[layer], observed(layer), prune)
+                    _write_layer(path, layer, weights(layer), tried.options[layer], observed(layer), prune)
                 checksum = sha256(path)
-                with writing, (folder / _SUMS).open("a", encoding="utf-8") as sums:
-                    sums.write(json.dumps([layer, checksum]) + "\n")
+                with writing:
+                    append_line(folder / _SUMS, json.dumps([layer, checksum]))
             about = _about(path)
             return layer, {"sha256": checksum, "errors": about["errors"], "dtype": about["dtype"]}
 
@@ -163,8 +181,7 @@ class Bank:
             layers[layer] = content
             progress(len(layers))
         index = {"format": FORMAT, "owner": owner, "layers": layers}
-        write_json(folder / _INDEX, {**index, "checksum": _digest(index)})
-        return cls(folder, space, owner)
+        write_json(folder / _INDEX, sealed(index))
 
     def verify(self) -> None:
         """Compare every file with its checksum; raises :class:`Qua2SeDiMoError` naming the first that differs."""
@@ -232,6 +249,18 @@ class Bank:
         return {layer: self.get(layer, option) for layer, option in configuration.items()}
 
 
+def bank_bytes(space: SearchSpace, prune: bool, layers: Sequence[str]) -> int:
+    """The most bytes that options of these layers take, but for headers; of pruned ones, one method a width stays."""
+    total = 0
+    for layer in layers:
+        sizes: dict[object, int] = {}
+        for option in space.options[layer]:
+            key = (option.method == "lowrank", option.number) if prune else option
+            sizes[key] = max(sizes.get(key, 0), option.nbytes(space.shapes[layer]))
+        total += sum(sizes.values())
+    return total
+
+
 def stored_weight(weight: torch.Tensor) -> torch.Tensor:
     """The 16-bit tensor that is quantized: bf16 unchanged, any other dtype as fp16.
 
@@ -262,11 +291,6 @@ def _about(path: Path) -> dict[str, Any]:
         return dict(json.loads((handle.metadata() or {})["about"]))
 
 
-def _digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON object, independent of its formatting."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _known_checksums(folder: Path) -> dict[str, str]:
     """Checksums of layer files by layer: from the index, or from an unfinished build."""
     found: dict[str, str] = {}
@@ -283,9 +307,10 @@ def _known_checksums(folder: Path) -> dict[str, str]:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     """index.json of this format or the one before."""
-    found = read_json(folder / _INDEX)
-    before = isinstance(found, dict) and found.get("format") == _BEFORE
-    return found if before else read_document(folder / _INDEX, FORMAT, _REBUILD)
+    found = read_object(folder / _INDEX, _REBUILD_FILE)
+    if found.get("format") not in (_BEFORE, FORMAT):
+        raise Qua2SeDiMoError(f"{folder / _INDEX}: format {found.get('format')} is not {FORMAT}", _REBUILD)
+    return unsealed(found, folder / _INDEX, _REBUILD_FILE)
 
 
 def _write_layer(
@@ -306,7 +331,8 @@ def _write_layer(
         "errors": {str(o): [e.loss, e.relative_mse, e.output, e.cost] for o, e in errors.items() if o in made},
         "dtype": str(weight.dtype).removeprefix("torch."),
     }
-    write_via(path, lambda temporary: save_file(tensors, temporary, metadata={"about": json.dumps(about)}))
+    nbytes = sum(value.nbytes for value in made.values())
+    write_via(path, lambda temporary: save_file(tensors, temporary, metadata={"about": json.dumps(about)}), nbytes)
 
 
 def _quantized(weight: torch.Tensor, options: Sequence[Option], moment: Moment | None) -> dict[Option, QuantizedWeight]:

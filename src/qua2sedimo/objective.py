@@ -24,6 +24,8 @@ from qua2sedimo.options import Configuration, bit_operations
 
 SIZES = ("bits", "bytes", "bops")
 _TOKEN = re.compile(r"(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[A-Za-z_]\w*)|(?P<sign>\S)")
+#: Far more than any use has; Python reads and computes deeper expressions by recursion, which has an end.
+_MOST_CHARACTERS, _MOST_TOKENS = 2000, 150
 _ASCII = str.maketrans("−×÷", "-*/")
 _SIGNS: Mapping[type[ast.AST], Any] = {
     ast.Add: operator.add,
@@ -181,13 +183,16 @@ class Objective:
 
 def _parsed(text: str) -> ast.expr:
     """The expression as a Python syntax tree; raises :class:`Qua2SeDiMoError` pointing at a syntax error."""
-    tokens = list(_TOKEN.finditer(text.translate(_ASCII)))
+    tokens = list(_TOKEN.finditer(text.translate(_ASCII))) if len(text) <= _MOST_CHARACTERS else []
+    if len(text) > _MOST_CHARACTERS or len(tokens) > _MOST_TOKENS:
+        most = f"An objective has at most {_MOST_CHARACTERS} characters, and {_MOST_TOKENS} numbers, names and signs."
+        raise Qua2SeDiMoError(f"objective '{text[:40]}…' is too long", most)
     _check(text, tokens)
     # Python rejects leading zeros, and would read integers.
     words = [repr(float(m[0])).replace("inf", "1e999") if m.lastgroup == "number" else m[0] for m in tokens]
     try:
         return ast.parse(" ".join(words), mode="eval").body
-    except (SyntaxError, RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise Qua2SeDiMoError(f"objective '{text}' cannot be read: {error}", "Write it with fewer brackets.") from error
 
 

@@ -34,6 +34,7 @@ CODEBOOK_BITS = ROW_BITS[2:]
 RANKS = (4, 8, 12, 16, 24, 32, 48, 64)
 #: A low-rank option as large as this many bits a weight is worse than a code for each weight.
 _MOST_RANK_BITS = 4.0
+_MOST_DIGITS = 4  # of the number of an option
 #: The smallest layers, with this share of all weights together, have an 8-bit option where no layer's stake is known.
 _SMALL_SHARE = 0.05
 #: Average bits between which every budget is served, and the bits by which an estimate of a layer's needs may be wrong.
@@ -71,8 +72,8 @@ class Option:
     def parse(cls, text: str) -> Option:
         """``"kmeans_c-4"`` → ``Option("kmeans_c", 4)``. Raises :class:`Qua2SeDiMoError` on any other form."""
         method, _, number = text.rpartition("-")
-        if not number.isdecimal():
-            raise Qua2SeDiMoError(f"option '{text}' is not of the form METHOD-BITS, e.g. 'uaq-4'")
+        if not number.isdecimal() or len(number) > _MOST_DIGITS:
+            raise Qua2SeDiMoError(f"option '{text[:80]}' is not of the form METHOD-BITS, e.g. 'uaq-4'")
         return cls(method, int(number))
 
     def nbytes(self, shape: tuple[int, ...]) -> int:

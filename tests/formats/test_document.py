@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qua2sedimo.errors import Qua2SeDiMoError
@@ -35,6 +35,7 @@ class Example(Document):
 options = st.builds(Option, st.sampled_from(["uaq", "kmeans_a", "kmeans_c"]), st.integers(2, 8))
 
 
+@settings(deadline=None)
 @given(
     name=st.text(),
     value=st.floats(allow_infinity=False),

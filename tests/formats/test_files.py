@@ -53,7 +53,7 @@ def test_the_target_is_untouched_while_it_is_written(tmp_path: Path) -> None:
 
     def write(temporary: Path) -> None:
         temporary.write_text("new")
-        seen.append((temporary.parent, path.read_text()))
+        seen.append((temporary.parent.parent, path.read_text()))
 
     write_via(path, write)
     assert seen == [(tmp_path, "old")]  # beside its place: a rename never crosses file systems

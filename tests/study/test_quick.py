@@ -24,6 +24,7 @@ from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.quantizers import QuantizedWeight, dequantize_weight
 from qua2sedimo.runtime import QuantizedLayer
 from qua2sedimo.search import Budget, Constraints
+from qua2sedimo.study.choices import save_choice
 from qua2sedimo.study.stages import polish as polish_stage
 from qua2sedimo.study.stages import search as search_stage
 from qua2sedimo.study.worker import activations_at
@@ -259,20 +260,48 @@ def damaged_files() -> dict[str, Any]:
 
 @pytest.mark.parametrize("damage", sorted(damaged_files()))
 def test_a_damaged_file_of_polished_weights_is_refused_by_name(copy: Study, tmp_path: Path, damage: str) -> None:
-    path = copy.folder / "choices" / "2.6.safetensors"
+    choice = Choice.load(copy.folder / "choices" / "2.6.json")
+    path = copy.folder / "choices" / f"2.6-{choice.polished}.safetensors"
     damaged_files()[damage](path)
-    choice = Choice.load(path.with_suffix(".json"))
     for use in (lambda: copy.export(choice, tmp_path / "out"), lambda: copy.workspace.values(choice)):
-        with pytest.raises(Qua2SeDiMoError, match=r"2\.6\.safetensors is missing or damaged") as caught:
+        with pytest.raises(Qua2SeDiMoError, match=r"2\.6-\w+\.safetensors is missing or damaged") as caught:
             use()
         assert caught.value.remedy
     assert not (tmp_path / "out" / "model_index.json").exists()
 
 
+def test_weights_of_a_choice_that_an_earlier_version_polished_are_read(copy: Study) -> None:
+    """They had one name, whatever their checksum."""
+    choice = Choice.load(copy.folder / "choices" / "2.6.json")
+    before = copy.workspace.polished_values(choice)
+    path = copy.folder / "choices" / f"2.6-{choice.polished}.safetensors"
+    path.rename(path.with_name("2.6.safetensors"))
+    assert copy.workspace.polished_values(choice).keys() == before.keys()
+
+
+def test_a_choice_that_replaces_a_polished_one_removes_its_weights_last(
+    copy: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy.folder / "choices"
+    choice = Choice.load(folder / "2.6.json")
+    (folder / "2.6-thesis.safetensors").write_text("mine")
+    values = copy.workspace.polished_values(choice)
+    unit = next(iter(values))
+    with monkeypatch.context() as killed:
+        killed.setattr(Choice, "save", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            save_choice(folder, choice, {unit: values[unit]})
+    assert copy.workspace.polished_values(Choice.load(folder / "2.6.json")).keys() == values.keys()
+    saved = save_choice(folder, choice, {unit: values[unit]})
+    assert Choice.load(folder / "2.6.json") == saved and list(copy.workspace.polished_values(saved)) == [unit]
+    kept = {p.name for p in folder.glob("*.safetensors")}
+    assert kept == {f"2.6-{saved.polished}.safetensors", "2.6-thesis.safetensors"}
+
+
 def test_a_choice_of_a_study_before_polishing_is_still_read(copy: Study) -> None:
     path = copy.folder / "choices" / "2.6.json"
     content = json.loads(path.read_text())
-    del content["polished"]
+    del content["polished"], content["checksum"]
     path.write_text(json.dumps(content))
     assert Choice.load(path).polished is None
 

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.conftest import small_pipeline, small_settings
+from tests.study.synthetic import made_up, study_in
 from typer.testing import CliRunner
 
 from qua2sedimo import Qua2SeDiMoError, Study
 from qua2sedimo.cli import app
 from qua2sedimo.images.ledger import FINALS
 from qua2sedimo.measuring.measurer import Measurer
+from qua2sedimo.measuring.run import Crew
+from qua2sedimo.measuring.workers import Job, Outcome
 from qua2sedimo.metrics.distances import psnr
 from qua2sedimo.options import Configuration
 from qua2sedimo.report.charts.quality import quality_against_bits
@@ -26,6 +32,7 @@ from qua2sedimo.study.measurements import images_spent
 from qua2sedimo.study.stages.fit import fitted
 from qua2sedimo.study.stages.frontier import Point, frontier, load_frontier, named_choice
 from qua2sedimo.study.stages.search import Found, least_images
+from qua2sedimo.study.stages.search_log import SearchLog
 
 BITS, IMAGES = 3.6, 260
 OPTIONS = "uaq-2,uaq-4,kmeans_a-2,kmeans_a-3,kmeans_a-6"
@@ -154,17 +161,78 @@ def test_run_again_it_measures_nothing_and_answers_the_same(
     assert again.choice == finished.found.choice
 
 
-def test_stopped_half_way_it_goes_on_to_the_same_answer(finished: Finished, tmp_path: Path) -> None:
-    def stop(done: int, total: int, what: str) -> None:
-        if what.startswith("round 2") and done == 3:
-            raise KeyboardInterrupt
+def essence(study: Study) -> set[tuple[Any, ...]]:
+    """What was measured, without numbers, seconds and who did it."""
+    records = study.workspace.records.all()
+    return {(r.role, r.configuration, r.measurement.start, tuple(r.measurement.values["psnr"])) for r in records}
 
-    study = made(tmp_path / "study")
-    with pytest.raises(KeyboardInterrupt):
-        study.search(BITS, IMAGES, stop)
-    again = Study(study.folder, small_pipeline()).search(BITS, IMAGES)
-    assert again.choice.average_bits <= BITS
-    assert images_spent(Study(study.folder, small_pipeline()).workspace) <= IMAGES
+
+@pytest.mark.parametrize("workers", [1, 3], ids=["here", "as three workers would"])
+def test_stopped_ten_times_it_ends_as_it_would_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """Also where workers finish jobs in another order than they were given, so that those in between are missing."""
+    made_up(monkeypatch)
+    whole = study_in(tmp_path / "whole")
+    shutil.copytree(whole.folder, tmp_path / "stopped")
+    expected = whole.search(BITS, IMAGES)
+    done_now = Crew.do
+    left = 0
+
+    def interrupted(self: Crew, jobs: Iterable[Job], stop: Callable[[], bool]) -> Iterator[Outcome]:
+        nonlocal left
+        outcomes = done_now(self, jobs, stop)
+        while batch := list(islice(outcomes, workers)):
+            for outcome in reversed(batch):
+                left -= '"measure"' in outcome.job.content
+                if left < 0:
+                    raise KeyboardInterrupt
+                yield outcome
+
+    monkeypatch.setattr(Crew, "do", interrupted)
+    stopped, found = 0, None
+    while found is None:
+        left = 4
+        try:
+            found = Study(tmp_path / "stopped", small_pipeline()).search(BITS, IMAGES)
+        except KeyboardInterrupt:
+            stopped += 1
+    assert stopped >= 9
+    assert found.choice == expected.choice
+    assert str(found.rounds) == str(expected.rounds)  # NaN is not equal to itself
+    assert essence(Study(tmp_path / "stopped", small_pipeline())) == essence(whole)
+
+
+@pytest.mark.slow
+def test_all_stages_stopped_in_the_search_end_as_they_would_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up(monkeypatch)
+    monkeypatch.setattr("qua2sedimo.study.stages.search.fit", lambda *_, **__: None)
+    whole = study_in(tmp_path / "whole")
+    shutil.copytree(whole.folder, tmp_path / "stopped")
+    expected = whole.run(BITS, 20)
+
+    def stop_in(stage: str) -> Callable[[int, int, str], None]:
+        def stop(done: int, total: int, what: str) -> None:
+            if stage in what and done == 1:
+                raise KeyboardInterrupt
+
+        return stop
+
+    for stage in ("round", "finalists"):
+        with pytest.raises(KeyboardInterrupt):
+            Study(tmp_path / "stopped", small_pipeline()).run(BITS, 20, stop_in(stage))
+    assert Study(tmp_path / "stopped", small_pipeline()).run(BITS, 20) == expected
+
+
+def test_a_search_with_another_number_of_images_is_another_search(finished: Finished, tmp_path: Path) -> None:
+    log = SearchLog.load(finished.study.folder / "search" / f"{BITS}.json")
+    assert log.images == IMAGES and log.rounds_ended and log.finals is not None
+    shutil.copytree(finished.study.folder, tmp_path / "copy")
+    study = Study(tmp_path / "copy", small_pipeline())
+    assert study.search(BITS, IMAGES + 40).choice.images == IMAGES + 40
+    assert images_spent(study.workspace, "round") >= images_spent(finished.study.workspace, "round")
 
 
 def test_a_search_obeys_constraints_and_kept_layers_count_16_bits(finished: Finished, tmp_path: Path) -> None:
@@ -273,6 +341,7 @@ def test_a_frontier_that_is_absent_damaged_or_lacks_the_point_is_an_error(finish
 def test_two_choices_are_compared_by_a_command(finished: Finished, tmp_path: Path) -> None:
     kept = finished.study.folder / "choices" / f"{BITS}.json"
     content = json.loads(kept.read_text())
+    del content["checksum"]  # or it would be refused as changed
     layer = next(iter(content["configuration"]))
     content["configuration"][layer] = "uaq-4" if content["configuration"][layer] != "uaq-4" else "uaq-2"
     (tmp_path / "other.json").write_text(json.dumps(content))

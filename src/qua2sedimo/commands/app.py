@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
@@ -13,8 +12,9 @@ import typer
 from qua2sedimo import zoo
 from qua2sedimo.denoisers.loading import Loading
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.files import parse_json
 from qua2sedimo.images.ledger import LEARNING, OBSERVED
-from qua2sedimo.study.settings import SAMPLERS, Effort, RoundingName, StudySettings
+from qua2sedimo.study.settings import MOST_SEED, SAMPLERS, Effort, RoundingName, StudySettings
 
 if TYPE_CHECKING:
     from qua2sedimo.measuring.run import Workers
@@ -28,6 +28,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+#: The most configurations or images that a command takes: years of work, where nothing else limits them.
+MOST = 1_000_000
+_MOST_DIGITS = 18  # of a class number
 
 #: Printed for pipelines with a safety checker.
 SAFETY_CHECKER = (
@@ -88,7 +92,7 @@ Keep = Annotated[
     list[str] | None,
     typer.Option("--keep", help="Leave layers that match this pattern in 16 bits; repeatable.", metavar="PATTERN"),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the noise and of random configurations.")]
+Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of the noise and of random configurations.")]
 Samplers = Annotated[
     str,
     typer.Option(
@@ -114,13 +118,16 @@ Metrics = Annotated[
     ),
 ]
 Batch = Annotated[
-    int | None, typer.Option(help="Images per call of the pipeline. Default: as many as fit, at most 16.", min=1)
+    int | None,
+    typer.Option(help="Images per pipeline call. Default: as many as fit, at most 16.", min=1, max=LEARNING.size),
 ]
-Configurations = Annotated[int, typer.Option(help="Random configurations to measure in total.", min=20)]
+Configurations = Annotated[int, typer.Option(help="Random configurations to measure in total.", min=20, max=MOST)]
 Images = Annotated[int, typer.Option(help="Images per configuration.", min=2, max=LEARNING.size)]
 WorkerCount = Annotated[
     int | None,
-    typer.Option("--workers", help="Measure in this many Ray processes, here or on the cluster of --ray.", min=1),
+    typer.Option(
+        "--workers", help="Measure in this many Ray processes, here or on --ray's cluster.", min=1, max=10_000
+    ),
 ]
 RayAddress = Annotated[
     str | None,
@@ -154,14 +161,15 @@ def workers_of(count: int | None, address: str | None) -> Workers:
 
 
 def check_export(folder: Path) -> None:
-    """Raise :class:`Qua2SeDiMoError` unless ``folder`` is an exported model."""
-    if not (folder / "qua2sedimo.json").is_file():
-        raise Qua2SeDiMoError(f"{folder} is not an exported model", "Export one: qua2sedimo export STUDY OUT.")
+    """Raise :class:`Qua2SeDiMoError` unless ``folder`` is an exported model with all its files as they were."""
+    from qua2sedimo.runtime.contents import check_contents
+
+    check_contents(folder)
 
 
 def inputs_of(prompts: list[str] | None) -> list[str | int]:
     """Prompts as they are, class numbers as numbers."""
-    return [int(p) if p.isdecimal() else p for p in prompts or ()]
+    return [int(p) if p.isdecimal() and len(p) <= _MOST_DIGITS else p for p in prompts or ()]
 
 
 def settings_for(
@@ -234,9 +242,9 @@ def model_name(model: str) -> str:
 def pipeline_arguments(text: str) -> dict[str, Any]:
     """The value of --arguments: a JSON object."""
     try:
-        given = json.loads(text)
-    except json.JSONDecodeError as error:
+        given = parse_json(text)
+    except ValueError as error:
         given = error
     if not isinstance(given, dict):
-        raise Qua2SeDiMoError(f"--arguments is no JSON object: {text}", "Example: '{\"num_inference_steps\": 12}'")
+        raise Qua2SeDiMoError(f"--arguments is no JSON object: {text[:80]}", "Example: '{\"num_inference_steps\": 12}'")
     return given

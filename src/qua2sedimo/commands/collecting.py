@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qua2sedimo.commands.app import SAFETY_CHECKER, RayAddress, StudyFolder, WorkerCount, app, workers_of
+from qua2sedimo.commands.app import MOST, SAFETY_CHECKER, RayAddress, StudyFolder, WorkerCount, app, workers_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.terminal.console import say
 from qua2sedimo.terminal.progress import progress
@@ -57,7 +57,7 @@ def quantize(study: StudyFolder) -> None:
 def measure(
     study: StudyFolder,
     configurations: Annotated[
-        int, typer.Option("--configurations", "--configs", help="Configurations to measure in total.", min=1)
+        int, typer.Option("--configurations", "--configs", help="Configurations to measure in total.", min=1, max=MOST)
     ] = 100,
     workers: WorkerCount = None,
     ray: RayAddress = None,
@@ -96,10 +96,19 @@ def records(
         str | None, typer.Option("--format", help="csv, json or parquet. Default: the ending of FILE, else csv.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of stdout.", metavar="FILE")] = None,
+    repaired: Annotated[
+        bool,
+        typer.Option("--repair", help="Of a damaged records.db, keep all measurements that are whole; print nothing."),
+    ] = False,
 ) -> None:
     """Print all measurements as a table: one line per configuration, with metrics, seconds, memory and errors."""
-    from qua2sedimo.records import FORMATS, Records, content, export
+    from qua2sedimo.records import FORMATS, Records, content, export, repair
 
+    if repaired:
+        whole, lost, damaged = repair(study / "records.db")
+        kept_at = f"; the damaged file is {damaged}" if damaged else ", nothing is damaged"
+        say(f"{whole} measurements are whole, {lost} were lost{kept_at}")
+        return
     kept = Records.existing(study / "records.db")
     if form is None:
         form = out.suffix.removeprefix(".") if out is not None and out.suffix.removeprefix(".") in FORMATS else "csv"

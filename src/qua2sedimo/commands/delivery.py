@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 import tempfile
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qua2sedimo.commands.app import (
+    MOST,
     Arguments,
     ExportFolder,
     Prompts,
@@ -25,6 +27,7 @@ from qua2sedimo.commands.app import (
 from qua2sedimo.commands.loading import with_loading
 from qua2sedimo.denoisers.loading import Loading
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.images.ledger import EVALUATION
 from qua2sedimo.terminal.console import errors, interval, say
 from qua2sedimo.terminal.progress import progress
 
@@ -145,7 +148,7 @@ def generate(
     folder: Annotated[Path, typer.Argument(help="The folder of an exported model, or any pipeline.", metavar="OUT")],
     prompt: Prompts = None,
     arguments: Arguments = "{}",
-    count: Annotated[int, typer.Option(help="Number of pictures.", min=1)] = 1,
+    count: Annotated[int, typer.Option(help="Number of pictures.", min=1, max=MOST)] = 1,
     seed: Seed = 0,
     to: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("pictures"),
     *,
@@ -155,7 +158,7 @@ def generate(
     from PIL import Image
 
     from qua2sedimo.denoisers import load_pipeline
-    from qua2sedimo.formats.files import check_writable
+    from qua2sedimo.formats.files import check_writable, write_via
     from qua2sedimo.images.generate import Generation, Generator, check_arguments, check_inputs
     from qua2sedimo.images.pictures import to_uint8
 
@@ -170,13 +173,11 @@ def generate(
         made = Generator(pipeline, Generation(inputs, called, seed))(
             0, total, lambda done: report(done, total, "generating pictures")
         )
-    to.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(to_uint8(made)):
         picture = Image.fromarray(image.squeeze())
         enlarge = max(1, 256 // max(picture.size))
-        picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST).save(
-            to / f"{i:04d}.png"
-        )
+        large = picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST)
+        write_via(to / f"{i:04d}.png", partial(large.save, format="PNG"))
     say(f"{total} picture{'s' if total != 1 else ''} in {to}")
 
 
@@ -186,7 +187,7 @@ def evaluate(
     folder: ExportFolder,
     prompt: Prompts = None,
     arguments: Arguments = "{}",
-    images: Annotated[int, typer.Option(help="Pictures to compare.", min=2)] = 16,
+    images: Annotated[int, typer.Option(help="Pictures to compare.", min=2, max=EVALUATION.size // 2)] = 16,
     metric: Annotated[
         list[str] | None, typer.Option("--metric", help="A metric by name; repeatable. Default: psnr.")
     ] = None,
@@ -230,10 +231,9 @@ def evaluate(
 
 def _exported(folder: Path) -> dict[str, Any]:
     """What an export keeps of its study: model, inputs, arguments; empty for any other pipeline."""
-    from qua2sedimo.formats.files import read_json
+    from qua2sedimo.runtime.contents import INFO, read_info
 
-    info = folder / "qua2sedimo.json"
-    return dict(read_json(info).get("extra", {})) if info.is_file() else {}
+    return dict(read_info(folder).get("extra", {})) if (folder / INFO).is_file() else {}
 
 
 def _base_of(folder: Path, stated: str) -> str:

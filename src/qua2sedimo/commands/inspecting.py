@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from qua2sedimo.commands.app import Arguments, AsJson, Component, StudyFolder, app, pipeline_arguments
+from qua2sedimo.commands.app import MOST, Arguments, AsJson, Component, StudyFolder, app, pipeline_arguments
 from qua2sedimo.commands.loading import with_loading
 from qua2sedimo.denoisers.loading import Loading, OffloadName
 from qua2sedimo.errors import Qua2SeDiMoError
@@ -119,7 +119,7 @@ def metrics(
 @app.command(rich_help_panel=_PANEL)
 def plan(
     study: StudyFolder,
-    configs: Annotated[int, typer.Option(help="Configurations to measure in total.", min=1)] = 100,
+    configs: Annotated[int, typer.Option(help="Configurations to measure in total.", min=1, max=MOST)] = 100,
     device: Annotated[str | None, typer.Option(help="Try this device instead of that of study.yaml.")] = None,
     offload: Annotated[str, typer.Option(help="Try offloading: model, group, sequential.")] = "none",
     as_json: AsJson = False,

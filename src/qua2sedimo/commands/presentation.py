@@ -19,6 +19,7 @@ from qua2sedimo.commands.app import (
 )
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.text import command
+from qua2sedimo.images.ledger import COMPARISON
 from qua2sedimo.terminal.console import console, say
 from qua2sedimo.terminal.progress import progress
 
@@ -32,7 +33,9 @@ _PANEL = "Present"
 def report(
     study: StudyFolder,
     bits: Bits = 3.5,
-    images: Annotated[int, typer.Option(help="Images for each row of the comparison.", min=8)] = 96,
+    images: Annotated[
+        int, typer.Option(help="Images for each row of the table.", min=8, max=COMPARISON.size // 2)
+    ] = 96,
     workers: WorkerCount = None,
     ray: RayAddress = None,
 ) -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qua2sedimo.commands.app import RayAddress, StudyFolder, WorkerCount, app, workers_of
+from qua2sedimo.commands.app import MOST, RayAddress, StudyFolder, WorkerCount, app, workers_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.text import command
+from qua2sedimo.images.ledger import FRONTIER
 from qua2sedimo.terminal.console import console, say
 from qua2sedimo.terminal.progress import progress
 
@@ -83,7 +84,7 @@ def choose(
     bits: ManyBits = None,
     nbytes: ManyBytes = None,
     ratio: Ratios = None,
-    candidates: Annotated[int | None, typer.Option(help="Candidates to measure. Default: 8.", min=1)] = None,
+    candidates: Annotated[int | None, typer.Option(help="Candidates to measure. Default: 8.", min=1, max=1000)] = None,
     keep: KeepLayers = None,
     min_bits: MinBits = None,
     methods: Methods = None,
@@ -185,7 +186,9 @@ def search(
     bits: ManyBits = None,
     nbytes: ManyBytes = None,
     ratio: Ratios = None,
-    images: Annotated[int, typer.Option(help="Images to generate in total, including earlier ones.", min=1)] = 4000,
+    images: Annotated[
+        int, typer.Option(help="Images to generate in total, with earlier ones.", min=1, max=MOST)
+    ] = 4000,
     keep: KeepLayers = None,
     min_bits: MinBits = None,
     methods: Methods = None,
@@ -220,7 +223,7 @@ def search(
 @app.command(rich_help_panel=_PANEL)
 def frontier(
     study: StudyFolder,
-    images: Annotated[int, typer.Option(help="Fresh images per point.", min=2)] = 16,
+    images: Annotated[int, typer.Option(help="Fresh images per point.", min=2, max=FRONTIER.size)] = 16,
     workers: WorkerCount = None,
     ray: RayAddress = None,
 ) -> None:

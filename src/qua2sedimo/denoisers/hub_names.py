@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from qua2sedimo import zoo
-from qua2sedimo.formats.files import read_json
+from qua2sedimo.formats.files import read_object
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/")
@@ -23,7 +23,7 @@ def hub_name(folder: Path) -> str | None:
     if cached:
         return f"{cached[1]}/{cached[2]}"
     index = folder / "model_index.json"
-    stated = read_json(index).get("_name_or_path") if index.is_file() else None
+    stated = read_object(index).get("_name_or_path") if index.is_file() else None
     return stated if is_hub_name(stated) else None
 
 

@@ -7,6 +7,7 @@ name. A required argument without a rule is an error.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,7 @@ def read_inputs(path: Path) -> dict[str, Any]:
     return {name: _given(value, f"{path}: {name}") for name, value in content.items()}
 
 
+_MOST_NUMBERS = 2**30  # of an input
 _EXAMPLE = 'Example: {"hidden_states": {"shape": [1, 4, 64, 64]}, "timestep": [500]}'
 
 
@@ -210,13 +212,16 @@ def _given(value: Any, where: str) -> Any:
         dtype = getattr(torch, str(value.get("dtype", "float32")), None)
         if not isinstance(dtype, torch.dtype) or set(value) - {"shape", "dtype"}:
             raise Qua2SeDiMoError(f"{where}: not a tensor with a shape and a dtype: {value}", _EXAMPLE)
-        shape = tuple(value["shape"])
+        shape = value["shape"]
+        sizes = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+        if not sizes or math.prod(shape) > _MOST_NUMBERS:
+            raise Qua2SeDiMoError(f"{where}: not a shape of at most {_MOST_NUMBERS:,} numbers", _EXAMPLE)
         return torch.randn(shape, dtype=dtype) if dtype.is_floating_point else torch.ones(shape, dtype=dtype)
     if isinstance(value, dict):
         return {name: _given(inner, f"{where}.{name}") for name, inner in value.items()}
     if isinstance(value, list):
         try:
             return torch.tensor(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError, RecursionError) as error:
             raise Qua2SeDiMoError(f"{where}: not a list of numbers: {error}", _EXAMPLE) from error
     return value

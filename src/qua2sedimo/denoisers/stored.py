@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,10 +12,11 @@ from torch import nn
 
 from qua2sedimo.denoisers.loading import DTYPES, DtypeName, Loading, dtype_name
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import read_json
+from qua2sedimo.formats.files import read_json, read_object
 from qua2sedimo.formats.float8 import FLOAT8
 from qua2sedimo.formats.tensorfiles import DAMAGED_FILE, FLOATS, WEIGHTS, Checkpoint, as_stored, weight_names
 
+_SAVE_AGAIN = "Save or download the pipeline again."
 #: Names of denoisers among a pipeline's components, in the order of preference.
 DENOISERS = ("transformer", "unet", "transformer_2", "prior", "decoder", "denoiser")
 INDEX = "model_index.json"
@@ -41,12 +41,12 @@ def read_index(folder: Path) -> dict[str, Any]:
             f"{folder} is not a diffusers pipeline: model_index.json is missing{bare}",
             "Pass the folder that DiffusionPipeline.save_pretrained wrote.",
         )
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise Qua2SeDiMoError(f"{path} is damaged: {error}", "Save or download the pipeline again.") from error
-    if not isinstance(index, dict) or not index.get("_class_name"):
-        raise Qua2SeDiMoError(f"{path} names no pipeline class", "Save or download the pipeline again.")
+    # diffusers takes a configuration that is a text for a name on the hub.
+    for config in sorted(folder.glob("*/*config.json")):
+        read_object(config, _SAVE_AGAIN)
+    index = read_object(path, _SAVE_AGAIN)
+    if not index.get("_class_name"):
+        raise Qua2SeDiMoError(f"{path} names no pipeline class", _SAVE_AGAIN)
     _refuse_own_code(folder, index)
     for name in _components(index):
         _refuse_quantized(folder / name / "config.json")

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, Va
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import read_json, write_text
+from qua2sedimo.formats.sealed import sealed, unsealed
 
 D = TypeVar("D", bound="Document")
 
@@ -28,8 +29,9 @@ STRICT = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
 class Document(BaseModel):
     """A JSON file with a format number. A subclass declares ``format: Literal[N] = N``, its fields, its ``remedy``.
 
-    Unknown fields, fields of another type, and other formats are errors. A new format adds a step to :meth:`upgraded`
-    that converts the previous one; otherwise old files are refused with the remedy.
+    Unknown fields, fields of another type, other formats, and content that differs from the file's checksum are errors.
+    A new format adds a step to :meth:`upgraded` that converts the previous one; otherwise old files are refused with
+    the remedy. Files of versions without checksums are read as they are.
     """
 
     model_config = ConfigDict(**STRICT, frozen=True)
@@ -42,8 +44,9 @@ class Document(BaseModel):
     format: int
 
     def save(self, path: Path) -> None:
-        """Write the file atomically."""
-        write_text(path, self.model_dump_json(indent=self.indent))
+        """Write the file atomically, with a checksum of its content."""
+        content = sealed(json.loads(self.model_dump_json()))
+        write_text(path, json.dumps(content, indent=self.indent, ensure_ascii=False))
 
     @classmethod
     def load(cls: type[D], path: Path) -> D:
@@ -54,8 +57,13 @@ class Document(BaseModel):
         content = read_json(path, cls.remedy)
         wanted = cls.model_fields["format"].default
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        if isinstance(content, dict) and found != wanted:
-            content = cls.upgraded(content, path)
+        try:
+            if isinstance(content, dict):
+                content = unsealed(content, path, cls.remedy)
+            if isinstance(content, dict) and found != wanted:
+                content = cls.upgraded(content, path)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+            raise Qua2SeDiMoError(f"{path} is damaged: {error!r}", cls.remedy) from error
         if not isinstance(content, dict) or content.get("format") != wanted:
             raise Qua2SeDiMoError(f"{path}: format {found} is not {wanted}", cls.remedy)
         try:
@@ -66,6 +74,8 @@ class Document(BaseModel):
             raise Qua2SeDiMoError(f"{path} is damaged: {where}: {first['msg']}", cls.remedy) from error
         except Qua2SeDiMoError as error:
             raise Qua2SeDiMoError(f"{path} is damaged: {error.message}", cls.remedy) from error
+        except (ValueError, RecursionError, OverflowError) as error:
+            raise Qua2SeDiMoError(f"{path} is damaged: {error}", cls.remedy) from error
 
     @classmethod
     def upgraded(cls, content: dict[str, Any], path: Path) -> dict[str, Any]:

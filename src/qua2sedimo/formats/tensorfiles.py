@@ -58,6 +58,8 @@ def read_layout(path: Path) -> FileLayout:
         raise Qua2SeDiMoError(f"{path} is not a safetensors file", DAMAGED_FILE)
     try:
         size = path.stat().st_size
+        if not path.is_file():
+            raise Qua2SeDiMoError(f"{path} is not a regular file", DAMAGED_FILE)
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             if size < 8 or length > min(size - 8, _MOST_HEADER_BYTES):

@@ -1,9 +1,12 @@
-"""Sizes in bytes, and commands, as text, for the terminal, the report and messages."""
+"""Sizes in bytes, commands, and text that every reader takes, for the terminal, the report and messages."""
 
 from __future__ import annotations
 
+import re
 import shlex
 
+#: What XML 1.0 forbids (control characters, halves of surrogate pairs, two that are none), and what prints as nothing.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
@@ -18,6 +21,11 @@ def size_text(nbytes: float) -> str:
         if nbytes >= 0.9995 * one:  # 999.9 kB would read 1e+03 kB
             return f"{nbytes / one:#.3g}".rstrip(".") + f" {unit}"
     return f"{nbytes:.0f} bytes"
+
+
+def printable(text: str) -> str:
+    """The text with U+FFFD for each character that cannot be drawn or written in XML, HTML or UTF-8."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def short_size(nbytes: float) -> str:

@@ -4,15 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
 
 from qua2sedimo.errors import Qua2SeDiMoError, failures_of
+from qua2sedimo.formats.document import Document
+from qua2sedimo.formats.files import read_json
 from qua2sedimo.images.generate import Generation, Generator
 from qua2sedimo.images.own import parameters_of
 from qua2sedimo.system.machine import release_memory
 from qua2sedimo.system.memory import is_out_of_memory, out_of_memory
 
 _STEPS = 2  # peak memory does not grow with steps; the second shows what the first keeps alive
+
+
+class BatchFile(Document):
+    """batch.json: how many images a pipeline call makes."""
+
+    remedy: ClassVar[str] = "Move it away; it will be determined again."
+
+    format: Literal[1] = 1
+    batch: int = Field(ge=1)
+
+    @classmethod
+    def load(cls, path: Path) -> BatchFile:
+        """Earlier versions wrote the number alone."""
+        content = read_json(path, cls.remedy)
+        return cls(batch=content) if type(content) is int and content >= 1 else super().load(path)
 
 
 def fitting_batch(pipeline: Any, generation: Generation, most: int) -> int:

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.checksums import check_sums, checksum, checksum_metadata
-from qua2sedimo.formats.files import write_via
+from qua2sedimo.formats.checksums import check_sums
+from qua2sedimo.formats.sealed import load_tensors, save_tensors
+from qua2sedimo.formats.tensorfiles import read_layout
 from qua2sedimo.images.pictures import Pictures
 
 _KEY = "qua2sedimo.key"
@@ -38,12 +37,13 @@ class ReferenceStore:
         """The stored images; None if they are missing, incomplete, damaged or of another key."""
         path = self._path(images)
         try:
-            check_sums(path)
-            with safe_open(path, "np") as handle:
-                if (handle.metadata() or {}).get(_KEY) != self._key:
-                    return None
-                kept: dict[str, np.ndarray] = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-        except (Qua2SeDiMoError, OSError, SafetensorError):
+            if _of_earlier_version(path):
+                check_sums(path)
+            tensors, about = load_tensors(path, "")
+            kept = {name: tensor.numpy() for name, tensor in tensors.items()}
+            if about.get("key", read_layout(path).metadata.get(_KEY)) != self._key:
+                return None
+        except Qua2SeDiMoError:
             return None  # it will be generated again
         if "images" not in kept or len(kept["images"]) != len(images) or (latents and "latents" not in kept):
             return None
@@ -56,6 +56,9 @@ class ReferenceStore:
         tensors = {"images": np.ascontiguousarray(pictures.images, dtype=np.float32)}
         if pictures.latents is not None:
             tensors["latents"] = np.ascontiguousarray(pictures.latents)
-        sums = {name: checksum(tensor.tobytes()) for name, tensor in tensors.items()}
-        metadata = {_KEY: self._key, **checksum_metadata(sums)}
-        write_via(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+        save_tensors(path, tensors, {"key": self._key})
+
+
+def _of_earlier_version(path: Path) -> bool:
+    """Whether a file has the key and a checksum per tensor in its metadata, but none of everything."""
+    return path.exists() and _KEY in read_layout(path).metadata

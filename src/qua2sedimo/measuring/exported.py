@@ -19,17 +19,17 @@ from qua2sedimo.denoisers.loading import Loading, dtype_name
 from qua2sedimo.denoisers.pipelines import loaded_dtype
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.document import Document
-from qua2sedimo.formats.files import read_json
+from qua2sedimo.formats.files import sha256
 from qua2sedimo.images.generate import Generation, Generator, check_arguments, check_inputs
 from qua2sedimo.images.ledger import EVALUATION
 from qua2sedimo.images.soundness import check_informative
 from qua2sedimo.metrics.catalogue import metric
 from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.metrics.estimator import MetricEstimator, References
+from qua2sedimo.runtime.contents import EVALUATION as FILE
+from qua2sedimo.runtime.contents import read_info
 from qua2sedimo.system.progress import Progress
 from qua2sedimo.system.versions import versions
-
-FILE = "evaluation.json"
 
 
 class Evaluation(Document):
@@ -80,14 +80,27 @@ def read_evaluation(folder: Path) -> Evaluation | None:
 
 
 def export_digest(folder: Path) -> str:
-    """Sixteen hex digits that identify an export: a hash of its configuration, and of the checksums in the headers."""
-    info = read_json(folder / "qua2sedimo.json")
+    """Sixteen hex digits that identify an export: a hash of its configuration, of the checksums in the headers, and of
+    all its other files, where it lists them.
+
+    Raises :class:`Qua2SeDiMoError` if a file is missing.
+    """
+    info = read_info(folder)
+    components = [folder / name for name in info.get("components") or [info.get("component") or ""]]
+    weights = [sorted(component.glob("*.safetensors")) for component in components]
+    counted = {*(component / "config.json" for component in components), *(path for of in weights for path in of)}
+    others = sorted({folder / name for name in info.get("files", {})} - counted)
     found = hashlib.sha256()
-    for name in info.get("components") or [info.get("component") or ""]:
-        found.update((folder / name / "config.json").read_bytes())
-        for path in sorted((folder / name).glob("*.safetensors")):
-            with path.open("rb") as file:
-                found.update(file.read(int.from_bytes(file.read(8), "little")))
+    try:
+        for component, paths in zip(components, weights):
+            found.update((component / "config.json").read_bytes())
+            for path in paths:
+                with path.open("rb") as file:
+                    found.update(file.read(int.from_bytes(file.read(8), "little")))
+        for path in others:
+            found.update(sha256(path).encode())
+    except OSError as error:
+        raise Qua2SeDiMoError(f"cannot read {error.filename}: {error.strerror}", "Export again.") from error
     return found.hexdigest()[:16]
 
 

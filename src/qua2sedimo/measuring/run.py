@@ -135,13 +135,13 @@ def run(
     """Measure and record requests of a role; ``prepare`` is called first if there is anything to measure.
 
     Measures all requests, or, with ``count``, as many of a sequence as are needed for ``count`` measurements, earlier
-    ones included. Requests whose number and first image are recorded are skipped; failed ones too, unless ``again``.
+    ones included. What is recorded (configuration, number, first image) is skipped; what failed too, unless ``again``.
     Layers that a configuration leaves out are in full precision. Raises :class:`Qua2SeDiMoError` after three
     consecutive failures, and KeyboardInterrupt after Ctrl-C, once the running measurements are recorded.
     """
     known = records.all(role)
-    measured = {(r.number, r.measurement.start) for r in known}
-    failed = set() if again else {(f.number, f.start) for f in records.failed(role)}
+    measured = {(r.number, r.configuration.digest, r.measurement.start) for r in known}
+    failed = set() if again else {(f.number, f.configuration.digest, f.start) for f in records.failed(role)}
     queue, best = _Queue(role, requests, count, measured, failed), _Best(objective, known)
     progress(queue.done, queue.total, best.note(what))
     if queue.nothing_left:
@@ -169,6 +169,10 @@ def run(
             raise KeyboardInterrupt
 
 
+#: Number and digest of a configuration, and first image.
+Place = tuple[int, str, int]
+
+
 class _Queue:
     """Jobs of requests, in order: as many as are needed for ``count`` measurements if none fails.
 
@@ -177,8 +181,8 @@ class _Queue:
     """
 
     def __init__(
-        self, role: str, requests: Iterable[Request], count: int | None, measured: Collection[tuple[int, int]],
-        failed: Collection[tuple[int, int]],
+        self, role: str, requests: Iterable[Request], count: int | None, measured: Collection[Place],
+        failed: Collection[Place],
     ) -> None:  # fmt: skip
         self._replaces = count is not None
         if count is None:
@@ -200,7 +204,7 @@ class _Queue:
             if request is None:
                 self.total = self.done + self._running  # the sequence is exhausted
                 return
-            place = request.number, request.images.start
+            place = request.number, request.configuration.digest, request.images.start
             if place in self._measured or (place in self._failed and not self._replaces):
                 self.done += 1
             elif place not in self._failed:

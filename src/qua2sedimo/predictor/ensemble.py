@@ -9,12 +9,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.document import Document
-from qua2sedimo.formats.files import write_via
+from qua2sedimo.formats.sealed import load_tensors, save_tensors
 from qua2sedimo.predictor.encoding import Encoding
 from qua2sedimo.predictor.network import HopNetwork
 from qua2sedimo.predictor.training import Data, FitSettings, predict, train
@@ -49,7 +47,7 @@ class Fold:
         """Write foldN.safetensors, then foldN.json, which says that the fold is complete."""
         (folder / f"fold{number}.json").unlink(missing_ok=True)
         state = {name: t.contiguous() for name, t in self.network.state_dict().items()}
-        write_via(folder / f"fold{number}.safetensors", lambda path: save_file(state, path))
+        save_tensors(folder / f"fold{number}.safetensors", state)
         about = {k: v for k, v in vars(self).items() if k != "network"}
         FoldFile(owner=owner, shape=_shape(self.network), **about).save(folder / f"fold{number}.json")
 
@@ -59,10 +57,11 @@ class Fold:
         about = FoldFile.load(folder / f"fold{number}.json")
         if about.owner != owner:
             raise Qua2SeDiMoError(f"{folder}: fold {number} was fitted to other records or another space", _REFIT)
+        state, _ = load_tensors(folder / f"fold{number}.safetensors", _REFIT)
         try:
             network = HopNetwork(*about.shape)
-            network.load_state_dict(load_file(folder / f"fold{number}.safetensors"))
-        except (OSError, SafetensorError, RuntimeError, TypeError, ValueError) as error:
+            network.load_state_dict(state)
+        except (RuntimeError, TypeError, ValueError) as error:
             raise Qua2SeDiMoError(f"{folder}: fold {number} cannot be read: {error!r}", _REFIT) from error
         return cls(network=network.eval(), **about.model_dump(exclude={"format", "owner", "shape"}))
 

@@ -82,8 +82,8 @@ def _grid(low: torch.Tensor, high: torch.Tensor, top: int, stored: torch.dtype) 
 
 
 def _rounded(scale: torch.Tensor, stored: torch.dtype) -> torch.Tensor:
-    """As it will be read back, and never zero: a zero scale would lose the channel."""
-    return scale.to(stored).float().clamp(min=_SMALLEST[stored])
+    """As it will be read back: never zero, which would lose the channel, and never beyond the largest number."""
+    return scale.clamp(max=torch.finfo(stored).max).to(stored).float().clamp(min=_SMALLEST[stored])
 
 
 def _snap(w: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, top: int) -> torch.Tensor:

@@ -42,6 +42,14 @@ class Measurement:
         """Every metric's value."""
         return {name: self.value(name) for name in (*self.values, *self.sets)}
 
+    def after(self, images: int) -> Measurement | None:
+        """This measurement without its first ``images`` images, and without set metrics; None if nothing is left."""
+        left = self.images - images
+        if left <= 0 or not self.values:
+            return None
+        values = {name: of[images:] for name, of in self.values.items()}
+        return Measurement(self.start + images, values, self.seconds * left / self.images)
+
     def _of_images(self, name: str) -> list[float]:
         if name not in self.values:
             known = ", ".join((*self.values, *self.sets))

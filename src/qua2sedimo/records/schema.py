@@ -5,8 +5,10 @@ A new file runs the same migrations as an old one, so that the tables have one d
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from qua2sedimo.errors import Qua2SeDiMoError
@@ -39,9 +41,27 @@ _FAILURES_AND_ORIGIN = (
     "ALTER TABLE measurements ADD COLUMN space TEXT NOT NULL DEFAULT ''",  # hash of search space and weights
     "UPDATE measurements SET space = COALESCE((SELECT value FROM about WHERE key = 'space'), '')",
 )
+#: Every column that a row's checksum covers.
+SEALED = (
+    "role", "number", "configuration", "digest", "average_bits", "first_image", "metrics", "sets", "seconds", "status",
+    "error", "versions", "attempts", "peak_memory", "host", "worker", "space",
+)  # fmt: skip
+_CHECKSUMS = (
+    "ALTER TABLE measurements ADD COLUMN seal TEXT NOT NULL DEFAULT ''",
+    f"UPDATE measurements SET seal = row_seal({', '.join(SEALED)})",  # rows of before are believed as they are
+)
 #: Step n migrates schema n to n + 1; 0 is an empty file.
-STEPS: tuple[Sequence[str], ...] = (_FIRST, _FAILURES_AND_ORIGIN)
+STEPS: tuple[Sequence[str], ...] = (_FIRST, _FAILURES_AND_ORIGIN, _CHECKSUMS)
 SCHEMA = len(STEPS)
+
+
+def seal_of(row: Mapping[str, object]) -> str:
+    """The checksum of a row: of its configuration, its values and where they come from."""
+    return _seal(*(row[name] for name in SEALED))
+
+
+def _seal(*values: object) -> str:
+    return sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def version_of(db: sqlite3.Connection) -> int:
@@ -56,6 +76,7 @@ def bring_up_to_date(db: sqlite3.Connection, path: Path) -> None:
     found = version_of(db)
     if not 0 <= found <= len(STEPS):
         raise Qua2SeDiMoError(f"{path}: schema {found} is newer than {len(STEPS)}", "Update qua2sedimo.")
+    db.create_function("row_seal", len(SEALED), _seal, deterministic=True)
     for statement in (statement for step in STEPS[found:] for statement in step):
         db.execute(statement)
     if found < len(STEPS):

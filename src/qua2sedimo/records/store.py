@@ -15,9 +15,12 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.options import Configuration
 from qua2sedimo.records.measurement import Measurement
-from qua2sedimo.records.schema import SCHEMA, bring_up_to_date, version_of
+from qua2sedimo.records.schema import SCHEMA, bring_up_to_date, seal_of, version_of
 
 T = TypeVar("T")
+
+#: Roles whose numbers are positions in a sequence that everybody knows: a number means a configuration.
+_SEQUENCES = ("sample",)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Records:
             with self._transaction() as db:
                 bring_up_to_date(db, path)
                 db.executemany("INSERT OR IGNORE INTO about VALUES (?, ?)", mine.items())
+        self._check_pages()
         about = self._read(_about)
         for key, value in mine.items():
             if about[key] != value:
@@ -97,6 +101,7 @@ class Records:
         if records._read(version_of) != SCHEMA:
             with records._transaction() as db:
                 bring_up_to_date(db, path)
+        records._check_pages()
         about = records._read(_about)
         if "space" not in about:
             raise Qua2SeDiMoError(f"{path} holds no measurements", remedy)
@@ -117,14 +122,39 @@ class Records:
             db.row_factory = sqlite3.Row
             yield db
         except sqlite3.DatabaseError as error:
-            raise Qua2SeDiMoError(
-                f"{self.path}: {error}",
-                "If the disk is full, free some space. If the file is damaged, move it away; its measurements are "
-                "stored nowhere else.",
-            ) from error
+            raise self._failed(error) from error
         finally:
             if db is not None:
                 db.close()  # rolls back what was not committed
+
+    def _failed(self, error: sqlite3.DatabaseError) -> Qua2SeDiMoError:
+        """The error for what SQLite could not do."""
+        text = str(error)
+        if "full" in text or "disk I/O" in text:
+            remedy = "The disk is full: free some space, then run the command again."
+            return Qua2SeDiMoError(f"cannot write {self.path}: {text}", remedy)
+        if "readonly" in text or "unable to open" in text:
+            remedy = "Allow writing there, or copy the study."
+            return Qua2SeDiMoError(f"cannot write {self.path}: missing or read-only ({text})", remedy)
+        if "locked" in text:
+            return Qua2SeDiMoError(f"{self.path}: {text}", "Another process holds it: run the command again later.")
+        if "not a database" in text:
+            remedy = "If it is yours, move it away; if this program wrote it, nothing in it can be read any more."
+            return Qua2SeDiMoError(f"{self.path}: {text}", remedy)
+        return self._damaged(text)
+
+    def _damaged(self, why: str) -> Qua2SeDiMoError:
+        return Qua2SeDiMoError(
+            f"{self.path} is damaged: {why}",
+            f"`qua2sedimo records {self.path.parent} --repair` keeps every measurement that is whole; what is lost is "
+            "then measured again.",
+        )
+
+    def _check_pages(self) -> None:
+        """Raise :class:`Qua2SeDiMoError` if SQLite finds damage: a damaged index would hide rows."""
+        found = self._read(lambda db: str(db.execute("PRAGMA integrity_check(1)").fetchone()[0]))
+        if found != "ok":
+            raise self._damaged(" ".join(found.split()))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -147,39 +177,42 @@ class Records:
             return query(db)
 
     def add(self, record: Record) -> None:
-        """Store a measurement, unless one exists for the same role, number and first image."""
-        m = record.measurement
-        self._put(
-            record, m.start, "measured", None, m.seconds, m.values, {name: astuple(e) for name, e in m.sets.items()}
-        )
+        """Store a measurement; of images that are measured already, nothing is stored again.
+
+        If another process gave the record's number to another configuration meanwhile, it gets the next free one; in a
+        sequence, where a number means a configuration, that raises :class:`Qua2SeDiMoError`.
+        """
+        with self._transaction() as db:
+            row = _row_of(record, self.space) | {"number": self._number(db, record)}
+            rest: Measurement | None = record.measurement
+            while rest is not None and (kept := _kept(db, row | {"first_image": rest.start})):
+                rest = rest.after(kept.images)
+            if rest is not None and rest.images:
+                sets = {name: astuple(e) for name, e in rest.sets.items()}
+                values = {"first_image": rest.start, "metrics": json.dumps(rest.values), "sets": json.dumps(sets)}
+                _insert(db, row | values | {"seconds": rest.seconds})
 
     def add_failure(self, failure: Failure) -> None:
         """Store that a configuration could not be measured, unless it has been measured meanwhile."""
-        self._put(failure, failure.start, "failed", failure.error, 0.0, {}, {})
-
-    def _put(
-        self, what: Record | Failure, start: int, status: str, error: str | None, seconds: float,
-        metrics: Mapping[str, Any], sets: Mapping[str, Any],
-    ) -> None:  # fmt: skip
-        row = {
-            "role": what.role, "number": what.number, "configuration": what.configuration.to_json(),
-            "digest": what.configuration.digest, "average_bits": what.average_bits, "first_image": start,
-            "status": status, "error": error, "seconds": seconds, "metrics": json.dumps(metrics),
-            "sets": json.dumps(sets), **asdict(what.origin), "versions": json.dumps(dict(what.origin.versions)),
-            "space": self.space,
-        }  # fmt: skip
-        columns, places = ", ".join(row), ", ".join(f":{name}" for name in row)
         with self._transaction() as db:
-            db.execute(
-                "DELETE FROM measurements WHERE role = :role AND number = :number AND first_image = :first_image"
-                " AND status = 'failed'",
-                row,
+            row = _row_of(failure, self.space) | {"number": self._number(db, failure), "first_image": failure.start}
+            if _kept(db, row) is None:
+                _insert(db, row | {"status": "failed", "error": failure.error})
+
+    def _number(self, db: sqlite3.Connection, what: Record | Failure) -> int:
+        """The number asked for; if another configuration has it, one that this configuration has, else the next."""
+        taken = "SELECT 1 FROM measurements WHERE role = ? AND number = ? AND digest != ?"
+        if db.execute(taken, (what.role, what.number, what.configuration.digest)).fetchone() is None:
+            return what.number
+        if what.role in _SEQUENCES:
+            raise Qua2SeDiMoError(
+                f"{self.path} holds another configuration as number {what.number} of role '{what.role}'",
+                "Restore the list of configurations that was measured, or use a new study folder.",
             )
-            db.execute(
-                f"INSERT INTO measurements ({columns}) VALUES ({places})"
-                " ON CONFLICT (role, number, first_image) DO NOTHING",
-                row,
-            )
+        own = "SELECT MIN(number) FROM measurements WHERE role = ? AND digest = ?"
+        following = "SELECT MAX(number) + 1 FROM measurements WHERE role = ?"
+        (found,) = db.execute(own, (what.role, what.configuration.digest)).fetchone()
+        return int(db.execute(following, (what.role,)).fetchone()[0] if found is None else found)
 
     def all(self, role: str | None = None) -> list[Record]:
         """Measured configurations, sorted by role and number."""
@@ -204,7 +237,14 @@ class Records:
         query = (
             "SELECT * FROM measurements WHERE status = ? AND (? IS NULL OR role = ?) ORDER BY role, number, first_image"
         )
-        return self._read(lambda db: db.execute(query, (status, role, role)).fetchall())
+        rows: list[sqlite3.Row] = self._read(lambda db: db.execute(query, (status, role, role)).fetchall())
+        for row in rows:
+            if row["seal"] != seal_of(dict(row)):
+                raise self._damaged(
+                    f"the checksum of number {row['number']} of role '{row['role']}' (images from "
+                    f"{row['first_image']}) differs"
+                )
+        return rows
 
 
 def _write_ahead(db: sqlite3.Connection, patience: float = 30) -> None:
@@ -222,6 +262,32 @@ def _write_ahead(db: sqlite3.Connection, patience: float = 30) -> None:
             if "locked" not in str(error) or time.monotonic() > until:
                 raise
         time.sleep(0.01)
+
+
+def _row_of(what: Record | Failure, space: str) -> dict[str, Any]:
+    """The columns of a row that do not depend on what was measured; the others have their default."""
+    return {
+        "role": what.role, "number": what.number, "configuration": what.configuration.to_json(),
+        "digest": what.configuration.digest, "average_bits": what.average_bits, "status": "measured", "error": None,
+        "seconds": 0.0, "metrics": "{}", "sets": "{}", **asdict(what.origin),
+        "versions": json.dumps(dict(what.origin.versions)), "space": space,
+    }  # fmt: skip
+
+
+def _kept(db: sqlite3.Connection, row: Mapping[str, Any]) -> Measurement | None:
+    """What is measured already of this configuration from this image on."""
+    query = "SELECT * FROM measurements WHERE role = :role AND number = :number AND first_image = :first_image"
+    found = db.execute(f"{query} AND status = 'measured'", dict(row)).fetchone()
+    return None if found is None else _measurement(found)
+
+
+def _insert(db: sqlite3.Connection, row: dict[str, Any]) -> None:
+    """Add a row with its checksum, in the place of a failure if there is one."""
+    place = "role = :role AND number = :number AND first_image = :first_image"
+    db.execute(f"DELETE FROM measurements WHERE {place} AND status = 'failed'", row)
+    row = {**row, "seal": seal_of(row)}
+    columns, places = ", ".join(row), ", ".join(f":{name}" for name in row)
+    db.execute(f"INSERT INTO measurements ({columns}) VALUES ({places})", row)
 
 
 def _about(db: sqlite3.Connection) -> dict[str, str]:

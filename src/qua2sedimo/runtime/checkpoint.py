@@ -16,8 +16,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
@@ -28,15 +26,18 @@ import diffusers
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from diffusers import ConfigMixin, DiffusionPipeline
+from safetensors import SafetensorError
 from torch import nn
 
 from qua2sedimo.denoisers import parse_unit, weight_of
 from qua2sedimo.denoisers.exact import compact, kept_exact
 from qua2sedimo.denoisers.stored import dtype_of
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import check_writable, read_json, write_json
+from qua2sedimo.formats.files import check_space, check_writable, unwritable, write_json
+from qua2sedimo.formats.temporary import put_in_place, temporary_folder
 from qua2sedimo.formats.tensorfiles import all_tensors, read_layout
 from qua2sedimo.quantizers import QuantizedWeight
+from qua2sedimo.runtime.contents import allow_reading, carry_over, check_replaceable, write_info
 from qua2sedimo.runtime.description import Qua2SeDiMoConfig
 from qua2sedimo.runtime.intact import config_digest
 from qua2sedimo.runtime.modules import Part, QuantizedLayer, Storage, checked_tensors, covers, plain_class
@@ -45,7 +46,6 @@ from qua2sedimo.runtime.shards import ShardWriter, check_complete, model_tensors
 from qua2sedimo.runtime.table import LayerTable, install_empty_layers, layer_modules
 from qua2sedimo.runtime.units import NO_COPIES, Copies, groups_of
 
-INFO = "qua2sedimo.json"
 SHARD_BYTES = 2_000_000_000
 _COMPONENTS = ("transformer", "unet")
 
@@ -81,11 +81,11 @@ def save_packed(
     quantized weights; it is read once, in order, and may be a generator of pairs. ``copies`` (module name → names) are
     stored once. ``act_bits`` is the bit width of activations in the loaded model (None: not quantized). ``extra`` is
     stored in ``qua2sedimo.json``. Other float tensors of the denoiser are stored in 16 bits, but exactly if its class
-    keeps them in fp32. An earlier export in
-    ``out`` is replaced.
+    keeps them in fp32. An earlier export in ``out`` is replaced in one step; what was added to it since, such as a
+    README, stays.
 
-    Raises :class:`Qua2SeDiMoError` and leaves ``out`` unchanged if it has other content, a weight does not fit its
-    layer, or the written files could not be loaded.
+    Raises :class:`Qua2SeDiMoError` and leaves ``out`` unchanged if it is no export, one of its files was changed, the
+    disk has no room, a weight does not fit its layer, or the written files could not be loaded.
     """
     out = Path(out).resolve()
     check_export_folder(out)
@@ -93,7 +93,9 @@ def save_packed(
     names = _components(pipeline, component) if pipeline is not None else ("",)
     denoisers = {name: getattr(pipeline, name) if name else model for name in names}
     denoisers = {name: getattr(d, "_orig_mod", d) for name, d in denoisers.items()}  # torch.compile wraps
-    with _written_beside(out) as folder:
+    nbytes = _bytes_of(pipeline, list(denoisers.values()), values)
+    check_space(out, nbytes, "the export")
+    with _written_beside(out, nbytes) as folder:
         if pipeline is not None:
             _save_others(pipeline, denoisers, folder)
         written = [
@@ -102,7 +104,7 @@ def save_packed(
         ]
         size = PackedSize(*(sum(column) for column in zip(*(astuple(size) for size, _ in written))))
         version, dtype = max(version for _, version in written), dtype_of(next(iter(denoisers.values())))
-        write_json(folder / INFO, _info(names, size, version, dtype, extra or {}))
+        write_info(folder, _info(names, size, version, dtype, extra or {}))
     return size
 
 
@@ -301,37 +303,36 @@ def _save_others(pipeline: DiffusionPipeline, denoisers: Mapping[str, nn.Module]
 
 
 def check_export_folder(out: Path) -> None:
-    """Raise :class:`Qua2SeDiMoError` if ``out`` holds something that is no export, or cannot be written."""
+    """Raise :class:`Qua2SeDiMoError` if ``out`` cannot be written, or holds something that an export would destroy."""
     check_writable(out)
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise Qua2SeDiMoError(f"{out} is a file, not a folder", "Choose another folder.")
-    info = read_json(out / INFO) if (out / INFO).is_file() else None
-    ours = isinstance(info, dict) and "format_version" in info
-    if any(out.iterdir()) and not ours:
-        raise Qua2SeDiMoError(f"{out} is not empty and was not written by this program", "Choose another folder.")
+    if out.exists():
+        if not out.is_dir():
+            raise Qua2SeDiMoError(f"{out} is a file, not a folder", "Choose another folder.")
+        check_replaceable(out)
 
 
 @contextmanager
-def _written_beside(out: Path) -> Iterator[Path]:
-    """A temporary folder that replaces ``out`` if the body succeeds and is removed if it fails."""
-    temporary, old = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+def _written_beside(out: Path, nbytes: int | None) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``out`` if the body succeeds and is removed if it fails.
+
+    It gets what the user added to ``out``. Until it is whole, ``out`` is not touched.
+    """
     try:
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        if out.exists():
-            out.rename(old)
-        temporary.rename(out)
-    except OSError as error:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        raise Qua2SeDiMoError(
-            f"cannot write {out}: {error.strerror or error}", "Free disk space or choose another folder."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        with temporary_folder(out.parent) as temporary:
+            new = temporary / out.name
+            new.mkdir()
+            yield new
+            allow_reading(new)
+            if out.exists():
+                check_export_folder(out)
+                carry_over(out, new)
+            put_in_place(new, out, temporary)
+    except (OSError, SafetensorError) as error:
+        raise unwritable(out, error, nbytes) from error
+
+
+def _bytes_of(pipeline: DiffusionPipeline | None, denoisers: Sequence[nn.Module], values: Values) -> int:
+    """About how many bytes an export takes: the packed layers, and all other components as they are."""
+    modules = [] if pipeline is None else [m for m in pipeline.components.values() if isinstance(m, nn.Module)]
+    others = sum(t.nbytes for m in modules if not any(m is d for d in denoisers) for t in m.parameters())
+    return others + (sum(value.nbytes for value in values.values()) if isinstance(values, Mapping) else 0)

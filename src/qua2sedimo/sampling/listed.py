@@ -6,9 +6,8 @@ import fnmatch
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.yamls import read_yaml
 from qua2sedimo.options import Configuration, Option, SearchSpace
 
 _EXAMPLE = "Expected a list like: [{'*': uaq-4, '*.attn1.*': uaq-6}, {'*': kmeans_c-3}]."
@@ -20,12 +19,7 @@ def read_list(path: Path, space: SearchSpace) -> list[Configuration]:
     A layer that no pattern matches is in full precision. Raises :class:`Qua2SeDiMoError` naming the file and the entry
     if a pattern matches no layer or an option is invalid.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except OSError as error:
-        raise Qua2SeDiMoError(f"cannot read {path}: {error.strerror or error}", "Correct 'configurations:'.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Qua2SeDiMoError(f"{path} is neither JSON nor YAML: {error}", _EXAMPLE) from error
+    content = read_yaml(path, _EXAMPLE)
     if not isinstance(content, list) or not content:
         raise Qua2SeDiMoError(f"{path} holds no list of configurations", _EXAMPLE)
     return [_configuration(f"{path}, entry {i + 1}", entry, space) for i, entry in enumerate(content)]

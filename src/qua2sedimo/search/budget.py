@@ -45,9 +45,9 @@ class Budget:
         Raises :class:`Qua2SeDiMoError` on what is no size.
         """
         match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kKMG]?i?B?)\s*", text)
-        if not match or match[2] not in _UNITS:
+        if not match or match[2] not in _UNITS or not math.isfinite(float(match[1]) * _UNITS[match[2]]):
             raise Qua2SeDiMoError(
-                f"'{text}' is no size", f"A number and one of {', '.join(u for u in _UNITS if u)}: 2.4MB."
+                f"'{text[:80]}' is no size", f"A number and one of {', '.join(u for u in _UNITS if u)}: 2.4MB."
             )
         return cls(math.floor(float(match[1]) * _UNITS[match[2]] + 1e-6), "bytes")
 

@@ -62,9 +62,9 @@ class Constraints:
     def parse_min_bits(text: str) -> tuple[str, int]:
         """``"*.attn*=4"`` → (pattern, 4)."""
         pattern, _, bits = text.rpartition("=")
-        if not pattern or not bits.isdecimal() or not 2 <= int(bits) <= 8:
+        if not pattern or not bits.isdecimal() or len(bits) > 2 or not 2 <= int(bits) <= 8:
             raise Qua2SeDiMoError(
-                f"'{text}' is not of the form PATTERN=BITS with 2 to 8 bits", "Example: '*.attn1.*=4'."
+                f"'{text[:80]}' is not of the form PATTERN=BITS with 2 to 8 bits", "Example: '*.attn1.*=4'."
             )
         return pattern, int(bits)
 

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from qua2sedimo.denoisers import capture_call
 from qua2sedimo.denoisers.offload import execution_device
 from qua2sedimo.errors import Qua2SeDiMoError, failures_of
-from qua2sedimo.formats.files import write_via
+from qua2sedimo.formats.files import read_json, write_via
+from qua2sedimo.formats.sealed import load_tensors, save_tensors
 from qua2sedimo.images.generate import Generator, pictures, without_safety_checker
 from qua2sedimo.images.latents import Arguments, observed
 from qua2sedimo.images.soundness import check_finite
@@ -27,6 +26,7 @@ from qua2sedimo.system.memory import within_memory
 
 #: Of a batch with at least this many calls, every other one is kept: more images tell more than more steps of each.
 _MANY = 6
+_REMEDY = "Move it and statistics/index.json away; `qua2sedimo observe STUDY` makes it again."
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -76,6 +76,11 @@ class RecordedCalls(Sequence[RecordedCall]):
         self.folder = folder
         self._files = sorted(folder.glob("[0-9]*.safetensors"))
 
+    @property
+    def complete(self) -> bool:
+        """Whether the files of all batches that were finished are there."""
+        return len(self._files) == sum(_count(mark) or 0 for mark in self.folder.glob("images-*.json"))
+
     def __len__(self) -> int:
         return len(self._files)
 
@@ -105,8 +110,9 @@ def record_calls(
     while low < images.stop:
         indices = range(low, min(images.stop, low + generator.batch))
         mark = folder / f"images-{indices.start}-{indices.stop}.json"
-        if not mark.exists():
-            for leftover in folder.glob(f"{indices.start:06d}-*.safetensors"):  # of a batch that was interrupted
+        there = list(folder.glob(f"{indices.start:06d}-*.safetensors"))
+        if len(there) != _count(mark):
+            for leftover in there:  # of a batch that was interrupted, or lost a file
                 leftover.unlink()
             with failures_of(type(generator.pipeline).__name__):
                 made = _calls(generator, denoiser, indices)
@@ -281,25 +287,25 @@ def _write(path: Path, call: RecordedCall) -> None:
         else:
             raise Qua2SeDiMoError(f"an argument of the denoiser is a {type(leaf).__name__}, which cannot be kept")
     tensors |= {f"cotangent.{i}": g.contiguous() for i, g in enumerate(call.cotangents)}
-    about = {"about": json.dumps({"spec": pytree.treespec_dumps(spec), "plain": plain})}
-    write_via(path, lambda temporary: save_file(tensors, temporary, metadata=about))
+    save_tensors(path, tensors, {"spec": pytree.treespec_dumps(spec), "plain": plain})
+
+
+def _count(mark: Path) -> int | None:
+    """The number of calls in a batch that was finished; None if it was not."""
+    try:
+        found = read_json(mark)
+    except Qua2SeDiMoError:
+        return None
+    return found if isinstance(found, int) else None
 
 
 def _read(path: Path) -> RecordedCall:
+    tensors, about = load_tensors(path, _REMEDY)
     try:
-        with safe_open(path, "pt") as handle:
-            about: Mapping[str, Any] = json.loads((handle.metadata() or {})["about"])
-            names = set(handle.keys())
-            leaves = [
-                handle.get_tensor(f"leaf.{i}") if f"leaf.{i}" in names else value
-                for i, value in enumerate(about["plain"])
-            ]
-            count = sum(name.startswith("cotangent.") for name in names)
-            cotangents = tuple(handle.get_tensor(f"cotangent.{i}") for i in range(count))
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise Qua2SeDiMoError(
-            f"{path} is damaged: {error}",
-            "Move the folder 'statistics' away; `qua2sedimo observe STUDY` makes it again.",
-        ) from error
-    args, kwargs = pytree.tree_unflatten(leaves, pytree.treespec_loads(about["spec"]))
+        leaves = [tensors.get(f"leaf.{i}", value) for i, value in enumerate(about["plain"])]
+        count = sum(name.startswith("cotangent.") for name in tensors)
+        cotangents = tuple(tensors[f"cotangent.{i}"] for i in range(count))
+        args, kwargs = pytree.tree_unflatten(leaves, pytree.treespec_loads(about["spec"]))
+    except (KeyError, ValueError, TypeError) as error:
+        raise Qua2SeDiMoError(f"{path} is damaged: {error}", _REMEDY) from error
     return RecordedCall(tuple(args), dict(kwargs), cotangents)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from torch import nn
 from qua2sedimo.denoisers import Graph
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import file_digest, read_json, write_json
+from qua2sedimo.formats.locks import alone
+from qua2sedimo.formats.temporary import clear_leftovers
 from qua2sedimo.images.generate import Generator
 from qua2sedimo.statistics.calls import RecordedCall, RecordedCalls, record_calls, record_texts
 from qua2sedimo.statistics.gradients import squared_gradients
@@ -23,6 +25,7 @@ from qua2sedimo.statistics.store import (
     Statistics,
     StatisticsIndex,
     gradients_file,
+    known_checksums,
     moment_file,
     write_gradients,
     write_moment,
@@ -65,11 +68,18 @@ def observe(folder: Path, what: Observation, progress: Progress = silent) -> Sta
     """Statistics in ``folder``, observed now or kept.
 
     Calls of the denoiser are recorded, then run again: for the moments of as many sources at a time as fit into memory,
-    and a third of them with a backward pass. Interrupted, it continues with the first missing batch or group. Raises
-    :class:`Qua2SeDiMoError` if the folder was begun for another key.
+    and a third of them with a backward pass. Interrupted, it continues with the first missing batch or group. If
+    another process observes for the same folder, this one waits for it. Raises :class:`Qua2SeDiMoError` if the folder
+    was begun for another key.
     """
-    if Statistics.is_finished(folder):
-        return Statistics(folder, what.key, what.graph.layers)
+    with alone(folder, lambda: progress(0, 1, "waiting for another process that observes")):
+        if not Statistics.is_finished(folder):
+            _observe(folder, what, progress)
+    return Statistics(folder, what.key, what.graph.layers)
+
+
+def _observe(folder: Path, what: Observation, progress: Progress) -> None:
+    """Write statistics, or those that are missing."""
     label = folder / "key.json"
     if label.exists() and read_json(label) != what.key:
         raise Qua2SeDiMoError(
@@ -77,8 +87,10 @@ def observe(folder: Path, what: Observation, progress: Progress = silent) -> Sta
             "Move the folder away; it will be made again.",
         )
     write_json(label, what.key)
-    for leftover in folder.glob(".*.tmp"):  # of a process that was killed
-        leftover.unlink(missing_ok=True)
+    clear_leftovers(folder)
+    for leftover in folder.glob(".*.tmp"):  # of an earlier version
+        if leftover.is_file():
+            leftover.unlink(missing_ok=True)
     calls = record_calls(
         what.generator, what.denoiser, what.images, folder / "calls",
         lambda done: progress(done, len(what.images), "observing: images"),
@@ -102,7 +114,6 @@ def observe(folder: Path, what: Observation, progress: Progress = silent) -> Sta
         gradients=file_digest(gradients_file(folder)),
     )
     index.save(folder / INDEX)
-    return Statistics(folder, what.key, what.graph.layers)
 
 
 def sample_name(denoiser: nn.Module) -> str:
@@ -115,7 +126,8 @@ def _moments(
     progress: Progress,
 ) -> list[int]:  # fmt: skip
     """Write the moments that are missing; returns the observed positions of every source."""
-    counts = {i: n for i in range(len(sources)) if (n := _rows(moment_file(folder, i))) is not None}
+    known, files = known_checksums(folder), [moment_file(folder, i) for i in range(len(sources))]
+    counts = {i: n for i, file in enumerate(files) if _is_known(file, known) and (n := _rows(file)) is not None}
     missing = [i for i in range(len(sources)) if i not in counts]
     groups = passes([sources[i] for i in missing], what.memory)
     at = 0
@@ -131,7 +143,7 @@ def _moments(
 
 
 def _gradients(folder: Path, what: Observation, calls: RecordedCalls, progress: Progress) -> None:
-    if gradients_file(folder).exists():
+    if _is_known(gradients_file(folder), known_checksums(folder)):
         return
     some = [calls[i] for i in range(0, len(calls), _EVERY)]
     layers = {unit: what.graph.layers[unit] for unit in what.units}
@@ -143,6 +155,11 @@ def _gradients(folder: Path, what: Observation, calls: RecordedCalls, progress: 
 
 def _after(progress: Progress, before: int, total: int, what: str) -> Callable[[int], object]:
     return lambda done: progress(before + done, total, what)
+
+
+def _is_known(path: Path, known: Mapping[str, str]) -> bool:
+    """Whether a file is there and as it was written."""
+    return path.exists() and file_digest(path) == known.get(path.name)
 
 
 def _rows(path: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 statistics/index.json              what was observed, the sources and their units; written last
 statistics/NNNN.safetensors        the moment of source N: the lower triangle of each block, fp32
+statistics/checksums.jsonl         checksums of the files finished so far
 statistics/gradients.safetensors   squared gradients by module
 statistics/calls/                  calls of the denoiser (:mod:`qua2sedimo.statistics.calls`)
 """
@@ -9,7 +10,9 @@ statistics/calls/                  calls of the denoiser (:mod:`qua2sedimo.stati
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,13 +24,15 @@ from safetensors.torch import load_file, save_file
 from qua2sedimo.denoisers import WeightLayer
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.document import Document
-from qua2sedimo.formats.files import file_digest, write_via
+from qua2sedimo.formats.files import append_line, file_digest, write_via
 from qua2sedimo.quantizers import Moment
 from qua2sedimo.statistics.calls import RecordedCalls
 from qua2sedimo.statistics.sources import Source
 
 INDEX = "index.json"
-_REMEDY = "Move the folder 'statistics' away; `qua2sedimo observe STUDY` makes it again."
+_REMEDY = "Move statistics/index.json away; `qua2sedimo observe STUDY` makes what is damaged again."
+_OTHER = "Move the folder 'statistics' away; `qua2sedimo observe STUDY` makes it again."
+_SUMS = "checksums.jsonl"
 _KEPT = 4  # moments in memory at a time
 
 
@@ -54,7 +59,7 @@ class Statistics:
         self.folder, self._layers = folder, layers
         self.index = StatisticsIndex.load(folder / INDEX)
         if self.index.key != key:
-            raise Qua2SeDiMoError(f"{folder} was observed with other weights, prompts, arguments or settings", _REMEDY)
+            raise Qua2SeDiMoError(f"{folder} was observed with other weights, prompts, arguments or settings", _OTHER)
         self._place = {unit: i for i, source in enumerate(self.index.sources) for unit in source[0]}
         self._read = lru_cache(_KEPT)(self._load)
 
@@ -84,7 +89,10 @@ class Statistics:
 
     @property
     def calls(self) -> RecordedCalls:
-        return RecordedCalls(self.folder / "calls")
+        found = RecordedCalls(self.folder / "calls")
+        if not found.complete:
+            raise Qua2SeDiMoError(f"{found.folder}: recorded calls are missing", _REMEDY)
+        return found
 
     def moment(self, unit: str) -> Moment | None:
         """The second moment of a unit's inputs; None if it was not called or the moment cannot be used."""
@@ -141,7 +149,20 @@ def write_moment(path: Path, moment: Moment, rows: int) -> None:
     for i, block in enumerate(moment.blocks):
         a, b = torch.tril_indices(len(block), len(block))
         tensors[f"block.{i}"] = block.cpu()[a, b].contiguous()
-    write_via(path, lambda temporary: save_file(tensors, temporary, metadata={"rows": str(rows)}))
+    nbytes = sum(4 * t.numel() for t in tensors.values())
+    write_via(path, lambda temporary: save_file(tensors, temporary, metadata={"rows": str(rows)}), nbytes)
+    append_line(path.parent / _SUMS, json.dumps([path.name, file_digest(path)]))
+
+
+def known_checksums(folder: Path) -> dict[str, str]:
+    """Checksums of the files that were finished, by name; of statistics that are complete or not."""
+    found: dict[str, str] = {}
+    if (folder / _SUMS).exists():
+        for line in (folder / _SUMS).read_bytes().splitlines():
+            with suppress(ValueError, TypeError):  # a line that is cut or damaged: its file is made again
+                name, checksum = json.loads(line)
+                found[name] = checksum
+    return found
 
 
 def read_moment(path: Path, source: Source) -> Moment:
@@ -162,6 +183,7 @@ def read_moment(path: Path, source: Source) -> Moment:
 def write_gradients(folder: Path, gradients: Mapping[str, torch.Tensor]) -> None:
     content = {name: t.contiguous() for name, t in gradients.items()}
     write_via(gradients_file(folder), lambda temporary: save_file(content, temporary))
+    append_line(folder / _SUMS, json.dumps([gradients_file(folder).name, file_digest(gradients_file(folder))]))
 
 
 def _check(path: Path, checksum: str) -> None:

@@ -13,11 +13,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.document import STRICT, Document, MaybeFloat
-from qua2sedimo.formats.files import file_digest, write_via
+from qua2sedimo.formats.files import file_digest, unwritable
+from qua2sedimo.formats.locks import alone
+from qua2sedimo.formats.sealed import save_tensors
+from qua2sedimo.formats.temporary import temporary_folder
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.quantizers import METHODS, QuantizedWeight
 from qua2sedimo.search import Budget, Constraints
@@ -155,21 +157,51 @@ def differences(a: Mapping[str, Option], b: Mapping[str, Option]) -> list[tuple[
     return [(layer, a.get(layer), b.get(layer)) for layer in dict.fromkeys([*a, *b]) if a.get(layer) != b.get(layer)]
 
 
-def save_values(path: Path, values: Mapping[str, QuantizedWeight]) -> str:
-    """Write quantized weights by unit; returns the file's checksum."""
+def save_choice(folder: Path, choice: Choice, values: Mapping[str, QuantizedWeight] | None = None) -> Choice:
+    """Write a choice, and its polished weights if there are ``values``; returns it with their checksum.
+
+    The choice is written last, and weights that it replaces are removed then: a kill leaves the old choice or the new.
+    """
+    with alone(folder):
+        if values:
+            choice = choice.model_copy(update={"polished": save_values(folder, choice.name, values)})
+        path = folder / f"{choice.name}.json"
+        choice.save(path)
+        of_choice = re.compile(re.escape(choice.name) + r"-[0-9a-f]{16}\.safetensors")
+        for file in folder.glob("*.safetensors"):
+            if of_choice.fullmatch(file.name) and file != _values_file(folder, choice.name, choice.polished or ""):
+                file.unlink(missing_ok=True)
+    return choice
+
+
+def _values_file(folder: Path, name: str, checksum: str) -> Path:
+    """Where polished weights are; earlier versions had one name for all of a choice."""
+    own, former = folder / f"{name}-{checksum}.safetensors", folder / f"{name}.safetensors"
+    return former if former.exists() and not own.exists() else own
+
+
+def save_values(folder: Path, name: str, values: Mapping[str, QuantizedWeight]) -> str:
+    """Write quantized weights by unit to NAME-CHECKSUM.safetensors; returns the file's checksum."""
     tensors: dict[str, torch.Tensor] = {}
     about: dict[str, list[Any]] = {}
     for unit, value in values.items():
         about[unit] = [value.method, value.number, list(value.shape), str(value.dtype).removeprefix("torch.")]
         tensors[f"{unit}|codes"] = value.codes.cpu().contiguous()
         tensors |= {f"{unit}|{name}": t.cpu().contiguous() for name, t in value.parameters.items()}
-    metadata = {"about": json.dumps(about)}
-    write_via(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
-    return file_digest(path)
+    path = folder / f"{name}.safetensors"
+    try:
+        with temporary_folder(folder) as temporary:
+            save_tensors(temporary / path.name, tensors, {"units": about})
+            checksum = file_digest(temporary / path.name)
+            (temporary / path.name).replace(folder / f"{name}-{checksum}.safetensors")
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return checksum
 
 
-def load_values(path: Path, checksum: str) -> dict[str, QuantizedWeight]:
+def load_values(folder: Path, name: str, checksum: str) -> dict[str, QuantizedWeight]:
     """What :func:`save_values` wrote; raises :class:`Qua2SeDiMoError` if the file is missing or differs."""
+    path = _values_file(folder, name, checksum)
     if file_digest(path) != checksum:
         raise Qua2SeDiMoError(
             f"{path} is missing or damaged: its checksum differs from the choice's",
@@ -177,6 +209,7 @@ def load_values(path: Path, checksum: str) -> dict[str, QuantizedWeight]:
         )
     with safe_open(path, "pt") as handle:
         about = json.loads((handle.metadata() or {})["about"])
+        about = about.get("units", about)  # earlier versions had nothing else
         return {
             unit: QuantizedWeight(
                 method, number, tuple(shape), getattr(torch, dtype), handle.get_tensor(f"{unit}|codes"),

@@ -28,9 +28,13 @@ _PRIOR = {"error": 0.4, "operation": 0.6, "block": 0.6, "layer": 0.6}
 
 
 def evidence(study: Workspace, roles: Sequence[str] = ROLES) -> Evidence:
-    """All measurements of these roles, each with the images it was measured on."""
+    """All measurements of these roles, each with the images it was measured on.
+
+    Their order does not depend on that in which they were measured: sums round alike whatever workers did.
+    """
     check_objective(study)
     records = [(ROLES.index(role), r) for role in roles for r in study.learning_records(role)]
+    records.sort(key=lambda pair: (pair[0], pair[1].configuration.digest, pair[1].measurement.start))
     measured = [
         Measured(kind, r.configuration, float(np.mean(values)), (r.measurement.start, len(values)))
         for kind, r in records

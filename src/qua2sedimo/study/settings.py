@@ -16,11 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from qua2sedimo.denoisers.loading import DtypeName, Loading, OffloadName
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import write_text
+from qua2sedimo.formats.yamls import read_yaml
 from qua2sedimo.images.ledger import LEARNING, OBSERVED
 
 _BATCH_OF_VERSION_1 = 16
 _PLACING = ("device", "offload", "vae_slicing")  # where and how a model runs, which may change from call to call
 _OPTIONAL = ("configurations", "variant", "revision", "config", "vae_tiling")
+#: The largest seed of the random generators that are used.
+MOST_SEED = 2**63 - 1
 
 SamplerName = Literal["spread", "stratified", "paper", "singles", "list"]
 RoundingName = Literal["nearest", "compensated"]
@@ -64,12 +67,12 @@ class StudySettings(BaseModel):
     arguments: dict[str, Any] = Field(default_factory=dict)
     images: int = Field(default=16, ge=2, le=LEARNING.size)
     batch: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MOST_SEED)
     options: str = "default"
     rounding: RoundingName | None = None
     observe: Annotated[int, Field(ge=1, le=OBSERVED.size)] | Literal["auto"] = "auto"
     observe_inputs: list[str | int] | Literal["auto"] = "auto"
-    memory: float = Field(default=4.0, gt=0)
+    memory: float = Field(default=4.0, gt=0, allow_inf_nan=False)
     keep: list[str] = Field(default_factory=list)
     sampler: SamplerName = "spread"
     configurations: str | None = None
@@ -179,15 +182,18 @@ class StudySettings(BaseModel):
     def load(cls, path: Path) -> StudySettings:
         """Read study.yaml; raises :class:`Qua2SeDiMoError` naming a missing, invalid or unknown entry."""
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if not path.exists():
+                raise Qua2SeDiMoError(
+                    f"{path.parent} is no study folder: {path.name} is missing",
+                    "Make one with `qua2sedimo init MODEL STUDY`, or run everything with `qua2sedimo run MODEL STUDY`.",
+                )
+            content = read_yaml(path, "Correct it, or create a new study.")
+        except OSError as error:  # a name that is too long
+            raise Qua2SeDiMoError(f"cannot read {path}: {error.strerror or error}", "Name a study folder.") from error
+        try:
             return cls.model_validate(content)
-        except FileNotFoundError:
-            raise Qua2SeDiMoError(
-                f"{path.parent} is no study folder: {path.name} is missing",
-                "Make one with `qua2sedimo init MODEL STUDY`, or run everything with `qua2sedimo run MODEL STUDY`.",
-            ) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise Qua2SeDiMoError(f"{path} is not valid YAML: {error}", "Correct it, or create a new study.") from error
+        except RecursionError:
+            raise Qua2SeDiMoError(f"{path}: an entry is nested too deep", "Correct this entry.") from None
         except Qua2SeDiMoError as error:
             raise Qua2SeDiMoError(f"{path}: {error.message}", error.remedy or "Correct this entry.") from error
         except ValidationError as error:

@@ -32,9 +32,10 @@ from qua2sedimo.denoisers.offload import without_hooks
 from qua2sedimo.denoisers.pipelines import loaded_dtype, refuse_given
 from qua2sedimo.denoisers.stored import dtype_of
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import read_json, write_json
+from qua2sedimo.formats.locks import alone
+from qua2sedimo.formats.temporary import clear_leftovers
 from qua2sedimo.formats.tensorfiles import Checkpoint
-from qua2sedimo.images.batches import fitting_batch
+from qua2sedimo.images.batches import BatchFile, fitting_batch
 from qua2sedimo.images.generate import BATCH, Generation, Generator, check_inputs
 from qua2sedimo.images.ledger import LEARNING, OBSERVED, USE_OF_ROLE
 from qua2sedimo.images.pictures import Pictures
@@ -57,6 +58,11 @@ from qua2sedimo.study.parts import DenoiserPart, checkpoint_of, parts_of, traced
 from qua2sedimo.study.settings import StudySettings
 from qua2sedimo.system.progress import Progress, silent
 
+#: Where files are written: what interrupted processes left there is removed.
+_FOLDERS = (
+    ".", "bank", "choices", "comparison", "figures", "predictor", "reference", "search", "statistics",
+    "statistics/calls",
+)  # fmt: skip
 _USUAL_BITS = 3.5  # the default budget of commands
 _SMALL = 100_000_000  # weights of a denoiser whose images are cheap to observe
 _OBSERVED_SMALL, _OBSERVED_LARGE = 128, 24
@@ -77,6 +83,8 @@ class Workspace:
         self._given = pipeline
         if pipeline is not None:
             self.settings = self.settings.model_copy(update={"offload": "none"})  # it is used as it is
+        for name in _FOLDERS:
+            clear_leftovers(self.folder / name)
         #: The active crew; see :func:`qua2sedimo.study.worker.crew`.
         self.crew: Crew | None = None
 
@@ -386,13 +394,11 @@ class Workspace:
             return self.settings.batch
         path = self.folder / "batch.json"
         if not path.exists():
-            write_json(path, fitting_batch(self.pipeline, self.generation, min(BATCH, self.settings.images)))
-        found = read_json(path)
-        if not isinstance(found, int) or found < 1:
-            raise Qua2SeDiMoError(
-                f"{path} holds {found!r}, not a number of images", "Move it away; it will be determined again."
-            )
-        return found
+            with alone(self.folder, name="batch"):  # all processes have that of the first
+                if not path.exists():
+                    fitting = fitting_batch(self.pipeline, self.generation, min(BATCH, self.settings.images))
+                    BatchFile(batch=fitting).save(path)
+        return BatchFile.load(path).batch
 
     @cached_property
     def generator(self) -> Generator:
@@ -461,6 +467,13 @@ class Workspace:
 
     def values(self, choice: Choice) -> dict[str, QuantizedWeight]:
         """The quantized weights of a choice: those of the bank, or where it was polished, its own."""
+        nbytes = self.space.nbytes(choice.configuration)
+        if nbytes != choice.nbytes or nbytes > choice.budget_bytes:
+            raise Qua2SeDiMoError(
+                f"the choice '{choice.name}' was changed: its layers take {nbytes:,} bytes, it says {choice.nbytes:,} "
+                f"of at most {choice.budget_bytes:,}",
+                Choice.remedy,
+            )
         values = self.bank.values(choice.configuration)
         return values | self.polished_values(choice)
 
@@ -468,7 +481,7 @@ class Workspace:
         """The weights of a choice that are not those of the bank."""
         if choice.polished is None:
             return {}
-        return load_values(self.folder / "choices" / f"{choice.name}.safetensors", choice.polished)
+        return load_values(self.folder / "choices", choice.name, choice.polished)
 
     @property
     def reachable(self) -> SearchSpace:

@@ -24,6 +24,10 @@ from qua2sedimo.system.machine import host
 
 _POLL_SECONDS = 0.5
 _ANSWER_SECONDS = 5.0
+#: How HTTP/2 begins, which Ray speaks: a client sends this, a server answers with a frame of settings (RFC 9113, 3.4).
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_FRAME, _KIND, _SETTINGS = 9, 3, b"\x04"
+_MOST_DIGITS = 5  # of a port
 #: Consecutive actors that may die before they are ready; then it is an error.
 _STARTS = 3
 #: How long there may be no actor that is ready or busy.
@@ -230,12 +234,17 @@ class RayWorkers:
 def check_workers(address: str | None) -> None:
     """Raise :class:`Qua2SeDiMoError` if Ray is missing, or nothing answers at ``address`` (HOST:PORT)."""
     _ray()
-    host_name, _, port = (address or "").rpartition(":")
+    host_name, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if not host_name or not port.isdecimal() or "/" in host_name:
         return  # "auto", or a form that only Ray understands
     try:
-        socket.create_connection((host_name, int(port)), _ANSWER_SECONDS).close()
-    except (OSError, OverflowError) as error:
+        if len(port) > _MOST_DIGITS:
+            raise OverflowError(f"port {port[:20]}…")
+        with socket.create_connection((host_name, int(port)), _ANSWER_SECONDS) as connection:
+            connection.sendall(_HTTP2)
+            if connection.recv(_FRAME)[_KIND : _KIND + 1] != _SETTINGS:
+                raise OSError("something else than Ray answers there")
+    except (OSError, OverflowError, UnicodeError) as error:
         raise _unreachable(address, error) from error
 
 

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import check_writable, write_text, write_via
-from qua2sedimo.formats.text import size_text
+from qua2sedimo.formats.text import printable, size_text
 from qua2sedimo.report.data import OWN, CardData, MetricInfo, TableRow
 from qua2sedimo.report.pictures import fitted
 from qua2sedimo.report.templates import template
@@ -30,7 +30,7 @@ def write_card(data: CardData, out: Path, force: bool = False) -> Path:
         for which, pixels in (("full", picture.full), ("ours", picture.ours)):
             made = fitted(picture.caption, pixels, _TINY, _MOST)
             write_via(out / "images" / f"{number}-{which}.png", partial(made.save, format="PNG", optimize=True))
-    write_text(path, render_card(data))
+    write_text(path, printable(render_card(data)))
     return path
 
 

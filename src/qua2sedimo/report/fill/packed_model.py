@@ -16,10 +16,11 @@ from qua2sedimo.denoisers import weight_of
 from qua2sedimo.denoisers.names import operation_type
 from qua2sedimo.denoisers.pipelines import DENOISERS
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import read_json
+from qua2sedimo.formats.files import read_object
 from qua2sedimo.images.generate import input_argument
 from qua2sedimo.options import Option
 from qua2sedimo.runtime.backend import Qua2SeDiMoConfig
+from qua2sedimo.runtime.contents import read_info
 from qua2sedimo.runtime.table import layer_modules
 from qua2sedimo.system.quiet import quiet
 
@@ -76,10 +77,7 @@ class PackedModel:
 
 def read_packed(folder: Path) -> PackedModel:
     """Raises :class:`Qua2SeDiMoError` if the folder is no export, or a damaged one."""
-    path = folder / "qua2sedimo.json"
-    if not path.is_file():
-        raise Qua2SeDiMoError(f"{folder} is not an exported model", "Export one: qua2sedimo export STUDY OUT.")
-    info = read_json(path)
+    info = read_info(folder)
     component = info.get("component")
     read = {name: _read_denoiser(folder, name) for name in info.get("components") or [component or ""]}
     units = [
@@ -87,7 +85,7 @@ def read_packed(folder: Path) -> PackedModel:
         for name, (_, _, own) in read.items()
         for unit in own
     ]
-    index = read_json(folder / "model_index.json") if component else {}
+    index = read_object(folder / "model_index.json") if component else {}
     whole = tuple(n for n in DENOISERS if n not in read and (index.get(n) or [None])[0] is not None)
     with quiet():  # some pipelines print when they are imported
         pipeline = getattr(diffusers, str(index.get("_class_name")), None)
@@ -98,7 +96,7 @@ def read_packed(folder: Path) -> PackedModel:
 
 def _read_denoiser(folder: Path, component: str) -> tuple[str, Qua2SeDiMoConfig, list[PackedUnit]]:
     """The class, the quantization and the units of one packed denoiser."""
-    config = read_json(folder / component / "config.json")
+    config = read_object(folder / component / "config.json")
     quantization = Qua2SeDiMoConfig.from_dict(config.pop("quantization_config", {}))
     if "module" in config:
         raise Qua2SeDiMoError(

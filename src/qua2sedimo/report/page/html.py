@@ -10,7 +10,7 @@ from typing import Any
 import vl_convert
 
 from qua2sedimo.formats.files import write_text
-from qua2sedimo.formats.text import size_text
+from qua2sedimo.formats.text import printable, size_text
 from qua2sedimo.report.charts.figures import predictor_figures, quality_figures, sensitivity_figures
 from qua2sedimo.report.charts.render import vegalite_version
 from qua2sedimo.report.charts.style import in_order
@@ -29,7 +29,7 @@ _SCRIPTS = ("theme.js", "segments.js", "pictures.js", "layers.js", "graph.js", "
 
 def write_report(data: ReportData, out: Path) -> Path:
     """Write the report to ``out``, whole or not at all; returns ``out``. Raises ``Qua2SeDiMoError``."""
-    write_text(out, render_page(data))
+    write_text(out, printable(render_page(data)))
     return out
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import write_text, write_via
+from qua2sedimo.formats.text import printable
 from qua2sedimo.report.charts.figures import Figure, all_figures
 from qua2sedimo.report.charts.quality import quality_against_bits
 from qua2sedimo.report.charts.two_studies import two_study_figures
@@ -65,5 +66,5 @@ def _written(figures: Sequence[tuple[Figure, int]], folder: Path, form: str, cap
     for figure, points in figures:
         paths.append(folder / f"{figure.name}.{form}")
         write_via(paths[-1], partial(Path.write_bytes, data=paper_file(figure.chart.to_dict(), points, form)))
-    write_text(folder / "captions.md", captions)
+    write_text(folder / "captions.md", printable(captions))
     return [*paths, folder / "captions.md"]

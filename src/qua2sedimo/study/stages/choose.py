@@ -30,7 +30,7 @@ from qua2sedimo.search import (
     reasons,
 )
 from qua2sedimo.search.halving import paired_p
-from qua2sedimo.study.choices import Candidate, Choice
+from qua2sedimo.study.choices import Candidate, Choice, save_choice
 from qua2sedimo.study.evidence import evidence
 from qua2sedimo.study.measurements import kept_measurement, measure_all, per_image
 from qua2sedimo.study.stages.explain import block_scores_of, explain
@@ -87,8 +87,7 @@ def choose(
         rows[0], study.space, owner, budget, constraints=limits, candidates=rows,
         p_value=_paired_p(study, rows, fresh), judged_on=(fresh.start, len(fresh)),
     )  # fmt: skip
-    choice.save(study.choice_path(budget, limits))
-    return choice
+    return save_choice(study.folder / "choices", choice)
 
 
 def _predicted(study: Workspace, ensemble: Ensemble, configurations: Sequence[Configuration]) -> list[float]:

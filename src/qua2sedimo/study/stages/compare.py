@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from qua2sedimo.formats.document import Document
-from qua2sedimo.formats.files import write_via
+from qua2sedimo.formats.locks import alone
+from qua2sedimo.formats.sealed import load_tensors, save_tensors
 from qua2sedimo.images.ledger import COMPARISON
 from qua2sedimo.images.pictures import to_uint8
 from qua2sedimo.measuring.run import Crew, Workers
@@ -106,8 +107,11 @@ def compare(
     lines = _lines(study, choice, packed, act_bits)
     lacking = [line for line in lines if comparison.kept(line) is None]
     if lacking:
-        with crew(study, workers, progress) as at_work:
-            comparison.measure(lacking, at_work, progress, len(lines))
+        folder = study.folder / "comparison"
+        with alone(folder, lambda: progress(0, 1, "waiting for another comparison")):
+            lacking = [line for line in lines if comparison.kept(line) is None]
+            with crew(study, workers, progress) as at_work:
+                comparison.measure(lacking, at_work, progress, len(lines))
     return [comparison.row(line) for line in lines]
 
 
@@ -167,7 +171,8 @@ class _Comparison:
     def row(self, line: _Line) -> Row:
         kept, space = self.kept(line), self.study.space
         assert kept is not None
-        pictures = load_file(_path(self.study, line).with_suffix(".safetensors"))["pictures"]
+        tensors, _ = load_tensors(_path(self.study, line).with_suffix(".safetensors"), KeptRow.remedy)
+        pictures = tensors["pictures"].numpy()
         bits, nbytes = space.average_bits(line.configuration), space.nbytes(line.configuration)
         return Row(line.name, line.kind, line.configuration, bits, nbytes, kept.metrics, pictures)
 
@@ -199,7 +204,7 @@ class _Comparison:
     def _keep(self, line: _Line, images: np.ndarray) -> None:
         path = _path(self.study, line)
         shown = np.ascontiguousarray(to_uint8(images[:_SHOWN]))
-        write_via(path.with_suffix(".safetensors"), lambda temporary: save_file({"pictures": shown}, temporary))
+        save_tensors(path.with_suffix(".safetensors"), {"pictures": shown})
         self._file(line, self._estimator(images)).save(path)
 
     def _file(self, line: _Line, metrics: dict[str, Estimate]) -> KeptRow:

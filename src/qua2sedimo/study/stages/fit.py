@@ -13,6 +13,7 @@ import torch
 
 from qua2sedimo.denoisers.subgraphs import roots, subgraphs
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.locks import alone
 from qua2sedimo.formats.text import command
 from qua2sedimo.predictor import Ensemble, FitSettings, fit_ensemble
 from qua2sedimo.predictor.ensemble import PredictorFile
@@ -24,20 +25,29 @@ from qua2sedimo.system.progress import Progress, silent
 def fit(study: Workspace, settings: FitSettings | None = None, progress: Progress = silent) -> Ensemble:
     """Fit the predictor to the recorded samples and single layers, or load it if it was fitted to exactly these."""
     settings = settings or FitSettings(loss=study.settings.loss, seed=study.settings.seed)
-    records, alone = samples(study), layers_alone(study)
-    owner = _owner(study, [*records, *alone]) + json.dumps(asdict(settings), sort_keys=True)
+    records, alone_records = samples(study), layers_alone(study)
+    owner = _owner(study, [*records, *alone_records]) + json.dumps(asdict(settings), sort_keys=True)
     folder = study.folder / "predictor"
-    if kept_owner(study) == owner:
-        return Ensemble.load(folder, owner)
+    with alone(folder, lambda: progress(0, 1, "waiting for another process that fits")):
+        if kept_owner(study) == owner:
+            return Ensemble.load(folder, owner)
+        return _fitted_now(study, settings, records, alone_records, owner, progress)
+
+
+def _fitted_now(
+    study: Workspace, settings: FitSettings, records: list[Record], layers: list[Record], owner: str, progress: Progress
+) -> Ensemble:
+    """Fit the predictor to samples and to layers measured alone, and store it."""
+    folder = study.folder / "predictor"
     choices, objective = training_data(study, records)
     total = settings.folds * settings.epochs
     ensemble = fit_ensemble(
         study.encoding, choices, objective, settings,
         lambda fold, epoch: progress(fold * settings.epochs + epoch, total, "fitting the predictor"),
-        hop_roots(study, settings.hops), (folder, owner), alone_data(study, alone),
+        hop_roots(study, settings.hops), (folder, owner), alone_data(study, layers),
     )  # fmt: skip
     progress(total, total, "fitting the predictor")
-    numbers = (tuple(record.number for record in of) for of in (records, alone))
+    numbers = (tuple(record.number for record in of) for of in (records, layers))
     ensemble = Ensemble(ensemble.folds, *numbers)
     ensemble.save(folder, owner)
     return ensemble

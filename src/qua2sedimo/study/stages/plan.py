@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from qua2sedimo.bank import Bank, Observed
+from qua2sedimo.bank import Bank, Observed, bank_bytes
 from qua2sedimo.images.ledger import LEARNING
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.measuring.trial import (
@@ -195,7 +195,7 @@ def _disk_bytes(study: Workspace, configurations: int) -> int:
     stored = study.reachable
     if study.prunes and stored is study.candidates:
         stored = within_reach(stored, {})
-    bank = sum(int(nbytes.sum()) for nbytes in stored.option_bytes)
+    bank = bank_bytes(stored, study.prunes, stored.layers)
     names = {layer: str(options[0]) for layer, options in study.reachable.options.items()}
     metrics = len({study.settings.objective, *study.settings.metrics})
     record = len(json.dumps(names)) + metrics * study.settings.images * _BYTES_A_VALUE + 500

@@ -10,7 +10,7 @@ from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.records.measurement import Measurement
 from qua2sedimo.sequential import polished
 from qua2sedimo.statistics import JoinedStatistics, sample_name
-from qua2sedimo.study.choices import Choice, save_values
+from qua2sedimo.study.choices import Choice, save_choice
 from qua2sedimo.study.parts import DenoiserPart
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
@@ -28,8 +28,14 @@ def polish(study: Workspace, choice: Choice, progress: Progress = silent) -> Cho
     """
     if choice.polished is not None or not study.settings.compensates:
         return choice
+    return polished_and_kept(study, choice, progress)
+
+
+def polished_and_kept(study: Workspace, choice: Choice, progress: Progress = silent) -> Choice:
+    """As :func:`polish`, of a choice that was never polished; it is stored in any case."""
+    if not study.settings.compensates:
+        return save_choice(study.folder / "choices", choice)
     try:
-        path = study.folder / "choices" / f"{choice.name}.safetensors"
         values, found = study.bank.values(choice.configuration), dict[str, QuantizedWeight]()
         for part in study.parts:
             found |= _polished_part(study, part, choice, values, progress)
@@ -38,12 +44,9 @@ def polish(study: Workspace, choice: Choice, progress: Progress = silent) -> Cho
         better: dict[str, QuantizedWeight] = found if gains[1] > gains[0] else {}
         if better or not choice.measured:
             choice = checked(study, choice, better)
-        if better:
-            choice = choice.model_copy(update={"polished": save_values(path, better)})
     finally:  # also if it is interrupted, the live denoiser is as it was
         study.switch.restore()
-    choice.save(study.folder / "choices" / f"{choice.name}.json")
-    return choice
+    return save_choice(study.folder / "choices", choice, better)
 
 
 def _polished_part(

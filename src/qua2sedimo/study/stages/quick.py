@@ -7,7 +7,7 @@ import math
 from qua2sedimo.search import Budget, Constraints, allow, best_configurations, budget_bytes, by_gradients
 from qua2sedimo.study.choices import Candidate, Choice
 from qua2sedimo.study.evidence import unmeasured
-from qua2sedimo.study.stages.polish import checked, polish
+from qua2sedimo.study.stages.polish import checked, polished_and_kept
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
@@ -34,12 +34,11 @@ def quick(
     candidate = Candidate(
         origin="quick", configuration=best, average_bits=study.space.average_bits(best), predicted=math.nan, measured={}
     )
-    choice = polish(study, Choice.of(candidate, study.space, owner, budget, constraints=limits), progress)
-    if not choice.measured:  # rounded to nearest levels
+    choice = Choice.of(candidate, study.space, owner, budget, constraints=limits)
+    if not study.settings.compensates:
         choice = checked(study, choice)
         study.switch.restore()
-        choice.save(path)
-    return choice
+    return polished_and_kept(study, choice, progress)
 
 
 def quick_owner(study: Workspace) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.locks import alone
 from qua2sedimo.images.ledger import FINALS, LEARNING
 from qua2sedimo.measuring.run import Workers
 from qua2sedimo.options import Configuration
@@ -35,8 +37,9 @@ from qua2sedimo.study.settings import Effort
 from qua2sedimo.study.stages.choose import choose, kept_choice, search_owner
 from qua2sedimo.study.stages.fit import fit
 from qua2sedimo.study.stages.measure import measure
-from qua2sedimo.study.stages.polish import polish
+from qua2sedimo.study.stages.polish import polished_and_kept
 from qua2sedimo.study.stages.quick import quick
+from qua2sedimo.study.stages.search_log import Finals, Round, SearchLog, log_path
 from qua2sedimo.study.worker import crew
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
@@ -52,18 +55,6 @@ _LIKE = 20  # candidates that differ in less than one of this many layers count 
 #: Single layers are measured if that takes no more than this share of the images.
 _ALONE = 0.5
 _DECIBELS = 10 / np.log(10)  # per unit of the natural logarithm of squared error
-
-
-@dataclass(frozen=True)
-class Round:
-    """One round, in dB: images spent before it, the expected quality of the best measured candidate, the expected gain
-    from knowing the true model, and the standard error of a difference of two candidates in the final."""
-
-    number: int
-    spent: int
-    best: float
-    expected_gain: float
-    noise: float
 
 
 @dataclass(frozen=True)
@@ -90,7 +81,8 @@ def search(
     draws from its posterior are measured on few images. Rounds end when the expected gain of a better model is below
     the noise of a final with the remaining images, or after three fifths of the images; later if the rest is too small
     to compare all finalists, and the final has only two. The best candidates compete on images of their own by
-    successive halving. Every measurement is recorded: the same call continues an interrupted search.
+    successive halving. Every decision and every measurement is recorded: the same call continues an interrupted search,
+    to the same choice.
 
     Raises :class:`Qua2SeDiMoError`, before any image is spent, if ``images`` are too few.
     """
@@ -99,23 +91,37 @@ def search(
     check_search(study, budget, images, limits)
     study.build_bank(progress)
     nbytes, allowed = check_search(study, budget, images, limits)
-    found = kept_choice(study, budget, limits)
-    if found is not None and found.origin == "search" and found.images == images:
+    found = _kept_search(study, budget, limits, images)
+    if found is not None:
         return Found(found, [])
-    reserved = _for_finals(images)
-    _refuse_overspending(study, nbytes, allowed, images, reserved)
-    with crew(study, workers, progress):
-        if _singles_are_due(study, images, images - reserved):
-            measure_singles(study, FEW, progress, workers)
-        rounds = _rounds(study, nbytes, allowed, images - reserved, images, progress)
-        known = evidence(study)
-        candidates = _candidates(known, nbytes, allowed, study.settings.seed)
-        before = _spent(study) - images_spent(study, "final", candidates)
-        best, decided = _decide(study, known, candidates, images - before, progress)
-    choice = Choice.of(best, study.space, search_owner(study), budget, constraints=limits, images=images, **decided)
-    choice = polish(study, choice, progress)
-    choice.save(study.choice_path(budget, limits))  # not before: a search that was interrupted here is not finished
-    return Found(choice, rounds)
+    path = log_path(study, budget, limits)
+    with alone(path.parent, lambda: progress(0, 1, "waiting for the same search"), path.stem):
+        found = _kept_search(study, budget, limits, images)
+        if found is not None:  # by the process that was waited for
+            return Found(found, [])
+        log = SearchLog.of(path, search_owner(study), images) or _begun(study, nbytes, allowed, images)
+        log.save(path)
+        with crew(study, workers, progress):
+            if log.singles:
+                measure_singles(study, FEW, progress, workers)
+            log = _rounds(study, log, path, nbytes, allowed, progress)
+            best, decided = _decide(study, log, progress)
+        choice = Choice.of(best, study.space, search_owner(study), budget, constraints=limits, images=images, **decided)
+        choice = polished_and_kept(study, choice, progress)  # not before: interrupted here, the search is not finished
+    return Found(choice, log.rounds)
+
+
+def _kept_search(study: Workspace, budget: Budget, constraints: Constraints, images: int) -> Choice | None:
+    """The choice of the same search, if it was finished before."""
+    found = kept_choice(study, budget, constraints)
+    return found if found is not None and found.origin == "search" and found.images == images else None
+
+
+def _begun(study: Workspace, nbytes: int, allowed: Allowed, images: int) -> SearchLog:
+    """The log of a new search; raises :class:`Qua2SeDiMoError` if too few images are left for it."""
+    until = images - _for_finals(images)
+    _refuse_overspending(study, nbytes, allowed, images, until)
+    return SearchLog(owner=search_owner(study), images=images, singles=_singles_are_due(study, images, until))
 
 
 def check_search(
@@ -144,10 +150,10 @@ def _singles_are_due(study: Workspace, images: int, until: int) -> bool:
     return every <= _ALONE * images and lacking > 0 and _spent(study) + lacking <= until
 
 
-def _refuse_overspending(study: Workspace, nbytes: int, allowed: Allowed, images: int, reserved: int) -> None:
+def _refuse_overspending(study: Workspace, nbytes: int, allowed: Allowed, images: int, until: int) -> None:
     """Raise :class:`Qua2SeDiMoError` unless the remaining images allow another candidate, or the final of two."""
     spent = _spent(study)
-    if (images - reserved - spent) // FEW >= 1:
+    if (until - spent) // FEW >= 1:
         return
     known = evidence(study)
     before = spent - images_spent(study, "final", _candidates(known, nbytes, allowed, study.settings.seed))
@@ -188,7 +194,9 @@ def run(
         choice = kept_choice(study, budget)
         if choice is None:
             each = sum(r.measurement.images for r in records)
-            images = max(least_images() + _spent(study), (3 + 2 * _searches(study)) * each)
+            begun = SearchLog.of(log_path(study, budget), search_owner(study))
+            fresh = max(least_images() + _spent(study), (3 + 2 * _searches(study)) * each)
+            images = fresh if begun is None else begun.images  # of a search that was interrupted
             choice = search(study, budget, images, progress).choice
     fit(study, progress=progress)
     return choice
@@ -216,32 +224,57 @@ def _searches(study: Workspace) -> int:
 
 
 def _rounds(
-    study: Workspace, nbytes: int, allowed: Allowed, until: int, images: int, progress: Progress
-) -> list[Round]:  # fmt: skip
-    """Measure proposals until the expected gain is below the noise, or ``until`` of ``images`` are spent.
+    study: Workspace, log: SearchLog, path: Path, nbytes: int, allowed: Allowed, progress: Progress
+) -> SearchLog:  # fmt: skip
+    """Measure proposals until the expected gain is below the noise, or all images but those of the finals are spent.
 
-    A round depends on the records alone, so an interrupted search continues as it would have.
+    What a round measures is decided by what is known before it, and written down before it begins. So an interrupted
+    round is finished as it would have been, also if its measurements ended in another order.
     """
-    rounds: list[Round] = []
-    while True:
+    for planned in log.rounds:
+        _measure_round(study, planned, progress)
+    while not log.rounds_ended:
+        planned = _next_round(study, log, nbytes, allowed)
+        log = log.model_copy(update={"rounds": [*log.rounds, planned]})
+        log.save(path)
+        _measure_round(study, planned, progress)
+    if log.finals is None:
         known = evidence(study)
-        own = [m for m in known.measured if m.kind == 2 and _fits(known, m.configuration, nbytes, allowed)]
-        proposals = _proposals(known, nbytes, allowed, np.random.default_rng([study.settings.seed, len(own)]))
-        tried = {m.configuration for m in known.measured}
-        new = [c for c in proposals if c not in tried][: _ROUND - len(own) % _ROUND]
-        spent = _spent(study)
-        best = float(known.predicted([m.configuration for m in own]).max()) if own else float("nan")
-        gain, noise = expected_gain(known, proposals), _noise(known, images - spent)
-        rounds.append(Round(len(rounds), spent, best, gain, noise))
-        room = (until - spent) // FEW
-        # With fewer measurements than layers, the model's certainty comes from its prior alone.
-        enough = len(own) >= _LEAST_ROUNDS * _ROUND and len(known.measured) >= len(study.space.layers)
-        if not new or room < 1 or (enough and gain < noise):
-            return rounds
-        before = sum(m.kind == 2 for m in known.measured)
-        sets = [FEW * (i % _IMAGE_SETS) for i in range(before, before + len(new[:room]))]
-        what = f"round {len(own) // _ROUND + 1}: measuring candidates"
-        measure_all(study, "round", new[:room], [LEARNING.images(FEW, skip) for skip in sets], what, progress)
+        candidates = _candidates(known, nbytes, allowed, study.settings.seed)
+        spent = _spent(study) - images_spent(study, "final", candidates)
+        expected = [float(e) for e in known.predicted(candidates)]
+        log = log.model_copy(update={"finals": Finals(configurations=candidates, expected=expected, spent=spent)})
+        log.save(path)
+    return log
+
+
+def _next_round(study: Workspace, log: SearchLog, nbytes: int, allowed: Allowed) -> Round:
+    """The candidates of the next round; none if another round does not pay, or no images are left for one."""
+    known, number = evidence(study), len(log.rounds)
+    own = [m for m in known.measured if m.kind == 2 and _fits(known, m.configuration, nbytes, allowed)]
+    proposals = _proposals(known, nbytes, allowed, np.random.default_rng([study.settings.seed, number]))
+    tried = {m.configuration for m in known.measured}
+    new = [c for c in proposals if c not in tried][: _ROUND - len(own) % _ROUND]
+    spent = _spent(study)
+    best = float(known.predicted([m.configuration for m in own]).max()) if own else float("nan")
+    gain, noise = expected_gain(known, proposals), _noise(known, log.images - spent)
+    room = (log.images - _for_finals(log.images) - spent) // FEW
+    # With fewer measurements than layers, the model's certainty comes from its prior alone.
+    enough = len(own) >= _LEAST_ROUNDS * _ROUND and len(known.measured) >= len(study.space.layers)
+    if room < 1 or (enough and gain < noise):
+        new = []
+    before = sum(m.kind == 2 for m in known.measured)
+    starts = [FEW * (i % _IMAGE_SETS) for i in range(before, before + len(new[: max(0, room)]))]
+    return Round(
+        number=number, spent=spent, best=best, expected_gain=gain, noise=noise,
+        configurations=new[: len(starts)], starts=starts,
+    )  # fmt: skip
+
+
+def _measure_round(study: Workspace, planned: Round, progress: Progress) -> None:
+    images = [LEARNING.images(FEW, skip) for skip in planned.starts]
+    what = f"round {planned.number + 1}: measuring candidates"
+    measure_all(study, "round", planned.configurations, images, what, progress)
 
 
 def _proposals(known: Evidence, nbytes: int, allowed: Allowed, rng: np.random.Generator) -> list[Configuration]:
@@ -309,10 +342,10 @@ def _unlike(ordered: list[Configuration], count: int) -> list[Configuration]:
     return found[:count]
 
 
-def _decide(
-    study: Workspace, known: Evidence, candidates: list[Configuration], images: int, progress: Progress
-) -> tuple[Candidate, dict[str, Any]]:
+def _decide(study: Workspace, log: SearchLog, progress: Progress) -> tuple[Candidate, dict[str, Any]]:
     """Successive halving on images of their own: (the winner, further fields of its choice)."""
+    assert log.finals is not None
+    candidates, images = log.finals.configurations, log.images - log.finals.spent
     remaining = list(range(len(candidates)))
     measured: dict[int, list[Measurement]] = {i: [] for i in remaining}
     for count, part in schedule(len(candidates), _FINAL_IMAGES, images):
@@ -333,11 +366,11 @@ def _decide(
         raise Qua2SeDiMoError("no finalist could be measured", "`qua2sedimo records` has the errors.")
     last = max(map(len, quality.values()))
     finalists = sorted((i for i, v in quality.items() if len(v) == last), key=lambda i: -float(quality[i].mean()))
-    expected, space = known.predicted(candidates), study.space
+    expected, space = log.finals.expected, study.space
     rows_kept = {
         i: Candidate(
             origin="search", configuration=candidates[i], average_bits=space.average_bits(candidates[i]),
-            predicted=float(expected[i]), measured=_means(measured[i]),
+            predicted=expected[i], measured=_means(measured[i]),
         )
         for i in quality
     }  # fmt: skip

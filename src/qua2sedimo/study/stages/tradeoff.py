@@ -15,7 +15,7 @@ from qua2sedimo.measuring.run import Workers
 from qua2sedimo.options import Configuration
 from qua2sedimo.predictor import Ensemble, FitSettings, fit_ensemble
 from qua2sedimo.sensitivity import block_scores, op_scores
-from qua2sedimo.study.choices import Candidate, Choice, objective_name
+from qua2sedimo.study.choices import Candidate, Choice, objective_name, save_choice
 from qua2sedimo.study.measurements import measure_all
 from qua2sedimo.study.stages.fit import hop_roots, samples, training_data
 from qua2sedimo.study.workspace import Workspace
@@ -65,8 +65,7 @@ def choose_by_objective(
     owner = f"objective {study.identity} {study.settings.protocol}"
     judged = fresh.start, len(fresh)
     choice = Choice.of(best, study.space, owner, candidates=rows, objective=text, judged_on=judged)
-    choice.save(objective_path(study, text))
-    return choice
+    return save_choice(study.folder / "choices", choice)
 
 
 def objective_path(study: Workspace, text: str) -> Path:
