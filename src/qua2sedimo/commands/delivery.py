@@ -39,18 +39,31 @@ def export(
     act_bits: Annotated[
         int | None, typer.Option(help="Also round activations to this many bits in the loaded model.", min=4, max=8)
     ] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="`packed`, loaded after `import qua2sedimo`; `sdnq`, by diffusers alone after `pip install sdnq`; "
+            "`diffusers`, plain 16-bit weights.",
+        ),
+    ] = "packed",
+    any_size: Annotated[
+        bool, typer.Option("--any-size", help="Let `--format sdnq` take more bytes than the packed layers.")
+    ] = False,
 ) -> None:
-    """Write a choice as a packed pipeline that `DiffusionPipeline.from_pretrained` loads."""
+    """Write a choice as a pipeline that `DiffusionPipeline.from_pretrained` loads."""
     from qua2sedimo.formats.text import size_text
     from qua2sedimo.runtime.checkpoint import check_export_folder
     from qua2sedimo.study import Study
+    from qua2sedimo.study.stages.export import check_form
     from qua2sedimo.study.stages.frontier import named_choice
 
     opened = Study(study)
+    check_form(form, act_bits)
     check_export_folder(out)
     with progress() as report:
         chosen = named_choice(opened.workspace, choice, point) or opened.choose(bits, progress=report)
-        packed = opened.export(chosen, out, act_bits)
+        packed = opened.export(chosen, out, act_bits, form, any_size)
     size = size_text(packed.quantized_bytes)
     say(f"{out}: {packed.weights / 1e6:.2f} M weights in {size}, {packed.average_bits:.4f} bits")
 

@@ -16,6 +16,7 @@ from qua2sedimo.commands.app import (
     Component,
     Configurations,
     Efforts,
+    For,
     Images,
     Keep,
     ListFile,
@@ -30,6 +31,7 @@ from qua2sedimo.commands.app import (
     Seed,
     StudyFolder,
     WorkerCount,
+    aimed_at,
     app,
     effort_of,
     measured_by,
@@ -72,6 +74,7 @@ def run(
     prompt: Prompts = None,
     arguments: Arguments = "{}",
     options: Options = "default",
+    program: For = None,
     rounding: Rounding = None,
     observe: Observe = None,
     effort: Efforts = "search",
@@ -89,6 +92,7 @@ def run(
     finds the best configuration. Run the same command again to resume.
     """
     settings = settings_for(model, prompt, arguments, options, images, component, seed, keep, rounding, observe)
+    settings = aimed_at(settings, program)
     _everything(study, settings, bits, configurations, workers_of(workers, ray), effort=effort_of(effort))
 
 
@@ -146,6 +150,7 @@ def init(
     prompt: Prompts = None,
     arguments: Arguments = "{}",
     options: Options = "default",
+    program: For = None,
     rounding: Rounding = None,
     observe: Observe = None,
     images: Images = 16,
@@ -162,7 +167,7 @@ def init(
     from qua2sedimo.study import Study
 
     settings = settings_for(model, prompt, arguments, options, images, component, seed, keep, rounding, observe)
-    made = Study.create(study, measured_by(settings, sampler, listed, metric, batch))
+    made = Study.create(study, measured_by(aimed_at(settings, program), sampler, listed, metric, batch))
     if has_safety_checker(made.workspace.pipeline):
         say(SAFETY_CHECKER)
     say(f"{study / 'study.yaml'}: {len(made.workspace.settings.inputs)} inputs. Next: qua2sedimo measure {study}")

@@ -18,7 +18,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,35 +83,55 @@ def save_packed(
     Raises :class:`Qua2SeDiMoError` and leaves ``out`` unchanged if it has other content, a weight does not fit its
     layer, or the written files could not be loaded.
     """
+
+    def write(denoiser: Any, folder: Path) -> tuple[PackedSize, dict[str, Any]]:
+        size, version = _write_denoiser(denoiser, values, copies, act_bits, folder)
+        return size, about_export(size, version, extra or {})
+
+    return write_export(model, component, out, write)
+
+
+def write_export(
+    model: DiffusionPipeline | nn.Module,
+    component: str | None,
+    out: Path,
+    write: Callable[[Any, Path], tuple[PackedSize, dict[str, Any]]],
+) -> PackedSize:
+    """Write an export in one step: the pipeline's other components as they are, and its denoiser by ``write``.
+
+    ``write`` gets the denoiser and the folder for its files; it returns its size and entries of ``qua2sedimo.json``.
+    Raises :class:`Qua2SeDiMoError` and leaves ``out`` unchanged if it has other content, or ``write`` raises.
+    """
     out = Path(out).resolve()
     check_export_folder(out)
     pipeline = model if isinstance(model, DiffusionPipeline) else None
     component = _component(pipeline, component) if pipeline is not None else None
     denoiser = getattr(pipeline, component) if component is not None else model
     denoiser = getattr(denoiser, "_orig_mod", denoiser)  # torch.compile wraps
+    _refuse_unsuitable(denoiser)
     with _written_beside(out) as folder:
         if pipeline is not None and component is not None:
             _save_others(pipeline, component, denoiser, folder)
-        size, version = _write_denoiser(denoiser, values, copies, act_bits, folder / (component or ""))
-        write_json(folder / INFO, _info(component, size, version, extra or {}))
+        size, info = write(denoiser, folder / (component or ""))
+        write_json(folder / INFO, {"component": component, **info})
     return size
 
 
-def _info(component: str | None, size: PackedSize, version: int, extra: Mapping[str, Any]) -> dict[str, Any]:
+def about_export(size: PackedSize, version: int, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of ``qua2sedimo.json``; raises :class:`Qua2SeDiMoError` if ``extra`` cannot be written as JSON."""
     try:
         json.dumps(extra)
     except (TypeError, ValueError) as error:
         raise Qua2SeDiMoError(f"extra provenance cannot be written as JSON: {error}") from error
     sizes = {"average_bits": size.average_bits, **asdict(size)}
     versions = {"format_version": version, "diffusers": diffusers.__version__}
-    return {**versions, "component": component, **sizes, "extra": dict(extra)}
+    return {**versions, **sizes, "extra": dict(extra)}
 
 
 def _write_denoiser(
     denoiser: Any, values: Values, copies: Copies, act_bits: int | None, folder: Path
 ) -> tuple[PackedSize, int]:
     """Write the denoiser to ``folder``: its size, and its format version."""
-    _refuse_unsuitable(denoiser)
     modules = layer_modules(denoiser)
     groups = groups_of(modules, copies)
     writer = ShardWriter(folder, SHARD_BYTES)
@@ -134,7 +154,7 @@ def _write_denoiser(
     packed = {f"{name}.weight" for name in (*stored, *copied)} | {f"{name}.bias" for name in copied}
     for name, tensor in model_tensors(denoiser):
         if name not in packed:
-            writer.add(name, _in_16_bits(name, tensor, half))
+            writer.add(name, in_16_bits(name, tensor, half))
     files = writer.close()
     table = LayerTable.of(modules, stored, same)
     config = json.loads(denoiser.to_json_string())
@@ -184,7 +204,8 @@ def _refuse_unfinished(modules: Mapping[str, nn.Module], stored: dict[str, list[
             raise Qua2SeDiMoError(f"parts {[part.span for part in parts]} do not cover layer '{name}'")
 
 
-def _in_16_bits(name: str, tensor: torch.Tensor, half: torch.dtype) -> torch.Tensor:
+def in_16_bits(name: str, tensor: torch.Tensor, half: torch.dtype) -> torch.Tensor:
+    """A float tensor of more than 16 bits cast to ``half``; raises :class:`Qua2SeDiMoError` if it does not fit."""
     if not tensor.is_floating_point() or tensor.element_size() <= 2:
         return tensor
     cast = tensor.to(half)

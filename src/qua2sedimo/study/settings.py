@@ -21,6 +21,7 @@ _BATCH_OF_VERSION_1 = 16
 SamplerName = Literal["spread", "stratified", "paper", "singles", "list"]
 RoundingName = Literal["nearest", "compensated"]
 Effort = Literal["quick", "search", "paper"]
+Target = Literal["sdnq"]
 SAMPLERS: tuple[str, ...] = get_args(SamplerName)
 
 
@@ -36,7 +37,8 @@ class StudySettings(BaseModel):
     default nearest for the option set ``paper``, which reproduces the paper, compensated for others.
     ``observe``: images that these statistics are taken from, ``auto`` for 128 of a small denoiser, 24 of a large one;
     ``observe_inputs``: what they show in turn with the study's inputs, ``auto`` for varied prompts or classes;
-    ``memory``: gigabytes for them while they are taken.
+    ``memory``: gigabytes for them while they are taken. ``target``: another program that must load the result; layers
+    are then not split or tied, and only what its format holds is tried.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,6 +56,7 @@ class StudySettings(BaseModel):
     observe: Annotated[int, Field(ge=1, le=OBSERVED.size)] | Literal["auto"] = "auto"
     observe_inputs: list[str | int] | Literal["auto"] = "auto"
     memory: float = Field(default=4.0, gt=0)
+    target: Target | None = None
     keep: list[str] = Field(default_factory=list)
     sampler: SamplerName = "spread"
     configurations: str | None = None
@@ -124,6 +127,7 @@ class StudySettings(BaseModel):
             "observe",
             "observe_inputs",
             "memory",
+            "target",
             "batch",
             "loss",
         }

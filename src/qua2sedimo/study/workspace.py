@@ -38,6 +38,7 @@ from qua2sedimo.images.ledger import LEARNING, OBSERVED, USE_OF_ROLE
 from qua2sedimo.images.pictures import Pictures
 from qua2sedimo.images.reference import ReferenceStore
 from qua2sedimo.images.varied import varied_inputs
+from qua2sedimo.interchange.targets import space_for
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.measuring.originals import Source, checkpoint_source, files_of
 from qua2sedimo.measuring.run import Crew
@@ -109,7 +110,8 @@ class Workspace:
             return Graph.load(path)
         refuse_without_weights(self.denoiser)
         call = capture_call(self.pipeline, self.denoiser, Generator(self.pipeline, self.generation).call_arguments([0]))
-        graph = trace(self.denoiser, call.args, call.kwargs, parts=True, ties=True)
+        own = self.settings.target is None  # other formats have neither parts of layers nor copies of them
+        graph = trace(self.denoiser, call.args, call.kwargs, parts=own, ties=own)
         graph.save(path)
         return graph
 
@@ -163,6 +165,9 @@ class Workspace:
         }
         if not shapes:
             raise Qua2SeDiMoError("keep: no layer is left to quantize", "Keep fewer layers.")
+        if self.settings.target is not None:
+            dtype = self.weight(next(iter(shapes))).dtype
+            return space_for(self.settings.target, shapes, self.settings.options, dtype)
         return SearchSpace.of(shapes, self.settings.options)
 
     @property
