@@ -27,6 +27,7 @@ ORDER = (
             "docs/search",
             "docs/compensation",
             "docs/runtime",
+            "docs/formats",
             "docs/figures",
             "docs/coverage",
         ),

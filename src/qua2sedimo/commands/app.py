@@ -14,7 +14,7 @@ from qua2sedimo.denoisers.loading import Loading
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import parse_json
 from qua2sedimo.images.ledger import LEARNING, OBSERVED
-from qua2sedimo.study.settings import MOST_SEED, SAMPLERS, Effort, RoundingName, StudySettings
+from qua2sedimo.study.settings import MOST_SEED, SAMPLERS, Effort, RoundingName, StudySettings, Target
 
 if TYPE_CHECKING:
     from qua2sedimo.measuring.run import Workers
@@ -77,6 +77,10 @@ Rounding = Annotated[
 Observe = Annotated[
     int | None,
     typer.Option(help="Images that statistics for rounding are taken from.", min=1, max=OBSERVED.size),
+]
+For = Annotated[
+    str | None,
+    typer.Option("--for", help="Try only what another program's format holds: `sdnq`.", metavar="PROGRAM"),
 ]
 Arguments = Annotated[
     str, typer.Option(help='Pipeline arguments as JSON, e.g. `{"num_inference_steps": 12}`.', metavar="JSON")
@@ -147,6 +151,15 @@ def effort_of(text: str) -> Effort:
     if text not in get_args(Effort):
         raise Qua2SeDiMoError(f"--effort: '{text}' is unknown", f"Known: {', '.join(get_args(Effort))}.")
     return cast(Effort, text)
+
+
+def aimed_at(settings: StudySettings, program: str | None) -> StudySettings:
+    """The settings with the value of --for; raises :class:`Qua2SeDiMoError` if the program is unknown."""
+    if program is None:
+        return settings
+    if program not in get_args(Target):
+        raise Qua2SeDiMoError(f"--for: '{program}' is unknown", f"Known: {', '.join(get_args(Target))}.")
+    return settings.model_copy(update={"target": program})
 
 
 def workers_of(count: int | None, address: str | None) -> Workers:

@@ -66,35 +66,48 @@ def export(
             metavar="FOLDER",
         ),
     ] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="`packed`, loaded after `import qua2sedimo`; `sdnq`, by diffusers alone after `pip install sdnq`; "
+            "`diffusers`, plain 16-bit weights.",
+        ),
+    ] = "packed",
+    any_size: Annotated[
+        bool, typer.Option("--any-size", help="Let `--format sdnq` take more bytes than the packed layers.")
+    ] = False,
 ) -> None:
-    """Write a choice as a packed pipeline that `DiffusionPipeline.from_pretrained` loads.
+    """Write a choice as a pipeline that `DiffusionPipeline.from_pretrained` loads.
 
     With a fine-tune and the file of a choice made for its base model, every layer gets the option of the base model's
     layer. The fine-tune is observed and rounded by its own statistics; nothing is searched.
     """
     from qua2sedimo.runtime.checkpoint import check_export_folder
     from qua2sedimo.study import Study
+    from qua2sedimo.study.stages.export import check_form
     from qua2sedimo.study.stages.frontier import named_choice
 
+    check_form(form, act_bits)
     check_export_folder(out)
     if choice is not None and not (Path(study) / "study.yaml").exists() and choice.endswith(".json"):
-        _export_transferred(study, out, choice, work, act_bits)
+        _export_transferred(study, out, choice, work, (act_bits, form, any_size))
         return
     opened = Study(study)
     with progress() as report:
         chosen = named_choice(opened.workspace, choice, point) or opened.choose(bits, progress=report)
-        packed = opened.export(chosen, out, act_bits)
+        packed = opened.export(chosen, out, act_bits, form, any_size)
     _say_packed(out, packed)
 
 
-def _export_transferred(model: str, out: Path, choice: str, work: Path | None, act_bits: int | None) -> None:
+def _export_transferred(model: str, out: Path, choice: str, work: Path | None, delivery: tuple[Any, ...]) -> None:
     from qua2sedimo.study.stages.export import export as written
     from qua2sedimo.study.transfer import transferred
 
     place: Any = nullcontext(work) if work is not None else tempfile.TemporaryDirectory(prefix="qua2sedimo-")
     with place as folder, progress() as report:
         study, chosen = transferred(choice, model_name(model), folder, report)
-        packed = written(study, chosen, out, act_bits)
+        packed = written(study, chosen, out, *delivery)
     _say_packed(out, packed)
 
 

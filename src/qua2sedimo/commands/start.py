@@ -16,6 +16,7 @@ from qua2sedimo.commands.app import (
     Component,
     Configurations,
     Efforts,
+    For,
     Images,
     Keep,
     ListFile,
@@ -30,6 +31,7 @@ from qua2sedimo.commands.app import (
     StudyFolder,
     StudyPrompts,
     WorkerCount,
+    aimed_at,
     app,
     effort_of,
     measured_by,
@@ -75,6 +77,7 @@ def run(
     prompt: StudyPrompts = None,
     arguments: Arguments = "{}",
     options: Options = "default",
+    program: For = None,
     rounding: Rounding = None,
     observe: Observe = None,
     effort: Efforts = "search",
@@ -97,7 +100,7 @@ def run(
     settings = settings_for(
         model, prompt, arguments, options, images, component, seed, keep, rounding, observe, loading
     )  # fmt: skip
-    settings = measured_by(settings, "spread", None, None, batch)
+    settings = measured_by(aimed_at(settings, program), "spread", None, None, batch)
     _everything(study, settings, bits, configurations, workers_of(workers, ray), effort=effort_of(effort))
 
 
@@ -156,6 +159,7 @@ def init(
     prompt: StudyPrompts = None,
     arguments: Arguments = "{}",
     options: Options = "default",
+    program: For = None,
     rounding: Rounding = None,
     observe: Observe = None,
     images: Images = 16,
@@ -177,7 +181,7 @@ def init(
     settings = settings_for(
         model, prompt, arguments, options, images, component, seed, keep, rounding, observe, loading
     )  # fmt: skip
-    made = Study.create(study, measured_by(settings, sampler, listed, metric, batch))
+    made = Study.create(study, measured_by(aimed_at(settings, program), sampler, listed, metric, batch))
     if has_safety_checker(made.workspace.pipeline):
         say(SAFETY_CHECKER)
     say(f"{study / 'study.yaml'}: {len(made.workspace.settings.inputs)} inputs. Next: {command('measure', study)}")

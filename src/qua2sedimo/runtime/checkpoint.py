@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
@@ -87,24 +87,47 @@ def save_packed(
     Raises :class:`Qua2SeDiMoError` and leaves ``out`` unchanged if it is no export, one of its files was changed, the
     disk has no room, a weight does not fit its layer, or the written files could not be loaded.
     """
+
+    def write(denoiser: Any, own: Values, own_copies: Copies, folder: Path) -> tuple[PackedSize, int]:
+        return _write_denoiser(denoiser, own, own_copies, act_bits, folder)
+
+    return write_export(model, component, values, out, extra or {}, copies, write)
+
+
+#: Writes a denoiser with these values and copies to a folder; returns its size, and the version of its format.
+Write = Callable[[Any, Values, Copies, Path], tuple[PackedSize, int]]
+
+
+def write_export(
+    model: DiffusionPipeline | nn.Module, component: str | Sequence[str] | None, values: Values, out: Path,
+    extra: Mapping[str, Any], copies: Copies, write: Write, form: str | None = None,
+) -> PackedSize:  # fmt: skip
+    """Write an export in one step: the pipeline's other components as they are, and each denoiser by ``write``.
+
+    ``form`` names a format other than this package's own. Other arguments, and errors, are those of
+    :func:`save_packed`; ``out`` stays unchanged if ``write`` raises.
+    """
     out = Path(out).resolve()
     check_export_folder(out)
     pipeline = model if isinstance(model, DiffusionPipeline) else None
     names = _components(pipeline, component) if pipeline is not None else ("",)
     denoisers = {name: getattr(pipeline, name) if name else model for name in names}
     denoisers = {name: getattr(d, "_orig_mod", d) for name, d in denoisers.items()}  # torch.compile wraps
+    for denoiser in denoisers.values():
+        _refuse_unsuitable(denoiser)
     nbytes = _bytes_of(pipeline, list(denoisers.values()), values)
     check_space(out, nbytes, "the export")
     with _written_beside(out, nbytes) as folder:
         if pipeline is not None:
             _save_others(pipeline, denoisers, folder)
         written = [
-            _write_denoiser(denoiser, *_own(name, len(names) > 1, values, copies), act_bits, folder / name)
+            write(denoiser, *_own(name, len(names) > 1, values, copies), folder / name)
             for name, denoiser in denoisers.items()
         ]
         size = PackedSize(*(sum(column) for column in zip(*(astuple(size) for size, _ in written))))
         version, dtype = max(version for _, version in written), dtype_of(next(iter(denoisers.values())))
-        write_info(folder, _info(names, size, version, dtype, extra or {}))
+        other = {} if form is None else {"format": form}
+        write_info(folder, {**_info(names, size, version, dtype, extra), **other})
     return size
 
 
@@ -144,7 +167,6 @@ def _write_denoiser(
     denoiser: Any, values: Values, copies: Copies, act_bits: int | None, folder: Path
 ) -> tuple[PackedSize, int]:
     """Write the denoiser to ``folder``: its size, and its format version."""
-    _refuse_unsuitable(denoiser)
     modules = layer_modules(denoiser)
     groups = groups_of(modules, copies)
     writer = ShardWriter(folder, SHARD_BYTES)
@@ -162,14 +184,12 @@ def _write_denoiser(
     _refuse_unfinished(modules, stored)
     same = {name: groups[name][1:] for name in stored if name in groups}
     _refuse_shared_weights(modules, {name: (name, *same.get(name, ())) for name in stored})
-    half = torch.bfloat16 if _dtype(denoiser) == torch.bfloat16 else torch.float16
     copied = {copy for names in same.values() for copy in names}
     packed = {f"{name}.weight" for name in (*stored, *copied)} | {f"{name}.bias" for name in copied}
-    exact = kept_exact(denoiser)
+    as_kept = kept_tensor(denoiser)
     for name, tensor in model_tensors(denoiser):
         if name not in packed:
-            whole = tensor.is_floating_point() and exact(name)
-            writer.add(name, compact(tensor) if whole else _in_16_bits(name, tensor, half))
+            writer.add(name, as_kept(name, tensor))
     files = writer.close()
     table = LayerTable.of(modules, stored, same)
     config = _config_of(denoiser)
@@ -244,7 +264,21 @@ def _refuse_unfinished(modules: Mapping[str, nn.Module], stored: dict[str, list[
             raise Qua2SeDiMoError(f"parts {[part.span for part in parts]} do not cover layer '{name}'")
 
 
+def kept_tensor(denoiser: Any) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    """How a tensor of the denoiser that is not quantized is stored, by name: floats in 16 bits, but exactly if the class
+    keeps them in fp32."""
+    half = torch.bfloat16 if _dtype(denoiser) == torch.bfloat16 else torch.float16
+    exact = kept_exact(denoiser)
+
+    def kept(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        whole = tensor.is_floating_point() and exact(name)
+        return compact(tensor) if whole else _in_16_bits(name, tensor, half)
+
+    return kept
+
+
 def _in_16_bits(name: str, tensor: torch.Tensor, half: torch.dtype) -> torch.Tensor:
+    """A float tensor of more than 16 bits cast to ``half``; raises :class:`Qua2SeDiMoError` if it does not fit."""
     if not tensor.is_floating_point() or tensor.element_size() <= 2:
         return tensor
     cast = tensor.to(half)

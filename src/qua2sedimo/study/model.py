@@ -27,6 +27,7 @@ from qua2sedimo.denoisers.stored import dtype_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.tensorfiles import Checkpoint
 from qua2sedimo.images.generate import Generation, Generator, check_inputs
+from qua2sedimo.interchange.targets import space_for
 from qua2sedimo.measuring.originals import Source, checkpoint_source, files_of
 from qua2sedimo.options import SearchSpace
 from qua2sedimo.study.parts import DenoiserPart, checkpoint_of, parts_of, traced
@@ -98,7 +99,8 @@ class StudiedModel:
             return Graph.load(path)
         generator = Generator(self.pipeline, self.generation)
         compute = self.settings.offload == "none"  # what is offloaded would take long on the CPU: shapes do
-        graph = traced(generator, self.denoisers, bool(self.settings.several), self.without_offload(), compute)
+        own = self.settings.target is None  # other formats have neither parts of layers nor copies of them
+        graph = traced(generator, self.denoisers, bool(self.settings.several), self.without_offload(), compute, own)
         graph.save(path)
         return graph
 
@@ -148,6 +150,9 @@ class StudiedModel:
         }
         if not shapes:
             raise Qua2SeDiMoError("keep: no layer is left to quantize", "Keep fewer layers.")
+        if self.settings.target is not None:
+            dtype = self.weight(next(iter(shapes))).dtype
+            return space_for(self.settings.target, shapes, self.settings.options, dtype)
         return SearchSpace.of(shapes, self.settings.options)
 
     @property

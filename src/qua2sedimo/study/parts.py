@@ -57,11 +57,12 @@ def parts_of(
 
 def traced(
     generator: Generator, denoisers: Mapping[str, nn.Module], several: bool, at_rest: AbstractContextManager[None],
-    compute: bool = True,
+    compute: bool = True, split: bool = True,
 ) -> Graph:  # fmt: skip
     """The graph of the denoisers, each traced from its first call while an image is made.
 
-    Within ``at_rest``, their weights are where they usually are. Without ``compute``, only shapes are traced.
+    With ``split``, layers are taken in parts, and equal ones as one. Within ``at_rest``, their weights are where they
+    usually are. Without ``compute``, only shapes are traced.
     Raises :class:`Qua2SeDiMoError` if one is not reached with the study's arguments.
     """
     calls = {
@@ -73,7 +74,7 @@ def traced(
         for component, call in calls.items():
             call = call if compute else call.on_cpu()
             graphs[component] = trace(
-                denoisers[component], call.args, call.kwargs, parts=True, ties=True, compute=compute
+                denoisers[component], call.args, call.kwargs, parts=split, ties=split, compute=compute
             )
     return joined_graph(graphs) if several else next(iter(graphs.values()))
 

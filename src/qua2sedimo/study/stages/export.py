@@ -1,4 +1,4 @@
-"""Exporting: a choice becomes a packed diffusers pipeline folder."""
+"""Exporting: a choice becomes a pipeline folder, packed or in the format of another program."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from qua2sedimo.denoisers.hub_names import public_name
+from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.images.own import CallablePipeline
+from qua2sedimo.interchange.plain import save_plain
+from qua2sedimo.interchange.sdnq import save_sdnq
 from qua2sedimo.options import Configuration
 from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.runtime import PackedSize, save_packed
@@ -18,20 +21,53 @@ from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.quiet import quiet
 from qua2sedimo.system.versions import versions
 
+#: Formats that are written: this package's own, SDNQ's, and plain 16-bit weights.
+FORMS = ("packed", "sdnq", "diffusers")
+
 
 def export(
-    study: Workspace, what: float | Budget | Choice, out: str | Path, act_bits: int | None = None
+    study: Workspace, what: float | Budget | Choice, out: str | Path, act_bits: int | None = None,
+    form: str = "packed", any_size: bool = False,
 ) -> PackedSize:  # fmt: skip
-    """Write a choice, or the one for a budget, as a packed pipeline folder; returns its sizes in bytes.
+    """Write a choice, or the one for a budget, as a pipeline folder; returns its sizes in bytes.
 
-    ``act_bits``: the width of activations in the loaded model (None: unchanged).
+    ``act_bits``: the width of activations in the loaded model (None: unchanged). ``form`` is one of :data:`FORMS`;
+    ``any_size`` allows ``sdnq`` more bytes than the packed layers have.
     """
+    check_form(form, act_bits)
     choice = what if isinstance(what, Choice) else choose(study, what)
     provenance = {
         "model": public_name(study.settings.model), "average_bits": choice.average_bits, "origin": choice.origin,
         "arguments": study.settings.arguments, "inputs": list(study.settings.inputs), "versions": versions(),
     }  # fmt: skip
-    return save_values(study, study.values(choice), out, provenance, act_bits)
+    if form == "packed":
+        return save_values(study, study.values(choice), out, provenance, act_bits)
+    return _save_as(study, study.values(choice), Path(out), provenance, form, any_size)
+
+
+def check_form(form: str, act_bits: int | None) -> None:
+    """Raise :class:`Qua2SeDiMoError` if the format is unknown, or cannot hold the width of activations."""
+    if form not in FORMS:
+        raise Qua2SeDiMoError(f"unknown export format '{form}'", f"Known: {', '.join(FORMS)}.")
+    if act_bits is not None and form != "packed":
+        raise Qua2SeDiMoError(f"the format {form} has no place for a width of activations", "Leave out --act-bits.")
+
+
+def _save_as(
+    study: Workspace, values: Mapping[str, QuantizedWeight], out: Path, extra: dict[str, Any], form: str, any_size: bool
+) -> PackedSize:
+    """Write quantized weights as another program loads them."""
+    if isinstance(study.pipeline, CallablePipeline):
+        raise Qua2SeDiMoError(
+            f"the format {form} is of diffusers pipelines, and this study's denoiser is of your own code",
+            "Leave out --format, and load the export with qua2sedimo.load_packed.",
+        )
+    study.switch.restore()
+    model, components, copies = study.pipeline, tuple(study.denoisers), study.copies
+    with study.without_offload(), quiet():
+        if form == "sdnq":
+            return save_sdnq(model, components, values, out, extra, copies, any_size)
+        return save_plain(model, components, values, out, extra, copies)
 
 
 def save_configuration(

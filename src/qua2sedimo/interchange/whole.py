@@ -1,0 +1,92 @@
+"""A quantized denoiser as other formats see it: whole layers by module, and the tensors beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from qua2sedimo.quantizers import QuantizedWeight, dequantize_weight, stored_dtype
+from qua2sedimo.runtime.checkpoint import Values, kept_tensor
+from qua2sedimo.runtime.shards import model_tensors
+from qua2sedimo.runtime.units import Copies, quantized_layers
+
+
+@dataclass(frozen=True)
+class WholeLayer:
+    """A layer of a denoiser with the values of its parts, ``(None, value)`` for one that is not split.
+
+    ``first`` is whether it is the first of its copies; ``dtype`` is the 16-bit type of its weight.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[tuple[tuple[int, int] | None, QuantizedWeight], ...]
+    first: bool
+
+    @property
+    def value(self) -> QuantizedWeight | None:
+        """The layer's only value; None if it has parts."""
+        (span, value), *others = self.parts
+        return None if others or span is not None else value
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return stored_dtype(self.parts[0][1].dtype)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of codes and parameters in a packed checkpoint, where copies are stored once."""
+        return sum(value.nbytes for _, value in self.parts) if self.first else 0
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.shape) if self.first else 0
+
+    def dequantized(self) -> torch.Tensor:
+        """The whole weight in its 16-bit type."""
+        whole = torch.empty(self.shape, dtype=self.dtype)
+        for span, value in self.parts:
+            dequantize_weight(value, whole if span is None else whole[:, span[0] : span[1]])
+        return whole
+
+
+def whole_layers(denoiser: Any, values: Values, copies: Copies) -> dict[str, WholeLayer]:
+    """The quantized layers by module name, each copy by itself.
+
+    Raises :class:`Qua2SeDiMoError` if parts are missing or a value does not fit its layer.
+    """
+    given = values if isinstance(values, Mapping) else dict(values)
+    found: dict[str, WholeLayer] = {}
+    seen: set[int] = set()
+    for name, layer in quantized_layers(denoiser, given, copies).items():
+        spans = [part.span for part in layer.parts]
+        parts = tuple((span, _on_cpu(value)) for span, value in zip(spans, layer.quantized_weights()))
+        found[name] = WholeLayer(name, layer.shape, parts, id(layer) not in seen)
+        seen.add(id(layer))
+    return found
+
+
+def other_tensors(denoiser: Any, quantized: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and tensor of all that is not the weight of a quantized layer, as it is kept beside them."""
+    as_kept = kept_tensor(denoiser)
+    weights = {f"{name}.weight" for name in quantized}
+    for name, tensor in model_tensors(denoiser):
+        if name not in weights:
+            yield name, as_kept(name, tensor)
+
+
+def config_of(denoiser: Any) -> dict[str, Any]:
+    """The entries of the denoiser's config.json, without the local path it was loaded from: exports are published."""
+    config: dict[str, Any] = json.loads(denoiser.to_json_string())
+    config.pop("_name_or_path", None)
+    return config
+
+
+def _on_cpu(value: QuantizedWeight) -> QuantizedWeight:
+    parameters = {name: t.cpu() for name, t in value.parameters.items()}
+    return QuantizedWeight(value.method, value.number, value.shape, value.dtype, value.codes.cpu(), parameters)

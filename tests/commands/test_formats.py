@@ -1,0 +1,81 @@
+"""Exports for other programs as a user makes them: the options, the folders, and what is refused before any work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tests.conftest import choice_of, small_pipeline, small_settings
+from tests.interchange.sdnq_reading import read
+
+from qua2sedimo import Study
+from qua2sedimo.options import Configuration
+from qua2sedimo.quantizers import dequantize_weight
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study for SDNQ with a choice of options in turn, without measurements."""
+    folder = tmp_path_factory.mktemp("for-sdnq")
+    small_pipeline().save_pretrained(folder / "model")
+    settings = small_settings(
+        model=str(folder / "model"), target="sdnq", options="uaq-3,kmeans_a-4,kmeans_c-2,row-3", rounding="nearest"
+    )
+    study = Study.create(folder / "study", settings)
+    space = study.workspace.space
+    mixed = {name: options[i % len(options)] for i, (name, options) in enumerate(space.options.items())}
+    choice_of(study, Configuration(mixed)).save(folder / "study" / "choices" / "plain.json")
+    return folder / "study"
+
+
+def test_a_study_for_sdnq_tries_only_what_its_format_holds(studied: Path) -> None:
+    inside = Study(studied).workspace
+    assert not any(layer.copies or layer.span for layer in inside.graph.layers.values())
+    assert {o.method for options in inside.space.options.values() for o in options} == {"uaq", "kmeans_a", "kmeans_c"}
+    assert all("row-3" not in map(str, options) for options in inside.space.options.values())
+
+
+def test_export_for_sdnq_has_the_promised_size_and_weights(run, studied: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for form in ("packed", "sdnq", "diffusers"):
+        ended = run("export", studied, tmp_path / form, "--choice", "plain", "--format", form)
+        assert ended.status == 0, ended.err
+    packed, sdnq = (json.loads((tmp_path / form / "qua2sedimo.json").read_text()) for form in ("packed", "sdnq"))
+    assert sdnq["quantized_bytes"] == packed["quantized_bytes"] and sdnq["format"] == "sdnq"
+    sizes = [sum(f.stat().st_size for f in (tmp_path / form).rglob("*.safetensors")) for form in ("packed", "sdnq")]
+    assert abs(sizes[1] - sizes[0]) < 0.01 * sizes[0]
+    inside = Study(studied)
+    choice = inside.workspace.choices()[0]
+    weights, _, _ = read(tmp_path / "sdnq" / "transformer")
+    for name, value in inside.workspace.values(choice).items():
+        wanted = dequantize_weight(value).float()
+        assert (weights[name].reshape(wanted.shape) - wanted).norm() <= torch.finfo(torch.float16).eps * wanted.norm()
+
+
+def test_what_cannot_be_written_is_refused_before_any_work(  # type: ignore[no-untyped-def]
+    refused,
+    studied: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qua2sedimo.study.Study.choose", lambda *_, **__: pytest.fail("work began"))
+    assert "unknown export format 'onnx'" in refused("export", studied, tmp_path / "out", "--format", "onnx")
+    asked = ("--format", "sdnq", "--act-bits", 8)
+    assert "no place for a width of activations" in refused("export", studied, tmp_path / "out", *asked)
+    assert "--for: 'comfy' is unknown" in refused("init", "digits-dit", tmp_path / "s", "--for", "comfy")
+    assert not list(tmp_path.iterdir())
+
+
+def test_init_for_a_program_writes_it_down(run, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    ended = run("init", model, tmp_path / "s", "--prompt", 1, "--for", "sdnq")
+    assert ended.status == 0, ended.err
+    assert yaml.safe_load((tmp_path / "s" / "study.yaml").read_text())["target"] == "sdnq"
+    assert Study(tmp_path / "s").workspace.settings.protocol == small_settings_protocol(tmp_path / "s")
+
+
+def small_settings_protocol(study: Path) -> str:
+    """The protocol of the same study without a target: the same, so that both can be compared."""
+    settings = Study(study).workspace.settings
+    return settings.model_copy(update={"target": None}).protocol

@@ -1,0 +1,139 @@
+"""What other programs compute from our files, in an environment of their own without this package."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from tests.conftest import choice_of, small_settings
+from tests.interchange.test_sdnq import every_option
+from tests.runtime.helpers import dit, pipeline
+from torch import nn
+
+from qua2sedimo import Study, zoo
+from qua2sedimo.interchange.sdnq import save_sdnq
+from qua2sedimo.interchange.sdnq.checkpoint import SDNQ_VERSION
+from qua2sedimo.options import Configuration
+from qua2sedimo.quantizers import dequantize_weight
+from qua2sedimo.zoo import pixels
+
+pytestmark = pytest.mark.slow
+
+PINNED = [f"sdnq=={SDNQ_VERSION}", "torch", "diffusers", "transformers", "accelerate"]
+ROOT = Path(__file__).parents[2]
+READER = """
+import sys
+folder, component, given, answer = sys.argv[1:]
+import diffusers, torch
+from safetensors.torch import load_file, save_file
+assert "qua2sedimo" not in sys.modules
+pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+assert "sdnq" in sys.modules, "diffusers imported it by itself"
+denoiser = getattr(pipeline, component)
+kinds = {type(m).__name__ for m in denoiser.modules()}
+assert any("SDNQ" in kind for kind in kinds), kinds
+inputs = load_file(given)
+if type(denoiser).__name__ == "PixArtTransformer2DModel":
+    inputs["added_cond_kwargs"] = {"resolution": None, "aspect_ratio": None}
+with torch.no_grad():
+    save_file({"sample": denoiser(**inputs).sample}, answer)
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Python with diffusers and SDNQ alone; QUA2SEDIMO_SDNQ_PYTHON names one that is there already."""
+    if "QUA2SEDIMO_SDNQ_PYTHON" in os.environ:
+        return os.environ["QUA2SEDIMO_SDNQ_PYTHON"]
+    folder = tmp_path_factory.mktemp("sdnq")
+    venv.create(folder, with_pip=True)
+    interpreter = str(folder / "bin" / "python")
+    install = [interpreter, "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), *PINNED]
+    ended = subprocess.run(install, capture_output=True, text=True)
+    if ended.returncode and any(sign in ended.stderr for sign in ("NewConnectionError", "name resolution")):
+        pytest.skip(f"the package index is unreachable: {ended.stderr[-300:]}")
+    assert ended.returncode == 0, ended.stderr
+    return interpreter
+
+
+def read_there(python: str, folder: Path, component: str, model: nn.Module, work: Path, found_in: str = "") -> None:
+    """Fail unless the other environment computes what ``model`` does, to the rounding of 16-bit weights."""
+    inputs = _inputs(model)
+    save_file(inputs, work / "given.safetensors")
+    (work / "reader.py").write_text(READER)
+    words = [python, "reader.py", str(folder), component, "given.safetensors", "answer.safetensors"]
+    environment = {**os.environ, "PYTHONPATH": found_in, "SDNQ_USE_TORCH_COMPILE": "0"}
+    ended = subprocess.run(words, cwd=work, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    answer = load_file(work / "answer.safetensors")["sample"]
+    with torch.no_grad():
+        more = {} if "class_labels" in inputs or "sample" in inputs else {"added_cond_kwargs": _NO_SIZE}
+        expected = model(**inputs, **more).sample
+    assert (answer - expected).norm() < 2e-3 * expected.norm()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+        assert (answer - model(**inputs, **more).sample).norm() > 5e-3 * expected.norm(), "the comparison sees 1 %"
+
+
+_NO_SIZE = {"resolution": None, "aspect_ratio": None}
+
+
+def _inputs(model: nn.Module) -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    config = model.config
+    sample = torch.randn(2, config.in_channels, config.sample_size, config.sample_size)
+    timestep = torch.tensor([7, 500])
+    if isinstance(model, DiTTransformer2DModel):
+        return {"hidden_states": sample, "timestep": timestep, "class_labels": torch.tensor([1, 2])}
+    if isinstance(model, UNet2DConditionModel):
+        return {"sample": sample, "timestep": timestep, "encoder_hidden_states": torch.randn(2, 5, 128)}
+    return {"hidden_states": sample, "timestep": timestep, "encoder_hidden_states": torch.randn(2, 5, 128)}
+
+
+@pytest.mark.parametrize("trained_in", [torch.float16, torch.bfloat16], ids=str)
+def test_every_option_of_a_stock_pipeline_is_computed_there(
+    python: str, trained_in: torch.dtype, tmp_path: Path
+) -> None:
+    model = dit().to(trained_in)
+    values = every_option(model)
+    save_sdnq(pipeline(model), None, values, tmp_path / "out", any_size=True)
+    for name, value in values.items():
+        model.get_submodule(name).weight.data = dequantize_weight(value)
+    read_there(python, tmp_path / "out", "transformer", model.float(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["avatars-pixart", "avatars-unet"])
+def test_a_shipped_model_is_computed_there_at_our_size(python: str, name: str, tmp_path: Path) -> None:
+    entry = zoo.ENTRIES[name]
+    settings = small_settings(
+        model=name, inputs=["short red hair"], arguments={**entry.arguments, "num_inference_steps": 1},
+        target="sdnq", options="uaq-3,kmeans_a-4,kmeans_a-2,uaq-8", rounding="nearest",
+    )  # fmt: skip
+    study = Study.create(tmp_path / "study", settings)
+    inside = study.workspace
+    options = inside.space.options.items()
+    chosen = choice_of(study, Configuration({n: held[i % len(held)] for i, (n, held) in enumerate(options)}))
+    for form in ("packed", "sdnq"):
+        study.export(chosen, tmp_path / form, form=form)
+    component = inside.component
+    ours, there = (
+        sum(f.stat().st_size for f in (tmp_path / form / component).iterdir()) for form in ("packed", "sdnq")
+    )
+    assert abs(there - ours) < 0.01 * ours
+    for layer, value in inside.values(chosen).items():
+        inside.denoiser.get_submodule(layer).weight.data = dequantize_weight(value).float()
+    # The shipped pipelines have a codec of this package: its file alone is given to the other environment.
+    stub = tmp_path / "stub" / "qua2sedimo" / "zoo"
+    stub.mkdir(parents=True)
+    (stub.parent / "__init__.py").touch()
+    (stub / "__init__.py").touch()
+    shutil.copy(pixels.__file__, stub / "pixels.py")
+    read_there(python, tmp_path / "sdnq", component, inside.denoiser, tmp_path, str(tmp_path / "stub"))
