@@ -265,7 +265,7 @@ def _refuse_unfinished(modules: Mapping[str, nn.Module], stored: dict[str, list[
 
 
 def kept_tensor(denoiser: Any) -> Callable[[str, torch.Tensor], torch.Tensor]:
-    """How a tensor of the denoiser that is not quantized is stored, by name: floats in 16 bits, but exactly if the class
+    """How a tensor that is not quantized is stored, by name: floats in 16 bits, but exactly if the denoiser's class
     keeps them in fp32."""
     half = torch.bfloat16 if _dtype(denoiser) == torch.bfloat16 else torch.float16
     exact = kept_exact(denoiser)
