@@ -25,6 +25,8 @@ from qua2sedimo.study.settings import StudySettings
 from qua2sedimo.zoo.pixels import PixelAutoencoder
 from qua2sedimo.zoo.training.export import scheduler
 
+os.environ.pop("COLUMNS", None)  # parallel runs set it: what is printed must not depend on how tests are run
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_for_shared_fixtures() -> None:

@@ -82,7 +82,7 @@ def test_a_folder_that_is_no_study_is_refused(refused, tmp_path: Path, command: 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("model: [", "is not valid YAML"),
+        ("model: [", "is neither JSON nor YAML"),
         ("", "study.yaml"),
         ("- a\n- b\n", "study.yaml"),
         ("inputs: [1]\n", "model"),
@@ -207,7 +207,7 @@ def test_inspect_lists_every_layer_with_its_sizes_for_people_and_machines(run, m
 def test_quantize_reads_the_files_and_loads_no_model(run, model: Path, study: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     live = Study(study)
     live.observe()  # once, from real calls
-    monkeypatch.setattr("qua2sedimo.study.workspace.load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("qua2sedimo.study.model.load_pipeline", lambda *_: pytest.fail("a model was loaded"))
     ended = run("quantize", study)
     assert ended.status == 0, ended.err
     assert "options of" in ended.out and "measure" in ended.out

@@ -47,7 +47,7 @@ def test_observe_says_what_it_kept_and_does_it_once(run, model: Path, tmp_path: 
     assert re.search(r"3 images, 15 inputs of 21 layers, with gradients: .*B in", first.out)
     assert f"Next: qua2sedimo quantize {folder}" in first.out
     assert "fewer than its 256 inputs: observe more images" in " ".join(first.out.split())
-    monkeypatch.setattr("qua2sedimo.study.workspace.load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("qua2sedimo.study.model.load_pipeline", lambda *_: pytest.fail("a model was loaded"))
     again = run("observe", folder)
     assert (again.status, again.out) == (0, first.out)
     assert run("quantize", folder).status == 0
@@ -69,13 +69,13 @@ def test_quick_prints_the_choice_and_what_comes_next(run, copy: Path, tmp_path: 
 
 
 def test_quick_takes_sizes_and_constraints_and_says_why(run, copy: Path) -> None:  # type: ignore[no-untyped-def]
-    ended = run("quick", copy, "--bytes", "20kB", "--methods", "row", "--keep", "proj_out_2", "--why")
+    ended = run("quick", copy, "--bytes", "20kB", "--methods-at-most", "2", "--keep", "proj_out_2", "--why")
     assert ended.status == 0, ended.err
     assert "the budget" in " ".join(ended.out.split())
     (path,) = (copy / "choices").glob("*.json")
     choice = Choice.load(path)
     assert choice.nbytes <= 20_000
-    assert {o.method for o in choice.configuration.values()} == {"row"}
+    assert len({o.method for o in choice.configuration.values()}) <= 2
     assert "proj_out_2" not in choice.configuration
 
 

@@ -51,7 +51,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Qua2SeDiMoError("work began", "This is as far as a test goes.")
 
     for place in (
-        "denoisers.load_pipeline", "study.facade.load_pipeline", "study.workspace.load_pipeline",
+        "denoisers.load_pipeline", "study.facade.load_pipeline", "study.model.load_pipeline",
         "inspection.load_pipeline", "inspection.load_denoiser", "measuring.exported.load_pipeline",
         "study.workspace.observe", "study.workspace.Bank.build", "study.stages.plan.plan", "zoo.load",
     ):  # fmt: skip

@@ -43,7 +43,7 @@ def test_a_damaged_file_is_named_with_its_remedy(tmp_path: Path, text: str) -> N
 def test_another_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "graph.json"
     path.write_text(json.dumps({"format": 99}))
-    with pytest.raises(Qua2SeDiMoError, match="format 99 is not 2"):
+    with pytest.raises(Qua2SeDiMoError, match="format 99 is not 3"):
         Graph.load(path)
 
 

@@ -13,7 +13,7 @@ from qua2sedimo.denoisers.hub_names import public_name
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.images.generate import Generation
 from qua2sedimo.measuring.exported import evaluate_export, read_evaluation
-from qua2sedimo.options import Option
+from qua2sedimo.options import Configuration
 from qua2sedimo.quantizers import METHODS
 from qua2sedimo.report.card.markdown import write_card
 from qua2sedimo.report.data import BaseModel
@@ -125,7 +125,7 @@ def test_an_export_and_its_card_name_the_folder_and_the_study_knows_where_it_is(
     (model / "README.md").write_text("---\nlicense: mit\n---\n")
     loaded = type(pipeline).from_pretrained(model)
     study = Study.create(tmp_path / "secret place" / "study", small_settings(model=str(model)), loaded)
-    configuration = study.workspace.space.uniform(Option.parse("row-4"))
+    configuration = Configuration({name: options[0] for name, options in study.workspace.space.options.items()})
     choice = choice_of(study, configuration)
     out, inside = tmp_path / "out", study.folder / "packed"
     for place in (out, inside):

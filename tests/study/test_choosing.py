@@ -36,7 +36,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 @pytest.fixture
 def run(study: Study, monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr("qua2sedimo.study.workspace.load_pipeline", lambda *_: small_pipeline())
+    monkeypatch.setattr("qua2sedimo.study.model.load_pipeline", lambda *_: small_pipeline())
     return lambda *arguments: CliRunner().invoke(app, list(arguments), env={"COLUMNS": "220"})
 
 

@@ -120,7 +120,7 @@ def test_who_wins_is_decided_on_images_that_nothing_was_learned_from(finished: F
 def test_the_command_goes_on_tells_why_and_where_the_choice_is(
     finished: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qua2sedimo.study.workspace.load_pipeline", lambda *_: small_pipeline())
+    monkeypatch.setattr("qua2sedimo.study.model.load_pipeline", lambda *_: small_pipeline())
     folder, spent = finished.study.folder, images_spent(finished.study.workspace)
     result = CliRunner().invoke(
         app, ["search", str(folder), "--bits", str(BITS), "--images", str(IMAGES), "--why"], env={"COLUMNS": "200"}

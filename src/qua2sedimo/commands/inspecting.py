@@ -55,7 +55,7 @@ def inspect(
 ) -> None:
     """List the weight layers of a model: operation, shape, and bytes under each option."""
     from qua2sedimo.inspection import check_graph_file, denoiser_named, inspected, write_graph
-    from qua2sedimo.terminal.layer_options import layer_options_table
+    from qua2sedimo.terminal.layer_options import histogram_width, layer_options_table
     from qua2sedimo.terminal.layers import inspection_notes, layer_tree
 
     if graph is not None:
@@ -67,7 +67,8 @@ def inspect(
         console.print(_of_study(Path(model), options))
         return
     if options is not None:
-        console.print(layer_options_table(denoiser_named(model, shown, loading), options, option_set))
+        width = histogram_width(console.width)
+        console.print(layer_options_table(denoiser_named(model, shown, loading), options, option_set, width))
         return
     seen = inspected(model, option_set, shown, pipeline_arguments(arguments), inputs, loading)
     if graph is not None:
@@ -83,13 +84,15 @@ def inspect(
 def _of_study(study: Path, layer: str) -> Table:
     """The options of a study's layer, rounded as the study does, with the errors of its output."""
     from qua2sedimo.study import Study
-    from qua2sedimo.terminal.layer_options import weight_table
+    from qua2sedimo.terminal.layer_options import histogram_width, weight_table
 
     inside = Study(study).workspace
     if layer not in inside.candidates.layers:
         raise Qua2SeDiMoError(f"{study} quantizes no layer '{layer}'", "`qua2sedimo inspect MODEL` lists the layers.")
     moment = inside.observed(layer).moment
-    return weight_table(layer, inside.weight(layer), inside.candidates.options[layer], 60, moment)
+    return weight_table(
+        layer, inside.weight(layer), inside.candidates.options[layer], histogram_width(console.width), moment
+    )
 
 
 @app.command(rich_help_panel=_PANEL)

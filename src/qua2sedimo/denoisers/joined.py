@@ -23,6 +23,7 @@ class JoinedDenoisers(nn.Module):
             self.add_module(component, denoiser)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Not for use: raises NotImplementedError."""
         raise NotImplementedError("the pipeline calls each denoiser itself")
 
 

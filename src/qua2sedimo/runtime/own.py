@@ -52,6 +52,6 @@ def _put(denoiser: nn.Module, name: str, tensor: torch.Tensor, device: torch.dev
     module, _, own = name.rpartition(".")
     owner = denoiser.get_submodule(module)
     if isinstance(owner, QuantizedLayer) and own in owner.packed_names():
-        setattr(owner, own, tensor.to(device))
+        owner.set_packed(own, tensor.to(device))
     else:
         getattr(owner, own).copy_(tensor)

@@ -57,7 +57,7 @@ class JoinedStatistics:
         return self.parts[component].moment(own)
 
     def gradient(self, unit: str) -> torch.Tensor | None:
-        """Squared gradients at a unit's output channels; None if there are none."""
+        """Squared gradients at a unit's outputs, fp64 [channels]; None if there are none."""
         component, _, own = unit.partition(".")
         return self.parts[component].gradient(own)
 

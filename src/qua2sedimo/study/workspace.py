@@ -16,6 +16,7 @@ import torch
 
 from qua2sedimo import zoo
 from qua2sedimo.bank import Bank, Observed, stored_weight
+from qua2sedimo.denoisers import part_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.locks import alone
 from qua2sedimo.formats.temporary import clear_leftovers
@@ -158,15 +159,20 @@ class Workspace(StudiedModel):
     def observe(self, progress: Progress = silent) -> Statistics | JoinedStatistics:
         """The study's calibration statistics: those in its folder, or made now from images in full precision."""
         if "statistics" not in self.__dict__:
-            found = {part.component: self._observed_part(part, progress) for part in self.parts}
+            names = self.settings.several or ("",)
+            if self.is_observed:  # needs no model
+                graphs = {name: part_of(name, self.graph) if name else self.graph for name in names}
+                found = {n: Statistics(self.statistics_folder / n, self._part_key(n), graphs[n].layers) for n in names}
+            else:
+                found = {part.component: self._observed_part(part, progress) for part in self.parts}
             self.statistics = JoinedStatistics(found) if self.settings.several else found[""]
         return self.statistics
 
+    def _part_key(self, component: str) -> str:
+        return f"{self.statistics_key}-{component}" if component else self.statistics_key
+
     def _observed_part(self, part: DenoiserPart, progress: Progress) -> Statistics:
-        folder = self.statistics_folder / part.component
-        key = f"{self.statistics_key}-{part.component}" if part.component else self.statistics_key
-        if Statistics.is_finished(folder):  # needs no images
-            return Statistics(folder, key, part.graph.layers)
+        folder, key = self.statistics_folder / part.component, self._part_key(part.component)
         generator = self.full_precision_generator()
         seen = replace(generator.generation, inputs=self.observed_inputs)
         what = Observation(

@@ -28,7 +28,14 @@ from qua2sedimo.quantizers import (
 from qua2sedimo.terminal.console import table
 
 _BARS = " ▁▂▃▄▅▆▇█"
+_LEAST, _MOST = 8, 60  # characters of a histogram
+_NUMBERS = 74  # characters of the columns beside it
 _COVERED = 0.998  # share of the weights that the histogram's range holds; single outliers would flatten it
+
+
+def histogram_width(columns: int) -> int:
+    """Characters that are left for the histogram on a terminal with this many columns."""
+    return max(_LEAST, min(_MOST, columns - _NUMBERS))
 
 
 def layer_options_table(denoiser: nn.Module, layer: str, option_set: str, width: int = 60) -> Table:
@@ -70,16 +77,16 @@ def weight_table(
         Column(name, justify="right", vertical="bottom", no_wrap=True)
         for name in (
             "levels",
-            *(["output, dB"] if moment else []),
-            "relative error",
+            *(["output,\ndB"] if moment else []),
+            "relative\nerror",
             "dB",
-            "mean |e|^2.4",
+            "mean\n|e|^2.4",
             "bytes",
             "bits",
         )
     ]
     histogram = Column("\n".join(_columns(counts, 6)), no_wrap=True)
-    made = table("option", histogram, *columns, title=title, box=None)
+    made = table(Column("option", vertical="bottom", no_wrap=True), histogram, *columns, title=title, box=None)
     for value in _quantized(weight, options, moment):
         decoded = dequantize_weight(value)
         named = value.method in LEVEL_METHODS
