@@ -29,11 +29,13 @@ pytestmark = pytest.mark.slow
 PINNED = [f"sdnq=={SDNQ_VERSION}", "torch", "diffusers", "transformers", "accelerate"]
 ROOT = Path(__file__).parents[2]
 READER = """
-import sys
-folder, component, given, answer = sys.argv[1:]
+import importlib, sys
+folder, component, given, answer, *needed = sys.argv[1:]
 import diffusers, torch
 from safetensors.torch import load_file, save_file
-assert "qua2sedimo" not in sys.modules
+for name in needed:
+    importlib.import_module(name)
+assert "qua2sedimo.runtime" not in sys.modules and "sdnq" not in sys.modules
 pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
 assert "sdnq" in sys.modules, "diffusers imported it by itself"
 denoiser = getattr(pipeline, component)
@@ -63,13 +65,16 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     return interpreter
 
 
-def read_there(python: str, folder: Path, component: str, model: nn.Module, work: Path, found_in: str = "") -> None:
-    """Fail unless the other environment computes what ``model`` does, to the rounding of 16-bit weights."""
+def read_there(python: str, folder: Path, component: str, model: nn.Module, work: Path, *needed: str) -> None:
+    """Fail unless the other environment computes what ``model`` does, to the rounding of 16-bit weights.
+
+    ``needed`` are modules in ``work`` / "stub" that the pipeline has components from.
+    """
     inputs = _inputs(model)
     save_file(inputs, work / "given.safetensors")
     (work / "reader.py").write_text(READER)
-    words = [python, "reader.py", str(folder), component, "given.safetensors", "answer.safetensors"]
-    environment = {**os.environ, "PYTHONPATH": found_in, "SDNQ_USE_TORCH_COMPILE": "0"}
+    words = [python, "reader.py", str(folder), component, "given.safetensors", "answer.safetensors", *needed]
+    environment = {**os.environ, "PYTHONPATH": str(work / "stub"), "SDNQ_USE_TORCH_COMPILE": "0"}
     ended = subprocess.run(words, cwd=work, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-3000:]
     answer = load_file(work / "answer.safetensors")["sample"]
@@ -136,4 +141,4 @@ def test_a_shipped_model_is_computed_there_at_our_size(python: str, name: str, t
     (stub.parent / "__init__.py").touch()
     (stub / "__init__.py").touch()
     shutil.copy(pixels.__file__, stub / "pixels.py")
-    read_there(python, tmp_path / "sdnq", component, inside.denoiser, tmp_path, str(tmp_path / "stub"))
+    read_there(python, tmp_path / "sdnq", component, inside.denoiser, tmp_path, "qua2sedimo.zoo.pixels")
