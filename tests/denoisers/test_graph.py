@@ -71,3 +71,13 @@ def test_a_file_of_another_structure_is_refused(tmp_path: Path, damage: str) -> 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(Qua2SeDiMoError, match=r"graph\.json does not exist"):
         Graph.load(tmp_path / "graph.json")
+
+
+def test_a_graph_of_the_format_before_is_read(tmp_path: Path) -> None:
+    """It did not list the modules that are left alone."""
+    path = tmp_path / "graph.json"
+    Graph("X", (), {}, left_alone=("up",)).save(path)
+    content = json.loads(path.read_text())
+    assert content.pop("left_alone") == ["up"] and content["format"] == 3
+    path.write_text(json.dumps({**content, "format": 2}))
+    assert Graph.load(path) == Graph("X", (), {})
