@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qua2sedimo.bank import OptionError
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers import METHODS, dequantize_weight, quantization_error, stored_dtype
+from qua2sedimo.quantizers import METHODS, Moment, dequantize_weight, quantization_error, stored_dtype
 
 #: Unit roundoff and smallest number of the types that parameters are stored in.
 UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -51,6 +52,56 @@ def test_a_finite_weight_stays_finite_and_near(method: str, dtype: torch.dtype, 
     negligible = 1e-9 * float(np.abs(true).max())  # errors that far below the largest weight may have no number
     assert loss == pytest.approx(float((np.abs(error) ** 2.4).mean()), rel=1e-4, abs=negligible**2.4 + 1e-300)
     assert relative == pytest.approx(float((error**2).sum()) / square if square else 0.0, rel=1e-4, abs=1e-18)
+
+
+#: The least positive numbers (denormal and normal) and the largest, of both signs, and ordinary ones among them.
+EXTREMES = {
+    "largest": "+M", "largest of both signs": "+M -M", "near the largest": "M .99M .5M", "least": "+d -d 3d",
+    "mixed": "M -M d -d t 1 0", "negative": "-M -.9M", "least normal": "t -t d", "one that is large": "M 1 -1 .01",
+}  # fmt: skip
+
+
+def extreme(words: str, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """A weight of such numbers, each at least once."""
+    least = float(torch.tensor(1, dtype=torch.int16).view(dtype))
+    units = {"M": torch.finfo(dtype).max, "t": torch.finfo(dtype).tiny, "d": least}
+    numbers = []
+    for word in words.split():
+        unit, factor = (units[word[-1]], word[:-1]) if word[-1] in units else (1.0, word)
+        numbers.append(unit * float({"": "1", "+": "1", "-": "-1"}.get(factor, factor)))
+    chance = torch.Generator().manual_seed(0)
+    drawn = torch.randint(0, len(numbers), (math.prod(shape),), generator=chance)
+    drawn[: len(numbers)] = torch.arange(len(numbers))
+    return torch.tensor(numbers, dtype=torch.float64)[drawn].to(dtype).reshape(shape)
+
+
+@methods
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("words", EXTREMES.values(), ids=EXTREMES)
+def test_the_ends_of_the_range_come_back_finite_with_their_true_errors(
+    method: str, dtype: torch.dtype, words: str
+) -> None:
+    weight, chance = extreme(words, dtype, (3, 8)), torch.Generator().manual_seed(1)
+    assert torch.isfinite(weight).all()
+    inputs = torch.randn(20, 8, generator=chance)
+    moment = Moment((inputs.T @ inputs / 20,))
+    true, h = weight.double(), moment.blocks[0].double()
+    for observed in (None, moment):
+        numbers = [1, 3] if method == "lowrank" else [1, 2, 4, 8]
+        for number, value in zip(numbers, METHODS[method].quantize(weight, numbers, observed)):
+            back = dequantize_weight(value)
+            assert torch.isfinite(back).all(), number
+            assert all(torch.isfinite(p).all() for p in value.parameters.values()), number
+            difference = true - back.double()
+            found = OptionError(*quantization_error(weight, back))
+            square = float(true.square().sum())
+            assert found.relative_mse == pytest.approx(float(difference.square().sum()) / square, rel=1e-4, abs=1e-18)
+            errors, output = moment.output_errors(weight, back)
+            expected = (difference @ h * difference).sum(dim=1)
+            power = float((true @ h * true).sum())
+            assert output == pytest.approx(float(expected.sum()) / power, rel=1e-3, abs=1e-9)
+            largest = float(expected.max())
+            assert errors.numpy() == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-6 * largest)
 
 
 @methods

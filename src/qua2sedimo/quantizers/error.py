@@ -25,7 +25,7 @@ def quantization_error(weight: torch.Tensor, quantized: torch.Tensor) -> tuple[f
     if weight.numel() == 0:
         return 0.0, 0.0
     loss = squared = square = 0.0
-    unit = _unit(weight)
+    unit = unit_of(weight)
     for w, q in zip(weight.detach().reshape(-1).split(_CHUNK), quantized.detach().reshape(-1).split(_CHUNK)):
         w, q = w.float(), q.float()
         if unit != 1:
@@ -37,8 +37,11 @@ def quantization_error(weight: torch.Tensor, quantized: torch.Tensor) -> tuple[f
     return loss / weight.numel() * unit**-EXPONENT, squared / square if square > 0 else 0.0
 
 
-def _unit(weight: torch.Tensor) -> float:
-    """A power of two that brings the largest weight near 1; 1 where the squares of weights have numbers anyway."""
+def unit_of(weight: torch.Tensor) -> float:
+    """A power of two that brings the largest weight near 1; 1 where the squares of weights have numbers anyway.
+
+    It has a number in fp32, and so has its inverse.
+    """
     largest = max(abs(float(extreme)) for extreme in torch.aminmax(weight.detach()))
     power = math.frexp(largest)[1]
-    return 2.0 ** min(-power, 120) if largest and abs(power) > _PLAIN else 1.0
+    return 2.0 ** max(-120, min(-power, 120)) if largest and abs(power) > _PLAIN else 1.0

@@ -10,11 +10,10 @@ import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.quantizers.compensation import compensated
+from qua2sedimo.quantizers.error import unit_of
 from qua2sedimo.quantizers.moment import Moment
 from qua2sedimo.quantizers.packing import pack, packed_length
 from qua2sedimo.quantizers.value import QuantizedWeight
-
-_LARGE = 2.0**120
 
 
 class Method(ABC):
@@ -70,8 +69,8 @@ class Method(ABC):
         if weight.numel() == 0:
             return [self._empty(weight, n) for n in numbers]
         rows = weight.detach().reshape(weight.shape[0], -1)
-        # The range of a channel must have a number in fp32; only bf16 weights can be as large.
-        unit = 2.0**-16 if weight.dtype == torch.bfloat16 and float(rows.abs().max()) > _LARGE else 1.0
+        # Ranges and squared errors must have numbers in fp32; only bf16 weights can be so large or small.
+        unit = unit_of(rows) if weight.dtype == torch.bfloat16 else 1.0
         usable = moment.normal if moment is not None and moment.usable else None
         fitted = self._fitted(rows if unit == 1 else rows * unit, numbers, usable)
         return [

@@ -8,6 +8,8 @@ from functools import cached_property
 
 import torch
 
+from qua2sedimo.quantizers.error import unit_of
+
 #: Share of the mean diagonal that is added to the diagonal before a moment is inverted. A tenth costs 1.0 to 1.5 dB of
 #: picture quality, a thousandth 0.4 dB (docs/method.md).
 DAMPING = 0.01
@@ -91,17 +93,18 @@ class Moment:
     def errors(self, difference: torch.Tensor) -> torch.Tensor:
         """d·H·dᵀ of every row d of ``difference`` [rows, n]: the mean squared error of its output, float64 [rows]."""
         total = torch.zeros(len(difference), dtype=torch.float64)
+        unit = unit_of(difference) if difference.numel() else 1.0  # one in which squares have numbers in fp32
         for (a, b), block in zip(self.spans(), self.blocks):
-            d = difference[:, a:b].float()
+            d = difference[:, a:b].float() * unit if unit != 1 else difference[:, a:b].float()
             total += torch.sum((d @ block.to(d.device)) * d, dim=1, dtype=torch.float64).cpu()
-        return total.clamp_(min=0)
+        return total.clamp_(min=0) / unit**2
 
     def output_errors(self, weight: torch.Tensor, quantized: torch.Tensor) -> tuple[torch.Tensor, float]:
         """(e_c of each channel of two weights [channels, ...], fp64; Σ_c e_c / tr(W·H·Wᵀ), 0 if the output is 0)."""
-        rows = weight.float().reshape(len(weight), -1)
-        errors = self.errors(rows - quantized.float().reshape(rows.shape))
+        rows = weight.float().reshape(len(weight), -1) / 4  # so that differences have a number in fp32
+        errors = self.errors(rows - quantized.float().reshape(rows.shape) / 4)
         power = float(self.errors(rows).sum())
-        return errors, float(errors.sum()) / power if power > 0 else 0.0
+        return 16 * errors, float(errors.sum()) / power if power > 0 else 0.0
 
     @cached_property
     def factors(self) -> tuple[Factor, ...]:
