@@ -79,5 +79,6 @@ def test_a_graph_of_the_format_before_is_read(tmp_path: Path) -> None:
     Graph("X", (), {}, left_alone=("up",)).save(path)
     content = json.loads(path.read_text())
     assert content.pop("left_alone") == ["up"] and content["format"] == 3
+    del content["checksum"]  # nor had it one
     path.write_text(json.dumps({**content, "format": 2}))
     assert Graph.load(path) == Graph("X", (), {})

@@ -51,7 +51,7 @@ def file(data: ReportData, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(browser: Any, file: Path, width: int = 1200, **options: Any) -> tuple[Any, list[str]]:
     """The page once its charts are drawn, and what it complained of until then and does later."""
     page = browser.new_context(viewport={"width": width, "height": 800}, **options).new_page()
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(60_000)
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))

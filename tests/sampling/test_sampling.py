@@ -244,5 +244,5 @@ def test_a_list_with_a_mistake_is_refused_by_entry(tmp_path: Path, text: str, me
 
 
 def test_a_missing_list_is_named(tmp_path: Path) -> None:
-    with pytest.raises(Qua2SeDiMoError, match=r"cannot read .*none\.yaml"):
+    with pytest.raises(Qua2SeDiMoError, match=r"none\.yaml does not exist"):
         read_list(tmp_path / "none.yaml", WIDE)

@@ -100,7 +100,7 @@ def test_the_batch_once_found_is_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     (study.folder / "batch.json").write_text("3")
     assert Study(study.folder, small_pipeline()).workspace.generator.generation.batch == 3
     (study.folder / "batch.json").write_text('"many"')
-    with pytest.raises(Qua2SeDiMoError, match="not a number of images"):
+    with pytest.raises(Qua2SeDiMoError, match=r"batch\.json: format str is not 1"):
         _ = Study(study.folder, small_pipeline()).workspace.batch
 
 
