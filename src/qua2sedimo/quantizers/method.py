@@ -70,7 +70,8 @@ class Method(ABC):
             return [self._empty(weight, n) for n in numbers]
         rows = weight.detach().reshape(weight.shape[0], -1)
         # Ranges and squared errors must have numbers in fp32; only bf16 weights can be so large or small.
-        unit = unit_of(rows) if weight.dtype == torch.bfloat16 else 1.0
+        # Not less than 2^-16: beside the largest row, the smallest must keep numbers too.
+        unit = max(unit_of(rows), 2.0**-16) if weight.dtype == torch.bfloat16 else 1.0
         usable = moment.normal if moment is not None and moment.usable else None
         fitted = self._fitted(rows if unit == 1 else rows * unit, numbers, usable)
         return [
