@@ -80,7 +80,7 @@ IMAGES: dict[str, Tiny] = {
     ),
     "FluxPipeline": tiny(_GUIDED, transformer={"in_channels": 16, "pooled_projection_dim": 12}),
     "ChromaPipeline": tiny(_GUIDED, transformer={"in_channels": 16}),
-    "BriaPipeline": tiny(_GUIDED, transformer={"in_channels": 16}),
+    "BriaPipeline": tiny(_GUIDED, transformer={"in_channels": 16}, parts={"scheduler": "DDIMScheduler"}),
     "AuraFlowPipeline": tiny(_GUIDED),
     "LuminaPipeline": tiny({**_GUIDED, "negative_prompt": "fog"}),
     "Lumina2Pipeline": tiny(_GUIDED, transformer={"axes_lens": (300, 64, 64)}),
@@ -152,9 +152,6 @@ VIDEOS: dict[str, Tiny] = {
     "AnimateDiffPAGPipeline": tiny({**_GUIDED, "num_frames": 3}, parts={"motion_adapter": _motion}, unet=_STABLE),
     "AnimateDiffSDXLPipeline": tiny({**_GUIDED, "num_frames": 3}, parts={"motion_adapter": _motion}, unet=_XL),
     "TextToVideoSDPipeline": tiny({**_GUIDED, "num_frames": 3}),
-    "TextToVideoZeroPipeline": tiny(
-        {**_GUIDED, "num_inference_steps": 4, "video_length": 2, "t0": 1, "t1": 2}, unet=_STABLE
-    ),
     "TextToVideoZeroSDXLPipeline": tiny(
         {**_GUIDED, "num_inference_steps": 4, "video_length": 2, "t0": 1, "t1": 2}, unet=_XL
     ),
@@ -187,27 +184,6 @@ MORE: dict[str, Tiny] = {
     ),
     "PRXPipeline": tiny(_UNBINNED, parts={"vae": "AutoencoderKL", **_T5}),
     "PRXPixelPipeline": tiny(_UNBINNED, parts=_T5, transformer={"in_channels": 3}),
-    "StableCascadeCombinedPipeline": tiny(
-        {**_SMALL, "height": 128, "width": 128, "prior_num_inference_steps": 2}, width=16
-    ),
-    "WuerstchenCombinedPipeline": tiny(
-        {"height": 128, "width": 128, "num_inference_steps": 2, "prior_num_inference_steps": 2},
-        prior_prior={"c_in": 4, "c": 8, "depth": 2, "c_cond": 12, "c_r": 8, "nhead": 2},
-        decoder={
-            "c_cond": 12,
-            "c_hidden": [8],
-            "nhead": [-1],
-            "blocks": [2],
-            "level_config": ["CT"],
-            "inject_effnet": [True],
-            "effnet_embd": 4,
-            "clip_embd": 12,
-            "c_r": 8,
-        },
-    ),
-    "ZImageOmniPipeline": tiny(
-        _SMALL, more={"siglip": None, "siglip_processor": None}, parts=_QWEN, transformer={"axes_lens": [1024, 64, 64]}
-    ),
 }
 
 ENTRIES: dict[str, Tiny] = {**IMAGES, **VIDEOS, **MORE}
