@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from qua2sedimo.images.ledger import FINALS, LEARNING, OBSERVED
 from qua2sedimo.images.pictures import to_uint8
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.quantizers import QuantizedWeight, dequantize_weight
+from qua2sedimo.records.measurement import Measurement
 from qua2sedimo.runtime import QuantizedLayer
 from qua2sedimo.search import Budget, Constraints
 from qua2sedimo.study.choices import save_choice
@@ -184,6 +185,21 @@ def test_weights_that_measure_worse_are_not_kept_whatever_the_objective_is(
     assert not list((study.folder / "choices").glob("*.safetensors"))
     assert study.quick(3.4) == choice
     assert unchanged(study.workspace.pipeline)
+
+
+def test_one_image_that_turns_into_another_does_not_outweigh_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Measurer.__call__
+
+    def measuring(self: Measurer, configuration: Any, values: Any = {}) -> Measurement:  # noqa: B006
+        found = plain(self, configuration, values)
+        gains = [-60.0] + [1.0] * (found.images - 1) if values else [0.0] * found.images
+        return replace(found, values={**found.values, "psnr": [40 + gain for gain in gains]})
+
+    monkeypatch.setattr(Measurer, "__call__", measuring)
+    choice = Study.create(tmp_path / "study", settings(), small_pipeline()).quick(BITS)
+    assert choice.polished is not None
 
 
 def test_without_gradients_it_minimises_the_sum_of_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,7 @@ def polish(
     study: StudyFolder,
     name: Annotated[str, typer.Argument(help="A choice by its file in choices/, without .json.", metavar="CHOICE")],
 ) -> None:
-    """Round the weights of a choice again from input to output; kept if it measures better."""
+    """Round the weights of a choice again from input to output; kept if most images come nearer."""
     from qua2sedimo.study import Study
     from qua2sedimo.study.stages.frontier import named_choice
 

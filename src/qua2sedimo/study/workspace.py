@@ -319,14 +319,16 @@ class Workspace(StudiedModel):
         return Switch(self.denoiser, self.bank, self.graph.layers, self.original_weights())
 
     def measurer(
-        self, images: range, generator: Generator | None = None, switch: Switch | None = None
+        self, images: range, generator: Generator | None = None, switch: Switch | None = None,
+        metrics: Sequence[str] = (),
     ) -> Measurer:  # fmt: skip
-        """Measures configurations on these images; a trial passes its own generator and switch.
+        """Measures configurations on these images; a trial passes its own generator and switch. Without ``metrics``,
+        those of the study and its objective are measured.
 
         Full-precision images are kept in the folder once the study has the statistics that identify it.
         """
         kept = self.references if self.is_observed else None
-        metrics = list(dict.fromkeys([*self.objective.metrics, *self.settings.metrics]))
+        metrics = metrics or list(dict.fromkeys([*self.objective.metrics, *self.settings.metrics]))
         generator, switch = generator or self.generator, switch or self.switch
         return Measurer(generator, switch, metrics, images, self.input_score, self.real_pictures, kept)
 
