@@ -4,6 +4,7 @@
     python benchmarks/compensation.py --transfer      # choices of 2.5 bits where they were not observed
     python benchmarks/compensation.py --counts        # how many observed images are needed
     python benchmarks/compensation.py --paper         # the paper's options, nearest and compensated
+    python benchmarks/compensation.py --search        # what measuring images adds to quick choices
     python benchmarks/compensation.py --docs          # only write the tables of docs/compensation.md
 
 For every size: the choice by the sum of weight errors among the paper's methods with nearest rounding; the choice by
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -44,6 +46,7 @@ METRICS = ("psnr", "features", "frechet_full", "accuracy")
 UNIFORM = ("uaq-4", "uaq-6", "kmeans_a-4", "kmeans_a-6", "kmeans_c-4")
 NEAREST, PLAIN, QUICK = "nearest, sum of errors", "gradients, not polished", "quick"
 _TRANSFERRED = 2.5
+_SEARCHED = 500  # images of a search
 _COUNTS = (1, 2, 4, 8, 16, 32)
 
 Values = Mapping[str, QuantizedWeight]
@@ -118,6 +121,8 @@ def main() -> None:
     parser.add_argument("--transfer", action="store_true", help="Choices of 2.5 bits where they were not observed.")
     parser.add_argument("--counts", action="store_true", help="How many observed images are needed.")
     parser.add_argument("--paper", action="store_true", help="The paper's options, nearest and compensated.")
+    parser.add_argument("--search", action="store_true", help="What measuring images adds to quick choices.")
+    parser.add_argument("--ours", action="store_true", help="Without uniform options and choices by weight errors.")
     parser.add_argument("--docs", action="store_true", help="Only write the tables of the page.")
     asked = parser.parse_args()
     rows = Rows()
@@ -129,7 +134,11 @@ def main() -> None:
                 counts(rows, asked, model, seed)
             elif asked.paper:
                 paper(rows, asked, model, seed)
+            elif asked.search:
+                searched(rows, asked, model, seed)
             else:
+                if not asked.ours:
+                    beside(rows, asked, model, seed)
                 sizes(rows, asked, model, seed)
     write_docs(rows.rows)
 
@@ -145,8 +154,8 @@ def opened(asked: argparse.Namespace, model: str, seed: int, **changes: Any) -> 
     return study
 
 
-def sizes(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> None:
-    """Every size, and the uniform options beside them."""
+def beside(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> None:
+    """Uniform options, and choices by weight errors, with nearest rounding."""
     near = opened(asked, model, seed, options="wide", rounding="nearest")
     judge = Judge(near, asked.images)
     space = near.workspace.space
@@ -162,6 +171,10 @@ def sizes(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> None:
                 "average_bits": space.average_bits(best), **judge(near.workspace.bank.values(best))  # noqa: B023
             })  # fmt: skip
     near.workspace.switch.restore()
+
+
+def sizes(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> None:
+    """Choices by gradients at every size, polished and not."""
     began = time.time()
     study = opened(asked, model, seed)
     prepared = time.time() - began
@@ -275,6 +288,27 @@ def paper(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> None:
         rows(key, lambda: {"average_bits": average, **judge(study.workspace.bank.values(best))})  # noqa: B023
 
 
+def searched(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> None:
+    """Choices of a search, polished as quick ones are, and their gain over these, paired by image."""
+    opened(asked, model, seed)
+    folder = asked.work / f"{model}-{seed}"
+    for bits in asked.bits:
+        key, ours = f"{model} {seed} {bits:g} search", rows.rows.get(f"{model} {seed} {bits:g} {QUICK}")
+        if key in rows.rows or ours is None:
+            continue
+        copy = asked.work / f"{model}-{seed}-search"
+        if not copy.exists():
+            shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("choices", "records.db*"))
+        study = Study(copy)
+        began = time.time()
+        choice = study.search(bits, _SEARCHED).choice
+        seconds = round(time.time() - began)
+        found = Judge(study, asked.images)(study.workspace.values(choice))
+        gain = mean_estimate(np.array(found["values"]) - np.array(ours["values"]))
+        about = {"gain": round(gain.value, 2), "gain_low": round(gain.low, 2), "gain_high": round(gain.high, 2)}
+        rows(key, lambda: {**found, **about, "images": _SEARCHED, "search_s": seconds})  # noqa: B023
+
+
 # docs/compensation.md ------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +319,7 @@ def write_docs(rows: Mapping[str, Mapping[str, Any]]) -> None:
     text = PAGE.read_text(encoding="utf-8")
     tables = {
         "sizes": _sizes_table(rows), "transfer": _transfer_table(rows), "counts": _counts_table(rows),
-        "paper": _paper_table(rows),
+        "paper": _paper_table(rows), "search": _search_table(rows),
     }  # fmt: skip
     for name, table in tables.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
@@ -350,6 +384,14 @@ def _paper_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
         for (model, rounding, by), of in _grouped(rows, r"paper (\w+), (\w+)").items()
     ]
     return _table(["model", "rounding", "chosen by", "bits", "PSNR, dB"], body)
+
+
+def _search_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    body = []
+    for (model, bits), of in sorted(_grouped(rows, r"(\S+) search").items()):
+        gain = f"{_mean(of, 'gain', 2)} [{_mean(of, 'gain_low', 2)}, {_mean(of, 'gain_high', 2)}]"
+        body.append([model, bits, _mean(of, "psnr"), gain, _mean(of, "images", 0), _mean(of, "search_s", 0)])
+    return _table(["model", "size", "search, dB", "more than quick [95 %]", "images", "seconds"], body)
 
 
 if __name__ == "__main__":

@@ -107,8 +107,8 @@ class DamageModel:
         """One model as likely as the measurements leave it; ``spread`` widens the deviations, since where errors do not
         just add, the model is surer of itself than it should be."""
         drawn = self.parameters + spread * self._posterior.deviation(rng)
-        error = self.features.groups["error"]
-        drawn[error] = np.maximum(drawn[error], _LEAST_POWER)
+        for power in self.features.powers:
+            drawn[power] = np.maximum(drawn[power], _LEAST_POWER)
         return DamageModel(self.features, self.noise, self.left_out, drawn, self._posterior)
 
 
@@ -143,8 +143,7 @@ def fit_gain(
     few = alone or (choices[:0], gain[:0])
     kind = np.repeat([1, ALONE], [len(gain), len(few[1])])
     both, gains = np.concatenate([choices, few[0]]), np.concatenate([gain, few[1]])
-    error = features.values[..., features.groups["error"]].sum(axis=2)
-    spread = _total(error, choices)[0].std()
+    spread = _total(features.values @ features.mean, choices)[0].std()
     best: tuple[float, DamageModel, float] | None = None
     others = [spread / gain.std() * factor for factor in (0.7, 1.4, 2.8)] if gain.std() > 0 else []
     for unit in (DECIBEL, *others):

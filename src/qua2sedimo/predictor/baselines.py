@@ -42,7 +42,7 @@ def additive(
 
 def additive_model(features: Features, choices: np.ndarray, gain: np.ndarray) -> DamageModel:
     """Fitted to option indices [records, layers] and an objective [records], higher is better."""
-    return fit_gain(features.only("error", "level", "operation", "block", "layer"), choices, gain)[0]
+    return fit_gain(features.only("error", "cost", "level", "operation", "block", "layer"), choices, gain)[0]
 
 
 def out_of_fold(
