@@ -8,7 +8,8 @@ options than were tried.
 and so on, with the layer's name and each option's error in its metadata. ``bank/index.json`` repeats the errors of all
 layers, so that they can be read without codes, and has a checksum per file. Layer files are written atomically, and
 their checksums are then appended to ``bank/checksums.jsonl``: an interrupted build continues with the first missing or
-damaged layer. Every file is compared with its checksum on first use.
+damaged layer. ``bank/changes.safetensors`` holds what options change in the denoiser's output. Every file is compared
+with its checksum on first use.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -32,6 +34,7 @@ from qua2sedimo.formats.files import append_line, check_space, read_json, read_o
 from qua2sedimo.formats.locks import alone
 from qua2sedimo.formats.sealed import sealed, unsealed
 from qua2sedimo.formats.temporary import clear_leftovers
+from qua2sedimo.option_changes import OptionChanges
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.quantizers import (
     METHODS,
@@ -48,7 +51,7 @@ _BEFORE = 1  # errors without those of outputs; every option kept
 _FEW_DIRECTIONS = 32.0  # :attr:`Moment.dimension` below which low-rank options are tried
 _REBUILD = "Move the bank folder away; `qua2sedimo quantize STUDY` builds it again."
 _REBUILD_FILE = "Move the file away; `qua2sedimo quantize STUDY` makes it again."
-_INDEX, _SUMS = "index.json", "checksums.jsonl"
+_INDEX, _SUMS, _CHANGES = "index.json", "checksums.jsonl", "changes.safetensors"
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Bank:
             self._dtype = {layer: getattr(torch, entry["dtype"]) for layer, entry in index["layers"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, Qua2SeDiMoError) as error:
             raise Qua2SeDiMoError(f"{folder / _INDEX} is damaged: {error}", _REBUILD_FILE) from error
-        self.folder = folder
+        self.folder, self._owner = folder, owner
         self._files: dict[str, Any] = {}
 
     @staticmethod
@@ -230,20 +233,41 @@ class Bank:
         return sum(self.errors[layer][option].relative for layer, option in configuration.items())
 
     def costs(self) -> dict[str, dict[Option, float]] | None:
-        """Σ_c G_c·e_c of every option; None without gradients.
+        """The squared change of the guided output that is expected of every option: the mean square of its
+        :attr:`changes`, or in a bank that was not weighed Σ_c G_c·e_c; None without gradients.
 
-        A layer without statistics has its relative error instead, times the median over the others of cost by relative
+        A layer without either has its relative error instead, times the median over the others of cost by relative
         error.
         """
-        every = [e for errors in self.errors.values() for e in errors.values()]
-        ratios = [e.cost / e.relative for e in every if e.cost and e.relative > 0]
+        if self.changes.of:
+            known = {layer: self.changes.mean_squares(layer) for layer in self.changes.of}
+        else:
+            known = {
+                layer: {o: e.cost for o, e in errors.items() if e.cost is not None}
+                for layer, errors in self.errors.items()
+            }
+        pairs = [(cost, self.errors[layer][o].relative) for layer, of in known.items() for o, cost in of.items()]
+        ratios = [cost / relative for cost, relative in pairs if cost > 0 and relative > 0]
         if not ratios:
             return None
         usual = statistics.median(ratios)
         return {
-            layer: {o: usual * e.relative if e.cost is None else e.cost for o, e in errors.items()}
+            layer: {o: known.get(layer, {}).get(o, usual * e.relative) for o, e in errors.items()}
             for layer, errors in self.errors.items()
         }
+
+    @cached_property
+    def changes(self) -> OptionChanges:
+        """What options change in the output; nothing in a bank that was not weighed.
+
+        Raises :class:`Qua2SeDiMoError` if the file is damaged, or of another bank.
+        """
+        return OptionChanges.load(self.folder / _CHANGES, self.space, self._owner)
+
+    def keep_changes(self, changes: Mapping[str, torch.Tensor], complete: bool) -> None:
+        """Store what options change: fp32 [options, calls] of all layers that can be weighed, or of those so far."""
+        self.changes = OptionChanges(self.space, dict(changes), complete)
+        self.changes.save(self.folder / _CHANGES, self._owner)
 
     def values(self, configuration: Configuration) -> dict[str, QuantizedWeight]:
         return {layer: self.get(layer, option) for layer, option in configuration.items()}

@@ -7,7 +7,7 @@ the scores up under one. Scores of different proposers are not comparable with e
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -31,14 +31,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known: relative errors of all options, their features, and what was measured; ``costs``: what gradients
-    say that each option adds to the squared error of the output, None without gradients."""
+    """What is known: relative errors of all options, their features, and what was measured."""
 
     space: SearchSpace
     errors: Mapping[str, Mapping[Option, float]]
     features: Features
     measured: Sequence[Measured] = ()
-    costs: Mapping[str, Mapping[Option, float]] | None = None
 
     @cached_property
     def observations(self) -> Observations:
@@ -70,12 +68,11 @@ def sum_of_errors(evidence: Evidence) -> Values:
 
 
 def by_gradients(evidence: Evidence) -> Values:
-    """Minus Σ_c G_c·e_c, the squared change of the output that gradients expect; without them, as
-    :func:`sum_of_errors`. Nothing is measured."""
-    if evidence.costs is None:
+    """Minus the damage by the damage model before anything is measured, that is by gradients; without these, as
+    :func:`sum_of_errors`."""
+    if "cost" not in evidence.features.groups:
         return sum_of_errors(evidence)
-    costs = evidence.costs
-    return {n: {o: -costs[n][o] for o in evidence.space.options[n]} for n in evidence.space.layers}
+    return most_likely(replace(evidence, measured=()))
 
 
 def one_at_a_time(evidence: Evidence) -> Values:

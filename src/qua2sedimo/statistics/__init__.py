@@ -1,6 +1,7 @@
 """Calibration statistics: what a denoiser's layers see while the full-precision model generates images."""
 
 from qua2sedimo.statistics.calls import RecordedCall, RecordedCalls, record_calls
+from qua2sedimo.statistics.changes import output_changes
 from qua2sedimo.statistics.columns import positions, unit_columns
 from qua2sedimo.statistics.gradients import squared_gradients
 from qua2sedimo.statistics.joined import JoinedStatistics
@@ -19,6 +20,7 @@ __all__ = [
     "find_sources",
     "observe",
     "observe_moments",
+    "output_changes",
     "positions",
     "record_calls",
     "sample_name",

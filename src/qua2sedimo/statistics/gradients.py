@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,14 +34,9 @@ def squared_gradients(
     handles = [
         denoiser.get_submodule(name).register_forward_hook(_hook(module, found)) for name, module in owner.items()
     ]
-    weights = sum(p.numel() for p in denoiser.parameters())
-    checkpointing = weights > _LARGE and getattr(denoiser, "_supports_gradient_checkpointing", False)
-    was_on = bool(getattr(denoiser, "is_gradient_checkpointing", False))
     waiting = list(reversed(calls))
     try:
-        if checkpointing and not was_on:
-            denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        with frozen(denoiser), torch.enable_grad():
+        with frozen(denoiser), checkpointed(denoiser), torch.enable_grad():
             while waiting:
                 call = waiting.pop()
                 found.clear()
@@ -59,11 +55,27 @@ def squared_gradients(
             raise
         return None
     finally:
-        if checkpointing and not was_on:
-            denoiser.disable_gradient_checkpointing()  # type: ignore[operator]
         for handle in handles:
             handle.remove()
     return {name: total / len(calls) for name, total in totals.items()}
+
+
+@contextmanager
+def checkpointed(denoiser: nn.Module) -> Iterator[None]:
+    """Within, a large denoiser computes activations again in the backward pass instead of keeping them."""
+    weights = sum(p.numel() for p in denoiser.parameters())
+    changes = (
+        weights > _LARGE
+        and getattr(denoiser, "_supports_gradient_checkpointing", False)
+        and not getattr(denoiser, "is_gradient_checkpointing", False)
+    )
+    if changes:
+        denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        if changes:
+            denoiser.disable_gradient_checkpointing()  # type: ignore[operator]
 
 
 def _backward(denoiser: nn.Module, call: RecordedCall) -> None:

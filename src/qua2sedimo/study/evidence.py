@@ -44,9 +44,9 @@ def evidence(study: Workspace, roles: Sequence[str] = ROLES) -> Evidence:
 
 
 def unmeasured(study: Workspace) -> Evidence:
-    """What is known without measurements: errors of all options, and what gradients say of them."""
+    """What is known without measurements: errors of all options, and features with what gradients say of them."""
     errors = {n: {o: e.relative for o, e in study.bank.errors[n].items()} for n in study.space.layers}
-    return Evidence(study.space, errors, study.encoding.damage.believing(_PRIOR), costs=study.bank.costs())
+    return Evidence(study.space, errors, study.encoding.damage.believing(_PRIOR))
 
 
 def check_objective(study: Workspace) -> None:

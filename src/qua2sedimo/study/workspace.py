@@ -40,6 +40,7 @@ from qua2sedimo.statistics import JoinedStatistics, Observation, Statistics, obs
 from qua2sedimo.study.choices import Choice, choice_name, load_values
 from qua2sedimo.study.model import StudiedModel
 from qua2sedimo.study.parts import DenoiserPart
+from qua2sedimo.study.weighing import weigh
 from qua2sedimo.system.progress import Progress, silent
 
 #: Where files are written: what interrupted processes left there is removed.
@@ -211,6 +212,18 @@ class Workspace(StudiedModel):
         """Quantize every option of every layer, or open a finished bank. Statistics that it needs are made first."""
         if self.settings.compensates:
             self.observe(progress)
+        bank = self._built_bank(progress)
+        if self.settings.compensates and self.statistics.has_gradients and not bank.changes.complete:
+            with alone(bank.folder, lambda: progress(0, 1, "waiting for another process that weighs options")):
+                bank = Bank(bank.folder, self.candidates, self.identity)
+                if not bank.changes.complete:
+                    self.full_precision_generator()
+                    memory = int(self.settings.memory * 1e9)
+                    weigh(bank, self.parts, self.statistics, self.weight, memory, progress)
+        return bank
+
+    def _built_bank(self, progress: Progress) -> Bank:
+        """Every option of every layer, as quantized now or before."""
         folder, space = self.folder / "bank", self.candidates
         if Bank.is_finished(folder, space):
             return Bank(folder, space, self.identity)

@@ -24,6 +24,7 @@ from qua2sedimo.search import (
     best_configurations,
     best_settings,
     budget_bytes,
+    by_gradients,
     in_decibels,
     most_likely,
     propose,
@@ -31,7 +32,7 @@ from qua2sedimo.search import (
 )
 from qua2sedimo.search.halving import paired_p
 from qua2sedimo.study.choices import Candidate, Choice, save_choice
-from qua2sedimo.study.evidence import evidence
+from qua2sedimo.study.evidence import evidence, unmeasured
 from qua2sedimo.study.measurements import kept_measurement, measure_all, per_image
 from qua2sedimo.study.stages.explain import block_scores_of, explain
 from qua2sedimo.study.stages.fit import fitted, kept_owner, samples, training_data
@@ -155,9 +156,8 @@ def propose_candidates(
     ]
     if study.objective.in_decibels:
         programs.append(("all measurements", most_likely(evidence(study))))
-    costs = study.bank.costs()
-    if costs is not None:
-        programs.append(("gradients", {n: {o: -costs[n][o] for o in of} for n, of in study.space.options.items()}))
+    if study.bank.costs() is not None:
+        programs.append(("gradients", by_gradients(unmeasured(study))))
     programs.append(("sum of relative errors", _error_sum(study)))
     programs += [(f"predictor, fold {k + 1}", scores.fold(k)) for k in range(scores.folds)]
     free = allowed is None or allowed == allow(study.space)

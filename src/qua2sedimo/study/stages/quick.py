@@ -17,9 +17,9 @@ def quick(
 ) -> Choice:
     """The configuration of least expected damage by gradients within the budget (a number: average bits), polished.
 
-    It minimises Σ_layers Σ_c G_c·e_c, the squared change of the guided output to first order; without gradients, the
-    sum of relative errors. Images are generated in full precision for the statistics, then to decide on polishing and
-    for the final check. A stored choice made this way is returned unchanged.
+    It minimises the sum over layers of the damage that the damage model expects before anything is measured; without
+    gradients, the sum of relative errors. Images are generated in full precision for the statistics, then to decide on
+    polishing and for the final check. A stored choice made this way is returned unchanged.
     """
     budget = budget if isinstance(budget, Budget) else Budget(budget)
     limits = constraints or Constraints()
