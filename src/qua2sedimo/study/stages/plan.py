@@ -143,11 +143,11 @@ def _bank_for_trial(study: Workspace) -> Iterator[tuple[Bank, float, float]]:
 
 
 def _observing(study: Workspace, trial: Trial) -> float:
-    """Estimated seconds of observing: images are generated, then half of their calls are run for moments, and a sixth
-    forwards and backwards."""
+    """Estimated seconds of observing: images are generated, then half of their calls are run for moments, a sixth
+    forwards and backwards, and about a fifth of them again to weigh options."""
     if study.is_observed:
         return 0.0
-    return (1 + 1 / 2 + 3 / 6) * trial.generate * study.observed_images / study.settings.images
+    return (1 + 1 / 2 + 3 / 6 + 3 / 5) * trial.generate * study.observed_images / study.settings.images
 
 
 def _as_observed(study: Workspace, layer: str) -> Observed:
