@@ -34,7 +34,7 @@ from qua2sedimo.formats.files import append_line, check_space, read_json, read_o
 from qua2sedimo.formats.locks import alone
 from qua2sedimo.formats.sealed import sealed, unsealed
 from qua2sedimo.formats.temporary import clear_leftovers
-from qua2sedimo.option_changes import OptionChanges
+from qua2sedimo.option_changes import LayerChanges, OptionChanges
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.quantizers import (
     METHODS,
@@ -264,8 +264,8 @@ class Bank:
         """
         return OptionChanges.load(self.folder / _CHANGES, self.space, self._owner)
 
-    def keep_changes(self, changes: Mapping[str, torch.Tensor], complete: bool) -> None:
-        """Store what options change: fp32 [options, calls] of all layers that can be weighed, or of those so far."""
+    def keep_changes(self, changes: Mapping[str, LayerChanges], complete: bool) -> None:
+        """Store what options change, of all layers that can be weighed or of those so far."""
         self.changes = OptionChanges(self.space, dict(changes), complete)
         self.changes.save(self.folder / _CHANGES, self._owner)
 

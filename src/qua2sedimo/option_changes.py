@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,26 +16,40 @@ _REMEDY = "Move the file away; `qua2sedimo quantize STUDY` makes it again."
 
 
 @dataclass(frozen=True, eq=False)
-class OptionChanges:
-    """``of``: for each layer that was weighed, fp32 [options, calls], the change of a call's guided output, times
-    random signs, by each of the layer's options in ``space``. ``complete``: whether no other layer can be weighed.
+class LayerChanges:
+    """``values``: fp32 [options, calls], the change of a call's guided output, times random signs, by each option;
+    ``places``: how far along its sampling each call is, 0 in the first step to 1 in the last."""
 
-    Changes of layers add: the mean over calls of the square of their sum is the squared change of the output that a
-    configuration is expected to make.
-    """
+    values: torch.Tensor
+    places: Sequence[float]
+
+    @property
+    def mean_squares(self) -> list[float]:
+        """The squared change of the output that is expected of every option."""
+        return [float(of) for of in self.values.double().square().mean(dim=1)]
+
+
+@dataclass(frozen=True, eq=False)
+class OptionChanges:
+    """``of``: the changes of each layer that was weighed, its options as in ``space``. ``complete``: whether no other
+    layer can be weighed."""
 
     space: SearchSpace
-    of: Mapping[str, torch.Tensor]
+    of: Mapping[str, LayerChanges]
     complete: bool
 
     def mean_squares(self, layer: str) -> dict[Option, float]:
         """The squared change of the output that is expected of every option of a layer."""
-        return dict(zip(self.space.options[layer], self.of[layer].double().square().mean(dim=1).tolist()))
+        return dict(zip(self.space.options[layer], self.of[layer].mean_squares))
 
     def save(self, path: Path, owner: str) -> None:
         """Write the file; ``owner`` names the bank that holds the options."""
         about = {"owner": owner, "complete": self.complete, "options": _listed(self.space)}
-        save_tensors(path, {f"{self.space.layers.index(layer):04d}": of for layer, of in self.of.items()}, about)
+        tensors: dict[str, torch.Tensor] = {}
+        for layer, changes in self.of.items():
+            place = f"{self.space.layers.index(layer):04d}"
+            tensors |= {place: changes.values, f"{place}.places": torch.tensor(changes.places)}
+        save_tensors(path, tensors, about)
 
     @classmethod
     def load(cls, path: Path, space: SearchSpace, owner: str) -> OptionChanges:
@@ -48,7 +62,15 @@ class OptionChanges:
         tensors, about = load_tensors(path, _REMEDY)
         if about.get("owner") != owner or about.get("options") != _listed(space):
             raise Qua2SeDiMoError(f"{path} was made for another bank", _REMEDY)
-        return cls(space, {space.layers[int(place)]: of for place, of in tensors.items()}, bool(about["complete"]))
+        try:
+            found = {
+                space.layers[int(name)]: LayerChanges(of, tensors[f"{name}.places"].tolist())
+                for name, of in tensors.items()
+                if "." not in name
+            }
+            return cls(space, found, bool(about["complete"]))
+        except (KeyError, ValueError, IndexError) as error:
+            raise Qua2SeDiMoError(f"{path} is damaged: {error!r}", _REMEDY) from error
 
 
 def _listed(space: SearchSpace) -> list[list[str]]:

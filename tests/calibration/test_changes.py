@@ -161,7 +161,7 @@ def test_weighing_goes_on_where_it_was_interrupted(weighed: Path, tmp_path: Path
     assert 0 < len(asked) < len(again.space.layers)
     first = Study(weighed, small_pipeline()).workspace.bank
     for layer, changes in first.changes.of.items():
-        torch.testing.assert_close(again.changes.of[layer], changes, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(again.changes.of[layer].values, changes.values, rtol=1e-3, atol=1e-6)
 
 
 def test_a_file_that_was_changed_or_is_of_another_bank_is_refused_by_name(weighed: Path, tmp_path: Path) -> None:

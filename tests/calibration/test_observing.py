@@ -29,6 +29,7 @@ from qua2sedimo.quantizers import METHODS, Moment, dequantize_weight
 from qua2sedimo.statistics import (
     Observation,
     RecordedCall,
+    RecordedCalls,
     Statistics,
     find_sources,
     observe,
@@ -146,6 +147,25 @@ def test_without_guidance_cotangents_are_signs_which_differ_from_image_to_image(
     signs = torch.cat([call.cotangents[0] for call in calls])
     assert set(signs.unique().tolist()) == {-1.0, 1.0}
     assert len({bytes((row > 0).numpy()) for row in signs}) == len(signs) == 6
+
+
+@pytest.mark.parametrize(
+    ("batches", "steps", "count"), [(32, 10, 64), (32, 10, 54), (20, 6, 20), (7, 30, 64), (3, 4, 6)]
+)
+def test_some_calls_are_of_all_steps_and_of_all_batches(tmp_path: Path, batches: int, steps: int, count: int) -> None:
+    """Every n-th of them would be of the same steps in each batch. Half are kept, as they are recorded."""
+    for batch in range(batches):
+        for number in range(batch % 2, steps, 2):
+            (tmp_path / f"{4 * batch:06d}-{number + 1:04d}.safetensors").touch()
+    calls = RecordedCalls(tmp_path)
+    some = calls.some(count)
+    assert len(some) == len(some.places) == min(count, len(calls)) and set(some.places) <= set(calls.places)
+    of_step = [some.places.count(place) for place in sorted(set(calls.places))]
+    assert max(of_step) - min(of_step) <= 2 and min(some.places) == 0 and max(some.places) == 1
+    batch_of = [int(file.stem[:6]) for file in some._files]
+    most = max(batch_of.count(batch) for batch in set(batch_of))
+    assert most <= 2 * -(-count // batches) + 1
+    assert len(calls.some(10**6)) == len(calls)
 
 
 # Moments -----------------------------------------------------------------------------------------------------------
@@ -326,7 +346,7 @@ def by_hand(denoiser: nn.Module, graph: Graph, units: Sequence[str], calls: Sequ
 
 
 def test_squared_gradients_are_those_by_hand(seen: Seen) -> None:
-    calls = [seen.statistics.calls[i] for i in range(0, len(seen.statistics.calls), EVERY)]
+    calls = list(seen.statistics.calls.some(-(-len(seen.statistics.calls) // EVERY)))
     expected = by_hand(seen.denoiser, seen.what.graph, seen.what.units, calls)
     assert seen.statistics.index.gradients
     for unit in seen.what.units:

@@ -50,15 +50,25 @@ def explain(
     study: StudyFolder,
     tables: Annotated[Tables, typer.Option("--tables", help="Format of the written tables.")] = Tables.csv,
 ) -> None:
-    """Score every option of every layer, and show what a bit costs where."""
+    """Show what a bit costs where: by gradients, and once a predictor is fitted, by the measured images."""
     from qua2sedimo.formats.tabular import require_pyarrow
-    from qua2sedimo.sensitivity import step_distributions
+    from qua2sedimo.sensitivity import expected_by, step_distributions
     from qua2sedimo.study import Study
-    from qua2sedimo.terminal.sensitivity import sensitivity_table
+    from qua2sedimo.terminal.sensitivity import expected_table, sensitivity_table
 
     if tables is Tables.parquet:
         require_pyarrow()
-    found = Study(study).sensitivity(tables.value)
+    opened = Study(study)
+    with progress() as report:
+        expected = opened.expected_damage(tables.value, report)
+    for by in ("operation", "stage", "block"):
+        if len(sums := expected_by(expected, by)) > 1:
+            console.print(expected_table(sums, by))
+    if expected and not (study / "predictor" / "predictor.json").exists():
+        say(f"All layers: {study / f'sensitivity-expected.{tables.value}'}")
+        say(f"Next: {command('quick', study, '--bits', 3.5)}, or measure images: {command('measure', study)}")
+        return
+    found = opened.sensitivity(tables.value)
     for by in ("operation", "stage", "block"):
         groups = step_distributions(found.steps, by)
         if len(groups) > 1:

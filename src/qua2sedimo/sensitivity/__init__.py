@@ -1,8 +1,15 @@
-"""From the predictor to scores of options and settings, and what they say by layer, operation, block and stage."""
+"""What each layer, operation, block and stage costs: by the predictor's scores, and by gradients alone."""
 
 from qua2sedimo.sensitivity.block_scores import block_level, block_scores
 from qua2sedimo.sensitivity.block_settings import BlockScores, BlockSettings
 from qua2sedimo.sensitivity.effects import Effects, option_effects
+from qua2sedimo.sensitivity.expected import (
+    ExpectedDamage,
+    ExpectedOfGroup,
+    expected_by,
+    expected_damage,
+    write_expected,
+)
 from qua2sedimo.sensitivity.findings import findings
 from qua2sedimo.sensitivity.scores import OptionScore, Scores, op_scores
 from qua2sedimo.sensitivity.summary import Sensitivity
@@ -22,6 +29,8 @@ __all__ = [
     "BlockSettings",
     "Distribution",
     "Effects",
+    "ExpectedDamage",
+    "ExpectedOfGroup",
     "LayerStep",
     "OptionRow",
     "OptionScore",
@@ -30,11 +39,14 @@ __all__ = [
     "block_level",
     "block_scores",
     "distributions",
+    "expected_by",
+    "expected_damage",
     "findings",
     "layer_steps",
     "op_scores",
     "option_effects",
     "option_rows",
     "step_distributions",
+    "write_expected",
     "write_tables",
 ]

@@ -18,7 +18,7 @@ from qua2sedimo.denoisers import Graph
 from qua2sedimo.options import Option
 from qua2sedimo.quantizers import METHODS, Moment, QuantizedWeight
 from qua2sedimo.sequential.segments import Outputs, Replay, Stop, segment_of, step_of
-from qua2sedimo.statistics import RecordedCall, Source, unit_columns
+from qua2sedimo.statistics import RecordedCall, RecordedCalls, Source, unit_columns
 from qua2sedimo.statistics.columns import input_of
 
 _ROWS = 1 << 16  # positions of a source, over all calls
@@ -122,12 +122,12 @@ class _Polish:
             self._replay.finish(segment)
 
     def _affordable(self, calls: Sequence[RecordedCall], memory: int) -> list[RecordedCall]:
-        """Calls spread over all recorded ones, as many as have room for outputs in full precision and quantized."""
+        """Some of the calls, as many as have room for outputs in full precision and quantized."""
         sizes = self._replay.nbytes
         within = max((sum(sizes.get(step, 0) for step in steps) for steps in self._steps.values()), default=0)
         each = 2 * (sum(sizes.get(segment, 0) for segment in self._steps) + within)
         count = min(len(calls), max(1, memory // max(1, each)))
-        return [calls[i * len(calls) // count] for i in range(count)]
+        return list(calls.some(count) if isinstance(calls, RecordedCalls) else calls[:count])
 
     def _step(self, step: str) -> dict[str, QuantizedWeight]:
         """Quantize the units of one step; its outputs are then kept."""

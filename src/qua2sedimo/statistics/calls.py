@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,30 @@ class RecordedCalls(Sequence[RecordedCall]):
         self.folder = folder
         self._files = sorted(folder.glob("[0-9]*.safetensors"))
 
+    def some(self, count: int) -> RecordedCalls:
+        """At most ``count`` of the calls: of all steps alike, and of each step from all images.
+
+        Every n-th call would be of the same steps in each batch if n goes with their number.
+        """
+        if count >= len(self):
+            return self
+        by_step = sorted(range(len(self)), key=lambda i: (self.places[i], i))
+        chosen = sorted(by_step[i * len(self) // count] for i in range(count))
+        found = RecordedCalls(self.folder)
+        found.places = [self.places[i] for i in chosen]
+        found._files = [self._files[i] for i in chosen]
+        return found
+
     @property
     def complete(self) -> bool:
         """Whether the files of all batches that were finished are there."""
         return len(self._files) == sum(_count(mark) or 0 for mark in self.folder.glob("images-*.json"))
+
+    @cached_property
+    def places(self) -> list[float]:
+        """How far its batch of images was when each call was made: 0 for the first step, 1 for the last."""
+        numbers = [int(file.stem.rpartition("-")[2]) for file in self._files]
+        return [(number - 1) / max(1, max(numbers) - 1) for number in numbers]
 
     def __len__(self) -> int:
         return len(self._files)

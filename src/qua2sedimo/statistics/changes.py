@@ -12,9 +12,6 @@ from qua2sedimo.statistics.calls import RecordedCall, frozen
 from qua2sedimo.statistics.gradients import checkpointed
 from qua2sedimo.system.memory import is_out_of_memory
 
-#: Calls with a backward pass. A mean of this many squares of normal numbers has a relative standard error of 0.18.
-PROBES = 64
-
 #: What each option of a unit gets wrong of its weight: tensors in its shape.
 Errors = Callable[[str], Sequence[torch.Tensor]]
 
@@ -29,21 +26,19 @@ def output_changes(
     guided output that is expected to first order. In contrast to Σ_c G_c·e_c it holds however the errors of different
     positions and channels, with and without the prompt, go together. Units that no call reaches are left out.
 
-    Of many calls :data:`PROBES` are used. The errors of all units are in memory together, as bf16. A call that does not
-    fit is run in halves; None if one sample does not fit either, or where weights are elsewhere until they are used
-    (offloading).
+    The errors of all units are in memory together, as bf16. A call that does not fit is run in halves; None if one
+    sample does not fit either, or where weights are elsewhere until they are used (offloading).
     """
     if any(p.is_meta for p in denoiser.parameters()):
         return None
-    count = min(PROBES, len(calls))
     found: dict[str, torch.Tensor] = {}
     try:
         with frozen(denoiser), checkpointed(denoiser):
             probe = _Probe(denoiser, layers, errors)
-            for place in range(count):
-                for unit, changes in probe(calls[place * len(calls) // count]).items():
-                    found.setdefault(unit, torch.zeros(len(changes), count))[:, place] = changes
-                progress(place + 1, count)
+            for number, call in enumerate(calls):
+                for unit, changes in probe(call).items():
+                    found.setdefault(unit, torch.zeros(len(changes), len(calls)))[:, number] = changes
+                progress(number + 1, len(calls))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

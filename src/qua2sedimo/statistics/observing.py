@@ -145,7 +145,7 @@ def _moments(
 def _gradients(folder: Path, what: Observation, calls: RecordedCalls, progress: Progress) -> None:
     if _is_known(gradients_file(folder), known_checksums(folder)):
         return
-    some = [calls[i] for i in range(0, len(calls), _EVERY)]
+    some = calls.some(-(-len(calls) // _EVERY))
     layers = {unit: what.graph.layers[unit] for unit in what.units}
     report = _after(progress, 0, len(some), "observing: gradients")
     found = squared_gradients(what.denoiser, layers, some, report)

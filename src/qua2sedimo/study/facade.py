@@ -107,6 +107,7 @@ class Study:
     fit = _stage(stages.fit.fit)
     explain = _stage(stages.explain.explain)
     sensitivity = _stage(stages.explain.sensitivity)
+    expected_damage = _stage(stages.explain.expected)
     choose = _stage(stages.choose.choose)
     search = _stage(stages.search.search)
     quick = _stage(stages.quick.quick)

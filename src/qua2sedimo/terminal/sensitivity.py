@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Column, Table
 from rich.text import Text
 
-from qua2sedimo.sensitivity import Distribution
+from qua2sedimo.sensitivity import Distribution, ExpectedOfGroup
 from qua2sedimo.terminal.console import table
 
 
@@ -27,6 +27,28 @@ def sensitivity_table(groups: Sequence[Distribution], by: str, unit: str, most: 
         made.add_row(Text(group.name), *cells, Text(_strip(group, low, high), style="cyan"))
     if len(groups) > most:
         made.caption = f"{len(groups) - most} more in sensitivity-groups.csv"
+    return made
+
+
+def expected_table(groups: Sequence[ExpectedOfGroup], by: str, most: int = 12) -> Table:
+    """Where gradients expect damage, most for each weight first: 80 columns, at most ``most`` rows."""
+    made = table(
+        Column(by, no_wrap=True, overflow="ellipsis", max_width=22),
+        "layers",
+        "weights",
+        "damage",
+        "per weight",
+        "early",
+        "middle",
+        "late",
+        title=f"Expected damage at about 3 bits by {by}, from gradients; in steps",
+    )
+    for group in groups[:most]:
+        shares = (f"{100 * share:.0f} %" for share in group.thirds)
+        sizes = f"{100 * group.weights:.1f} %", f"{100 * group.share:.1f} %", f"{group.per_weight:.2g} ×"
+        made.add_row(Text(group.name), str(group.layers), *sizes, *shares)
+    if len(groups) > most:
+        made.caption = f"{len(groups) - most} more in sensitivity-expected.csv"
     return made
 
 

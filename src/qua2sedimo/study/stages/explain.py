@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from qua2sedimo.sensitivity import (
     BlockScores,
+    ExpectedDamage,
     Scores,
     Sensitivity,
     block_scores,
+    expected_damage,
     op_scores,
     option_effects,
+    write_expected,
     write_tables,
 )
 from qua2sedimo.study.stages.fit import fitted, fitted_records, training_data
 from qua2sedimo.study.workspace import Workspace
+from qua2sedimo.system.progress import Progress, silent
 
 
 def explain(study: Workspace) -> Scores:
@@ -21,6 +25,17 @@ def explain(study: Workspace) -> Scores:
     scores = op_scores(study.space, study.encoding, ensemble)
     scores.save(study.folder / "sensitivity.json", owner)
     return scores
+
+
+def expected(study: Workspace, ending: str = "csv", progress: Progress = silent) -> list[ExpectedDamage]:
+    """Where gradients expect damage at about three bits, most first, without any measurement; empty without gradients.
+
+    The rows are stored in sensitivity-expected.csv, or with the extension .parquet.
+    """
+    rows = expected_damage(study.graph.layers, study.build_bank(progress))
+    if rows:
+        write_expected(rows, study.folder / f"sensitivity-expected.{ending}")
+    return rows
 
 
 def block_scores_of(study: Workspace) -> BlockScores:
