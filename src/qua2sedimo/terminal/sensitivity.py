@@ -41,11 +41,11 @@ def expected_table(groups: Sequence[ExpectedOfGroup], by: str, most: int = 12) -
         "early",
         "middle",
         "late",
-        title=f"Expected damage at about 3 bits by {by}, from gradients; in steps",
+        title=f"Expected damage at about 3 bits by {by}, from gradients, and its steps",
     )
     for group in groups[:most]:
         shares = (f"{100 * share:.0f} %" for share in group.thirds)
-        sizes = f"{100 * group.weights:.1f} %", f"{100 * group.share:.1f} %", f"{group.per_weight:.2g} ×"
+        sizes = f"{100 * group.weights:.2g} %", f"{100 * group.share:.2g} %", f"{group.per_weight:.2g} ×"
         made.add_row(Text(group.name), str(group.layers), *sizes, *shares)
     if len(groups) > most:
         made.caption = f"{len(groups) - most} more in sensitivity-expected.csv"
