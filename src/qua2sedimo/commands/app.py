@@ -80,7 +80,7 @@ Observe = Annotated[
 ]
 For = Annotated[
     str | None,
-    typer.Option("--for", help="Try only what another program's format holds: `sdnq`.", metavar="PROGRAM"),
+    typer.Option("--for", help="Try only what another program's format holds: `sdnq` or `gguf`.", metavar="PROGRAM"),
 ]
 Arguments = Annotated[
     str, typer.Option(help='Pipeline arguments as JSON, e.g. `{"num_inference_steps": 12}`.', metavar="JSON")
