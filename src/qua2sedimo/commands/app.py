@@ -64,7 +64,7 @@ Options = Annotated[
     str,
     typer.Option(
         help="Candidate options: `default` (1 to 6 bits, and low rank), `wide` (the paper's methods at 2 to 8 bits), "
-        "`paper` (its six), or a list: `uaq-4,kmeans_a-3`."
+        "`paper` (its six), `gguf` (the types of GGUF files), or a list: `uaq-4,kmeans_a-3`."
     ),
 ]
 Rounding = Annotated[
