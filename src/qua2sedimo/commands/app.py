@@ -45,7 +45,7 @@ Bits = Annotated[float, typer.Option(help="Average bits per weight, all overhead
 Model = Annotated[
     str,
     typer.Argument(
-        help=f"Shipped model ({', '.join(zoo.ENTRIES)}), pipeline folder, .safetensors file, or hub name.",
+        help=f"Shipped model ({', '.join(zoo.ENTRIES)}), pipeline folder, .safetensors or .gguf file, or hub name.",
         metavar="MODEL",
     ),
 ]
