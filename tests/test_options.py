@@ -27,7 +27,7 @@ from qua2sedimo.quantizers import METHODS
 
 SHAPES = {"small": (4, 3), "linear": (64, 128), "conv": (32, 16, 3, 3)}
 
-options = st.builds(Option, st.sampled_from(list(METHODS)), st.integers(1, 8))
+options = st.sampled_from([Option(m.name, n) for m in METHODS.values() for n in m.numbers])
 shapes = st.lists(st.integers(1, 80), min_size=1, max_size=4).map(tuple)
 
 
@@ -174,10 +174,28 @@ def test_small_layers_are_the_smallest_that_make_up_a_twentieth(shapes: dict[str
         assert 20 * (sum(sizes[name] for name in found) + others[0]) > total
 
 
+def test_options_that_cannot_store_a_shape_are_left_out() -> None:
+    both = Option("gguf_k", 4), Option("gguf_0", 4)
+    shapes = {"wide": (8, 512), "middle": (8, 96), "narrow": (8, 40), "conv": (8, 32, 3, 3)}
+    space = SearchSpace.of(shapes, "gguf_k-4,gguf_0-4")
+    assert space.options == {"wide": tuple(sorted(both)), "middle": both[1:], "conv": both[1:]}
+    assert space.shapes == {name: shapes[name] for name in ("wide", "middle", "conv")}
+    assert set(options_for("gguf", (8, 40))) == {Option("half", 16)}
+    types = {str(o) for o in options_for("gguf", (8, 256))}
+    assert types == {
+        *(f"gguf_k-{b}" for b in range(2, 7)), "gguf_0-4", "gguf_0-5", "gguf_0-8", "gguf_1-4", "gguf_1-5", "gguf_nl-4",
+        "half-16",
+    }  # fmt: skip
+    with pytest.raises(Qua2SeDiMoError, match=r"'gguf_k-4' can store any layer: 'narrow' \[8, 40\], 'conv'"):
+        SearchSpace.of({name: shapes[name] for name in ("narrow", "conv")}, "gguf_k-4")
+    with pytest.raises(Qua2SeDiMoError, match="option 'gguf_0-6': bits must be 4, 5, 8, got 6"):
+        Option.parse("gguf_0-6")
+
+
 @given(st.lists(options, min_size=1, max_size=6))
 def test_a_listed_set_is_sorted_without_repetition(chosen: list[Option]) -> None:
     text = ", ".join(str(o) for o in chosen)
-    assert options_for(text, (4, 4)) == tuple(sorted(set(chosen)))
+    assert options_for(text, (4, 256)) == tuple(sorted(set(chosen)))
 
 
 @pytest.mark.parametrize("text", ["", "uaq-4,,uaq-3", "broad", "uaq-4;uaq-3"])

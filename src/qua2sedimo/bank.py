@@ -279,7 +279,8 @@ def bank_bytes(space: SearchSpace, prune: bool, layers: Sequence[str]) -> int:
     for layer in layers:
         sizes: dict[object, int] = {}
         for option in space.options[layer]:
-            key = (option.method == "lowrank", option.number) if prune else option
+            overhead = METHODS[option.method].overhead(option.number)
+            key = (option.method == "lowrank", option.number, overhead) if prune else option
             sizes[key] = max(sizes.get(key, 0), option.nbytes(space.shapes[layer]))
         total += sum(sizes.values())
     return total
@@ -372,18 +373,23 @@ def _worth_trying(weight: torch.Tensor, options: Sequence[Option], observed: Obs
     """Options without those that are known to lose before their rounding is compensated, which takes most of the time.
 
     Low-rank options are tried only where inputs lie in few directions: elsewhere they lose, and cost an SVD. Of methods
-    with codes of the same width, the one that errs least when rounded to nearest levels is tried.
+    with codes of the same width and about the same size, the one that errs least when rounded to nearest levels is
+    tried.
     """
     low_rank = [o for o in options if o.method == "lowrank"]
     if observed.moment is None or observed.moment.dimension >= _FEW_DIRECTIONS:
         low_rank = []
     codes = [o for o in options if o.method != "lowrank"]
-    rivals = [o for o in codes if sum(o.number == other.number for other in codes) > 1]
+    sizes = {o: (o.number, METHODS[o.method].overhead(o.number)) for o in codes}
+    rivals = [o for o in codes if sum(sizes[o] == other for other in sizes.values()) > 1]
     errors = {
         option: _rank(_error(weight, dequantize_weight(value), observed))
         for option, value in _quantized(weight, rivals, None).items()
     }
-    best = {min((o for o in rivals if o.number == b), key=lambda o: (errors[o], o)) for b in {o.number for o in rivals}}
+    best = {
+        min((o for o in rivals if sizes[o] == size), key=lambda o: (errors[o], o))
+        for size in {sizes[o] for o in rivals}
+    }
     return tuple(sorted([*(o for o in codes if o not in rivals or o in best), *low_rank]))
 
 

@@ -18,7 +18,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers import LEVEL_METHODS, METHODS, packed_bytes
+from qua2sedimo.quantizers import GGUF_METHODS, METHODS, CodeMethod, packed_bytes
 
 #: The paper's three methods, and its options (section 3.1): each at 4 and 3 bits.
 PAPER_METHODS = ("uaq", "kmeans_c", "kmeans_a")
@@ -35,18 +35,19 @@ RANKS = (4, 8, 12, 16, 24, 32, 48, 64)
 #: A low-rank option as large as this many bits a weight is worse than a code for each weight.
 _MOST_RANK_BITS = 4.0
 _MOST_DIGITS = 4  # of the number of an option
+_SHOWN = 5  # layers in a message
 #: The smallest layers, with this share of all weights together, have an 8-bit option where no layer's stake is known.
 _SMALL_SHARE = 0.05
 #: Average bits between which every budget is served, and the bits by which an estimate of a layer's needs may be wrong.
 _SERVED, _MARGIN = (2.0, 6.0), 1.0
-OPTION_SETS = ("default", "wide", "paper")
+OPTION_SETS = ("default", "wide", "paper", "gguf")
 
 
 @dataclass(frozen=True, order=True)
 class Option:
     """One way to store one weight layer: a method of the quantizer registry and its number.
 
-    The number is the bit width of a code (1 to 8) or, for ``lowrank``, the rank.
+    The number is the bit width of a code (1 to 8) or, for ``lowrank``, the rank; ``half-16`` is the 16-bit weight.
     """
 
     method: str
@@ -57,7 +58,8 @@ class Option:
             raise Qua2SeDiMoError(f"unknown quantization method '{self.method}'; known: {', '.join(METHODS)}")
         method = METHODS[self.method]
         if self.number not in method.numbers:
-            span = f"{method.numbers.start} to {method.numbers.stop - 1}"
+            known = method.numbers
+            span = f"{known[0]} to {known[-1]}" if isinstance(known, range) else ", ".join(map(str, known))
             raise Qua2SeDiMoError(f"option '{self}': {method.quantity} must be {span}, got {self.number}")
 
     def __str__(self) -> str:
@@ -94,7 +96,7 @@ def options_for(option_set: str, shape: tuple[int, ...]) -> tuple[Option, ...]:
     ``default``: ``row`` at 1 to 6 and at 8 bits, ``kmeans_a`` from 3 bits on, and ``lowrank`` up to 4 bits a weight; of
     these a bank with statistics holds what is worth choosing. ``paper``: its six. ``wide``: those and the paper's
     methods at other widths with an overhead of at most one bit per weight; beyond that UAQ with one more bit is smaller
-    and better.
+    and better. ``gguf``: the types of GGUF files, and ``half-16``. Options that cannot store such a shape are left out.
     """
     weights = math.prod(shape)
     if option_set == "default":
@@ -109,7 +111,11 @@ def options_for(option_set: str, shape: tuple[int, ...]) -> tuple[Option, ...]:
         every = [Option(method, bits) for method in PAPER_METHODS for bits in WIDE_BITS.get(method, _WIDE_CODEBOOKS)]
         paying = [o for o in every if 8 * o.nbytes(shape) <= (o.bits + 1) * weights]
         return tuple(sorted({*paper, *paying}))
-    return tuple(sorted({Option.parse(text.strip()) for text in option_set.split(",")}))
+    if option_set == "gguf":
+        named = {Option(m.name, n) for m in (*GGUF_METHODS, METHODS["half"]) for n in m.numbers}
+    else:
+        named = {Option.parse(text.strip()) for text in option_set.split(",")}
+    return tuple(sorted(o for o in named if METHODS[o.method].fits(shape, o.number)))
 
 
 def within_reach(space: SearchSpace, stakes: Mapping[str, float]) -> SearchSpace:
@@ -149,12 +155,19 @@ def _restricted(space: SearchSpace, spans: Mapping[str, tuple[float, float]]) ->
 
     def kept(name: str) -> list[Option]:
         low, high = spans[name]
-        widths = {o.number for o in space.options[name] if o.method in LEVEL_METHODS}
+        coded = [o for o in space.options[name] if isinstance(METHODS[o.method], CodeMethod)]
+        widths = {o.number for o in coded}
         near = {b for b in widths if low <= b <= high}
         near = near or set(sorted(widths, key=lambda b: max(low - b, b - high))[:1])
-        return [o for o in space.options[name] if o.method not in LEVEL_METHODS or o.number in near]
+        return [o for o in space.options[name] if o not in coded or o.number in near]
 
     return space.restricted({name: kept(name) for name in space.layers})
+
+
+def shapes_text(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The first few layers with their shapes, for a message."""
+    shown = [f"'{name}' {list(shape)}" for name, shape in list(shapes.items())[:_SHOWN]]
+    return ", ".join([*shown, *([f"and {len(shapes) - _SHOWN} more"] if len(shapes) > _SHOWN else [])])
 
 
 def small_layers(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
@@ -226,8 +239,19 @@ class SearchSpace:
 
     @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]], option_set: str) -> SearchSpace:
-        """The space of these layers (name → weight shape) with the options of :func:`options_for`."""
-        return cls(dict(shapes), {n: options_for(option_set, shape) for n, shape in shapes.items()})
+        """The space of these layers (name → weight shape) with the options of :func:`options_for`.
+
+        Layers that none of them can store are left out. Raises :class:`Qua2SeDiMoError` naming the layers if none is
+        left.
+        """
+        found = {name: options_for(option_set, shape) for name, shape in shapes.items()}
+        kept = {name: options for name, options in found.items() if options}
+        if shapes and not kept:
+            raise Qua2SeDiMoError(
+                f"none of the options '{option_set}' can store any layer: {shapes_text(shapes)}",
+                "Choose other options with --options.",
+            )
+        return cls({name: tuple(shapes[name]) for name in kept}, kept)
 
     def restricted(self, options: Mapping[str, Sequence[Option]]) -> SearchSpace:
         """The same layers with only these of their options."""

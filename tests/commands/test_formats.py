@@ -1,10 +1,11 @@
-"""Exports for other programs as a user makes them: the options, the folders, and what is refused before any work."""
+"""Exports for other programs as a user makes them: the options, what is written, and what is refused before work."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 import yaml
@@ -31,6 +32,18 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "study"
 
 
+@pytest.fixture(scope="module")
+def studied_for_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study for GGUF with a choice of all its types in turn, with compensated rounding."""
+    folder = tmp_path_factory.mktemp("for-gguf")
+    small_pipeline().save_pretrained(folder / "model")
+    study = Study.create(folder / "study", small_settings(model=str(folder / "model"), target="gguf"))
+    space = study.workspace.space
+    mixed = {name: options[i % len(options)] for i, (name, options) in enumerate(space.options.items())}
+    choice_of(study, Configuration(mixed)).save(folder / "study" / "choices" / "mixed.json")
+    return folder / "study"
+
+
 def test_a_study_for_sdnq_tries_only_what_its_format_holds(studied: Path) -> None:
     inside = Study(studied).workspace
     assert not any(layer.copies or layer.span for layer in inside.graph.layers.values())
@@ -54,6 +67,42 @@ def test_export_for_sdnq_has_the_promised_size_and_weights(run, studied: Path, t
         assert (weights[name].reshape(wanted.shape) - wanted).norm() <= torch.finfo(torch.float16).eps * wanted.norm()
 
 
+def test_export_for_gguf_has_the_promised_size_and_weights(run, studied_for_gguf: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "model.gguf"
+    packed, made = (
+        run("export", studied_for_gguf, out, "--choice", "mixed", "--format", form)
+        for out, form in ((tmp_path / "packed", "packed"), (file, "gguf"))
+    )
+    assert packed.status == made.status == 0, made.err
+    assert packed.out.partition(": ")[2] == made.out.partition(": ")[2], "the same weights, bytes and bits are stated"
+    inside = Study(studied_for_gguf)
+    (choice,) = inside.workspace.choices()
+    assert len(set(choice.configuration.values())) > 3
+    rows = {name: inside.workspace.space.shapes[name][1] for name in choice.configuration}
+    assert all(rows[n] % (256 if o.method == "gguf_k" else 32) == 0 for n, o in choice.configuration.items())
+    tensors = {t.name: t for t in gguf.GGUFReader(file).tensors}
+    values = inside.workspace.values(choice)
+    found = sum(tensors[f"{name}.weight"].n_bytes for name in values)
+    assert found == inside.workspace.space.nbytes(choice.configuration)
+    for name, value in values.items():
+        tensor = tensors[f"{name}.weight"]
+        back = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+        assert torch.equal(back.half(), dequantize_weight(value)), value.option
+    kept = set(inside.workspace.graph.layers) - values.keys()
+    assert "pos_embed.proj" in kept and all(tensors[f"{n}.weight"].tensor_type.name == "F16" for n in kept)
+    assert inside.workspace.bank.errors and all(
+        error.output is not None for errors in inside.workspace.bank.errors.values() for error in errors.values()
+    ), "the bank's options were rounded by statistics"
+
+
+def test_a_model_that_no_gguf_type_fits_is_refused_before_anything_is_made(refused, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    asked = ("init", "digits-dit", tmp_path / "s", "--for", "gguf", "--options", "row-3,kmeans_a-4")
+    said = refused(*asked)
+    assert "gguf holds none of the options 'row-3,kmeans_a-4' of any layer: 'pos_embed.proj'" in said
+    assert "multiple of 32" in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_written_is_refused_before_any_work(  # type: ignore[no-untyped-def]
     refused,
     studied: Path,
@@ -65,6 +114,7 @@ def test_what_cannot_be_written_is_refused_before_any_work(  # type: ignore[no-u
     asked = ("--format", "sdnq", "--act-bits", 8)
     assert "no place for a width of activations" in refused("export", studied, tmp_path / "out", *asked)
     assert "--for: 'comfy' is unknown" in refused("init", "digits-dit", tmp_path / "s", "--for", "comfy")
+    assert "a GGUF export is a file" in refused("export", studied, tmp_path / "out", "--format", "gguf")
     assert not list(tmp_path.iterdir())
 
 

@@ -238,7 +238,7 @@ def test_weights_that_the_model_does_not_use_are_said(folder: Path, caplog, monk
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.gguf", b"GGUF", "quantized already (GGUF)"),
+        ("a.gguf", b"GGUF", "is damaged, or no GGUF file"),
         ("a.ckpt", b"PK", "is a pickle"),
         ("a.txt", b"hello", "no safetensors checkpoint"),
         ("a.safetensors", b"\x10", "is truncated"),

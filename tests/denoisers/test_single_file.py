@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
@@ -84,6 +85,32 @@ def test_scales_of_a_single_file_are_applied(folder: Path) -> None:
     assert loaded.dtype == torch.bfloat16
     for name, tensor in loaded.state_dict().items():
         assert (tensor.float() - expected[name]).norm() <= 0.05 * expected[name].norm()
+
+
+@pytest.mark.parametrize("named", ["diffusers", "original"])
+def test_a_gguf_file_is_decoded_and_said_to_be_quantized(
+    folder: Path, tmp_path: Path, caplog, monkeypatch, named: str
+) -> None:  # type: ignore[no-untyped-def]
+    """With diffusers' names, or the authors', as other programs write them."""
+    monkeypatch.setattr("qua2sedimo.system.notes.LOGGER.propagate", True)
+    model = load_pipeline(str(folder), Loading(dtype="fp16"), "cpu").transformer
+    expected, writer = model.state_dict(), gguf.GGUFWriter(tmp_path / "wan.gguf", "wan")
+    for name, tensor in model.state_dict().items():
+        kind = gguf.GGMLQuantizationType.Q5_1 if tensor.ndim == 2 and tensor.shape[1] == 32 else None
+        data = tensor.numpy() if kind is None else gguf.quants.quantize(tensor.float().numpy(), kind)
+        writer.add_tensor(name if named == "diffusers" else original(name), data, raw_dtype=kind)
+        if kind is not None:
+            expected[name] = torch.from_numpy(gguf.quants.dequantize(data, kind)).half()
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    found = load_pipeline(str(tmp_path / "wan.gguf"), Loading(config=str(folder)), "cpu").transformer.state_dict()
+    assert "was quantized already (Q5_1)" in caplog.text and "wan.gguf" in caplog.text
+    assert sum(not torch.equal(tensor, model.state_dict()[name]) for name, tensor in expected.items()) == 2
+    assert found.keys() == expected.keys()
+    wrong = [n for n, t in found.items() if t.dtype != expected[n].dtype or not torch.equal(t, expected[n])]
+    assert not wrong
 
 
 def test_what_a_single_file_lacks_is_named(folder: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_shipped_model_is_computed_there_at_our_size(python: str, name: str, t
     chosen = choice_of(study, Configuration({n: held[i % len(held)] for i, (n, held) in enumerate(options)}))
     for form in ("packed", "sdnq"):
         study.export(chosen, tmp_path / form, form=form)
-    component = inside.component
+    (component,) = inside.denoisers
     ours, there = (
         sum(f.stat().st_size for f in (tmp_path / form / component).iterdir()) for form in ("packed", "sdnq")
     )

@@ -10,9 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.methods import ANY_SHAPE
 
 from qua2sedimo.quantizers import LEVEL_METHODS, METHODS, Moment, QuantizedWeight, dequantize_weight, unpack
-from qua2sedimo.quantizers.compensation import PAIRS, _Strips
+from qua2sedimo.quantizers.compensation import Strips
+from qua2sedimo.quantizers.grids import PAIRS, LevelGrid
 from qua2sedimo.quantizers.moment import DAMPING
 from qua2sedimo.quantizers.row import gaussian_levels
 
@@ -119,7 +121,7 @@ def test_fixed_levels_come_near_the_best_of_all_codes(bits: int, n: int, kind: s
     h = np.zeros((n, n))
     h[np.ix_(factor.order, factor.order)] = factor.moment.double().numpy()
     least = least_by_trying(weight.double().numpy(), h, levels.double().numpy())
-    codes = _Strips(weight, factor).rounded(levels, 3)
+    codes = Strips(weight, factor).rounded(LevelGrid(levels), 3)
     d = torch.gather(levels, 1, codes.long()).double().numpy() - weight.double().numpy()
     found = np.einsum("ri,ij,rj->r", d, h, d)
     assert (found >= least * (1 - 1e-6)).all()
@@ -135,10 +137,10 @@ def test_descent_never_raises_the_error_that_it_descends(bits: int, n: int) -> N
     (factor,) = moment.factors
     found = []
     for compiled in (True, False):
-        strips = _Strips(weight, factor)
+        strips = Strips(weight, factor)
         strips._compiled = compiled
         for sweeps in range(4):
-            d = torch.gather(levels, 1, strips.rounded(levels, sweeps).long()) - weight
+            d = torch.gather(levels, 1, strips.rounded(LevelGrid(levels), sweeps).long()) - weight
             d = d[:, factor.order].double()
             found.append((d @ factor.moment.double() * d).sum(dim=1))
     for own in (found[:4], found[4:]):
@@ -181,11 +183,11 @@ def test_codes_are_those_of_the_published_formulas(n: int, bits: int) -> None:
     levels = torch.tensor(gaussian_levels(bits)) * torch.linspace(0.7, 1.3, rows)[:, None]
     (factor,) = moment.factors
     expected = gptq(weight.double().numpy(), moment.blocks[0].double().numpy(), levels.double().numpy())
-    codes = _Strips(weight, factor).rounded(levels, 0)
+    codes = Strips(weight, factor).rounded(LevelGrid(levels), 0)
     assert (codes.numpy() == expected).all(axis=1).sum() >= rows - 1
-    batched = _Strips(weight, factor)
+    batched = Strips(weight, factor)
     batched._compiled = False
-    assert (batched.rounded(levels, 0) == codes).all(dim=1).sum() >= rows - 1
+    assert (batched.rounded(LevelGrid(levels), 0) == codes).all(dim=1).sum() >= rows - 1
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -218,7 +220,7 @@ def same_value(one: QuantizedWeight, other: QuantizedWeight) -> bool:
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_SHAPE)
 @pytest.mark.parametrize("wrong", [0.0, math.nan, math.inf])
 def test_a_moment_from_which_nothing_can_be_learned_counts_as_none(method: str, wrong: float) -> None:
     weight, block = normal(6, 10), second_moment(10) * 0
@@ -229,7 +231,7 @@ def test_a_moment_from_which_nothing_can_be_learned_counts_as_none(method: str, 
     assert same_value(given, none)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_SHAPE)
 @pytest.mark.parametrize("power", [-120, -60, 60, 110])
 def test_the_size_of_the_inputs_does_not_matter(method: str, power: int) -> None:
     weight, block = normal(6, 30), second_moment(30)

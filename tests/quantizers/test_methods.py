@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.methods import ANY_SHAPE
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.quantizers import (
@@ -27,7 +28,7 @@ SHAPES = [(6, 20), (4, 3, 5), (5, 3, 3, 3), (2, 2, 1, 3, 3), (7, 1), (9,), (1, 3
 
 WIDTHS = range(1, 9)
 
-methods = pytest.mark.parametrize("method", METHODS)
+methods = pytest.mark.parametrize("method", ANY_SHAPE)
 level_methods = pytest.mark.parametrize("method", LEVEL_METHODS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -70,7 +71,7 @@ def test_overhead_is_that_of_the_design() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.sampled_from(list(METHODS)), st.integers(0, 10**6), st.sampled_from(DTYPES))
+@given(st.sampled_from(ANY_SHAPE), st.integers(0, 10**6), st.sampled_from(DTYPES))
 def test_error_falls_as_bits_or_the_rank_rise(method: str, seed: int, dtype: torch.dtype) -> None:
     weight = normal((8, 300), seed).to(dtype)
     errors = [quantization_error(weight, dequantize_weight(v)) for v in METHODS[method].quantize(weight, WIDTHS)]

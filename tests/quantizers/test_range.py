@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.methods import ANY_SHAPE
 
 from qua2sedimo.bank import OptionError
 from qua2sedimo.errors import Qua2SeDiMoError
@@ -20,7 +21,7 @@ LEAST = {torch.float16: 2.0**-24, torch.bfloat16: 2.0**-126}
 LARGEST = {torch.float16: 65504.0, torch.bfloat16: torch.finfo(torch.bfloat16).max, torch.float32: 65504.0}
 
 kinds = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-methods = pytest.mark.parametrize("method", METHODS)
+methods = pytest.mark.parametrize("method", ANY_SHAPE)
 
 
 def documented(weight: np.ndarray, stored: torch.dtype, bits: int) -> float:

@@ -20,6 +20,7 @@ from diffusers import (
     PixArtTransformer2DModel,
     UNet2DConditionModel,
 )
+from tests.methods import ANY_SHAPE
 from torch import nn
 
 from qua2sedimo.quantizers import METHODS, QuantizedWeight, dequantize_weight
@@ -101,7 +102,9 @@ def output(model: nn.Module) -> torch.Tensor:
 
 def mixed(model: nn.Module) -> Iterator[tuple[str, QuantizedWeight]]:
     """Every layer but the last, methods and bit widths in turn; ranks as in :func:`decoded_rank`."""
-    turns = itertools.cycle((method, bits) for bits in (4, 3, 8, 2, 1) for method in METHODS.values())
+    turns = itertools.cycle(
+        (method, bits) for bits in (4, 3, 8, 2, 1) for method in map(METHODS.__getitem__, ANY_SHAPE)
+    )
     for (name, module), (method, bits) in list(zip(layer_modules(model).items(), turns))[:-1]:
         number = decoded_rank(module.weight) if method.name == "lowrank" else bits
         yield name, method.quantize(module.weight, [number])[0]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from accelerate import cpu_offload
+from tests.methods import ANY_SHAPE
 from torch import nn
 
 from qua2sedimo.quantizers import LEVEL_METHODS, METHODS
@@ -84,7 +85,7 @@ def test_low_rank_layers_compile(rank: int, backend: str) -> None:
     torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_SHAPE)
 def test_exported_programs_decode_too(method: str) -> None:
     torch.manual_seed(0)
     plain = nn.Conv2d(6, 8, 3)

@@ -5,6 +5,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from tests.methods import ANY_SHAPE
 from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
@@ -29,7 +30,7 @@ def layer(method: str = "uaq", bits: int = 3, dtype: torch.dtype = torch.float32
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_SHAPE)
 def test_computes_as_the_plain_layer_with_the_dequantized_weight(kind: str, method: str) -> None:
     torch.manual_seed(0)
     make, shape = LAYERS[kind]
@@ -47,7 +48,7 @@ def test_computes_as_the_plain_layer_with_the_dequantized_weight(kind: str, meth
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_SHAPE)
 @pytest.mark.parametrize("bias", [True, False])
 def test_casts_do_not_touch_what_is_stored(stored: torch.dtype, method: str, bias: bool) -> None:
     _, value, quantized = layer(method, 4, stored, bias)
@@ -68,7 +69,7 @@ def test_holds_only_the_packed_bytes_and_shares_the_bias() -> None:
     assert quantized.bias is plain.bias
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_SHAPE)
 def test_survives_deepcopy_state_dict_and_a_stay_on_another_device(method: str) -> None:
     plain, value, quantized = layer(method)
     twin = copy.deepcopy(quantized)
@@ -81,7 +82,7 @@ def test_survives_deepcopy_state_dict_and_a_stay_on_another_device(method: str) 
     assert quantized.to("meta").weight.is_meta
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_SHAPE)
 def test_is_traced_by_torch_compile_without_a_graph_break(method: str) -> None:
     _, _, quantized = layer(method)
     x = torch.randn(2, 24)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.hooks.group_offloading import ModuleGroup
+from tests.methods import ANY_SHAPE
 from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
@@ -154,7 +155,7 @@ def test_an_offloaded_model_is_not_saved_but_told_how(folder, tmp_path) -> None:
     assert torch.equal(output(type(model).from_pretrained(tmp_path / "out")), output(model))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_SHAPE)
 def test_every_method_with_and_without_8_bit_activations(method: str) -> None:
     model = unet()
     number = 3 if method != "lowrank" else 5

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.methods import ANY_SHAPE
 from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers import METHODS
 from qua2sedimo.runtime import QuantizedLayer
 
 from .helpers import every_layer, inputs_of, output, packed_here, plain_twin, unet
@@ -42,7 +42,7 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("merge", MERGES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_SHAPE)
 def test_merging_into_a_packed_layer_is_refused_at_the_layer(method: str, merge: str) -> None:
     for name in ALL:
         model = every_layer(method)
@@ -75,7 +75,7 @@ def test_no_kind_of_adapter_is_merged(kind: str) -> None:
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora"])
 def test_a_start_that_changes_the_weight_is_refused(start: str) -> None:
-    for method in METHODS:
+    for method in ANY_SHAPE:
         for name in ("linear", "parts", "thin"):
             model = every_layer(method)
             before = weights(model)

@@ -45,7 +45,7 @@ Bits = Annotated[float, typer.Option(help="Average bits per weight, all overhead
 Model = Annotated[
     str,
     typer.Argument(
-        help=f"Shipped model ({', '.join(zoo.ENTRIES)}), pipeline folder, .safetensors file, or hub name.",
+        help=f"Shipped model ({', '.join(zoo.ENTRIES)}), pipeline folder, .safetensors or .gguf file, or hub name.",
         metavar="MODEL",
     ),
 ]
@@ -64,7 +64,7 @@ Options = Annotated[
     str,
     typer.Option(
         help="Candidate options: `default` (1 to 6 bits, and low rank), `wide` (the paper's methods at 2 to 8 bits), "
-        "`paper` (its six), or a list: `uaq-4,kmeans_a-3`."
+        "`paper` (its six), `gguf` (the types of GGUF files), or a list: `uaq-4,kmeans_a-3`."
     ),
 ]
 Rounding = Annotated[
@@ -80,7 +80,7 @@ Observe = Annotated[
 ]
 For = Annotated[
     str | None,
-    typer.Option("--for", help="Try only what another program's format holds: `sdnq`.", metavar="PROGRAM"),
+    typer.Option("--for", help="Try only what another program's format holds: `sdnq` or `gguf`.", metavar="PROGRAM"),
 ]
 Arguments = Annotated[
     str, typer.Option(help='Pipeline arguments as JSON, e.g. `{"num_inference_steps": 12}`.', metavar="JSON")

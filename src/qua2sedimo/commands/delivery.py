@@ -46,7 +46,7 @@ def export(
     study: Annotated[
         str, typer.Argument(help="The study folder; or with `--choice FILE`, a fine-tune.", metavar="STUDY|MODEL")
     ],
-    out: Annotated[Path, typer.Argument(help="The folder to write.", metavar="OUT")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; for GGUF, a file.", metavar="OUT")],
     bits: ChoiceBits = 3.5,
     choice: Annotated[
         str | None,
@@ -71,11 +71,12 @@ def export(
         typer.Option(
             "--format",
             help="`packed`, loaded after `import qua2sedimo`; `sdnq`, by diffusers alone after `pip install sdnq`; "
-            "`diffusers`, plain 16-bit weights.",
+            "`diffusers`, plain 16-bit weights; `gguf`, a GGUF file of the denoiser with diffusers' names of tensors; "
+            "`gguf-original`, with those of the model's authors, as ComfyUI expects.",
         ),
     ] = "packed",
     any_size: Annotated[
-        bool, typer.Option("--any-size", help="Let `--format sdnq` take more bytes than the packed layers.")
+        bool, typer.Option("--any-size", help="Let `--format sdnq` or `gguf` take more bytes than the packed layers.")
     ] = False,
 ) -> None:
     """Write a choice as a pipeline that `DiffusionPipeline.from_pretrained` loads.
@@ -83,13 +84,12 @@ def export(
     With a fine-tune and the file of a choice made for its base model, every layer gets the option of the base model's
     layer. The fine-tune is observed and rounded by its own statistics; nothing is searched.
     """
-    from qua2sedimo.runtime.checkpoint import check_export_folder
     from qua2sedimo.study import Study
-    from qua2sedimo.study.stages.export import check_form
+    from qua2sedimo.study.stages.export import check_form, check_place
     from qua2sedimo.study.stages.frontier import named_choice
 
     check_form(form, act_bits)
-    check_export_folder(out)
+    check_place(form, out)
     if choice is not None and not (Path(study) / "study.yaml").exists() and choice.endswith(".json"):
         _export_transferred(study, out, choice, work, (act_bits, form, any_size))
         return

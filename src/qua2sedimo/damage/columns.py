@@ -93,7 +93,8 @@ def option_features(graph: Graph, space: SearchSpace, bank: Bank) -> Features:
     most = max(len(options) for options in space.options.values())
     error = np.zeros((len(layers), most, 1))
     continuous = np.zeros((len(layers), most, 4))
-    method = np.zeros((len(layers), most, len(METHODS)))
+    methods = [name for name in METHODS if any(o.method == name for o in space.union)]
+    method = np.zeros((len(layers), most, len(methods)))
     offered = np.zeros((len(layers), most), dtype=bool)
     for i, layer in enumerate(layers):
         depth = graph.index[layer.name] / len(graph.nodes)
@@ -102,7 +103,7 @@ def option_features(graph: Graph, space: SearchSpace, bank: Bank) -> Features:
             error[i, j] = math.log(bank.errors[layer.name][option].relative + SMALLEST_ERROR)
             bits = 8 * option.nbytes(layer.shape) / layer.weights
             continuous[i, j] = option.bits, bits, math.log(layer.weights), depth
-            method[i, j, list(METHODS).index(option.method)] = 1
+            method[i, j, methods.index(option.method)] = 1
     error -= error[offered].mean()
     mean, deviation = continuous[offered].mean(axis=0), continuous[offered].std(axis=0)
     continuous = (continuous - mean) / np.where(deviation > 0, deviation, 1)

@@ -1,4 +1,4 @@
-"""Load a pipeline whose denoiser, and maybe all its models, are in one safetensors file, as they were first published.
+"""Load a pipeline whose denoiser, and maybe all its models, are in one file, as they were first published.
 
 diffusers converts the names of many models. Which pipeline it is, and its components' configurations, are not in the
 file: they come from a pipeline folder, or from the hub, by the model that diffusers takes the file for.
@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from qua2sedimo.denoisers.gguf_files import decoded_file
 from qua2sedimo.denoisers.loading import DTYPES, Loading
 from qua2sedimo.denoisers.stored import (
     FAILURES,
@@ -42,12 +43,19 @@ _GIVE_CONFIG = (
 
 
 def load_file(path: Path, loading: Loading) -> Any:
-    """The pipeline of one safetensors file, on the CPU; what the file lacks comes from the configuration's folder.
+    """The pipeline of one safetensors or GGUF file, on the CPU; what it lacks comes from the configuration's folder.
 
     Raises :class:`Qua2SeDiMoError` if it is another kind of file, is damaged, or its configuration is not known.
     """
     _refuse_others(path)
-    checkpoint = Checkpoint(path)
+    if path.suffix.lower() != ".gguf":
+        return _loaded(path, Checkpoint(path), loading)
+    with decoded_file(path) as copy:
+        return _loaded(path, Checkpoint(copy), loading)
+
+
+def _loaded(path: Path, checkpoint: Checkpoint, loading: Loading) -> Any:
+    """The pipeline of a file whose tensors are those of ``checkpoint``."""
     folder, origin = _configuration(path, checkpoint, loading)
     index = read_index(folder)
     names = denoisers_in(index)
@@ -77,12 +85,10 @@ def load_file(path: Path, loading: Loading) -> Any:
 
 
 def _refuse_others(path: Path) -> None:
-    """Raise :class:`Qua2SeDiMoError` for a file that is not in the safetensors format, saying what it is."""
+    """Raise :class:`Qua2SeDiMoError` for a file that is in neither format, saying what it is."""
     ending = path.suffix.lower()
-    if ending == ".safetensors":
+    if ending in (".safetensors", ".gguf"):
         return
-    if ending == ".gguf":
-        raise Qua2SeDiMoError(f"{path} is quantized already (GGUF)", "Pass the checkpoint that it was made from.")
     if ending in _PICKLES:
         raise Qua2SeDiMoError(
             f"{path} is a pickle, which may run any code when it is read",
@@ -90,7 +96,8 @@ def _refuse_others(path: Path) -> None:
         )
     raise Qua2SeDiMoError(
         f"{path} is a file, but no safetensors checkpoint",
-        "Pass a pipeline folder (with model_index.json), a .safetensors file, or, to `inspect`, a config.json.",
+        "Pass a pipeline folder (with model_index.json), a .safetensors or .gguf file, or, to `inspect`, a "
+        "config.json.",
     )
 
 
@@ -224,4 +231,7 @@ def _pipeline(
         except SingleFileComponentError:
             pass  # the file has only some of the models
     whole = str(folder) if Path(origin).is_dir() else origin  # a hub name's folder has no weights yet
-    return DiffusionPipeline.from_pretrained(whole, torch_dtype=dtype, **given)
+    made = DiffusionPipeline.from_pretrained(whole, torch_dtype=dtype, **given)
+    # Where a pipeline's denoiser may be missing, as Wan's, diffusers loads the folder's in place of the given one.
+    made.register_modules(**given)
+    return made

@@ -10,10 +10,15 @@ from typing import Any
 
 import torch
 
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.text import size_text
 from qua2sedimo.quantizers import QuantizedWeight, dequantize_weight, stored_dtype
 from qua2sedimo.runtime.checkpoint import Values, kept_tensor
 from qua2sedimo.runtime.shards import model_tensors
 from qua2sedimo.runtime.units import Copies, quantized_layers
+
+_TOLERATED = 0.01  # growth over the packed size
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,13 @@ class WholeLayer:
     def weights(self) -> int:
         return math.prod(self.shape) if self.first else 0
 
+    @property
+    def what(self) -> str:
+        """How it is quantized, for a message."""
+        if self.value is None:
+            return f"{len(self.parts)} parts"
+        return self.value.option if self.first else f"{self.value.option}, a copy"
+
     def dequantized(self) -> torch.Tensor:
         """The whole weight in its 16-bit type."""
         whole = torch.empty(self.shape, dtype=self.dtype)
@@ -69,6 +81,25 @@ def whole_layers(denoiser: Any, values: Values, copies: Copies) -> dict[str, Who
         found[name] = WholeLayer(name, layer.shape, parts, id(layer) not in seen)
         seen.add(id(layer))
     return found
+
+
+def refuse_growth(form: str, layers: Mapping[str, WholeLayer], nbytes: Mapping[str, int], remedy: str) -> None:
+    """Raise :class:`Qua2SeDiMoError` if layers of these bytes each take more than 1 % more than packed ones.
+
+    ``form`` names the format; ``remedy`` is how to make a study whose options it holds.
+    """
+    packed = sum(layer.packed_bytes for layer in layers.values())
+    grown = {name: nbytes[name] - layer.packed_bytes for name, layer in layers.items()}
+    if sum(grown.values()) <= _TOLERATED * packed:
+        return
+    largest = sorted(grown, key=lambda name: -grown[name])[:_SHOWN]
+    shown = "; ".join(f"'{name}' ({layers[name].what}) +{size_text(grown[name])}" for name in largest)
+    count = sum(growth > 0 for growth in grown.values())
+    raise Qua2SeDiMoError(
+        f"{form}'s format has no form as small for {count} of {len(layers)} layers: they would take "
+        f"{size_text(packed + sum(grown.values()))} instead of {size_text(packed)}. Largest: {shown}",
+        f"{remedy}, which tries only what the format holds, or write it larger: --any-size.",
+    )
 
 
 def other_tensors(denoiser: Any, quantized: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -7,7 +7,7 @@ import math
 import torch
 
 from qua2sedimo.quantizers.lookup import is_real, kernels_read
-from qua2sedimo.quantizers.lowrank import LowRank
+from qua2sedimo.quantizers.method import LevelMethod, Method
 from qua2sedimo.quantizers.operator import decode, decode_into, device_kernel, look_up
 from qua2sedimo.quantizers.registry import LEVEL_METHODS, METHODS
 from qua2sedimo.quantizers.value import QuantizedWeight
@@ -35,9 +35,9 @@ def dequantize_weight(value: QuantizedWeight, out: torch.Tensor | None = None) -
         out = torch.empty(value.shape, dtype=value.dtype, device=value.codes.device)
     if out.numel() == 0:
         return out
-    factored = METHODS[value.method]
-    if isinstance(factored, LowRank):
-        out.copy_(_product(factored, value).view(value.shape))
+    method = METHODS[value.method]
+    if not isinstance(method, LevelMethod):
+        out.copy_(_computed(method, value).view(value.shape))
         return out
     levels = levels_of(value, out.dtype)
     rows = out.view(out.shape[0], -1)  # never copies: a span of input channels has regular rows too
@@ -56,9 +56,9 @@ def dequantize_traceable(value: QuantizedWeight, dtype: torch.dtype) -> torch.Te
 
     Where there is a kernel the compiled program calls it; on other devices the compiler fuses the operations.
     """
-    factored = METHODS[value.method]
-    if isinstance(factored, LowRank):
-        return _product(factored, value).to(dtype).view(value.shape)
+    method = METHODS[value.method]
+    if not isinstance(method, LevelMethod):
+        return _computed(method, value).to(dtype).view(value.shape)
     levels = levels_of(value, dtype)
     if levels.device.type == "cpu" or device_kernel(levels.device.type) is not None:
         return decode(value.codes, levels, value.number, value.shape)
@@ -66,7 +66,7 @@ def dequantize_traceable(value: QuantizedWeight, dtype: torch.dtype) -> torch.Te
     return look_up(value.codes, levels, value.number, channels, math.prod(value.shape[1:])).view(value.shape)
 
 
-def _product(method: LowRank, value: QuantizedWeight) -> torch.Tensor:
-    """The product of the factors [channels, n], rounded to the weight's own type."""
+def _computed(method: Method, value: QuantizedWeight) -> torch.Tensor:
+    """A weight that is computed, not looked up, [channels, n]: rounded to its own type."""
     largest = torch.finfo(value.dtype).max
     return method.dequantized(value).clamp(-largest, largest).to(value.dtype)

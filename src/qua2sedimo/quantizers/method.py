@@ -11,7 +11,9 @@ import torch
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.quantizers.compensation import compensated
 from qua2sedimo.quantizers.error import unit_of
+from qua2sedimo.quantizers.grids import Grid, LevelGrid
 from qua2sedimo.quantizers.moment import Moment
+from qua2sedimo.quantizers.operator import look_up
 from qua2sedimo.quantizers.packing import pack, packed_length
 from qua2sedimo.quantizers.value import QuantizedWeight
 
@@ -24,7 +26,7 @@ class Method(ABC):
 
     name: str
     #: The numbers that options of this method may have, and what the number is.
-    numbers: range = range(1, 9)
+    numbers: Sequence[int] = range(1, 9)
     quantity = "bits"
 
     @abstractmethod
@@ -33,11 +35,19 @@ class Method(ABC):
 
     @abstractmethod
     def parameter_dtypes(self, stored: torch.dtype) -> dict[str, torch.dtype]:
-        """The 16-bit type of each parameter, given the 16-bit float type of the checkpoint."""
+        """The 16-bit type of each parameter of any number, given the 16-bit float type of the checkpoint."""
 
     def width(self, number: int) -> int:
         """Bits of one code."""
         return number
+
+    def fits(self, shape: tuple[int, ...], number: int) -> bool:
+        """Whether a weight of this shape can be stored."""
+        return True
+
+    def overhead(self, number: int) -> float:
+        """Bits a weight that are stored beside its code, as far as they do not depend on the weight's shape."""
+        return 0.0
 
     def code_count(self, shape: tuple[int, ...], number: int) -> int:
         """How many codes are stored for a weight of this shape."""
@@ -61,11 +71,10 @@ class Method(ABC):
         (:mod:`qua2sedimo.quantizers.compensation`); without, or if the moment is not :attr:`~Moment.usable`, every
         weight goes to its nearest level. Parameters of fp32 weights are stored as fp16.
 
-        Raises :class:`Qua2SeDiMoError` on NaN or infinity, which no code can represent, and on fp32 weights beyond the
-        range of fp16.
+        Raises :class:`Qua2SeDiMoError` on NaN or infinity, which no code can represent, on fp32 weights beyond the
+        range of fp16, and on a shape that does not fit.
         """
-        check_finite(weight)
-        check_half(weight)
+        self.check(weight, numbers)
         if weight.numel() == 0:
             return [self._empty(weight, n) for n in numbers]
         rows = weight.detach().reshape(weight.shape[0], -1)
@@ -85,6 +94,20 @@ class Method(ABC):
             )
             for n, (codes, found) in zip(numbers, fitted)
         ]
+
+    def check(self, weight: torch.Tensor, numbers: Sequence[int]) -> None:
+        """Raise the errors of :meth:`quantize`."""
+        unfit = [n for n in numbers if not self.fits(tuple(weight.shape), n)]
+        if unfit:
+            raise Qua2SeDiMoError(
+                f"a weight {list(weight.shape)} cannot be stored as {self.name}-{unfit[0]}", "Choose other options."
+            )
+        check_finite(weight)
+        check_half(weight)
+
+    @abstractmethod
+    def dequantized(self, value: QuantizedWeight) -> torch.Tensor:
+        """What ``value`` stands for: fp32 [channels, n], not yet rounded to the weight's type; can be compiled."""
 
     @abstractmethod
     def _fitted(
@@ -109,16 +132,11 @@ class Method(ABC):
         return QuantizedWeight(self.name, number, shape, weight.dtype, codes, parameters)
 
 
-class LevelMethod(Method):
-    """A method whose codes each stand for one weight: its number is the bit width, and a code names a level.
+class CodeMethod(Method):
+    """A method whose codes each stand for one weight: its number is the bit width.
 
-    A new one defines the parameters, how they are fitted and which levels follow. Both roundings, packing, decoding and
-    sizes then work, provided that levels are proportional to the float parameters.
-
-    The root mean square error of a channel (of the tensor for ``kmeans_a``) under nearest rounding is at most
-    r/(2^b − 1) + 2·u·r + 2^b·s, where r is the range of its weights with 0 included, and u and s are the unit roundoff
-    and the least positive number of the stored type: 2⁻¹¹ and 2⁻²⁴ for fp16, 2⁻⁸ and 2⁻¹²⁶ (the least normal one) for
-    bf16. This holds from 2 bits on, and for ``row`` only for weights that are distributed like a Gaussian.
+    A new one defines the parameters, how they are fitted, and the grid of values that follows from them. Both
+    roundings, packing and sizes then work, provided that values are proportional to the float parameters.
     """
 
     @abstractmethod
@@ -127,13 +145,13 @@ class LevelMethod(Method):
         rounded parameters."""
 
     @abstractmethod
-    def levels(self, parameters: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
-        """What each code stands for: float32 [channels, 2^bits], or [1, 2^bits] if all channels share it."""
+    def grid(self, parameters: dict[str, torch.Tensor], bits: int, dtype: torch.dtype) -> Grid:
+        """The values that codes stand for, of a weight of this dtype."""
 
     def rescaled(self, parameters: dict[str, torch.Tensor], factors: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Parameters of levels ``factors`` times as large, rounded as stored.
+        """Parameters of values ``factors`` times as large, rounded as stored.
 
-        ``factors`` is fp32 [channels], or [1] if all channels share their levels.
+        ``factors`` is fp32 [channels], or [1] if all channels share their values.
         """
         scaled = {}
         for name, tensor in parameters.items():
@@ -152,6 +170,32 @@ class LevelMethod(Method):
         if moment is None:
             return found
         return [compensated(self, rows, b, codes, given, moment) for b, (codes, given) in zip(numbers, found)]
+
+
+class LevelMethod(CodeMethod):
+    """A method whose codes name one of the levels of their channel, or of the tensor.
+
+    Decoding is looking them up. The root mean square error of a channel (of the tensor for ``kmeans_a``) under nearest
+    rounding is at most r/(2^b − 1) + 2·u·r + 2^b·s, where r is the range of its weights with 0 included, and u and s
+    are the unit roundoff and the least positive number of the stored type: 2⁻¹¹ and 2⁻²⁴ for fp16, 2⁻⁸ and 2⁻¹²⁶ (the
+    least normal one) for bf16. This holds from 2 bits on, and for ``row`` only for weights that are distributed like a
+    Gaussian.
+    """
+
+    @abstractmethod
+    def levels(self, parameters: dict[str, torch.Tensor], bits: int) -> torch.Tensor:
+        """What each code stands for: float32 [channels, 2^bits], or [1, 2^bits] if all channels share it."""
+
+    def grid(self, parameters: dict[str, torch.Tensor], bits: int, dtype: torch.dtype) -> Grid:
+        """Levels as they are decoded: rounded to the weight's type."""
+        largest = torch.finfo(dtype).max
+        levels = self.levels(parameters, bits)
+        return LevelGrid(levels.clamp(-largest, largest).to(dtype).float().contiguous())
+
+    def dequantized(self, value: QuantizedWeight) -> torch.Tensor:
+        """The levels that its codes name."""
+        channels, n = value.shape[0], math.prod(value.shape[1:])
+        return look_up(value.codes, self.levels(value.parameters, value.number), value.number, channels, n)
 
 
 def stored_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from qua2sedimo.quantizers.gguf import GGUF_METHODS
+from qua2sedimo.quantizers.half import HalfWeight
 from qua2sedimo.quantizers.kmeans import KMeansPerChannel, KMeansPerTensor
 from qua2sedimo.quantizers.lowrank import LowRank
 from qua2sedimo.quantizers.method import LevelMethod, Method
 from qua2sedimo.quantizers.row import RowScale
 from qua2sedimo.quantizers.uniform import UniformAffine
 
-_ALL: tuple[Method, ...] = (UniformAffine(), KMeansPerChannel(), KMeansPerTensor(), RowScale(), LowRank())
+_ALL: tuple[Method, ...] = (
+    UniformAffine(), KMeansPerChannel(), KMeansPerTensor(), RowScale(), LowRank(), HalfWeight(), *GGUF_METHODS,
+)  # fmt: skip
 METHODS: dict[str, Method] = {m.name: m for m in _ALL}
-#: Those whose codes each stand for one weight; the number of their options is the bit width.
+#: Those whose codes name a level of their channel or of the tensor.
 LEVEL_METHODS: dict[str, LevelMethod] = {m.name: m for m in _ALL if isinstance(m, LevelMethod)}
 
 

@@ -6,9 +6,10 @@
 
 A layer ``a.b`` is stored as ``a.b.codes`` (uint8) and 16-bit parameters: ``a.b.scale`` (``row``), also ``a.b.zero``
 (``uaq``), ``a.b.codebook`` (K-Means), or ``a.b.first``, ``a.b.scale_in`` and ``a.b.scale_out`` (``lowrank``). They are
-bit patterns of fp16, or of bf16 for bf16 weights, stored as int16. A denoiser exported without a pipeline has the files
-of ``transformer/`` directly in OUT. The format version is 4, or 5 if a layer has an option that version 4 lacks:
-``row``, ``lowrank``, or one bit.
+bit patterns of fp16, or of bf16 for bf16 weights, stored as int16. Block types of GGUF (``gguf_k`` and others) have
+``a.b.d``, ``a.b.m``, ``a.b.dmin`` and ``a.b.scales``, always in fp16; ``half`` has ``a.b.exact`` alone, the weight. A
+denoiser exported without a pipeline has the files of ``transformer/`` directly in OUT. The format version is 4, or 5 if
+a layer has an option that version 4 lacks: ``row``, ``lowrank``, ``half``, a block type, or one bit.
 """
 
 from __future__ import annotations
@@ -110,25 +111,36 @@ def write_export(
     out = Path(out).resolve()
     check_export_folder(out)
     pipeline = model if isinstance(model, DiffusionPipeline) else None
-    names = _components(pipeline, component) if pipeline is not None else ("",)
-    denoisers = {name: getattr(pipeline, name) if name else model for name in names}
-    denoisers = {name: getattr(d, "_orig_mod", d) for name, d in denoisers.items()}  # torch.compile wraps
-    for denoiser in denoisers.values():
-        _refuse_unsuitable(denoiser)
+    parts = separate_denoisers(model, component, values, copies)
+    denoisers = {name: denoiser for name, denoiser, *_ in parts}
     nbytes = _bytes_of(pipeline, list(denoisers.values()), values)
     check_space(out, nbytes, "the export")
     with _written_beside(out, nbytes) as folder:
         if pipeline is not None:
             _save_others(pipeline, denoisers, folder)
-        written = [
-            write(denoiser, *_own(name, len(names) > 1, values, copies), folder / name)
-            for name, denoiser in denoisers.items()
-        ]
+        written = [write(denoiser, own, own_copies, folder / name) for name, denoiser, own, own_copies in parts]
         size = PackedSize(*(sum(column) for column in zip(*(astuple(size) for size, _ in written))))
         version, dtype = max(version for _, version in written), dtype_of(next(iter(denoisers.values())))
         other = {} if form is None else {"format": form}
-        write_info(folder, {**_info(names, size, version, dtype, extra), **other})
+        write_info(folder, {**_info(tuple(denoisers), size, version, dtype, extra), **other})
     return size
+
+
+def separate_denoisers(
+    model: DiffusionPipeline | nn.Module, component: str | Sequence[str] | None, values: Values, copies: Copies
+) -> list[tuple[str, nn.Module, Values, Copies]]:
+    """Each denoiser to export: its component ("" without a pipeline), the module, and its values and copies by the
+    names in it.
+
+    Raises :class:`Qua2SeDiMoError` if there is no such component, or it is quantized already.
+    """
+    pipeline = model if isinstance(model, DiffusionPipeline) else None
+    names = _components(pipeline, component) if pipeline is not None else ("",)
+    denoisers = {name: getattr(pipeline, name) if name else model for name in names}
+    denoisers = {name: getattr(d, "_orig_mod", d) for name, d in denoisers.items()}  # torch.compile wraps
+    for denoiser in denoisers.values():
+        _refuse_unsuitable(denoiser)
+    return [(name, d, *_own(name, len(names) > 1, values, copies)) for name, d in denoisers.items()]
 
 
 def _own(component: str, several: bool, values: Values, copies: Copies) -> tuple[Values, Copies]:

@@ -107,7 +107,8 @@ class Qua2SeDiMoConfig(QuantizationConfigMixin):
 
 
 def format_version(options: Iterable[Option]) -> int:
-    """The first format version that has all these options: 5 added ``row``, ``lowrank`` and codes of one bit."""
+    """The first format version that has all these options: 5 added ``row``, ``lowrank``, ``half``, GGUF's types and
+    codes of one bit."""
     known = all(option.method in _METHODS_OF_4 and option.bits > 1 for option in options)
     return FORMAT_VERSIONS[0] if known else FORMAT_VERSIONS[1]
 

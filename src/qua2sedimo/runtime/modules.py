@@ -101,7 +101,8 @@ class QuantizedLayer(nn.Module):
     tensors (``part320_codes`` …). All are torch parameters without gradients; ``bias`` is an ordinary parameter, and
     the first, because many programs take the dtype of a module from its first parameter.
 
-    A ``lowrank`` layer stores the codes of both factors and ``first``, ``scale_in`` and ``scale_out``.
+    A ``lowrank`` layer stores the codes of both factors and ``first``, ``scale_in`` and ``scale_out``; a block type of
+    GGUF ``d``, maybe ``m`` or ``dmin``, and packed ``scales``.
     """
 
     parts: tuple[Part, ...]
@@ -125,12 +126,14 @@ class QuantizedLayer(nn.Module):
 
     def _value(self, part: Part) -> QuantizedWeight:
         option, dtype = part.storage.option, part.storage.dtype  # the stored dtype; the compute dtype follows the model
+        method, shape = METHODS[option.method], part.shape(self.shape)
+        dtypes = method.parameter_dtypes(stored_dtype(dtype))
         parameters = {
-            name: getattr(self, part.prefix + name).view(kind)
-            for name, kind in METHODS[option.method].parameter_dtypes(stored_dtype(dtype)).items()
+            name: getattr(self, part.prefix + name).view(dtypes[name])
+            for name in method.parameter_shapes(shape, option.number)
         }
         codes = getattr(self, f"{part.prefix}codes")
-        return QuantizedWeight(option.method, option.number, part.shape(self.shape), dtype, codes, parameters)
+        return QuantizedWeight(option.method, option.number, shape, dtype, codes, parameters)
 
     def packed_names(self) -> tuple[str, ...]:
         """Names of the tensors with the packed weight."""

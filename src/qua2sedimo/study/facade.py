@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import torch
+from torch import nn
+
 from qua2sedimo import zoo
-from qua2sedimo.denoisers import denoisers_named, load_pipeline
+from qua2sedimo.denoisers import denoisers_named, load_pipeline, weight_modules, weight_of
 from qua2sedimo.denoisers.layers import refuse_unsuitable
 from qua2sedimo.denoisers.pipelines import check_given
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.images.generate import check_arguments, check_inputs
 from qua2sedimo.images.latents import can_observe
 from qua2sedimo.images.varied import varied_inputs
+from qua2sedimo.interchange.targets import space_for
 from qua2sedimo.metrics.catalogue import check_measurable, check_metrics
 from qua2sedimo.objective import Objective
 from qua2sedimo.options import options_for
@@ -88,6 +92,7 @@ class Study:
             denoisers = list(denoisers_named(loaded, settings.component).values())
             for denoiser in denoisers:
                 refuse_unsuitable(denoiser)
+            _check_target(settings, denoisers)
             if not settings.inputs:
                 settings = settings.model_copy(update={"inputs": varied_inputs(loaded, denoisers[0], _INPUTS)})
             check_inputs(loaded, settings.inputs)
@@ -123,3 +128,11 @@ def _check_metrics(settings: StudySettings, pipeline: Any) -> None:
     shipped = settings.model in zoo.ENTRIES
     names = [*Objective.parse(settings.objective).metrics, *settings.metrics]
     check_measurable(names, settings.inputs, judge=shipped, real=shipped, latents=can_observe(pipeline))
+
+
+def _check_target(settings: StudySettings, denoisers: Sequence[nn.Module]) -> None:
+    """Raise :class:`Qua2SeDiMoError` if the program that the study is for could load no layer quantized."""
+    if settings.target is None:
+        return
+    shapes = {n: tuple(weight_of(m).shape) for d in denoisers for n, m in weight_modules(d).items()}
+    space_for(settings.target, shapes, settings.options, torch.float16)

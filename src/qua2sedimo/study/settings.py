@@ -28,7 +28,7 @@ MOST_SEED = 2**63 - 1
 SamplerName = Literal["spread", "stratified", "paper", "singles", "list"]
 RoundingName = Literal["nearest", "compensated"]
 Effort = Literal["quick", "search", "paper"]
-Target = Literal["sdnq"]
+Target = Literal["sdnq", "gguf"]
 SAMPLERS: tuple[str, ...] = get_args(SamplerName)
 
 

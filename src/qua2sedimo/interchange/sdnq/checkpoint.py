@@ -12,9 +12,8 @@ from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import write_json
-from qua2sedimo.formats.text import size_text
 from qua2sedimo.interchange.sdnq.layer import PER_ROW, Form, form_of, stored_layer
-from qua2sedimo.interchange.whole import WholeLayer, config_of, other_tensors, whole_layers
+from qua2sedimo.interchange.whole import WholeLayer, config_of, other_tensors, refuse_growth, whole_layers
 from qua2sedimo.options import Option
 from qua2sedimo.runtime.checkpoint import SHARD_BYTES, PackedSize, Values, write_export
 from qua2sedimo.runtime.shards import ShardWriter, model_tensors
@@ -22,8 +21,6 @@ from qua2sedimo.runtime.units import NO_COPIES, Copies
 
 #: Of the version that these files were tested with. Its loader reads them with any newer version of the same format.
 SDNQ_VERSION = "0.2.8"
-_TOLERATED = 0.01  # growth over the packed size
-_SHOWN = 5
 #: What SDNQ assumes of layers without settings of their own, and switches that keep it from choosing layers itself.
 _SETTINGS: dict[str, Any] = {
     "quant_method": "sdnq",
@@ -64,7 +61,8 @@ def save_sdnq(
         layers = whole_layers(denoiser, own, own_copies)
         forms = {name: _form(layer) for name, layer in layers.items()}
         if not any_size:
-            _refuse_growth(layers, forms)
+            nbytes = {name: form.nbytes for name, form in forms.items()}
+            refuse_growth("SDNQ", layers, nbytes, "Make a study with `init --for sdnq`")
         return _write(denoiser, layers, forms, folder), _FORMAT
 
     return write_export(model, component, values, out, extra or {}, copies, write, "sdnq")
@@ -74,27 +72,6 @@ def _form(layer: WholeLayer) -> Form:
     if layer.value is None:
         return Form("plain", 2 * torch.Size(layer.shape).numel())
     return form_of(Option.parse(layer.value.option), layer.shape, layer.dtype)
-
-
-def _refuse_growth(layers: Mapping[str, WholeLayer], forms: Mapping[str, Form]) -> None:
-    packed = sum(layer.packed_bytes for layer in layers.values())
-    grown = {name: forms[name].nbytes - layer.packed_bytes for name, layer in layers.items()}
-    if sum(grown.values()) <= _TOLERATED * packed:
-        return
-    largest = sorted(grown, key=lambda name: -grown[name])[:_SHOWN]
-    shown = "; ".join(f"'{name}' ({_what(layers[name])}) +{size_text(grown[name])}" for name in largest)
-    count = sum(growth > 0 for growth in grown.values())
-    raise Qua2SeDiMoError(
-        f"SDNQ's format has no form as small for {count} of {len(layers)} layers: they would take "
-        f"{size_text(packed + sum(grown.values()))} instead of {size_text(packed)}. Largest: {shown}",
-        "Make a study with `init --for sdnq`, which tries only what the format holds, or write it larger: --any-size.",
-    )
-
-
-def _what(layer: WholeLayer) -> str:
-    if layer.value is None:
-        return f"{len(layer.parts)} parts"
-    return layer.value.option if layer.first else f"{layer.value.option}, a copy"
 
 
 def _write(denoiser: Any, layers: Mapping[str, WholeLayer], forms: Mapping[str, Form], folder: Path) -> PackedSize:

@@ -42,12 +42,20 @@ METHOD_SHADES: dict[str, tuple[str, str]] = {
     "row": ("#d5e8d4", "#1f6b3a"),
     "lowrank": ("#f3cfd9", "#9c2450"),
     "kmeans_a": ("#c8ebdd", "#0c6b4e"),
+    "gguf_k": ("#d3dcf5", "#27408b"),
+    "gguf_0": ("#f7d9c4", "#a0430a"),
+    "gguf_1": ("#e6dcf2", "#5b2a86"),
+    "gguf_nl": ("#d0ecee", "#12666d"),
+    "half": ("#d9d9d9", "#4d4d4d"),
 }
 
 #: The colour of a cost of zero.
 NOTHING = "#c2440a14"
 
-METHOD_LETTERS = {"uaq": "U", "kmeans_c": "C", "kmeans_a": "A", "row": "R", "lowrank": "L"}
+METHOD_LETTERS = {
+    "uaq": "U", "kmeans_c": "C", "kmeans_a": "A", "row": "R", "lowrank": "L", "half": "F",
+    "gguf_k": "K", "gguf_0": "S", "gguf_1": "M", "gguf_nl": "N",
+}  # fmt: skip
 
 
 def family(operation: str) -> str:
