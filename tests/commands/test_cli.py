@@ -102,10 +102,13 @@ def test_a_study_file_that_is_no_text_is_refused(refused, tmp_path: Path) -> Non
     assert "study.yaml" in refused("measure", tmp_path)
 
 
-def test_stages_out_of_order_name_the_stage_to_run_first(refused, study: Path) -> None:  # type: ignore[no-untyped-def]
+def test_stages_out_of_order_name_the_stage_to_run_first(refused, run, study: Path) -> None:  # type: ignore[no-untyped-def]
     assert "qua2sedimo measure" in refused("fit", study)
-    for command in (("explain", study), ("choose", study, "--bits", 4), ("export", study, study / "out", "--bits", 4)):
+    for command in (("choose", study, "--bits", 4), ("export", study, study / "out", "--bits", 4)):
         assert "qua2sedimo fit" in refused(*command)
+    expected = run("explain", study).out  # needs no measurement
+    assert "Expected damage at about 3 bits by operation" in expected and "qua2sedimo measure" in expected
+    assert all(len(line.rstrip()) <= 80 for line in expected.splitlines() if " %" in line)
 
 
 def test_an_impossible_budget_is_refused_before_anything_is_measured(refused, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -204,9 +207,14 @@ def test_inspect_lists_every_layer_with_its_sizes_for_people_and_machines(run, m
     assert "ff.net.2" in shown and "attn1.to_q" not in shown
 
 
-def test_quantize_reads_the_files_and_loads_no_model(run, model: Path, study: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_without_statistics_quantize_reads_the_files_and_loads_no_model(  # type: ignore[no-untyped-def]
+    run, model: Path, tmp_path: Path, monkeypatch
+) -> None:
+    study = tmp_path / "study"
+    options = ("--options", "uaq-2,kmeans_a-4", "--rounding", "nearest", "--arguments", FEW_STEPS)
+    assert run("init", model, study, "--prompt", 1, *options).status == 0
     live = Study(study)
-    live.observe()  # once, from real calls
+    _ = live.workspace.graph  # once, from a real call
     monkeypatch.setattr("qua2sedimo.study.model.load_pipeline", lambda *_: pytest.fail("a model was loaded"))
     ended = run("quantize", study)
     assert ended.status == 0, ended.err
