@@ -50,6 +50,7 @@ def test_observe_says_what_it_kept_and_does_it_once(run, model: Path, tmp_path: 
     monkeypatch.setattr("qua2sedimo.study.model.load_pipeline", lambda *_: pytest.fail("a model was loaded"))
     again = run("observe", folder)
     assert (again.status, again.out) == (0, first.out)
+    monkeypatch.undo()
     assert run("quantize", folder).status == 0
 
 
