@@ -1,0 +1,165 @@
+"""What gradients know of damage before anything is measured, and what measurements add.
+
+    python benchmarks/gradients.py [--models digits-dit …] [--count 60] [--images 16] [--work FOLDER]
+    python benchmarks/gradients.py --docs        # only write the table of docs/sensitivity.md
+
+Measured are, on images that models may learn from: random configurations of the study's sampler; configurations near
+the frontier, that is the best by expected damage for 2 to 4 bits after a random factor for each layer; and each layer
+alone at its smallest option. Ranked are they by the sum of relative errors; by squared gradients, as if errors at
+different positions were independent; by what options change in the output; and by the damage model, which joins the
+latter with the relative error, before and after it has seen random configurations. Studies are those of
+benchmarks/compensation.py, measurements are kept in docs/figures/gradients.json: stopped, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from compensation import ROOT, opened
+from qua2sedimo import Study, zoo
+from qua2sedimo.damage import DECIBEL, Observations, fit_damage
+from qua2sedimo.formats.files import write_json, write_text
+from qua2sedimo.images.ledger import LEARNING
+from qua2sedimo.metrics.distances import psnr
+from qua2sedimo.options import Configuration, Option
+from qua2sedimo.search import best_configurations, by_gradients
+from qua2sedimo.study.evidence import smallest_option, unmeasured
+
+ROWS = ROOT / "docs" / "figures" / "gradients.json"
+PAGE = ROOT / "docs" / "sensitivity.md"
+KINDS = ("random", "near", "alone")
+#: Factors e^(σ·z) by which expected damage is changed, for configurations near the frontier in turn.
+_SPREADS = (0.3, 0.7, 1.2)
+_SEEN, _SPLITS = (0, 10, 25, 40), 10
+
+Rows = dict[str, dict[str, Any]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=list(zoo.ENTRIES))
+    parser.add_argument("--count", type=int, default=60, help="Random configurations, and as many near the frontier.")
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--work", type=Path, default=Path(__file__).parent / "results" / "compensation")
+    parser.add_argument("--docs", action="store_true", help="Only write the table of the page.")
+    asked = parser.parse_args()
+    kept: dict[str, Any] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
+    for model in [] if asked.docs else asked.models:
+        study = opened(asked, model, 0)
+        rows: Rows = kept.setdefault(model, {}).setdefault("measured", {})
+        for name, row in measured(study, wanted(study, asked.count), rows, asked.images):
+            rows[name] = row
+            write_json(ROWS, kept)
+        kept[model]["found"] = found = ranked(study, rows)
+        write_json(ROWS, kept)
+        print(model, json.dumps(found, indent=1))
+    write_docs(kept)
+
+
+def wanted(study: Study, count: int) -> Iterator[tuple[str, Configuration]]:
+    """Configurations by name."""
+    inside = study.workspace
+    space, scores, rng = inside.space, by_gradients(unmeasured(inside)), np.random.default_rng(0)
+    for i in range(count):
+        yield f"random {i}", inside.sampler(i)
+    for i in range(count):
+        bits, spread = 2 + 2 * rng.random(), _SPREADS[i % len(_SPREADS)]
+        factors = {n: float(np.exp(spread * rng.normal())) for n in space.layers}
+        changed = {n: {o: factors[n] * scores[n][o] for o in space.options[n]} for n in space.layers}
+        yield f"near {i}", next(best_configurations(space, changed, int(bits * space.weights / 8)))
+    for layer in space.layers:
+        yield f"alone {layer}", Configuration({layer: smallest_option(inside, layer)})
+
+
+def measured(
+    study: Study, configurations: Iterator[tuple[str, Configuration]], there: Mapping[str, Any], images: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """PSNR of each image, of the configurations that are not there."""
+    inside, which = study.workspace, LEARNING.images(images, skip=400)
+    inside.switch.restore()
+    full = inside.generator(which.start, which.stop)
+    for name, configuration in configurations:
+        if name not in there:
+            inside.switch.apply(configuration)
+            made = inside.generator(which.start, which.stop)
+            values = [round(float(v), 3) for v in psnr(made, full)]
+            yield name, {"configuration": configuration.to_json(), "psnr": values}
+    inside.switch.restore()
+
+
+def ranked(study: Study, rows: Rows) -> dict[str, dict[str, float]]:
+    """Spearman's rank correlation with the mean PSNR, of each way to rank, for each kind of configuration."""
+    inside = study.workspace
+    bank, space = inside.bank, inside.space
+    names = {kind: [n for n in rows if n.startswith(kind)] for kind in KINDS}
+    configurations = {n: Configuration.from_json(row["configuration"]) for n, row in rows.items()}
+    quality = {n: float(np.mean(row["psnr"])) for n, row in rows.items()}
+
+    def rank(values: Mapping[str, Mapping[Option, float]]) -> dict[str, float]:
+        sums = {n: sum(values[layer][o] for layer, o in c.items()) for n, c in configurations.items()}
+        return {kind: _correlation([-sums[n] for n in of], [quality[n] for n in of]) for kind, of in names.items()}
+
+    def fitted(seen: Sequence[str], unseen: Sequence[str]) -> float:
+        choices = space.encode_partial([configurations[n] for n in [*seen, *unseen]])
+        ones = np.ones(len(seen), dtype=int)
+        errors = -DECIBEL * np.array([quality[n] for n in seen])
+        model = fit_damage(inside.encoding.damage, Observations(choices[: len(seen)], errors, ones, 0 * ones))
+        return _correlation(-model.predict(choices[len(seen) :]), [quality[n] for n in unseen])
+
+    relative = {n: {o: e.relative for o, e in of.items()} for n, of in bank.errors.items()}
+    independent = {
+        n: {o: e.relative if e.cost is None else e.cost for o, e in of.items()} for n, of in bank.errors.items()
+    }
+    found = {
+        "sum of relative errors": rank(relative),
+        "squared gradients": rank(independent),
+        "changes of the output": rank(bank.costs() or relative),
+    }
+    splits = [list(np.random.default_rng(s).permutation(names["random"])) for s in range(_SPLITS)]
+    for count in _SEEN:
+        found[f"damage model, {count} random records"] = {
+            "random": float(np.mean([fitted(s[:count], s[max(_SEEN) :]) for s in splits])),
+            "near": float(np.mean([fitted(s[:count], names["near"]) for s in splits])),
+            **({} if count else {"alone": fitted([], names["alone"])}),
+        }
+    found["the same images' other half"] = {kind: _ceiling([rows[n]["psnr"] for n in of]) for kind, of in names.items()}
+    return {name: {kind: round(v, 3) for kind, v in of.items()} for name, of in found.items()}
+
+
+def _correlation(a: Sequence[float] | np.ndarray, b: Sequence[float]) -> float:
+    return float(spearmanr(a, b).statistic)
+
+
+def _ceiling(values: Sequence[Sequence[float]]) -> float:
+    """The rank correlation that true quality would have with the mean of all images, from both halves (Spearman and
+    Brown)."""
+    table = np.array(values)
+    halves = _correlation(table[:, ::2].mean(axis=1), list(table[:, 1::2].mean(axis=1)))
+    return float(np.sqrt(2 * halves / (1 + halves)))
+
+
+def write_docs(kept: Mapping[str, Any]) -> None:
+    """Replace the table between the markers of docs/sensitivity.md."""
+    models = [model for model in kept if "found" in kept[model]]
+    if not models:
+        return
+    lines = ["| ranked by | " + " | ".join(models) + " |", "|" + "---|" * (len(models) + 1)]
+    for name in kept[models[0]]["found"]:
+        cells = [[f"{kept[m]['found'][name].get(kind, float('nan')):.2f}" for kind in KINDS] for m in models]
+        lines.append(f"| {name} | " + " | ".join(" · ".join(c).replace("nan", "–") for c in cells) + " |")
+    text = PAGE.read_text(encoding="utf-8")
+    table = "\n".join(lines)
+    pattern = r"(<!-- gradients -->\n).*?(<!-- /gradients -->)"
+    write_text(PAGE, re.sub(pattern, lambda m: f"{m[1]}\n{table}\n\n{m[2]}", text, flags=re.DOTALL))
+
+
+if __name__ == "__main__":
+    main()
