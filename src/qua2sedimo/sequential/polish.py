@@ -21,7 +21,8 @@ from qua2sedimo.sequential.segments import Outputs, Replay, Stop, segment_of, st
 from qua2sedimo.statistics import RecordedCall, RecordedCalls, Source, unit_columns
 from qua2sedimo.statistics.columns import input_of
 
-_ROWS = 1 << 16  # positions of a source, over all calls
+#: Positions of a source, over all calls: for each of its inputs, the fewest, and the most.
+_ROWS_EACH, _LEAST_ROWS, _ROWS = 16, 1 << 14, 1 << 16
 _NUMBERS = 1 << 27  # numbers of a source's inputs in full precision that are kept: half a gigabyte
 
 #: λ as a share of the mean diagonal of H_q: the more, the closer the target stays to W.
@@ -214,7 +215,8 @@ class _Polish:
         """A hook that keeps the group's inputs at positions that depend on group and call alone."""
         unit = self._graph.layers[group[0]]
         inputs = math.prod(unit.shape[1:])
-        most = max(64, min(_ROWS, _NUMBERS // max(1, inputs)) // len(self._calls))
+        rows = min(_ROWS, max(_LEAST_ROWS, _ROWS_EACH * inputs), _NUMBERS // max(1, inputs))
+        most = max(64, rows // len(self._calls))
         times = self._times(unit.module)
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -274,47 +276,63 @@ class _Pair:
         λ is chosen for each unit by how well a target from one half of the samples serves the other half.
         """
         rows = [w.double().reshape(len(w), -1) for w in weights]
-        ridges = [_RIDGES[-1]] * len(rows)
-        if min(self._rows) > 0:
-            solvers = [_Solver(self.means(half)) for half in (0, 1)]
-            losses = [[self._loss(w, solvers, ridge) for ridge in _RIDGES] for w in rows]
-            ridges = [_RIDGES[of.index(min(of))] for of in losses]
-        solver = _Solver(self.means(0, 1))
-        found = []
-        for w, own, ridge in zip(weights, rows, ridges):
-            target = solver(own, ridge).reshape(w.shape).to(w.dtype)
-            found.append(target if bool(torch.isfinite(target).all()) else w)
+        ridges = self._ridges(rows)
+        found: list[torch.Tensor] = list(weights)
+        means = self.means(0, 1)
+        for ridge in set(ridges):
+            solve = _Solver(means, ridge)
+            for i in (i for i, own in enumerate(ridges) if own == ridge):
+                target = solve(rows[i]).reshape(weights[i].shape).to(weights[i].dtype)
+                if bool(torch.isfinite(target).all()):
+                    found[i] = target
         return found
 
-    def _loss(self, rows: torch.Tensor, solvers: Sequence[_Solver], ridge: float) -> float:
-        """Squared error, but for a constant, of targets from each half on the other half."""
-        loss = 0.0
-        for half, solver in enumerate(solvers):
-            target, at = solver(rows, ridge), 0
-            for both in self.means(1 - half):
-                n = both.shape[1]
-                w, t = rows[:, at : at + n].float(), target[:, at : at + n].float()
-                loss += float(torch.sum((t @ both[0] - 2 * (w @ both[1])) * t, dtype=torch.float64))
-                at += n
-        return loss
+    def _ridges(self, rows: Sequence[torch.Tensor]) -> list[float]:
+        """λ of every unit [rows, n], by how well a target from one half of the samples serves the other."""
+        if min(self._rows) == 0:
+            return [_RIDGES[-1]] * len(rows)
+        losses = [[0.0] * len(_RIDGES) for _ in rows]
+        for half in (0, 1):
+            own, other = self.means(half), self.means(1 - half)
+            for place, ridge in enumerate(_RIDGES):
+                solve = _Solver(own, ridge)
+                for loss, w in zip(losses, rows):
+                    loss[place] += _loss(w, solve(w), other)
+        return [_RIDGES[loss.index(min(loss))] for loss in losses]
+
+
+def _loss(rows: torch.Tensor, target: torch.Tensor, means: Sequence[torch.Tensor]) -> float:
+    """Squared error of a target's outputs, but for a constant, under (H_q, C) of each block."""
+    loss, at = 0.0, 0
+    for both in means:
+        n = both.shape[1]
+        w, t = rows[:, at : at + n].float(), target[:, at : at + n].float()
+        loss += float(torch.sum((t @ both[0] - 2 * (w @ both[1])) * t, dtype=torch.float64))
+        at += n
+    return loss
 
 
 class _Solver:
-    """W·(C + λ)·(H_q + λ)⁻¹ for any λ, from one eigendecomposition of each block of H_q."""
+    """W·(C + λ)·(H_q + λ)⁻¹ with λ = ``ridge`` times the mean diagonal of H_q, block by block."""
 
-    def __init__(self, blocks: Sequence[torch.Tensor]) -> None:
-        self._crosses = [both[1].double() for both in blocks]
-        self._bases = [torch.linalg.eigh(both[0].double()) for both in blocks]
+    def __init__(self, means: Sequence[torch.Tensor], ridge: float) -> None:
+        self._blocks = [_factored(both, ridge) for both in means]
 
-    def __call__(self, rows: torch.Tensor, ridge: float) -> torch.Tensor:
-        """Targets of ``rows`` [rows, n]; λ is ``ridge`` times the mean diagonal of H_q."""
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Targets of ``rows`` [rows, n]: the rows themselves where all inputs are zero."""
         parts, at = [], 0
-        for cross, (values, vectors) in zip(self._crosses, self._bases):
-            w = rows[:, at : at + len(values)]
-            added = ridge * float(values.mean())
-            if added > 0:
-                turned = (w @ cross + added * w) @ vectors
-                w = (turned / (values.clamp(min=0) + added)) @ vectors.T
+        for cross, factor, added in self._blocks:
+            w = rows[:, at : at + len(cross)]
+            if factor is not None:
+                w = torch.cholesky_solve((w @ cross + added * w).T, factor).T
             parts.append(w)
-            at += len(values)
+            at += len(cross)
         return torch.cat(parts, dim=1)
+
+
+def _factored(both: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor | None, float]:
+    """(C, Cholesky factor of H_q + λ, λ) of one block; no factor of a matrix that is not positive definite."""
+    moment, cross = both[0].double(), both[1].double()
+    added = ridge * float(moment.diagonal().mean())
+    factor, failed = torch.linalg.cholesky_ex(moment + added * torch.eye(len(moment), dtype=moment.dtype))
+    return cross, None if int(failed) else factor, added

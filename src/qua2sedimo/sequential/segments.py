@@ -102,7 +102,7 @@ class Replay:
         self._outputs, self._called = outputs, {}
         handle = self._denoiser.get_submodule(module).register_forward_hook(keep)
         try:
-            call.run(self._denoiser)
+            call.run(self._denoiser, self._device)
         except Stop:
             pass
         finally:

@@ -40,9 +40,12 @@ class RecordedCall:
     kwargs: dict[str, Any]
     cotangents: tuple[torch.Tensor, ...]
 
-    def run(self, denoiser: nn.Module) -> list[torch.Tensor]:
-        """Call the denoiser again; returns its floating-point outputs, shaped as the cotangents."""
-        device = execution_device(denoiser)
+    def run(self, denoiser: nn.Module, device: torch.device | None = None) -> list[torch.Tensor]:
+        """Call the denoiser again; returns its floating-point outputs, shaped as the cotangents.
+
+        Where it computes is looked up, in all of its modules, unless ``device`` says it.
+        """
+        device = device or execution_device(denoiser)
         args, kwargs = pytree.tree_map(lambda leaf: leaf.to(device) if torch.is_tensor(leaf) else leaf,
                                        (self.args, self.kwargs))  # fmt: skip
         return outputs_of(denoiser(*args, **kwargs))
