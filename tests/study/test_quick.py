@@ -35,7 +35,7 @@ BITS = 2.6
 
 
 def settings(**changes: Any) -> Any:
-    return small_settings(**{"observe": 4, "batch": 2, **changes})
+    return small_settings(**{"observe": 8, "batch": 2, **changes})
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def test_without_gradients_it_minimises_the_sum_of_errors(tmp_path: Path, monkey
     bank, space = study.workspace.bank, study.workspace.space
     assert bank.costs() is None and choice.average_bits <= BITS
     chance = np.random.default_rng(0)
-    others = [space.decode([chance.integers(1 + len(space.options[n]) // 2) for n in space.layers]) for _ in range(300)]
+    others = [space.decode([chance.integers(1 + len(space.options[n]) // 2) for n in space.layers]) for _ in range(900)]
     fitting = [c for c in others if space.average_bits(c) <= BITS]
     assert len(fitting) > 10 and all(bank.error_sum(choice.configuration) <= bank.error_sum(c) for c in fitting)
 
@@ -328,7 +328,8 @@ def test_a_choice_of_a_study_before_polishing_is_still_read(copy: Study) -> None
 
 def test_any_choice_can_be_polished_and_keeps_what_it_was(copy: Study, measured: list[Any]) -> None:
     study = copy.workspace
-    choice = choice_of(copy, study.space.decode([0] * len(study.space.layers)))
+    middle = [len(study.space.options[n]) // 2 for n in study.space.layers]
+    choice = choice_of(copy, study.space.decode(middle))
     choice.save(study.choice_path(choice.budget))
     found = copy.polish(choice)
     assert found.polished is not None and found.configuration == choice.configuration

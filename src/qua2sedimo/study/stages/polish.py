@@ -16,8 +16,9 @@ from qua2sedimo.study.parts import DenoiserPart
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
-#: Images that decide whether the polished weights are kept, and images of the final check.
-_DECIDING, _CHECKED = 16, 16
+#: Images that decide whether the polished weights are kept: a third as many as were observed, at least these.
+_DECIDING = 16
+_CHECKED = 16  # images of the final check
 
 
 def polish(study: Workspace, choice: Choice, progress: Progress = silent) -> Choice:
@@ -77,6 +78,7 @@ def _nearer(study: Workspace, choice: Choice, values: Mapping[str, QuantizedWeig
     Not by the mean: where a small error early in sampling decides between two pictures, single images differ by 20 dB
     either way, and the mean of a few says more of them than of the weights.
     """
-    deciding = study.measurer(LEARNING.images(_DECIDING), metrics=("psnr",))
+    count = max(_DECIDING, study.observed_images // 3)
+    deciding = study.measurer(LEARNING.images(count), metrics=("psnr",))
     before, after = (np.array(deciding(choice.configuration, of).values["psnr"]) for of in ({}, values))
     return bool(np.median(after - before) > 0)
