@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import parse_json, write_via
+from qua2sedimo.formats.files import parse_json, unreadable, write_via
 from qua2sedimo.formats.tensorfiles import FileLayout, read_layout
 
 #: The entry of a document, and of a safetensors file's metadata, that holds its checksum.
@@ -91,6 +91,8 @@ def check_tensors(path: Path, remedy: str) -> dict[str, Any]:
         if wanted is not None and wanted != _found(layout, about):
             raise ValueError("its checksum differs")
     except Qua2SeDiMoError as error:
+        if isinstance(error.__cause__, OSError):
+            raise unreadable(path, error.__cause__, remedy) from error
         raise Qua2SeDiMoError(error.message, remedy) from error
     except (OSError, ValueError, TypeError) as error:
         raise Qua2SeDiMoError(f"{path} is missing or damaged: {error}", remedy) from error
