@@ -45,7 +45,7 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	mkdir -p benchmarks/results
-	for script in quantizers trace coverage scores fit runtime runtime_block demo measuring workers search; do \
+	for script in quantizers trace coverage scores fit runtime runtime_block demo measuring workers safety search; do \
 	    $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/metrics_images.py
 	for model in avatars-pixart avatars-unet; do \

@@ -29,6 +29,7 @@ ORDER = (
             "docs/runtime",
             "docs/formats",
             "docs/figures",
+            "docs/safety",
             "docs/coverage",
         ),
     ),

@@ -30,7 +30,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import append_line, check_space, read_json, read_object, sha256, write_json, write_via
+from qua2sedimo.formats.files import (
+    append_line,
+    check_space,
+    read_json,
+    read_object,
+    sha256,
+    unreadable,
+    write_json,
+    write_via,
+)
 from qua2sedimo.formats.locks import alone
 from qua2sedimo.formats.sealed import sealed, unsealed
 from qua2sedimo.formats.temporary import clear_leftovers
@@ -220,8 +229,8 @@ class Bank:
         try:
             damaged = sha256(path) != self._checksums[layer]
         except OSError as error:
-            why = error.strerror or error
-            raise Qua2SeDiMoError(f"{path} (layer '{layer}') is missing or damaged: {why}", _REBUILD_FILE) from error
+            with _named(layer):
+                raise unreadable(path, error, _REBUILD_FILE) from error
         if damaged:
             raise Qua2SeDiMoError(
                 f"{path} (layer '{layer}') is missing or damaged: its checksum differs", _REBUILD_FILE

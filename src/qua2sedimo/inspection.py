@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -28,6 +27,7 @@ from qua2sedimo.denoisers import (
 )
 from qua2sedimo.denoisers.drawing import drawing
 from qua2sedimo.denoisers.loading import Loading
+from qua2sedimo.denoisers.patterns import matching
 from qua2sedimo.denoisers.pipelines import denoisers_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import check_writable, write_text
@@ -57,8 +57,8 @@ class Inspection:
 
     def matching(self, pattern: str) -> list[WeightLayer]:
         """Units whose name or module matches, in the denoiser's order; raises :class:`Qua2SeDiMoError` without any."""
-        units = self.graph.layers.values()
-        found = [u for u in units if fnmatch.fnmatch(u.name, pattern) or fnmatch.fnmatch(u.module, pattern)]
+        units = self.graph.layers
+        found = [units[name] for name in matching(pattern, {name: (name, u.module) for name, u in units.items()})]
         if not found:
             raise Qua2SeDiMoError(f"no layer of {self.graph.denoiser} matches '{pattern}'", "Try --layer '*attn*'.")
         return found

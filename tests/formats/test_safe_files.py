@@ -18,6 +18,7 @@ from qua2sedimo.formats.files import check_space, read_text, write_text, write_v
 from qua2sedimo.formats.locks import alone
 from qua2sedimo.formats.sealed import load_tensors, save_tensors
 from qua2sedimo.formats.temporary import clear_leftovers
+from qua2sedimo.formats.tensorfiles import read_layout
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3, dtype=torch.int64), "c": torch.zeros(0, 2)}
 
@@ -135,3 +136,17 @@ def test_what_is_no_file_of_text_is_refused_at_once(tmp_path: Path, kind: str) -
     path = {"device": Path("/dev/zero"), "folder": tmp_path, "long name": tmp_path / ("x" * 300)}.get(kind, path)
     with pytest.raises(Qua2SeDiMoError):
         read_text(path)
+
+
+def test_what_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tensors(tmp_path / "a.safetensors", TENSORS)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr(Path, "read_text", refused)
+    for read in (lambda path: load_tensors(path, "It is damaged."), read_layout, read_text):
+        with pytest.raises(Qua2SeDiMoError, match=r"cannot read .*a\.safetensors: Permission denied") as caught:
+            read(tmp_path / "a.safetensors")
+        assert caught.value.remedy == "Allow reading it, then run the command again."

@@ -17,10 +17,13 @@ from qua2sedimo.denoisers import load_pipeline
 from qua2sedimo.formats.files import read_json
 from qua2sedimo.images.generate import Generator
 from qua2sedimo.measuring.exported import export_digest
+from qua2sedimo.measuring.run import Workers
 from qua2sedimo.options import Option
+from qua2sedimo.predictor import FitSettings
 from qua2sedimo.report.fill.study import _provenance
 from qua2sedimo.runtime import QuantizedLayer
 from qua2sedimo.study.stages.export import save_configuration
+from qua2sedimo.study.stages.search import least_images
 
 BOTH = ["transformer", "transformer_2"]
 
@@ -100,6 +103,29 @@ def test_each_is_observed_and_has_an_effect(study: Study) -> None:
         assert np.abs(inside.generator(0, 2) - full).max() > 0
     inside.switch.restore()
     assert np.array_equal(inside.generator(0, 2), full)
+
+
+def test_every_stage_takes_both(study: Study, tmp_path: Path) -> None:
+    """Fit, explain, choose, search and frontier; what they choose has units of both."""
+    study.measure(20)
+    study.fit(FitSettings(epochs=4, channels=4, hops=1))
+    assert {layer.partition(".")[0] for layer in study.explain().total()} == set(BOTH)
+    chosen, found = study.choose(3.0, candidates=2), study.search(2.8, least_images() + 40)
+    for choice in (chosen, found.choice):
+        assert {unit.partition(".")[0] for unit in choice.configuration} == set(BOTH)
+    assert chosen.average_bits <= 3.0 and found.choice.average_bits <= 2.8 and found.rounds
+    size = study.export(found.choice, tmp_path / "out")
+    assert size.quantized_bytes == found.choice.nbytes
+    assert {p.name for p in study.frontier((3.0,), images=2)} >= {"3", "choice-2.8", "uniform-row-4"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_workers")
+def test_workers_measure_both_as_one_process_does(model: Path, tmp_path: Path) -> None:
+    alone, spread = (Study.create(tmp_path / name, settings(model)) for name in ("alone", "spread"))
+    expected, found = alone.measure(4), spread.measure(4, workers=Workers(2))
+    assert [r.configuration for r in found] == [r.configuration for r in expected]
+    assert [r.measurement.values for r in found] == [r.measurement.values for r in expected]
 
 
 def test_a_denoiser_that_is_not_reached_is_said(refused: Any, run: Any, model: Path, tmp_path: Path) -> None:  # noqa: F811

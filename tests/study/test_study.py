@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -42,7 +43,7 @@ from qua2sedimo.runtime import (
     set_activation_bits,
 )
 from qua2sedimo.search import Budget, budget_bytes
-from qua2sedimo.study.stages.compare import Row
+from qua2sedimo.study.stages.compare import Row, _Comparison
 from qua2sedimo.study.stages.export import save_configuration
 from qua2sedimo.study.stages.fit import fit, fitted, training_data
 from qua2sedimo.study.worker import activations_at
@@ -257,6 +258,30 @@ def test_the_pictures_of_ours_are_painted_by_the_files(finished: Finished, tmp_p
 def test_a_checkpoint_that_cannot_be_replayed_is_an_error_that_names_it(finished: Finished, tmp_path: Path) -> None:
     with pytest.raises(Qua2SeDiMoError, match="generating in a new process failed"):
         replay(tmp_path, finished.study.workspace.generator.generation, range(2), tmp_path)
+
+
+def test_a_comparison_that_was_killed_leaves_no_pictures(finished: Finished, tmp_path: Path) -> None:
+    """Pictures on their way from those who paint them take gigabytes, where they are large."""
+    folder, left_out = tmp_path / "copy", shutil.ignore_patterns("comparison")
+    shutil.copytree(finished.study.folder, folder, ignore=left_out)
+    child = os.fork()
+    if child == 0:
+        keep = _Comparison._keep
+
+        def kept(self: _Comparison, line: Any, images: np.ndarray) -> None:
+            keep(self, line, images)
+            if line.kind == "uniform":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        _Comparison._keep = kept  # type: ignore[method-assign]
+        Study(folder, small_pipeline()).compare(finished.choice, finished.out, IMAGES)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert len(list((folder / "comparison").glob(".qua2sedimo-*.tmp/*.safetensors"))) == 1
+    rows = Study(folder, small_pipeline()).compare(finished.choice, finished.out, IMAGES)
+    assert [(r.name, r.metrics) for r in rows] == [(r.name, r.metrics) for r in finished.rows]
+    whole = finished.study.folder / "comparison"
+    assert {p.name for p in (folder / "comparison").iterdir()} == {p.name for p in whole.iterdir()}
 
 
 def test_the_table_has_full_precision_uniform_rows_and_ours_with_true_sizes(finished: Finished) -> None:

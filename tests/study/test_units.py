@@ -13,6 +13,7 @@ from tests.conftest import randomized, small_pipeline, small_settings
 from qua2sedimo import Qua2SeDiMoError, Study
 from qua2sedimo.predictor import FitSettings
 from qua2sedimo.runtime import QuantizedLayer
+from qua2sedimo.search import Constraints, allow
 from qua2sedimo.study.stages.export import save_configuration
 
 FIT = FitSettings(epochs=20, channels=8, hops=2)
@@ -68,15 +69,22 @@ def test_a_model_of_parts_is_chosen_packed_and_paints_what_was_measured(study: S
     np.testing.assert_allclose(made, expected, atol=1e-2)  # biases and norms are stored in 16 bits
 
 
-def test_layers_are_kept_whole(unet_folder: Path, tmp_path: Path) -> None:
+def test_layers_are_kept_whole_also_by_the_name_of_a_part(unet_folder: Path, study: Study, tmp_path: Path) -> None:
     def keeping(pattern: str) -> Study:
         settings = small_settings(model=str(unet_folder), inputs=[], arguments=STEPS, keep=[pattern])
         return Study.create(tmp_path / pattern.replace("*", "_"), settings)
 
-    space = keeping("up_blocks.0.resnets.0.conv1").workspace.space
-    assert not any(name.startswith("up_blocks.0.resnets.0.conv1") for name in space.layers)
+    every = study.workspace.candidates
+    part = next(name for name in every.layers if name.startswith("up_blocks.0.resnets.0.conv1["))
+    for pattern in ("up_blocks.0.resnets.0.conv1", part, part.replace("resnets", "*")):
+        layers = keeping(pattern).workspace.candidates.layers
+        assert [n for n in every.layers if n not in layers] == [
+            n for n in every.layers if "up_blocks.0.resnets.0.conv1[" in n
+        ]
+        allowed = allow(every, Constraints(keep=(pattern,)), study.workspace.names_of)
+        assert [n for n in every.layers if not allowed.options[n]] == [n for n in every.layers if n not in layers]
     with pytest.raises(Qua2SeDiMoError, match="no layer matches"):
-        _ = keeping("up_blocks.0.resnets.0.conv1[[]0:16]").workspace.space
+        _ = keeping("up_blocks.0.resnets.0.conv1[0:3]").workspace.space
     with pytest.raises(Qua2SeDiMoError, match="no layer is left"):
         _ = keeping("*").workspace.space
 

@@ -61,6 +61,14 @@ def unwritable(path: Path, error: Exception, nbytes: int | None = None) -> Qua2S
     return Qua2SeDiMoError(f"cannot write {path}: {why}", "Choose another place, then run the command again.")
 
 
+def unreadable(path: Path, error: OSError, remedy: str | None = None) -> Qua2SeDiMoError:
+    """The error for a file that could not be read; ``remedy`` is for one that is damaged, not for one that may not be
+    read."""
+    if error.errno in _LOCKED:
+        remedy = "Allow reading it, then run the command again."
+    return Qua2SeDiMoError(f"cannot read {path}: {error.strerror or error}", remedy)
+
+
 def check_space(path: Path, nbytes: int, what: str) -> None:
     """Raise :class:`Qua2SeDiMoError` if the disk of ``path`` has not ``nbytes`` left; ``what`` is to be written there.
 
@@ -146,8 +154,10 @@ def read_text(path: Path, remedy: str = _MOVE) -> str:
         raise Qua2SeDiMoError(f"{path} does not exist") from None
     except UnicodeDecodeError as error:
         raise Qua2SeDiMoError(f"{path} is damaged: {error}", remedy or _MOVE) from error
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise Qua2SeDiMoError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except ValueError as error:  # a name that no file can have
+        raise Qua2SeDiMoError(f"cannot read {path}: {error}") from error
 
 
 def read_json(path: Path, remedy: str = _MOVE) -> Any:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from qua2sedimo.formats.files import unwritable
+
 try:
     import fcntl
 
@@ -27,15 +29,19 @@ _held = threading.local()
 def alone(folder: Path, waiting: Callable[[], object] = lambda: None, name: str = "") -> Iterator[None]:
     """Within, no other process is in the part ``name`` of ``folder``; ``waiting`` is called once if one is.
 
-    A thread that is inside already goes on. Where files cannot be locked, nothing is waited for.
+    A thread that is inside already goes on. Where files cannot be locked, nothing is waited for. Raises
+    :class:`Qua2SeDiMoError` naming the folder if nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder.resolve() / f"{_FILE}{name and '-'}{name}"
     inside: set[Path] = _held.__dict__.setdefault("paths", set())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _acquired(path, waiting) if _LOCKS and path not in inside else None
+    except OSError as error:
+        raise unwritable(folder, error) from error
     if not _LOCKS or path in inside:
         yield
         return
-    handle = _acquired(path, waiting)
     inside.add(path)
     try:
         yield

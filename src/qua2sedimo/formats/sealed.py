@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import parse_json, write_via
+from qua2sedimo.formats.files import parse_json, unreadable, write_via
 from qua2sedimo.formats.tensorfiles import FileLayout, read_layout
 
 #: The entry of a document, and of a safetensors file's metadata, that holds its checksum.
@@ -30,6 +30,7 @@ _PIECE = 1 << 20
 _CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
 
@@ -55,8 +56,14 @@ def unsealed(content: Mapping[str, Any], path: Path, remedy: str) -> dict[str, A
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor | np.ndarray], about: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a safetensors file with ``about`` (plain data) and a checksum of everything in its metadata."""
+    """Write a safetensors file with ``about`` (plain data) and a checksum of everything in its metadata.
+
+    Raises :class:`Qua2SeDiMoError` naming a tensor of a type that such files cannot hold, such as complex numbers.
+    """
     plain = {name: _tensor(t).detach().cpu().contiguous() for name, t in tensors.items()}
+    for name, tensor in plain.items():
+        if tensor.dtype not in _CODES:
+            raise Qua2SeDiMoError(f"cannot write {path}: tensor '{name}' is of type {tensor.dtype}")
     entries = {**(about or {})}
     found = _start(entries)
     for name in sorted(plain):
@@ -91,6 +98,8 @@ def check_tensors(path: Path, remedy: str) -> dict[str, Any]:
         if wanted is not None and wanted != _found(layout, about):
             raise ValueError("its checksum differs")
     except Qua2SeDiMoError as error:
+        if isinstance(error.__cause__, OSError):
+            raise unreadable(path, error.__cause__, remedy) from error
         raise Qua2SeDiMoError(error.message, remedy) from error
     except (OSError, ValueError, TypeError) as error:
         raise Qua2SeDiMoError(f"{path} is missing or damaged: {error}", remedy) from error

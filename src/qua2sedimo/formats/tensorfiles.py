@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import read_json
+from qua2sedimo.formats.files import read_json, unreadable
 from qua2sedimo.formats.float8 import FLOAT8, scaled, scaling_of
 
 #: Base name of the weight files that diffusers writes.
@@ -72,7 +72,7 @@ def read_layout(path: Path) -> FileLayout:
     except Qua2SeDiMoError as error:
         raise Qua2SeDiMoError(f"{path} {error.message}", error.remedy) from error
     except OSError as error:
-        raise Qua2SeDiMoError(f"cannot read {path}: {error.strerror or error}", DAMAGED_FILE) from error
+        raise unreadable(path, error, DAMAGED_FILE) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Qua2SeDiMoError(f"{path} has an unreadable header: {error}", DAMAGED_FILE) from error
     if size != 8 + length + end:

@@ -28,6 +28,14 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def shortened(text: str, most: int) -> str:
+    """The text, or its beginning and end if it has more than ``most`` characters, with what is left out counted."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]} … {len(text) - 2 * half:,} characters … {text[-half:]}"
+
+
 def short_size(nbytes: float) -> str:
     """A size in at most five characters, for narrow columns: ``640``, ``1.2k``, ``590k``, ``3.1M``."""
     for unit, one in _UNITS:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 from pathlib import Path
 from typing import Any
 
+from qua2sedimo.denoisers import parse_unit
+from qua2sedimo.denoisers.patterns import matching
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.yamls import read_yaml
 from qua2sedimo.options import Configuration, Option, SearchSpace
@@ -30,12 +31,12 @@ def _configuration(where: str, entry: Any, space: SearchSpace) -> Configuration:
         raise Qua2SeDiMoError(f"{where}: not a map of layer patterns to options", _EXAMPLE)
     chosen: dict[str, Option] = {}
     for pattern, text in entry.items():
-        matching = [n for n in space.layers if n == str(pattern) or fnmatch.fnmatchcase(n, str(pattern))]
-        if not matching:
+        found = matching(str(pattern), {n: (n, parse_unit(n)[0]) for n in space.layers})
+        if not found:
             raise Qua2SeDiMoError(f"{where}: no layer matches '{pattern}'", "See `qua2sedimo inspect MODEL`.")
         try:
             option = Option.parse(str(text))
         except Qua2SeDiMoError as error:
             raise Qua2SeDiMoError(f"{where}, '{pattern}': {error.message}", error.remedy) from error
-        chosen |= dict.fromkeys(matching, option)
+        chosen |= dict.fromkeys(found, option)
     return Configuration((name, chosen[name]) for name in space.layers if name in chosen)

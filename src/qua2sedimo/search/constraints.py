@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from qua2sedimo.denoisers import parse_unit
+from qua2sedimo.denoisers.patterns import matching
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Option, SearchSpace
 from qua2sedimo.quantizers import METHODS
@@ -134,16 +135,19 @@ def kept_bytes(shape: Sequence[int]) -> int:
 
 
 def _options(space: SearchSpace, constraints: Constraints, names: Names) -> dict[str, tuple[Option, ...]]:
-    def matching(pattern: str, what: str) -> set[str]:
-        found = {n for n in space.layers if any(fnmatch.fnmatchcase(name, pattern) for name in (n, *names(n)))}
-        if not found:
-            raise Qua2SeDiMoError(f"{what}: no layer matches '{pattern}'", "See `qua2sedimo inspect MODEL`.")
-        return found
+    named = {n: (n, *names(n)) for n in space.layers}
 
-    kept = set().union(*(matching(p, "keep") for p in constraints.keep))
+    def found(pattern: str, what: str) -> list[str]:
+        layers = matching(pattern, named)
+        if not layers:
+            raise Qua2SeDiMoError(f"{what}: no layer matches '{pattern}'", "See `qua2sedimo inspect MODEL`.")
+        return layers
+
+    whole = {parse_unit(n)[0] for p in constraints.keep for n in found(p, "keep")}
+    kept = {n for n in space.layers if parse_unit(n)[0] in whole}  # the parts of a layer are kept together
     least = dict.fromkeys(space.layers, 0)
     for pattern, bits in constraints.min_bits:
-        for layer in matching(pattern, "min-bits"):
+        for layer in found(pattern, "min-bits"):
             least[layer] = max(least[layer], bits)
     options: dict[str, tuple[Option, ...]] = {}
     for layer in space.layers:

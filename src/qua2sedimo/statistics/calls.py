@@ -29,6 +29,7 @@ from qua2sedimo.system.memory import within_memory
 _MANY = 6
 _REMEDY = "Move it and statistics/index.json away; `qua2sedimo observe STUDY` makes it again."
 _PLAIN = (bool, int, float, str, type(None))
+_COMPLEX = "complex."  # begins the names of tensors whose last two entries are real and imaginary part
 
 
 @dataclass(frozen=True)
@@ -304,7 +305,10 @@ def _write(path: Path, call: RecordedCall) -> None:
     plain: list[Any] = []
     for i, leaf in enumerate(leaves):
         if torch.is_tensor(leaf):
-            tensors[f"leaf.{i}"] = leaf.contiguous()
+            name, real = f"leaf.{i}", leaf
+            if leaf.is_complex():  # such as rotary embeddings
+                name, real = _COMPLEX + name, torch.view_as_real(leaf.resolve_conj())
+            tensors[name] = real.contiguous()
             plain.append(None)
         elif isinstance(leaf, _PLAIN):
             plain.append(leaf)
@@ -324,12 +328,16 @@ def _count(mark: Path) -> int | None:
 
 
 def _read(path: Path) -> RecordedCall:
-    tensors, about = load_tensors(path, _REMEDY)
+    stored, about = load_tensors(path, _REMEDY)
     try:
+        tensors = {
+            name.removeprefix(_COMPLEX): torch.view_as_complex(t) if name.startswith(_COMPLEX) else t
+            for name, t in stored.items()
+        }
         leaves = [tensors.get(f"leaf.{i}", value) for i, value in enumerate(about["plain"])]
         count = sum(name.startswith("cotangent.") for name in tensors)
         cotangents = tuple(tensors[f"cotangent.{i}"] for i in range(count))
         args, kwargs = pytree.tree_unflatten(leaves, pytree.treespec_loads(about["spec"]))
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise Qua2SeDiMoError(f"{path} is damaged: {error}", _REMEDY) from error
     return RecordedCall(tuple(args), dict(kwargs), cotangents)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,6 @@ from qua2sedimo.bank import stored_weight
 from qua2sedimo.denoisers import (
     Graph,
     JoinedDenoisers,
-    WeightLayer,
     denoisers_named,
     load_pipeline,
     unit_weight,
@@ -22,6 +20,7 @@ from qua2sedimo.denoisers import (
 )
 from qua2sedimo.denoisers.loading import DtypeName, dtype_name
 from qua2sedimo.denoisers.offload import without_hooks
+from qua2sedimo.denoisers.patterns import matching
 from qua2sedimo.denoisers.pipelines import loaded_dtype, refuse_given
 from qua2sedimo.denoisers.stored import dtype_of
 from qua2sedimo.errors import Qua2SeDiMoError
@@ -140,14 +139,13 @@ class StudiedModel:
     def candidates(self) -> SearchSpace:
         """The layers to quantize, without those kept in 16 bits, and the options that are tried; needs no bank."""
         layers = self.graph.layers
-        idle = [p for p in self.settings.keep if not any(_matches(layer, p) for layer in layers.values())]
-        if idle:
-            raise Qua2SeDiMoError(f"keep: no layer matches '{idle[0]}'", "See `qua2sedimo inspect MODEL`.")
-        shapes = {
-            name: layer.shape
-            for name, layer in layers.items()
-            if not any(_matches(layer, pattern) for pattern in self.settings.keep)
-        }
+        kept: set[str] = set()
+        for pattern in self.settings.keep:
+            found = matching(pattern, {name: (name, *self.names_of(name)) for name in layers})
+            if not found:
+                raise Qua2SeDiMoError(f"keep: no layer matches '{pattern}'", "See `qua2sedimo inspect MODEL`.")
+            kept |= {layers[name].module for name in found}  # the parts of a layer are kept together
+        shapes = {name: layer.shape for name, layer in layers.items() if layer.module not in kept}
         if not shapes:
             raise Qua2SeDiMoError("keep: no layer is left to quantize", "Keep fewer layers.")
         if self.settings.target is not None:
@@ -159,8 +157,3 @@ class StudiedModel:
     def generation(self) -> Generation:
         """What to generate; the number of images per call is :attr:`batch`."""
         return Generation(self.settings.inputs, self.settings.arguments, self.settings.seed)
-
-
-def _matches(layer: WeightLayer, pattern: str) -> bool:
-    """Whether the pattern matches the unit's module or a copy; parts match with their whole layer."""
-    return any(fnmatch.fnmatchcase(name, pattern) for name in (layer.module, *layer.copies))

@@ -12,11 +12,16 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.text import printable, shortened
 from qua2sedimo.system.notes import LOGGER
 
 # Texts are printed as they are: names of layers and folders may hold brackets and colons.
 console = Console(markup=False, emoji=False, highlight=False)
 errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
+
+
+#: Characters of a message; what is longer repeats something that is no name or number.
+_MOST_SHOWN = 4_000
 
 
 class _Interval(Protocol):
@@ -35,10 +40,17 @@ def say(text: str | Text) -> None:
 
 
 def say_error(error: Qua2SeDiMoError) -> None:
-    """Print what went wrong, and on the next line what to do about it, to stderr."""
-    errors.print(Text.assemble(("error:", "bold red"), f" {error.message}"), soft_wrap=True)
+    """Print what went wrong, and on the next line what to do about it, to stderr.
+
+    What comes from the user is shown without control characters, and without its middle if it is very long.
+    """
+    errors.print(Text.assemble(("error:", "bold red"), f" {_shown(error.message)}"), soft_wrap=True)
     if error.remedy:
-        errors.print(Text.assemble(("→", "dim"), f" {error.remedy}"), soft_wrap=True)
+        errors.print(Text.assemble(("→", "dim"), f" {_shown(error.remedy)}"), soft_wrap=True)
+
+
+def _shown(text: str) -> str:
+    return printable(shortened(text, _MOST_SHOWN))
 
 
 class _Notes(logging.Handler):

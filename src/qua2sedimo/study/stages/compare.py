@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file
 from qua2sedimo.formats.document import Document
 from qua2sedimo.formats.locks import alone
 from qua2sedimo.formats.sealed import load_tensors, save_tensors
+from qua2sedimo.formats.temporary import temporary_folder
 from qua2sedimo.images.ledger import COMPARISON
 from qua2sedimo.images.pictures import to_uint8
 from qua2sedimo.measuring.run import Crew, Workers
@@ -189,17 +191,15 @@ class _Comparison:
                 done += 1
                 progress(done, total, _WHAT)
         painted = [line for line in lines if line.paint is not None]
-        files = [_path(self.study, line).with_suffix(".images.safetensors") for line in painted]
-        place = {"do": "paint", "start": self.images.start, "stop": self.images.stop}
-        jobs = [{**place, "to": str(to.resolve()), **(line.paint or {})} for line, to in zip(painted, files)]
-        try:
+        part = {"do": "paint", "start": self.images.start, "stop": self.images.stop}
+        with _taken_over(self.study.folder / "comparison") as folder:
+            files = [folder / f"{i}.safetensors" for i in range(len(painted))]
+            jobs = [{**part, "to": str(to), **(line.paint or {})} for line, to in zip(painted, files)]
             for i, _ in crew.each(jobs, _WHAT):
                 self._keep(painted[i], load_file(files[i])["images"])
+                files[i].unlink()
                 done += 1
                 progress(done, total, _WHAT)
-        finally:
-            for file in files:
-                file.unlink(missing_ok=True)
 
     def _keep(self, line: _Line, images: np.ndarray) -> None:
         path = _path(self.study, line)
@@ -222,6 +222,18 @@ class _Comparison:
         names = [*BUILT_IN, *study.objective.metrics, *study.settings.metrics]
         references = References(paired, other, study.real_pictures)
         return MetricEstimator(references, inputs, names, study.input_score)
+
+
+@contextmanager
+def _taken_over(folder: Path) -> Iterator[Path]:
+    """A temporary folder for images on their way from those who generate them, which take much room.
+
+    Versions before left them in ``folder`` itself when they were killed: such files are removed.
+    """
+    for leftover in folder.glob("*.images.safetensors"):
+        leftover.unlink(missing_ok=True)
+    with temporary_folder(folder.resolve()) as temporary:
+        yield temporary
 
 
 def table_json(rows: list[Row]) -> str:
