@@ -70,6 +70,10 @@ def test_a_folder_that_is_no_pipeline_is_refused(refused, tmp_path: Path) -> Non
     assert "model_index.json is missing" in refused("generate", tmp_path / "empty", "--prompt", 1)
 
 
+def test_it_says_its_version(run) -> None:  # type: ignore[no-untyped-def]
+    assert run("--version").out == f"qua2sedimo {version('qua2sedimo')}\n"
+
+
 @pytest.mark.parametrize("command", ["measure", "fit", "explain", "choose", "export", "report"])
 def test_a_folder_that_is_no_study_is_refused(refused, tmp_path: Path, command: str) -> None:  # type: ignore[no-untyped-def]
     more = [tmp_path / "out"] if command == "export" else []

@@ -29,6 +29,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"qua2sedimo {version('qua2sedimo')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 #: The most configurations or images that a command takes: years of work, where nothing else limits them.
 MOST = 1_000_000
 _MOST_DIGITS = 18  # of a class number
