@@ -19,7 +19,8 @@ from qua2sedimo.formats.sealed import sealed, unsealed
 INFO = "qua2sedimo.json"
 EVALUATION = "evaluation.json"  # of this program too, but only true of the files it was measured on
 _FILES = "files"
-_AGAIN = "Restore the file, or export again: qua2sedimo export STUDY OUT."
+_AGAIN = "Restore the file, or move it away and export again: qua2sedimo export STUDY OUT."
+_ELSEWHERE = "Restore it, or export to another folder."
 
 
 def write_info(folder: Path, info: dict[str, Any]) -> None:
@@ -36,11 +37,11 @@ def read_info(folder: Path) -> dict[str, Any]:
     """The content of qua2sedimo.json; raises :class:`Qua2SeDiMoError` if it is missing or damaged."""
     if not (folder / INFO).is_file():
         raise Qua2SeDiMoError(f"{folder} is not an exported model", "Export one: qua2sedimo export STUDY OUT.")
-    info = unsealed(read_object(folder / INFO, _AGAIN), folder / INFO, _AGAIN)
+    info = unsealed(read_object(folder / INFO, _ELSEWHERE), folder / INFO, _ELSEWHERE)
     kinds = {"extra": dict, _FILES: dict, "component": (str, type(None))}
     for key, kind in kinds.items():
         if key in info and not isinstance(info[key], kind):  # type: ignore[arg-type]
-            raise Qua2SeDiMoError(f"{folder / INFO} is damaged: '{key}' is a {type(info[key]).__name__}", _AGAIN)
+            raise Qua2SeDiMoError(f"{folder / INFO} is damaged: '{key}' is a {type(info[key]).__name__}", _ELSEWHERE)
     return info
 
 

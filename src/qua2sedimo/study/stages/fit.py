@@ -6,6 +6,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 
 import numpy as np
@@ -30,7 +31,8 @@ def fit(study: Workspace, settings: FitSettings | None = None, progress: Progres
     folder = study.folder / "predictor"
     with alone(folder, lambda: progress(0, 1, "waiting for another process that fits")):
         if kept_owner(study) == owner:
-            return Ensemble.load(folder, owner)
+            with suppress(Qua2SeDiMoError):  # a damaged fold is fitted again, the others are kept
+                return Ensemble.load(folder, owner)
         return _fitted_now(study, settings, records, alone_records, owner, progress)
 
 
