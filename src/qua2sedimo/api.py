@@ -53,5 +53,6 @@ def quantize(
         inside = study.workspace
         inside.switch.restore()
         values = inside.values(chosen)
-        pack(inside.denoiser, values, inside.copies)
+        for part in inside.parts:
+            pack(part.denoiser, part.own(values), part.copies)
     return pipeline
