@@ -35,8 +35,8 @@ def quantize(
     ``arguments`` (steps, guidance, size). ``effort``: "quick" chooses by calibration statistics and measures only the
     result; "search" measures ``configurations`` random configurations, then searches with up to twice as many images;
     "paper" chooses by the predictor alone. ``component`` names the denoiser if the pipeline has several, or several
-    that share the budget. With ``folder``, the study is kept there and can be resumed, reported and exported; otherwise
-    it is deleted.
+    that share the budget, among which text encoders may be. With ``folder``, the study is kept there and can be
+    resumed, reported and exported; otherwise it is deleted.
 
     Raises :class:`Qua2SeDiMoError` if the budget cannot be reached, or the pipeline has no denoiser.
     """
@@ -53,5 +53,6 @@ def quantize(
         inside = study.workspace
         inside.switch.restore()
         values = inside.values(chosen)
-        pack(inside.denoiser, values, inside.copies)
+        for part in inside.parts:
+            pack(part.denoiser, part.own(values), part.copies)
     return pipeline

@@ -419,6 +419,21 @@ def test_prompts_are_encoded_once_and_what_is_handed_out_may_be_overwritten() ->
     assert reader.calls == 6 and "encode_prompt" not in vars(reader)
 
 
+def test_what_depends_on_weights_that_change_is_encoded_each_time() -> None:
+    class Layered(Reader):
+        layer, other = torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.nn.Linear(2, 2)
+
+        def encode_prompt(self, prompt: list[str], guided: bool = True, extra: Any = None) -> tuple[Any, ...]:
+            return self.layer[0](super().encode_prompt(prompt)[0]), None
+
+    for changing, calls in (([Layered.other], 1), ([Layered.layer], 3)):
+        reader, memory = Layered(), PromptMemory(changing)
+        with memory.remembering(reader):
+            for _ in range(3):
+                reader.encode_prompt(["red"])
+        assert reader.calls == calls
+
+
 def test_beyond_its_bytes_prompts_are_encoded_each_time() -> None:
     reader, memory = Reader(), PromptMemory(most_bytes=8)
     with memory.remembering(reader):

@@ -70,20 +70,29 @@ def weight_modules(denoiser: nn.Module) -> dict[str, nn.Module]:
 
 
 def other_weights(denoiser: nn.Module) -> tuple[str, ...]:
-    """Names of the modules with a weight of at least two dimensions that are no Linear or Conv layer."""
-    weights = ((name, getattr(m, "weight", None)) for name, m in denoiser.named_modules()
-               if not isinstance(m, WEIGHT_MODULES))  # fmt: skip
-    return tuple(name for name, weight in weights if isinstance(weight, nn.Parameter) and weight.ndim > 1)
+    """Names of the modules with a weight of at least two dimensions that are no Linear or Conv layer, or share it with
+    one that is none, as an output layer that is tied to the embeddings does."""
+    others = _of_other_modules(denoiser)
+    weights = ((name, getattr(m, "weight", None)) for name, m in denoiser.named_modules())
+    return tuple(name for name, weight in weights if id(weight) in others and getattr(weight, "ndim", 0) > 1)
+
+
+def _of_other_modules(denoiser: nn.Module) -> set[int]:
+    """Identities of the weights of modules that are no Linear or Conv layers."""
+    weights = (getattr(m, "weight", None) for m in denoiser.modules() if not isinstance(m, WEIGHT_MODULES))
+    return {id(weight) for weight in weights if isinstance(weight, nn.Parameter)}
 
 
 def shared_modules(denoiser: nn.Module) -> list[tuple[str, ...]]:
-    """Names of the weight modules in order, grouped by the weight tensor they share.
+    """Names of the weight modules in order, grouped by the weight tensor they share. Those that share it with a module
+    of another kind, such as embeddings, are left out: its weight would change with theirs.
 
     Raises :class:`Qua2SeDiMoError` if the denoiser has none.
     """
     found: dict[int, list[str]] = {}
+    others = _of_other_modules(denoiser)
     for name, module in denoiser.named_modules():
-        if isinstance(module, WEIGHT_MODULES):
+        if isinstance(module, WEIGHT_MODULES) and id(module.weight) not in others:
             found.setdefault(id(module.weight), []).append(name)
     if not found:
         raise Qua2SeDiMoError(f"{type(denoiser).__name__} has no Linear or Conv layers to quantize")

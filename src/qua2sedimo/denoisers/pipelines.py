@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from qua2sedimo import zoo
+from qua2sedimo.denoisers.encoders import refuse_shared
 from qua2sedimo.denoisers.layers import refuse_unsuitable, refuse_without_weights
 from qua2sedimo.denoisers.loading import Loading, save_memory
 from qua2sedimo.denoisers.offload import placed, refuse_hooks
@@ -146,12 +147,14 @@ def denoiser_of(pipeline: Any, component: str | None = None) -> tuple[str, nn.Mo
 def denoisers_named(pipeline: Any, component: str | Sequence[str] | None) -> dict[str, nn.Module]:
     """The denoisers of a study by component: the default one, one that is named, or several.
 
-    Raises :class:`Qua2SeDiMoError` as :func:`denoiser_of`, or if a component is named twice.
+    Raises :class:`Qua2SeDiMoError` as :func:`denoiser_of`, or if a component is named twice or shares weights.
     """
     names = [component] if component is None or isinstance(component, str) else list(component)
     found = dict(denoiser_of(pipeline, name) for name in names)
     if len(found) < len(names):
         raise Qua2SeDiMoError(f"a component is named twice: {', '.join(map(str, names))}", "Name each once.")
+    if hasattr(pipeline, "components"):
+        refuse_shared(pipeline, found)
     return found
 
 

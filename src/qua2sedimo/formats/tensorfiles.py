@@ -17,6 +17,8 @@ from qua2sedimo.formats.float8 import FLOAT8, scaled, scaling_of
 
 #: Base name of the weight files that diffusers writes.
 WEIGHTS = "diffusion_pytorch_model"
+#: Base name of the weight files that transformers writes.
+TEXT_WEIGHTS = "model"
 #: Bytes per number of each float dtype of the format.
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, **dict.fromkeys(FLOAT8, 1)}
 _ITEM_SIZE = {
@@ -165,10 +167,10 @@ class Checkpoint:
             ) from error
 
 
-def weight_names(variant: str | None = None) -> tuple[str, str]:
-    """File names of the index of sharded weights, and of unsharded weights."""
+def weight_names(variant: str | None = None, base: str = WEIGHTS) -> tuple[str, str]:
+    """File names of the index of sharded weights, and of unsharded weights; ``base`` is how they begin."""
     end = "" if variant is None else f".{variant}"
-    return f"{WEIGHTS}.safetensors.index{end}.json", f"{WEIGHTS}{end}.safetensors"
+    return f"{base}.safetensors.index{end}.json", f"{base}{end}.safetensors"
 
 
 def shard_files(folder: Path, variant: str | None = None) -> list[Path]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError, Stopped, failures_of
 from qua2sedimo.images.own import parameters_of
@@ -53,18 +54,19 @@ class Generation:
 class Generator:
     """Calls a diffusers pipeline for images ``start`` to ``stop`` of a :class:`Generation`.
 
-    Prompt embeddings do not depend on the denoiser and are computed once. ``one_by_one`` becomes true when the pipeline
+    Prompt embeddings are computed once, unless they depend on a module among ``changing``: those whose weights change
+    between calls. ``one_by_one`` becomes true when the pipeline
     draws from PyTorch's global generators, so that images of a batch would depend on each other, or when it takes no
     list of prompts or generators: each image then gets its own call.
     """
 
-    def __init__(self, pipeline: Any, generation: Generation) -> None:
+    def __init__(self, pipeline: Any, generation: Generation, changing: Iterable[nn.Module] = ()) -> None:
         self.pipeline, self.generation = pipeline, generation
         self.one_by_one = False
         self._takes_lists: bool | None = None  # unknown before the first call
         self._finite_only = False
         self._input_name = input_argument(pipeline)
-        self._prompts = PromptMemory()
+        self._prompts = PromptMemory(changing)
 
     def __call__(self, start: int, stop: int, progress: Callable[[int], object] = lambda done: None) -> np.ndarray:
         """Images as float32 [n, height, width, channels] in 0 to 1; the frames of a video are stacked vertically.

@@ -1,13 +1,15 @@
-"""A cache of prompt embeddings: the text encoder is not quantized, so they are the same for every configuration."""
+"""A cache of prompt embeddings: they are the same for every configuration, unless the text encoder is quantized."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 #: Size limit of the cache in bytes; further prompts are encoded at every call.
 MOST_BYTES = 512 * 2**20
@@ -16,12 +18,15 @@ MOST_BYTES = 512 * 2**20
 class PromptMemory:
     """Caches the results of a pipeline's ``encode_prompt`` by its arguments, if these are plain values.
 
-    Every call gets its own copy, so that a pipeline may modify it in place.
+    Every call gets its own copy, so that a pipeline may modify it in place. Once a module among ``changing``, those
+    whose weights change between calls, or a part of one, is called within ``encode_prompt``, nothing is cached.
     """
 
-    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, changing: Iterable[nn.Module] = (), most_bytes: int = MOST_BYTES) -> None:
         self._known: dict[Any, Any] = {}
         self._left = most_bytes
+        self._changing = {id(module) for root in changing for module in root.modules()}
+        self._depends = False
 
     @contextmanager
     def remembering(self, pipeline: Any) -> Iterator[None]:
@@ -39,13 +44,18 @@ class PromptMemory:
     def _remembered(self, encode: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(encode)
         def answer(*args: Any, **kwargs: Any) -> Any:
+            if self._depends:
+                return encode(*args, **kwargs)
             try:
                 key = (_plain(args), _plain(kwargs))
             except TypeError:
                 return encode(*args, **kwargs)
             if key in self._known:
                 return _copied(self._known[key])
-            result = encode(*args, **kwargs)
+            with self._watched() as changes:
+                result = encode(*args, **kwargs)
+            if changes():
+                return result
             try:
                 nbytes = _size(result)
             except TypeError:  # not only tensors: not cached
@@ -56,6 +66,20 @@ class PromptMemory:
             return result
 
         return answer
+
+    @contextmanager
+    def _watched(self) -> Iterator[Callable[[], bool]]:
+        """Within, a call of a module that changes is noticed; yields a function that returns whether one ever was."""
+
+        def called(module: nn.Module, _: Any) -> None:
+            self._depends = self._depends or id(module) in self._changing
+
+        handle = register_module_forward_pre_hook(called) if self._changing else None
+        try:
+            yield lambda: self._depends
+        finally:
+            if handle is not None:
+                handle.remove()
 
 
 def _plain(value: Any) -> Any:

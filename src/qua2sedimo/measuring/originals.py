@@ -83,7 +83,8 @@ def files_of(denoiser: nn.Module) -> Checkpoint | None:
 
     They may belong to another model or have changed since: :class:`Originals` compares every tensor.
     """
-    folder = Path(str(getattr(denoiser, "config", {}).get("_name_or_path") or "/nowhere"))
+    config = getattr(denoiser, "config", None)
+    folder = Path(str(config.get("_name_or_path") if isinstance(config, Mapping) else "") or "/nowhere")
     if not folder.is_dir() or not any(folder.glob(f"{WEIGHTS}.safetensors*")):
         return None
     try:

@@ -19,9 +19,11 @@ from qua2sedimo.runtime.modules import (
 from qua2sedimo.runtime.plain import dequantize
 from qua2sedimo.runtime.recipes import Recipe, recipe
 from qua2sedimo.runtime.replace import replace_layers
+from qua2sedimo.runtime.text_backend import register_texts
 from qua2sedimo.runtime.units import quantized_layers
 
 register()
+register_texts()
 
 __all__ = [
     "PackedSize",

@@ -25,8 +25,7 @@ from typing import Any
 
 import diffusers
 import torch
-from accelerate import init_empty_weights  # type: ignore[import-untyped]
-from diffusers import ConfigMixin, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 from torch import nn
 
@@ -41,6 +40,7 @@ from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.runtime.contents import allow_reading, carry_over, check_replaceable, write_info
 from qua2sedimo.runtime.description import Qua2SeDiMoConfig
 from qua2sedimo.runtime.intact import config_digest
+from qua2sedimo.runtime.libraries import config_of, is_known, plain_model, weights_name, write_companions
 from qua2sedimo.runtime.modules import Part, QuantizedLayer, Storage, checked_tensors, covers, plain_class
 from qua2sedimo.runtime.publish import forget_paths
 from qua2sedimo.runtime.shards import ShardWriter, check_complete, model_tensors
@@ -181,7 +181,7 @@ def _write_denoiser(
     """Write the denoiser to ``folder``: its size, and its format version."""
     modules = layer_modules(denoiser)
     groups = groups_of(modules, copies)
-    writer = ShardWriter(folder, SHARD_BYTES)
+    writer = ShardWriter(folder, SHARD_BYTES, weights_name(denoiser))
     stored: dict[str, list[Part]] = {}
     nbytes = weights = 0
     for unit, value in values.items() if isinstance(values, Mapping) else values:
@@ -207,29 +207,26 @@ def _write_denoiser(
     config = _config_of(denoiser)
     quantization = Qua2SeDiMoConfig.of(table, config_digest(type(denoiser), config), act_bits)
     write_json(folder / "config.json", {**config, "quantization_config": quantization.to_dict()})
+    write_companions(denoiser, folder)
     size = _verified(_without_weights(denoiser, config), table, files, PackedSize(nbytes, weights, 0))
     return size, quantization.format_version
 
 
 def _config_of(denoiser: nn.Module) -> dict[str, Any]:
     """The entries of config.json; of a module that is no diffusers model, only its class, which nothing can build."""
-    if not isinstance(denoiser, ConfigMixin):
+    if not is_known(denoiser):
         return {"module": f"{type(denoiser).__module__}.{type(denoiser).__qualname__}"}
-    config: dict[str, Any] = json.loads(denoiser.to_json_string())
-    config.pop("_name_or_path", None)  # a local path; exports are published
-    return config
+    return config_of(denoiser)
 
 
 def _without_weights(denoiser: nn.Module, config: dict[str, Any]) -> nn.Module:
     """What the loader will fill: a model built from the config alone, or a module that the user's code builds."""
-    if not isinstance(denoiser, ConfigMixin):
+    if not is_known(denoiser):
         # Copied without its tensors: deepcopy finds the stand-ins in its memo.
         tensors = [*denoiser.parameters(), *denoiser.buffers()]
         memo: dict[int, Any] = {id(tensor): _on_meta(tensor) for tensor in tensors}
         return copy.deepcopy(denoiser, memo)
-    with init_empty_weights():
-        model: nn.Module = type(denoiser).from_config(config)
-    return model
+    return plain_model(type(denoiser), config)
 
 
 def _dtype(denoiser: nn.Module) -> torch.dtype:

@@ -35,6 +35,7 @@ class ComputedWeight(torch.Tensor):
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    _is_hf_initialized = True  # transformers draws what lacks this mark at random after it has loaded a model
 
     @property  # type: ignore[override]
     def data(self) -> torch.Tensor:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
 
-from accelerate import init_empty_weights  # type: ignore[import-untyped]
-from diffusers.models.modeling_utils import no_init_weights
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import nn
 
@@ -17,6 +14,7 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Option
 from qua2sedimo.runtime.activations import ACTIVATION_BITS, activation_bits
 from qua2sedimo.runtime.intact import config_digest, digest
+from qua2sedimo.runtime.libraries import config_of, plain_model
 from qua2sedimo.runtime.modules import DAMAGED, Part, QuantizedLayer
 from qua2sedimo.runtime.table import LayerTable, layer_modules
 
@@ -118,11 +116,8 @@ def described(model: Any) -> tuple[Qua2SeDiMoConfig, nn.Module]:
 
     A layer that the model lacks, or that an adapter wraps, counts as plain.
     """
-    config = json.loads(model.to_json_string())
-    for entry in ("_name_or_path", "quantization_config"):
-        config.pop(entry, None)
-    with no_init_weights(), init_empty_weights():
-        plain = type(model).from_config(config)
+    config = config_of(model)
+    plain = plain_model(type(model), config)
     names = layer_modules(plain)
     stored: dict[str, tuple[Part, ...]] = {}
     copies: dict[str, list[str]] = {}

@@ -21,6 +21,7 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.tensorfiles import indexed_files, weight_names
 from qua2sedimo.runtime.computed import PackedState
 from qua2sedimo.runtime.description import Qua2SeDiMoConfig, QuantMethod, described
+from qua2sedimo.runtime.libraries import note_quantization, of_transformers, weights_name
 from qua2sedimo.runtime.modules import QuantizedLayer
 from qua2sedimo.runtime.replace import refuse_fusing
 from qua2sedimo.runtime.shards import expected_tensors, of_adapters, other_tensors
@@ -114,22 +115,26 @@ def description_to_save(model: Any) -> tuple[Qua2SeDiMoConfig, set[str]]:
 def _save_pretrained(model: Any, *given: Any, **named: Any) -> None:
     """As the class does it, after refusing what could not be loaded again."""
     inherited = type(model).save_pretrained
+    texts = of_transformers(type(model))
     asked = inspect.signature(inherited).bind(model, *given, **named).arguments
     if not asked.get("safe_serialization", True) or asked.get("use_flashpack"):
         raise Qua2SeDiMoError(
             "packed models are stored as safetensors only", "Leave out safe_serialization=False and use_flashpack."
         )
     config, names = description_to_save(model)
-    model.register_to_config(quantization_config=config)
+    note_quantization(model, config)
     model.hf_quantizer.quantization_config = config
-    with model.hf_quantizer.saving(names):
-        inherited(model, *given, **named)
-    _forget_index(Path(asked["save_directory"]), asked.get("variant"))
+    if texts:  # by the names that the table of layers describes, not those of a model's first release
+        inherited(model, *given, **{**named, "save_original_format": False})
+    else:
+        with model.hf_quantizer.saving(names):
+            inherited(model, *given, **named)
+    _forget_index(Path(asked["save_directory"]), asked.get("variant"), weights_name(model))
 
 
-def _forget_index(folder: Path, variant: str | None) -> None:
+def _forget_index(folder: Path, variant: str | None, base: str) -> None:
     """Remove the index of shards that were replaced: diffusers removes the shards only, and would read it."""
-    index, single = (folder / name for name in weight_names(variant))
+    index, single = (folder / name for name in weight_names(variant, base))
     if index.is_file() and single.is_file() and not all(file.is_file() for file in indexed_files(index)):
         index.unlink()
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from qua2sedimo.runtime.activations import set_activation_bits
 from qua2sedimo.runtime.guards import unguard
+from qua2sedimo.runtime.libraries import of_transformers
 from qua2sedimo.runtime.modules import QuantizedLayer, bare, plain_class
 from qua2sedimo.runtime.replace import replace_layers
 
@@ -14,7 +15,7 @@ from qua2sedimo.runtime.replace import replace_layers
 def dequantize(model: nn.Module) -> nn.Module:
     """Replace quantized layers with plain ones of the dequantized weights; modifies and returns ``model``.
 
-    A model loaded from a packed checkpoint is then an ordinary diffusers model without activation quantization.
+    A model loaded from a packed checkpoint is then an ordinary model without activation quantization.
     """
     set_activation_bits(model, None)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLayer)}
@@ -22,6 +23,8 @@ def dequantize(model: nn.Module) -> nn.Module:
     unguard(model)
     for attribute in ("hf_quantizer", "quantization_method"):
         model.__dict__.pop(attribute, None)
+    if of_transformers(type(model)) and hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     config = model.__dict__.get("_internal_dict")
     if config is not None and "quantization_config" in config:
         kept = {key: entry for key, entry in config.items() if key != "quantization_config"}

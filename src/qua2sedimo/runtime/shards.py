@@ -21,12 +21,20 @@ _CODE = {torch.uint8: "U8", torch.int16: "I16", torch.int32: "I32", torch.int64:
 
 
 def model_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and persistent buffers by name; those of a module with several names once, under the first."""
+    """Parameters and persistent buffers by name; those of a module with several names once, under the first, and what
+    transformers ties to another parameter not at all."""
+    tied = _tied(model)
     for prefix, module in model.named_modules():
         start, volatile = f"{prefix}." if prefix else "", module._non_persistent_buffers_set
         for name, tensor in chain(module._parameters.items(), module._buffers.items()):
-            if tensor is not None and name not in volatile:
+            if tensor is not None and name not in volatile and start + name not in tied:
                 yield start + name, tensor
+
+
+def _tied(model: nn.Module) -> Mapping[str, str]:
+    """Names of the parameters that transformers ties to others after it has loaded those."""
+    found: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    return found
 
 
 def check_complete(
@@ -118,13 +126,14 @@ def _expected(
 def _other_names(
     model: nn.Module, expected: Mapping[str, object], copies: Mapping[str, tuple[str, ...]], names: Iterable[str]
 ) -> Iterator[str]:
-    """Those of ``names`` that are alternative names of expected tensors, from shared modules or copies."""
+    """Those of ``names`` that are alternative names of expected tensors, from shared modules, copies or ties."""
     firsts: dict[int, str] = {}
     first = {name: firsts.setdefault(id(m), name) for name, m in model.named_modules(remove_duplicate=False)}
     first |= {copy: name for name, group in copies.items() for copy in group}
+    tied = _tied(model)
     for name in names:
         module, _, tensor = name.rpartition(".")
-        if f"{first.get(module)}.{tensor}" in expected:
+        if name in tied or f"{first.get(module)}.{tensor}" in expected:
             yield name
 
 
@@ -135,8 +144,9 @@ class ShardWriter:
     it reads a tensor.
     """
 
-    def __init__(self, folder: Path, limit: int) -> None:
-        self._folder, self._limit = folder, limit
+    def __init__(self, folder: Path, limit: int, base: str = WEIGHTS) -> None:
+        """``base`` is how the names of the files begin."""
+        self._folder, self._limit, self._base = folder, limit, base
         self._pending: dict[str, torch.Tensor] = {}
         self._bytes, self._total = 0, 0
         self._shards: list[list[str]] = []
@@ -155,12 +165,12 @@ class ShardWriter:
         """Write the last shard and the index; returns the files, named with their number and the total."""
         self._flush()
         count = len(self._shards)
-        files = [self._folder / f"{WEIGHTS}-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+        files = [self._folder / f"{self._base}-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
         for i, file in enumerate(files):
             self._unnamed(i).replace(file)
         names = {name: file.name for file, shard in zip(files, self._shards) for name in shard}
         index = {"metadata": {"total_size": self._total}, "weight_map": names}
-        write_json(self._folder / f"{WEIGHTS}.safetensors.index.json", index)
+        write_json(self._folder / f"{self._base}.safetensors.index.json", index)
         return files
 
     def _unnamed(self, number: int) -> Path:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from qua2sedimo.denoisers import capture_call
+from qua2sedimo.denoisers.encoders import is_encoder
 from qua2sedimo.denoisers.offload import execution_device
 from qua2sedimo.errors import Qua2SeDiMoError, failures_of
 from qua2sedimo.formats.files import read_json, write_via
@@ -35,21 +36,24 @@ _COMPLEX = "complex."  # begins the names of tensors whose last two entries are 
 @dataclass(frozen=True)
 class RecordedCall:
     """Arguments of one call, and the ``cotangents`` of its outputs: the gradient, with respect to them, of the guided
-    output times random signs. Without guidance, these are the signs themselves."""
+    output times random signs. Without guidance, these are the signs themselves. ``used`` are the places of the outputs
+    that have one, None for all."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     cotangents: tuple[torch.Tensor, ...]
+    used: tuple[int, ...] | None = None
 
     def run(self, denoiser: nn.Module, device: torch.device | None = None) -> list[torch.Tensor]:
-        """Call the denoiser again; returns its floating-point outputs, shaped as the cotangents.
+        """Call the denoiser again; returns its floating-point outputs that are used, shaped as the cotangents.
 
         Where it computes is looked up, in all of its modules, unless ``device`` says it.
         """
         device = device or execution_device(denoiser)
         args, kwargs = pytree.tree_map(lambda leaf: leaf.to(device) if torch.is_tensor(leaf) else leaf,
                                        (self.args, self.kwargs))  # fmt: skip
-        return outputs_of(denoiser(*args, **kwargs))
+        found = outputs_of(denoiser(*args, **kwargs))
+        return found if self.used is None else [found[i] for i in self.used]
 
     @property
     def samples(self) -> int:
@@ -65,7 +69,7 @@ class RecordedCall:
                 lambda leaf: leaf[a:b] if torch.is_tensor(leaf) and leaf.dim() and len(leaf) == count else leaf,
                 (self.args, self.kwargs, self.cotangents),
             )  # fmt: skip
-            return RecordedCall(args, kwargs, cotangents)
+            return RecordedCall(args, kwargs, cotangents, self.used)
 
         return part(0, cut), part(cut, count)
 
@@ -127,7 +131,8 @@ def record_calls(
     """Generate ``images`` in full precision and keep calls of the denoiser in ``folder``: all, or where there are many,
     half of each batch's, in turn the even and the odd ones.
 
-    Images whose calls are complete are marked, and not generated again. Raises :class:`Qua2SeDiMoError` if an argument
+    A text encoder's calls, before the first step, are all kept. Images whose calls are complete are marked, and not
+    generated again. Raises :class:`Qua2SeDiMoError` if an argument
     cannot be kept, or the denoiser is not called.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +140,7 @@ def record_calls(
     while low < images.stop:
         indices = range(low, min(images.stop, low + generator.batch))
         mark = folder / f"images-{indices.start}-{indices.stop}.json"
-        there = list(folder.glob(f"{indices.start:06d}-*.safetensors"))
+        there = list(folder.glob(f"{indices.start:06d}*.safetensors"))
         if len(there) != _count(mark):
             for leftover in there:  # of a batch that was interrupted, or lost a file
                 leftover.unlink()
@@ -146,9 +151,11 @@ def record_calls(
             if not made:
                 raise Qua2SeDiMoError(f"{type(generator.pipeline).__name__} never called {type(denoiser).__name__}")
             batch = (low - images.start) // generator.batch
-            kept = range(batch % 2, len(made), 2) if len(made) >= _MANY else range(len(made))
+            once = is_encoder(denoiser)
+            kept = range(batch % 2, len(made), 2) if len(made) >= _MANY and not once else range(len(made))
             for number in kept:
-                _write(folder / f"{indices.start:06d}-{number + 1:04d}.safetensors", made[number])
+                place = f".{number + 1:02d}-0001" if once else f"-{number + 1:04d}"  # the last part counts steps
+                _write(folder / f"{indices.start:06d}{place}.safetensors", made[number])
             write_via(mark, lambda path, count=len(kept): path.write_text(json.dumps(count)))  # type: ignore[misc]
         low = indices.stop
         progress(low - images.start)
@@ -172,7 +179,7 @@ def record_texts(generator: Generator, denoiser: nn.Module, images: range, folde
 def _calls(generator: Generator, denoiser: nn.Module, indices: range) -> list[RecordedCall]:
     """The calls of one batch of images."""
     pipeline = generator.pipeline
-    recorder = _Recorder(generator.generation.number(indices.start, 2))
+    recorder = (_EncoderRecorder if is_encoder(denoiser) else _Recorder)(generator.generation.number(indices.start, 2))
     # Pipelines forbid gradients by a decorator; what it wraps lets them pass from the guided output to the denoiser's.
     undecorated = getattr(type(pipeline).__call__, "__wrapped__", None)
     function = functools.partial(undecorated, pipeline) if undecorated is not None else pipeline
@@ -278,6 +285,46 @@ class _Recorder:
         return signs.to(like.device, like.dtype)
 
 
+class _EncoderRecorder(_Recorder):
+    """Keeps the calls of a text encoder, made before the first step: the guided output of every step depends on them.
+
+    An output's cotangent is the sum over steps of what their signs mean for it, times √(calls / steps). Signs of
+    different steps are independent; so the mean over calls of the squared change that a weight's error makes is, in
+    expectation, the mean over steps of the change of the guided output by all calls together, as for a denoiser.
+    """
+
+    def forget(self) -> None:
+        """Begin anew."""
+        super().forget()
+        self._sums: list[list[torch.Tensor | None]] = []
+        self._steps = 0
+
+    def _complete(self, guided: torch.Tensor | None) -> None:
+        self._sums += [[None] * len(outputs) for *_, outputs in self._calls[len(self._sums) :]]
+        outputs = [out for *_, outs in self._calls for out in outs]
+        if guided is None or not guided.requires_grad or not outputs:
+            return
+        self._steps += 1
+        # The graph from these outputs to the prompt's embeddings is that of all steps.
+        found = iter(torch.autograd.grad(guided, outputs, self._signs(guided), retain_graph=True, allow_unused=True))
+        for sums in self._sums:
+            for place, before in enumerate(sums):
+                gradient = next(found)
+                if gradient is not None:
+                    sums[place] = gradient.float() if before is None else before + gradient.float()
+
+    def finished(self) -> list[RecordedCall]:
+        self._complete(None)
+        factor = (len(self._calls) / max(1, self._steps)) ** 0.5
+        calls: list[RecordedCall] = []
+        for (args, kwargs, outputs), sums in zip(self._calls, self._sums):
+            used = tuple(place for place, total in enumerate(sums) if total is not None)
+            scaled = [(sums[place], outputs[place].dtype) for place in used]
+            cotangents = tuple((total * factor).to(dtype).cpu() for total, dtype in scaled if total is not None)
+            calls.append(RecordedCall(args, kwargs, cotangents, used))
+        return calls
+
+
 @contextmanager
 def _frozen(pipeline: Any) -> Iterator[None]:
     """Within, no parameter of the pipeline takes gradients: nothing of text encoder and decoder is kept for them."""
@@ -315,7 +362,8 @@ def _write(path: Path, call: RecordedCall) -> None:
         else:
             raise Qua2SeDiMoError(f"an argument of the denoiser is a {type(leaf).__name__}, which cannot be kept")
     tensors |= {f"cotangent.{i}": g.contiguous() for i, g in enumerate(call.cotangents)}
-    save_tensors(path, tensors, {"spec": pytree.treespec_dumps(spec), "plain": plain})
+    used = {} if call.used is None else {"used": list(call.used)}
+    save_tensors(path, tensors, {"spec": pytree.treespec_dumps(spec), "plain": plain, **used})
 
 
 def _count(mark: Path) -> int | None:
@@ -338,6 +386,7 @@ def _read(path: Path) -> RecordedCall:
         count = sum(name.startswith("cotangent.") for name in tensors)
         cotangents = tuple(tensors[f"cotangent.{i}"] for i in range(count))
         args, kwargs = pytree.tree_unflatten(leaves, pytree.treespec_loads(about["spec"]))
+        used = tuple(about["used"]) if "used" in about else None
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise Qua2SeDiMoError(f"{path} is damaged: {error}", _REMEDY) from error
-    return RecordedCall(tuple(args), dict(kwargs), cotangents)
+    return RecordedCall(tuple(args), dict(kwargs), cotangents, used)

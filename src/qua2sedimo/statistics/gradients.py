@@ -26,7 +26,8 @@ def squared_gradients(
 
     The cost of an option is Σ_c G_c·e_c with e_c its output error in channel c: the squared change of the guided output
     that is expected to first order, if errors at different positions are independent. A call whose backward pass does
-    not fit into memory is run in halves, down to one sample; None if that does not fit either.
+    not fit into memory is run in halves, down to one sample; None if that does not fit either, or where no gradients
+    reach the denoiser's outputs.
     """
     totals: dict[str, torch.Tensor] = {}
     found: dict[str, torch.Tensor] = {}  # of the call, or part of a call, that is run
@@ -57,7 +58,7 @@ def squared_gradients(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: total / len(calls) for name, total in totals.items()}
+    return {name: total / len(calls) for name, total in totals.items()} or None
 
 
 @contextmanager
@@ -81,7 +82,8 @@ def checkpointed(denoiser: nn.Module) -> Iterator[None]:
 def _backward(denoiser: nn.Module, call: RecordedCall) -> None:
     outputs = call.run(denoiser)
     pairs = [(o, g.to(o.device, o.dtype)) for o, g in zip(outputs, call.cotangents) if o.requires_grad]
-    torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
+    if pairs:
+        torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
 
 
 def _hook(module_name: str, totals: dict[str, torch.Tensor]) -> Callable[..., Any]:

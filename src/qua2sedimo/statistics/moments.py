@@ -129,10 +129,12 @@ def _with(call: RecordedCall, name: str, value: torch.Tensor) -> RecordedCall:
     return replace(call, kwargs={**call.kwargs, name: value})
 
 
-def text_mask(call: RecordedCall) -> torch.Tensor | None:
-    """Which tokens of the text are no padding: bool [batch, tokens]; None if the denoiser is not told."""
+def text_mask(call: RecordedCall, sample: str) -> torch.Tensor | None:
+    """Which tokens of the text are no padding: bool [batch, tokens]; None if the denoiser is not told, or the text
+    encoder, which has no noisy ``sample``."""
     for name, value in call.kwargs.items():
-        if "mask" in name and torch.is_tensor(value) and value.dim() == 2 and ("encoder" in name or "text" in name):
+        of_text = "encoder" in name or "text" in name or (name == "attention_mask" and not sample)
+        if "mask" in name and of_text and torch.is_tensor(value) and value.dim() == 2:
             return value.bool() if bool(((value == 0) | (value == 1)).all()) else value > -1
     return None
 
@@ -148,7 +150,7 @@ class _adding:
         sample: str, seed: str,
     ) -> None:  # fmt: skip
         self._stack = ExitStack()
-        mask = text_mask(call)
+        mask = text_mask(call, sample)
         for source, total in zip(sources, sums):
             unit = graph.layers[source.name]
             chance = torch.Generator().manual_seed(zlib.crc32(f"{seed} {source.name}".encode()))

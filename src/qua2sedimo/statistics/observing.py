@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,13 +12,15 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from qua2sedimo.denoisers import Graph
+from qua2sedimo.denoisers.encoders import is_encoder
+from qua2sedimo.denoisers.pipelines import denoisers_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import file_digest, read_json, write_json
 from qua2sedimo.formats.locks import alone
 from qua2sedimo.formats.temporary import clear_leftovers
 from qua2sedimo.images.generate import Generator
 from qua2sedimo.statistics.calls import RecordedCall, RecordedCalls, record_calls, record_texts
-from qua2sedimo.statistics.gradients import squared_gradients
+from qua2sedimo.statistics.gradients import checkpointed, squared_gradients
 from qua2sedimo.statistics.moments import observe_moments
 from qua2sedimo.statistics.sources import Source, find_sources, passes
 from qua2sedimo.statistics.store import (
@@ -53,7 +56,7 @@ class Observation:
 
     @property
     def sample(self) -> str:
-        """The name of the denoiser's first argument, the noisy sample."""
+        """The name of the noisy sample among the denoiser's arguments, "" for a text encoder."""
         return sample_name(self.denoiser)
 
     @property
@@ -91,10 +94,11 @@ def _observe(folder: Path, what: Observation, progress: Progress) -> None:
     for leftover in folder.glob(".*.tmp"):  # of an earlier version
         if leftover.is_file():
             leftover.unlink(missing_ok=True)
-    calls = record_calls(
-        what.generator, what.denoiser, what.images, folder / "calls",
-        lambda done: progress(done, len(what.images), "observing: images"),
-    )  # fmt: skip
+    with _affordable_gradients(what):
+        calls = record_calls(
+            what.generator, what.denoiser, what.images, folder / "calls",
+            lambda done: progress(done, len(what.images), "observing: images"),
+        )  # fmt: skip
     sources, uncalled = find_sources(what.denoiser, what.graph, what.units, calls[0])
     texts: Sequence[RecordedCall] = ()
     if what.texts and any(not source.sees_sample(what.sample) for source in sources):
@@ -116,8 +120,20 @@ def _observe(folder: Path, what: Observation, progress: Progress) -> None:
     index.save(folder / INDEX)
 
 
+@contextmanager
+def _affordable_gradients(what: Observation) -> Iterator[None]:
+    """Within, large denoisers that gradients of a text encoder pass through keep no activations for them."""
+    pipeline = what.generator.pipeline
+    with ExitStack() as stack:
+        for name in denoisers_of(pipeline) if is_encoder(what.denoiser) else ():
+            stack.enter_context(checkpointed(getattr(pipeline, name)))
+        yield
+
+
 def sample_name(denoiser: nn.Module) -> str:
-    """The name of the denoiser's first argument, the noisy sample."""
+    """The name of the denoiser's first argument, the noisy sample; "" for a text encoder, which sees only the text."""
+    if is_encoder(denoiser):
+        return ""
     return next(name for name in inspect.signature(type(denoiser).forward).parameters if name != "self")
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from qua2sedimo import zoo
 from qua2sedimo.denoisers import denoisers_named, load_pipeline, weight_modules, weight_of
+from qua2sedimo.denoisers.encoders import refuse_encoders
 from qua2sedimo.denoisers.layers import refuse_unsuitable
 from qua2sedimo.denoisers.pipelines import check_given
 from qua2sedimo.errors import Qua2SeDiMoError
@@ -89,9 +90,12 @@ class Study:
             if pipeline is not None:
                 check_given(pipeline, settings.component, settings.loading)
             loaded = pipeline if pipeline is not None else load_pipeline(settings.model, settings.loading)
-            denoisers = list(denoisers_named(loaded, settings.component).values())
+            named = denoisers_named(loaded, settings.component)
+            denoisers = list(named.values())
             for denoiser in denoisers:
                 refuse_unsuitable(denoiser)
+            if settings.target is not None:
+                refuse_encoders(named, settings.target)
             _check_target(settings, denoisers)
             if not settings.inputs:
                 settings = settings.model_copy(update={"inputs": varied_inputs(loaded, denoisers[0], _INPUTS)})

@@ -39,6 +39,12 @@ class DenoiserPart:
     def component(self) -> str:
         return self.prefix.removesuffix(".")
 
+    @property
+    def copies(self) -> dict[str, tuple[str, ...]]:
+        """Module → other modules with the same weights, by their names in this denoiser."""
+        layers = (self.graph.layers[name] for name in self.units)
+        return {layer.module: layer.copies for layer in layers if layer.copies}
+
     def own(self, mapping: Mapping[str, T]) -> dict[str, T]:
         """The entries of this denoiser's units, by their names in it."""
         return {name: mapping[self.prefix + name] for name in self.units if self.prefix + name in mapping}

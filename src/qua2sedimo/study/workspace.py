@@ -17,6 +17,7 @@ import torch
 from qua2sedimo import zoo
 from qua2sedimo.bank import Bank, Observed, stored_weight
 from qua2sedimo.denoisers import part_of
+from qua2sedimo.denoisers.encoders import is_encoder
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.locks import alone
 from qua2sedimo.formats.temporary import clear_leftovers
@@ -176,6 +177,8 @@ class Workspace(StudiedModel):
         folder, key = self.statistics_folder / part.component, self._part_key(part.component)
         generator = self.full_precision_generator()
         seen = replace(generator.generation, inputs=self.observed_inputs)
+        if is_encoder(part.denoiser) and self.candidates.weights >= _SMALL:
+            seen = replace(seen, batch=1)  # gradients pass through the denoiser
         what = Observation(
             Generator(self.pipeline, seen), part.denoiser, part.graph, part.units,
             OBSERVED.images(self.observed_images), int(self.settings.memory * 1e9), key, self.observed_texts,
@@ -286,7 +289,7 @@ class Workspace(StudiedModel):
 
     @cached_property
     def generator(self) -> Generator:
-        return Generator(self.pipeline, replace(self.generation, batch=self.batch))
+        return Generator(self.pipeline, replace(self.generation, batch=self.batch), self.denoisers.values())
 
     @property
     def references(self) -> ReferenceStore:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from accelerate import init_empty_weights  # type: ignore[import-untyped]
+import transformers
 
 from qua2sedimo.denoisers import weight_of
 from qua2sedimo.denoisers.names import operation_type
@@ -21,6 +21,7 @@ from qua2sedimo.images.generate import input_argument
 from qua2sedimo.options import Option
 from qua2sedimo.runtime.backend import Qua2SeDiMoConfig
 from qua2sedimo.runtime.contents import read_info
+from qua2sedimo.runtime.libraries import plain_model
 from qua2sedimo.runtime.table import layer_modules
 from qua2sedimo.system.quiet import quiet
 
@@ -103,14 +104,15 @@ def _read_denoiser(folder: Path, component: str) -> tuple[str, Qua2SeDiMoConfig,
             f"{folder} holds a denoiser of your own code, {config['module']}, which only that can build",
             "Describe it yourself; qua2sedimo.load_packed loads it.",
         )
-    name = str(config.get("_class_name"))
+    library, name = diffusers, str(config.get("_class_name"))
+    if "_class_name" not in config:  # a text encoder
+        library, name = transformers, str(next(iter(config.get("architectures") or ()), None))
     with quiet():
-        cls = getattr(diffusers, name, None)
+        cls = getattr(library, name, None)
     if cls is None:
-        raise Qua2SeDiMoError(f"{folder}: this version of diffusers has no {name}", "Install a newer diffusers.")
-    with init_empty_weights():
-        model = cls.from_config(config)
-    return name, quantization, _units(model, quantization)
+        known = library.__name__
+        raise Qua2SeDiMoError(f"{folder}: this version of {known} has no {name}", f"Install a newer {known}.")
+    return name, quantization, _units(plain_model(cls, config), quantization)
 
 
 def _units(model: Any, quantization: Qua2SeDiMoConfig) -> list[PackedUnit]:

@@ -94,7 +94,7 @@ def plan(study: Workspace, configurations: int, repeats: int = 2, progress: Prog
     drawn = [sampler(number) for number in range(min(repeats + 1, sampler.count or repeats + 1))]
     drawn += [drawn[-1]] * (repeats + 1 - len(drawn))
     with _bank_for_trial(study) as (bank, share, quantize):
-        generator = TimedGenerator(study.pipeline, study.generator.generation)
+        generator = TimedGenerator(study.pipeline, study.generator.generation, study.denoisers.values())
         switch = TimedSwitch(study.denoiser, bank, study.graph.layers, study.original_weights())
         measurer = study.measurer(LEARNING.images(study.settings.images), generator, switch)
         tried = [Configuration((n, c[n]) for n in bank.space.layers if n in c) for c in drawn]

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from qua2sedimo.denoisers.encoders import is_encoder
 from qua2sedimo.images.ledger import FINALS, LEARNING
 from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.sequential import polished
@@ -40,8 +41,10 @@ def polished_and_kept(study: Workspace, choice: Choice, progress: Progress = sil
     try:
         values, found = study.bank.values(choice.configuration), dict[str, QuantizedWeight]()
         for part in study.parts:
+            if is_encoder(part.denoiser):  # observed with far more prompts than there are calls to polish it with
+                continue
             found |= _polished_part(study, part, choice, values, progress)
-        better: dict[str, QuantizedWeight] = found if _nearer(study, choice, found) else {}
+        better: dict[str, QuantizedWeight] = found if found and _nearer(study, choice, found) else {}
         if better or not choice.measured:
             choice = checked(study, choice, better)
     finally:  # also if it is interrupted, the live denoiser is as it was

@@ -1,0 +1,131 @@
+"""Text encoders quantized beside the denoiser: T5 and CLIP of Flux, and the language model of Flux 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+from diffusers import DiffusionPipeline
+from tests.commands.conftest import refused, run  # noqa: F401
+from tests.sweep.build import built
+from tests.sweep.entries import ENTRIES
+from tests.sweep.registry import in_scope
+from tests.sweep.texts import WIDTH, clip_eyes
+
+from qua2sedimo import Qua2SeDiMoError, Study, StudySettings, quantize
+from qua2sedimo.denoisers import load_pipeline
+from qua2sedimo.formats.files import read_json
+from qua2sedimo.images.generate import Generator
+from qua2sedimo.quantizers import METHODS
+from qua2sedimo.runtime import QuantizedLayer, pack
+
+KINDS = {
+    "FluxPipeline": ["transformer", "text_encoder", "text_encoder_2"],
+    "Flux2KleinPipeline": ["transformer", "text_encoder"],
+}
+
+
+def tiny(kind: str) -> Any:
+    return built(in_scope()[kind], ENTRIES[kind])
+
+
+def settings(kind: str, model: Path | str, **changes: Any) -> StudySettings:
+    asked: dict[str, Any] = {
+        "model": str(model), "component": KINDS[kind], "inputs": ["a red fox", "a cat"], "images": 2, "observe": 2,
+        "observe_inputs": ["two birds in fog", "a dog"], "arguments": dict(ENTRIES[kind].arguments), "batch": 2,
+        "options": "row-2,row-4", "metrics": ["psnr"],
+    }  # fmt: skip
+    return StudySettings(**{**asked, **changes})
+
+
+def packed(module: Any) -> int:
+    return sum(isinstance(m, QuantizedLayer) for m in module.modules())
+
+
+@pytest.fixture(scope="module", params=sorted(KINDS))
+def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    folder = tmp_path_factory.mktemp(request.param)
+    tiny(request.param).save_pretrained(folder / "model")
+    return Study.create(folder / "study", settings(request.param, folder / "model"))
+
+
+def test_encoders_share_the_budget_and_are_packed_in_the_export(study: Study, run: Any, tmp_path: Path) -> None:  # noqa: F811
+    choice = study.quick(3.0)
+    inside = study.workspace
+    assert choice.average_bits <= 3.0 and inside.statistics.has_gradients
+    out = tmp_path / "out"
+    study.export(choice, out)
+    assert read_json(out / "qua2sedimo.json")["components"] == list(inside.denoisers)
+    inside.switch.apply(choice.configuration)
+    polished = inside.polished_values(choice)
+    assert not any(unit.startswith("text_encoder") for unit in polished)
+    for unit, value in polished.items():
+        inside.switch.write(unit, value)
+    expected = inside.generator(0, 2)
+    inside.switch.restore()
+    for loaded in (load_pipeline(str(out)), DiffusionPipeline.from_pretrained(out)):
+        loaded.set_progress_bar_config(disable=True)
+        for name in inside.denoisers:
+            units = [u for u in choice.configuration if u.startswith(f"{name}.")]
+            assert 0 < packed(getattr(loaded, name)) <= len(units)
+        assert np.abs(Generator(loaded, inside.generation)(0, 2) - expected).max() < 1e-3
+    ended = run("card", out, "--study", inside.folder)
+    assert ended.status == 0, ended.err
+    card = (out / "README.md").read_text().replace("\\", "")
+    assert f"({', '.join(inside.denoisers)}) is quantized" in card
+
+
+def test_prompts_are_encoded_by_the_quantized_encoder(study: Study) -> None:
+    inside = study.workspace
+    full = inside.full_precision(range(2))
+    for name in [name for name in inside.denoisers if name.startswith("text_encoder")]:
+        units = [u for u in inside.space.layers if u.startswith(f"{name}.")]
+        assert all(inside.observed(u).moment is not None for u in units)
+        inside.switch.apply({u: inside.space.options[u][0] for u in units})
+        assert np.abs(inside.generator(0, 2) - full).max() > 0
+        inside.switch.restore()
+        assert np.array_equal(inside.generator(0, 2), full)
+
+
+def test_an_encoder_is_inspected(study: Study, run: Any) -> None:  # noqa: F811
+    ended = run("inspect", study.workspace.settings.model, "--component", "text_encoder")
+    assert ended.status == 0, ended.err
+    assert "SA-Q" in ended.out and "FF 1" in ended.out
+
+
+def test_what_cannot_be_quantized_is_said(tmp_path: Path) -> None:
+    def study_of(pipeline: Any, name: str, *components: str) -> Study:
+        return Study.create(tmp_path / name, settings("FluxPipeline", "flux", component=list(components)), pipeline)
+
+    pipeline = tiny("FluxPipeline")
+    pipeline.register_modules(image_encoder=clip_eyes(transformers.CLIPVisionModelWithProjection, WIDTH))
+    with pytest.raises(Qua2SeDiMoError, match="never called CLIPVisionModelWithProjection"):
+        study_of(pipeline, "a", "transformer", "image_encoder").quick(3.0)
+    pipeline.text_encoder_2.encoder.block[0] = pipeline.text_encoder_2.encoder.block[1]  # within one component: copies
+    assert study_of(pipeline, "b", "transformer", "text_encoder_2").workspace.graph.layers
+    unit = "text_model.encoder.layers.0.mlp.fc1"
+    layer = pipeline.text_encoder.get_submodule(unit.removeprefix("text_model."))
+    pack(pipeline.text_encoder, {unit.removeprefix("text_model."): METHODS["row"].quantize(layer.weight, [4])[0]})
+    with pytest.raises(Qua2SeDiMoError, match="CLIPTextModel is already quantized"):
+        study_of(pipeline, "c", "transformer", "text_encoder")
+    encoders = settings("FluxPipeline", "flux", target="sdnq", options="default")
+    with pytest.raises(Qua2SeDiMoError, match=r"'text_encoder' is a text encoder .* the format sdnq"):
+        Study.create(tmp_path / "e", encoders, tiny("FluxPipeline"))
+    other = tiny("FluxPipeline")
+    other.text_encoder_2.shared.weight = other.text_encoder.embeddings.token_embedding.weight
+    with pytest.raises(Qua2SeDiMoError, match="'text_encoder' and 'text_encoder_2' share weights"):
+        study_of(other, "d", "transformer", "text_encoder")
+
+
+def test_quantize_in_memory_and_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_OBSERVED_SMALL", "_TEXTS"):
+        monkeypatch.setattr(f"qua2sedimo.study.workspace.{name}", 2)
+    pipeline, arguments = tiny("Flux2KleinPipeline"), ENTRIES["Flux2KleinPipeline"].arguments
+    quantize(pipeline, 4.0, ["a fox"], arguments=arguments, effort="quick", component=KINDS["Flux2KleinPipeline"])
+    pipeline.save_pretrained(tmp_path / "saved")
+    loaded = DiffusionPipeline.from_pretrained(tmp_path / "saved")
+    for name in KINDS["Flux2KleinPipeline"]:
+        assert packed(getattr(loaded, name)) == packed(getattr(pipeline, name)) > 0
