@@ -9,6 +9,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.denoisers.coverage.check import built
+from tests.methods import ANY_SHAPE
 from torch import nn
 from torch.nn import functional
 
@@ -330,7 +331,7 @@ def test_is_compiled_without_a_graph_break() -> None:
 
 
 @pytest.mark.parametrize("integer", [False, None, True])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_SHAPE)
 def test_a_layer_called_with_a_keyword_rounds_its_input(method: str, integer: bool | None) -> None:
     for name, layer in every_layer(method).items():
         if integer and not (name in ("linear", "thin") and method in LEVEL_METHODS and multiplies_exactly(4)):
@@ -345,7 +346,7 @@ def test_a_layer_called_with_a_keyword_rounds_its_input(method: str, integer: bo
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bits", [None, 8])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_SHAPE)
 def test_no_samples_and_no_tokens_pass_every_layer(method: str, bits: int | None, dtype: torch.dtype) -> None:
     for name, layer in every_layer(method).items():
         layer.to(dtype)

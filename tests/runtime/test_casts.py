@@ -9,11 +9,12 @@ import pytest
 import torch
 from diffusers import ControlNetModel, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, UNetMotionModel
 from tests.denoisers.coverage.check import built
+from tests.methods import ANY_SHAPE
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers import METHODS, dequantize_weight
+from qua2sedimo.quantizers import dequantize_weight
 from qua2sedimo.runtime import QuantizedLayer, set_activation_bits
 
 from .helpers import every_layer, inputs, inputs_of, output, packed, packed_here, pixart, plain_twin, unet
@@ -42,7 +43,7 @@ def packed_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {f"{n}.{name}": getattr(m, name).clone() for n, m in layers.items() for name in m.packed_names()}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ANY_SHAPE)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_layer_of_any_kind_is_cast_exactly(method: str, dtype: torch.dtype) -> None:
     for name, layer in every_layer(method).items():

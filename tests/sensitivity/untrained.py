@@ -41,7 +41,7 @@ def untrained(
         name: {o: SimpleNamespace(relative=4.0**-o.bits * chance.uniform(0.5, 2)) for o in space.options[name]}
         for name in space.layers
     }
-    bank: Any = SimpleNamespace(errors=errors)
+    bank: Any = SimpleNamespace(errors=errors, costs=lambda: None)
     encoding = Encoding(graph, space, bank)
     roots = [encoding.layer_nodes.tolist()] * (hops + 1)
     made = [

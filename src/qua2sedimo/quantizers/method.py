@@ -146,7 +146,11 @@ class CodeMethod(Method):
 
     @abstractmethod
     def grid(self, parameters: dict[str, torch.Tensor], bits: int, dtype: torch.dtype) -> Grid:
-        """The values that codes stand for, of a weight of this dtype."""
+        """The values that codes stand for, of a weight of this dtype.
+
+        Shapes:
+            parameters: as :meth:`parameter_shapes` says.
+        """
 
     def rescaled(self, parameters: dict[str, torch.Tensor], factors: torch.Tensor) -> dict[str, torch.Tensor]:
         """Parameters of values ``factors`` times as large, rounded as stored.

@@ -222,7 +222,8 @@ class Workspace(StudiedModel):
                 if not bank.changes.complete:
                     self.full_precision_generator()
                     memory = int(self.settings.memory * 1e9)
-                    weigh(bank, self.parts, self.statistics, self.weight, memory, progress)
+                    with self.without_offload():  # gradients need the weights themselves
+                        weigh(bank, self.parts, self.statistics, self.weight, memory, progress)
         return bank
 
     def _built_bank(self, progress: Progress) -> Bank:
