@@ -50,8 +50,8 @@ class Features:
     """Features of every option of every layer, and the normal prior of their weights.
 
     ``groups`` names the columns. The groups "error" and "cost", of which the latter is there only with gradients, grow
-    with the option's error; "level" is 1 everywhere. ``own`` is
-    the prior standard deviation of each option's own effect, which no feature tells; with 0 there is none.
+    with the option's error; "level" is 1 everywhere. ``own`` is the prior standard deviation of each option's own
+    effect, which no feature tells; with 0 there is none.
 
     Shapes:
         values: [layers, options, features], padded where ``offered`` [layers, options] is not; mean, deviation:
