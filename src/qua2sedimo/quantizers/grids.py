@@ -169,7 +169,8 @@ def _over_rows(kernel: Callable[[int, int], object], w: torch.Tensor) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def _nearest(middles, value):  # type: ignore[no-untyped-def]
+def nearest_level(middles, value):  # type: ignore[no-untyped-def]
+    """The place of the level nearest to a value; ``middles``: [levels − 1], means of neighbouring levels, rising."""
     low, high = 0, middles.size
     while low < high:
         k = (low + high) >> 1
@@ -186,7 +187,7 @@ def _round_rows(w, feedback, levels, middles, errors, codes, first, last):  # ty
     for r in range(first, last):
         row, book, between = w[r], levels[r % levels.shape[0]], middles[r % levels.shape[0]]
         for j in range(n):
-            code = _nearest(between, row[j])
+            code = nearest_level(between, row[j])
             error = row[j] - book[code]
             codes[r, j], errors[r, j] = code, error
             back = feedback[j]
@@ -201,7 +202,7 @@ def _move_rows(gradient, moment, levels, middles, codes, steps, first, last):  #
         g, book, between = gradient[r], levels[r % levels.shape[0]], middles[r % levels.shape[0]]
         for j in range(n):
             here = book[codes[r, j]]
-            code = _nearest(between, here + g[j] / moment[j, j])
+            code = nearest_level(between, here + g[j] / moment[j, j])
             if code != codes[r, j]:
                 step = book[code] - here
                 codes[r, j], steps[r, j] = code, step
@@ -246,7 +247,7 @@ def _round_scaled_rows(w, feedback, scale, offset, table, middles, errors, codes
         row = w[r]
         for j in range(n):
             by = scale[r, j]
-            code = _nearest(middles, (row[j] - offset[r, j]) / by if by != 0 else np.float32(0))
+            code = nearest_level(middles, (row[j] - offset[r, j]) / by if by != 0 else np.float32(0))
             error = row[j] - (by * table[code] + offset[r, j])
             codes[r, j], errors[r, j] = code, error
             back = feedback[j]
@@ -264,7 +265,7 @@ def _move_scaled_rows(gradient, moment, scale, table, middles, codes, steps, fir
             if by == 0:
                 continue
             here = table[codes[r, j]]
-            code = _nearest(middles, here + g[j] / (moment[j, j] * by))
+            code = nearest_level(middles, here + g[j] / (moment[j, j] * by))
             if code != codes[r, j]:
                 step = by * (table[code] - here)
                 codes[r, j], steps[r, j] = code, step

@@ -16,21 +16,18 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.checksums import SumCheck, checksum, checksum_metadata
+from qua2sedimo.formats.checksums import SumCheck
 from qua2sedimo.formats.files import read_json
 from qua2sedimo.formats.tensorfiles import StoredTensor, all_tensors, read_layout, shard_files
-from qua2sedimo.runtime.activations import set_activation_bits
 from qua2sedimo.runtime.demands import meta_model
 from qua2sedimo.runtime.description import Qua2SeDiMoConfig, QuantMethod
-from qua2sedimo.runtime.guards import guard, guard_averages
+from qua2sedimo.runtime.guards import guard_averages
 from qua2sedimo.runtime.hub import model_folder
 from qua2sedimo.runtime.intact import check_config
+from qua2sedimo.runtime.loaded import check_compute_dtype, dequantize_for, finish_loading, with_checksums
 from qua2sedimo.runtime.modules import QuantizedLayer
-from qua2sedimo.runtime.plain import dequantize
-from qua2sedimo.runtime.shards import check_complete, model_tensors, tensor_bytes
+from qua2sedimo.runtime.shards import check_complete, model_tensors
 from qua2sedimo.runtime.table import install_empty_layers
-
-_COMPUTE_DTYPES = (None, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Qua2SeDiMoQuantizer(DiffusersQuantizer):
@@ -60,10 +57,7 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         Raises :class:`Qua2SeDiMoError` if the dtype has fewer than 16 bits or a file is damaged.
         """
         dtype = kwargs.get("torch_dtype")
-        if dtype not in _COMPUTE_DTYPES:
-            raise Qua2SeDiMoError(
-                f"packed layers cannot compute in {dtype}", "Choose a float dtype of 16 bits or more."
-            )
+        check_compute_dtype(dtype)
         if self._stored is None:
             with without_garbage_collection():
                 self._check_early(sys._getframe(1).f_locals)
@@ -126,19 +120,8 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         self._places = {}
-        if self._sums is not None:
-            self._sums.result()
-            self._sums = None
-        offloaded = {"disk", "cpu"} & set(map(str, (getattr(model, "hf_device_map", None) or {}).values()))
-        if not offloaded:
-            empty = [name for name, tensor in model_tensors(model) if tensor.is_meta]
-            if empty:
-                raise Qua2SeDiMoError(f"tensor '{empty[0]}' was not loaded by diffusers", "Update diffusers.")
-        if self.quantization_config.act_bits is not None:
-            set_activation_bits(model, self.quantization_config.act_bits)
-        # diffusers refuses to cast a model with this mark. A packed one can be cast: only what is not packed changes.
-        model.is_quantized = False  # type: ignore[assignment]
-        guard(model)
+        sums, self._sums = self._sums, None
+        finish_loading(model, sums, self.quantization_config.act_bits, "diffusers")
         return model
 
     @contextmanager
@@ -155,9 +138,7 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """The tensors to store, and their checksums, which diffusers writes into the metadata of every file."""
         names = state_dict.keys() if self._saved is None else self._saved
-        kept = {name: tensor for name, tensor in state_dict.items() if name in names}
-        sums = {name: checksum(tensor_bytes(tensor.detach().cpu().contiguous())) for name, tensor in kept.items()}
-        return kept, checksum_metadata(sums)
+        return with_checksums({name: tensor for name, tensor in state_dict.items() if name in names})
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
         """Drop alternative names of shared modules: their tensors are stored once, under the first name."""
@@ -165,9 +146,7 @@ class Qua2SeDiMoQuantizer(DiffusersQuantizer):
         return [name for name in missing_keys if name in needed]
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
-        dequantize(model)
-        model.hf_quantizer = self  # type: ignore[assignment]  # the caller deletes it
-        return model
+        return dequantize_for(self, model)
 
     @property
     def is_serializable(self) -> bool:

@@ -11,18 +11,15 @@ from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.checksums import SumCheck, checksum, checksum_metadata
+from qua2sedimo.formats.checksums import SumCheck
 from qua2sedimo.formats.files import read_json
 from qua2sedimo.formats.tensorfiles import all_tensors, read_layout
-from qua2sedimo.runtime.activations import set_activation_bits
 from qua2sedimo.runtime.description import Qua2SeDiMoConfig, QuantMethod
-from qua2sedimo.runtime.guards import description_to_save, guard
+from qua2sedimo.runtime.guards import description_to_save
 from qua2sedimo.runtime.intact import check_config
-from qua2sedimo.runtime.plain import dequantize
-from qua2sedimo.runtime.shards import check_complete, model_tensors, tensor_bytes
+from qua2sedimo.runtime.loaded import check_compute_dtype, dequantize_for, finish_loading, with_checksums
+from qua2sedimo.runtime.shards import check_complete
 from qua2sedimo.runtime.table import install_empty_layers
-
-_COMPUTE_DTYPES = (None, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Qua2SeDiMoTextQuantizer(HfQuantizer):  # type: ignore[misc]
@@ -42,10 +39,7 @@ class Qua2SeDiMoTextQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def update_dtype(self, dtype: Any) -> Any:
         """The dtype itself; raises :class:`Qua2SeDiMoError` if packed layers cannot compute in it."""
-        if dtype not in _COMPUTE_DTYPES:
-            raise Qua2SeDiMoError(
-                f"packed layers cannot compute in {dtype}", "Choose a float dtype of 16 bits or more."
-            )
+        check_compute_dtype(dtype)
         return dtype
 
     def _process_model_before_weight_loading(
@@ -67,31 +61,17 @@ class Qua2SeDiMoTextQuantizer(HfQuantizer):  # type: ignore[misc]
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> nn.Module:
-        if self._sums is not None:
-            self._sums.result()
-            self._sums = None
-        offloaded = {"disk", "cpu"} & set(map(str, (getattr(model, "hf_device_map", None) or {}).values()))
-        empty = [name for name, tensor in model_tensors(model) if tensor.is_meta]
-        if empty and not offloaded:
-            raise Qua2SeDiMoError(f"tensor '{empty[0]}' was not loaded by transformers", "Update transformers.")
-        if self.quantization_config.act_bits is not None:
-            set_activation_bits(model, self.quantization_config.act_bits)
-        # transformers refuses to cast a model with this mark. A packed one can be cast: what is packed stays.
-        model.is_quantized = False
-        guard(model)
+        sums, self._sums = self._sums, None
+        finish_loading(model, sums, self.quantization_config.act_bits, "transformers")
         return model
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any], dict[str, str]]:
         """The tensors to store, each once, and their checksums; transformers writes both."""
         _, names = description_to_save(model)
-        kept = {name: tensor for name, tensor in model.state_dict().items() if name in names}
-        sums = {name: checksum(tensor_bytes(tensor.detach().cpu().contiguous())) for name, tensor in kept.items()}
-        return kept, checksum_metadata(sums)
+        return with_checksums({name: tensor for name, tensor in model.state_dict().items() if name in names})
 
     def _dequantize(self, model: Any, dtype: Any = None) -> nn.Module:
-        dequantize(model)
-        model.hf_quantizer = self  # the caller deletes it
-        return model
+        return dequantize_for(self, model)
 
     def is_serializable(self) -> bool:
         """True: ``save_pretrained`` writes the packed tensors."""

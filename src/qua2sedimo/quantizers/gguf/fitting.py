@@ -8,6 +8,7 @@ import torch
 
 from qua2sedimo.quantizers.gguf.scales import packed_scales
 from qua2sedimo.quantizers.gguf.types import BlockType
+from qua2sedimo.quantizers.grids import nearest_level
 from qua2sedimo.quantizers.threads import spread
 
 Parameters = dict[str, torch.Tensor]
@@ -76,18 +77,6 @@ def _in_integers(
 
 
 @numba.njit(cache=True, nogil=True)
-def _place(middles, value):  # type: ignore[no-untyped-def]
-    low, high = 0, middles.size
-    while low < high:
-        k = (low + high) >> 1
-        if value > middles[k]:
-            low = k + 1
-        else:
-            high = k
-    return low
-
-
-@numba.njit(cache=True, nogil=True)
 def _fit_scaled(w, columns, table, middles, group, reaches, made, first, last):  # type: ignore[no-untyped-def]
     """Scale and Σ c·q² of rows ``first`` to ``last``, codes being the nearest entries of the table."""
     for r in range(first, last):
@@ -109,7 +98,7 @@ def _fit_scaled(w, columns, table, middles, group, reaches, made, first, last): 
                     continue
                 xq = qq = 0.0
                 for i in range(group):
-                    q = table[_place(middles, x[i] / scale)]
+                    q = table[nearest_level(middles, x[i] / scale)]
                     xq += c[i] * x[i] * q
                     qq += c[i] * q * q
                 if qq > 0 and xq * xq / qq > most:  # the error is Σ c·x² less this
