@@ -19,8 +19,9 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ METRICS = ("psnr", "features", "frechet_full", "accuracy")
 UNIFORM = ("uaq-4", "uaq-6", "kmeans_a-4", "kmeans_a-6", "kmeans_c-4")
 NEAREST, PLAIN, QUICK = "nearest, sum of errors", "gradients, not polished", "quick"
 _TRANSFERRED = 2.5
+_BESIDE = "uaq-6"  # what a nearest-rounded denoiser of the same quality loses elsewhere
 _SEARCHED = 500  # images of a search
 _COUNTS = (1, 2, 4, 8, 16, 32)
 
@@ -83,13 +85,13 @@ class Judge:
         row |= {"low": round(found["psnr"].low, 3), "high": round(found["psnr"].high, 3)}
         return {**row, "values": [round(float(v), 3) for v in psnr(made, self._full)]}
 
-    def elsewhere(self, values: Values, generator: Generator) -> list[float]:
-        """PSNR of each image with other arguments or inputs."""
-        self.write({})
-        full = generator(self.images.start, self.images.stop)
-        self.write(values)
-        made = generator(self.images.start, self.images.stop)
-        return [round(float(v), 3) for v in psnr(made, full)]
+    def elsewhere(self, several: Iterable[Values], generator: Generator) -> list[list[float]]:
+        """PSNR of each image with other arguments or inputs, for each of several quantized denoisers."""
+        made = []
+        for values in ({}, *several):
+            self.write(values)
+            made.append(generator(self.images.start, self.images.stop))
+        return [[round(float(v), 3) for v in psnr(images, made[0])] for images in made[1:]]
 
     def write(self, values: Values) -> None:
         self.inside.switch.restore()
@@ -211,6 +213,7 @@ def transfer(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> No
     """PSNR of choices of 2.5 bits with arguments and prompts that were not observed, beside nearest rounding."""
     near, study = opened(asked, model, seed, options="wide", rounding="nearest"), opened(asked, model, seed)
     before = near.workspace.bank.values(_program(near, sum_of_errors, _TRANSFERRED))
+    uniform = nearest_values(near, near.workspace.space.uniform(Option.parse(_BESIDE)))
     after = study.workspace.values(study.quick(_TRANSFERRED))
     judge = Judge(study, asked.images)
     for name, generation, scheduler in _elsewhere(study):
@@ -220,12 +223,13 @@ def transfer(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> No
             usual, pipeline.scheduler = pipeline.scheduler, scheduler or pipeline.scheduler
             try:
                 generator = Generator(pipeline, generation)
-                near_values, quick_values = (judge.elsewhere(v, generator) for v in (before, after))
+                near_values, beside, quick_values = judge.elsewhere((before, uniform, after), generator)
             finally:
                 pipeline.scheduler = usual
             gain = mean_estimate(np.array(quick_values) - np.array(near_values))
             return {
                 NEAREST: round(float(np.mean(near_values)), 2), QUICK: round(float(np.mean(quick_values)), 2),
+                _BESIDE: round(float(np.mean(beside)), 2),
                 "gain": round(gain.value, 2), "low": round(gain.low, 2), "high": round(gain.high, 2),
             }  # fmt: skip
 
@@ -248,6 +252,11 @@ def _elsewhere(study: Study) -> list[tuple[str, Generation, Any]]:
         found.append(("guidance 1", Generation(inputs, {**arguments, "guidance_scale": 1.0}, seed), None))
         found.append(
             ("twice the guidance", Generation(inputs, {**arguments, "guidance_scale": 2 * guidance}, seed), None)
+        )
+    if "height" in signature(type(inside.pipeline).__call__).parameters:
+        side = zoo.ENTRIES[str(inside.settings.model)].side * 3 // 2
+        found.append(
+            ("pictures of 1.5 × the side", Generation(inputs, {**arguments, "height": side, "width": side}, seed), None)
         )
     config = inside.pipeline.scheduler.config
     for other in (DPMSolverMultistepScheduler, DDIMScheduler):
@@ -364,8 +373,9 @@ def _transfer_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     body = []
     for (model, where), of in _grouped(rows, "transfer (.+)").items():
         gain = f"{_mean(of, 'gain')} [{_mean(of, 'low')}, {_mean(of, 'high')}]"
-        body.append([model, where, _mean(of, NEAREST), _mean(of, QUICK), gain])
-    return _table(["model", "images", "nearest, dB", "quick, dB", "gain [95 %]"], body)
+        body.append([model, where, _mean(of, NEAREST), _mean(of, _BESIDE), _mean(of, QUICK), gain])
+    head = ["model", "images", "nearest, dB", f"uniform {_BESIDE}, dB", "quick, dB", "gain over nearest [95 %]"]
+    return _table(head, body)
 
 
 def _counts_table(rows: Mapping[str, Mapping[str, Any]]) -> str:

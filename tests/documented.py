@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import typer
-from tests.pages import ROOT
+from tests.pages import ROOT, Code
 
 from qua2sedimo import cli, zoo
 
@@ -177,3 +178,22 @@ def call(words: Sequence[str], patch: pytest.MonkeyPatch) -> tuple[int, str]:
 def _text(stream: TextIOWrapper) -> str:
     stream.seek(0)
     return stream.read()
+
+
+def must(words: list[str], patch: pytest.MonkeyPatch, place: str) -> str:
+    status, said = call(words, patch)
+    assert status == 0, f"{place}: qua2sedimo {shlex.join(words)}\n{said}"
+    return said
+
+
+def in_full(text: str) -> str:
+    """Tables may leave out the program's name, as in `choose STUDY --bits 3.5`."""
+    return f"qua2sedimo {text}" if re.match(r"[a-z]+ (STUDY|MODEL|OUT|A)\b", text) else text
+
+
+#: What takes the longest goes with the slow tests; every other command of these pages runs in the quick ones too.
+_LONG = ("qua2sedimo run ", "qua2sedimo search ", "README.md", "first-result.md", "own-pipeline.md")
+
+
+def marked(value: Code | Path, name: str) -> object:
+    return pytest.param(value, id=name, marks=[pytest.mark.slow] if name.startswith(_LONG) else [])
