@@ -1,14 +1,14 @@
 """What gradients know of damage before anything is measured, and what measurements add.
 
     python benchmarks/gradients.py [--models digits-dit …] [--count 60] [--images 16] [--work FOLDER]
-    python benchmarks/gradients.py --docs        # only write the table of docs/sensitivity.md
+    python benchmarks/gradients.py --docs        # only write the tables of docs/sensitivity.md and docs/sampling.md
 
 Measured are, on images that models may learn from: random configurations of the study's sampler; configurations near
 the frontier, that is the best by expected damage for 2 to 4 bits after a random factor for each layer; and each layer
 alone at its smallest option. Ranked are they by the sum of relative errors; by squared gradients, as if errors at
 different positions were independent; by what options change in the output; and by the damage model, which joins the
-latter with the relative error, before and after it has seen random configurations. Studies are those of
-benchmarks/compensation.py, measurements are kept in docs/figures/gradients.json: stopped, it goes on.
+latter with the relative error, before and after it has seen random configurations, or some near the frontier. Studies
+are those of benchmarks/compensation.py, measurements are kept in docs/figures/gradients.json: stopped, it goes on.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from qua2sedimo.images.ledger import LEARNING
 from qua2sedimo.metrics.distances import psnr
 from qua2sedimo.options import Configuration, Option
 from qua2sedimo.search import best_configurations, by_gradients
-from qua2sedimo.study.evidence import smallest_option, unmeasured
+from qua2sedimo.study.evidence import smallest_option
 
 ROWS = ROOT / "docs" / "figures" / "gradients.json"
-PAGE = ROOT / "docs" / "sensitivity.md"
+PAGE, SAMPLING = ROOT / "docs" / "sensitivity.md", ROOT / "docs" / "sampling.md"
 KINDS = ("random", "near", "alone")
 #: Factors e^(σ·z) by which expected damage is changed, for configurations near the frontier in turn.
 _SPREADS = (0.3, 0.7, 1.2)
@@ -59,6 +59,7 @@ def main() -> None:
             rows[name] = row
             write_json(ROWS, kept)
         kept[model]["found"] = found = ranked(study, rows)
+        kept[model]["taught"] = taught(study, rows)
         write_json(ROWS, kept)
         print(model, json.dumps(found, indent=1))
     write_docs(kept)
@@ -67,7 +68,7 @@ def main() -> None:
 def wanted(study: Study, count: int) -> Iterator[tuple[str, Configuration]]:
     """Configurations by name."""
     inside = study.workspace
-    space, scores, rng = inside.space, by_gradients(unmeasured(inside)), np.random.default_rng(0)
+    space, scores, rng = inside.space, by_gradients(inside.unmeasured), np.random.default_rng(0)
     for i in range(count):
         yield f"random {i}", inside.sampler(i)
     for i in range(count):
@@ -98,7 +99,7 @@ def measured(
 def ranked(study: Study, rows: Rows) -> dict[str, dict[str, float]]:
     """Spearman's rank correlation with the mean PSNR, of each way to rank, for each kind of configuration."""
     inside = study.workspace
-    bank, space = inside.bank, inside.space
+    bank = inside.bank
     names = {kind: [n for n in rows if n.startswith(kind)] for kind in KINDS}
     configurations = {n: Configuration.from_json(row["configuration"]) for n, row in rows.items()}
     quality = {n: float(np.mean(row["psnr"])) for n, row in rows.items()}
@@ -108,11 +109,7 @@ def ranked(study: Study, rows: Rows) -> dict[str, dict[str, float]]:
         return {kind: _correlation([-sums[n] for n in of], [quality[n] for n in of]) for kind, of in names.items()}
 
     def fitted(seen: Sequence[str], unseen: Sequence[str]) -> float:
-        choices = space.encode_partial([configurations[n] for n in [*seen, *unseen]])
-        ones = np.ones(len(seen), dtype=int)
-        errors = -DECIBEL * np.array([quality[n] for n in seen])
-        model = fit_damage(inside.encoding.damage, Observations(choices[: len(seen)], errors, ones, 0 * ones))
-        return _correlation(-model.predict(choices[len(seen) :]), [quality[n] for n in unseen])
+        return _correlation(predicted(study, rows, seen, unseen), [quality[n] for n in unseen])
 
     relative = {n: {o: e.relative for o, e in of.items()} for n, of in bank.errors.items()}
     independent = {
@@ -134,6 +131,34 @@ def ranked(study: Study, rows: Rows) -> dict[str, dict[str, float]]:
     return {name: {kind: round(v, 3) for kind, v in of.items()} for name, of in found.items()}
 
 
+def predicted(study: Study, rows: Rows, seen: Sequence[str], unseen: Sequence[str]) -> np.ndarray:
+    """PSNR of unseen configurations by the damage model that was fitted to the seen ones."""
+    inside = study.workspace
+    configurations = [Configuration.from_json(rows[n]["configuration"]) for n in [*seen, *unseen]]
+    choices, ones = inside.space.encode_partial(configurations), np.ones(len(seen), dtype=int)
+    errors = -DECIBEL * np.array([float(np.mean(rows[n]["psnr"])) for n in seen])
+    model = fit_damage(inside.encoding.damage, Observations(choices[: len(seen)], errors, ones, 0 * ones))
+    return np.asarray(-model.predict(choices[len(seen) :]) / DECIBEL)
+
+
+def taught(study: Study, rows: Rows) -> dict[str, dict[str, float]]:
+    """Standard deviation, in dB, of what the damage model gets wrong of unseen configurations of each kind, after it
+    has seen random configurations, or some near the frontier."""
+    found: dict[str, dict[str, float]] = {}
+    names = {kind: [n for n in rows if n.startswith(kind)] for kind in KINDS[:2]}
+    for kind, of in names.items():
+        for count in _SEEN:
+            for judged, others in names.items():
+                wrong = []
+                for split in range(_SPLITS):
+                    order = [of[i] for i in np.random.default_rng(split).permutation(len(of))]
+                    unseen = order[max(_SEEN) :] if judged == kind else others
+                    quality = np.array([np.mean(rows[n]["psnr"]) for n in unseen])
+                    wrong.append(float(np.std(predicted(study, rows, order[:count], unseen) - quality)))
+                found.setdefault(f"{count} {kind}", {})[judged] = round(float(np.mean(wrong)), 2)
+    return found
+
+
 def _correlation(a: Sequence[float] | np.ndarray, b: Sequence[float]) -> float:
     return float(spearmanr(a, b).statistic)
 
@@ -147,7 +172,7 @@ def _ceiling(values: Sequence[Sequence[float]]) -> float:
 
 
 def write_docs(kept: Mapping[str, Any]) -> None:
-    """Replace the table between the markers of docs/sensitivity.md."""
+    """Replace the tables between the markers of docs/sensitivity.md and docs/sampling.md."""
     models = [model for model in kept if "found" in kept[model]]
     if not models:
         return
@@ -155,10 +180,20 @@ def write_docs(kept: Mapping[str, Any]) -> None:
     for name in kept[models[0]]["found"]:
         cells = [[f"{kept[m]['found'][name].get(kind, float('nan')):.2f}" for kind in KINDS] for m in models]
         lines.append(f"| {name} | " + " | ".join(" · ".join(c).replace("nan", "–") for c in cells) + " |")
-    text = PAGE.read_text(encoding="utf-8")
-    table = "\n".join(lines)
-    pattern = r"(<!-- gradients -->\n).*?(<!-- /gradients -->)"
-    write_text(PAGE, re.sub(pattern, lambda m: f"{m[1]}\n{table}\n\n{m[2]}", text, flags=re.DOTALL))
+    _replace(PAGE, "gradients", lines)
+    models = [model for model in models if "taught" in kept[model]]
+    lines = ["| measured | " + " | ".join(models) + " |", "|" + "---|" * (len(models) + 1)]
+    for name in kept[models[0]]["taught"] if models else ():
+        cells = [" · ".join(f"{v:.1f}" for v in kept[m]["taught"][name].values()) for m in models]
+        count, kind = name.split()
+        lines.append(f"| {count} {'random' if kind == 'random' else 'near the frontier'} | " + " | ".join(cells) + " |")
+    _replace(SAMPLING, "taught", lines)
+
+
+def _replace(page: Path, name: str, lines: Sequence[str]) -> None:
+    text, table = page.read_text(encoding="utf-8"), "\n".join(lines)
+    pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+    write_text(page, re.sub(pattern, lambda m: f"{m[1]}\n{table}\n\n{m[2]}", text, flags=re.DOTALL))
 
 
 if __name__ == "__main__":

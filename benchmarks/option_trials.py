@@ -9,6 +9,8 @@ are charged by what `row` gains from its width to the next one, layer by layer. 
 - *rotated*: inputs turned by a block-Hadamard matrix of up to 64 inputs; no extra bytes.
 - *groups of 64, 128*: a 16-bit scale for each group of inputs in each row, in place of one a row. Both sides by the
   plain loop of this file (no factors, no descent), so that only the scales differ.
+- *row, in full*: `row` as it is used (ordered columns, factors, descent) over `row` by the plain loop, at the same
+  bytes: what scales for groups give up, since columns of a group must stay together.
 - *codebook in 8 bits*: a codebook a channel (K-Means C) with its levels in 8 bits and a 16-bit scale. Its error is
   taken with levels in 16 bits, which flatters it.
 """
@@ -56,7 +58,7 @@ def main() -> None:
                 "worst_gain_db": round(min(of), 2),
             })  # fmt: skip
             print(rows[-1], flush=True)
-    write_json(RESULTS / "option_trials.json", rows)
+        write_json(RESULTS / "option_trials.json", rows)
 
 
 def gains(weight: torch.Tensor, moment: Moment, bits: Sequence[int]) -> dict[tuple[str, int], float]:
@@ -74,6 +76,7 @@ def gains(weight: torch.Tensor, moment: Moment, bits: Sequence[int]) -> dict[tup
         error = float(moment.errors(rows - dequantize_weight(book).float().reshape(channels, -1)).sum())
         found["codebook in 8 bits", b] = _decibels(plain[b], error) - a_bit * 8 * 2**b / inputs
         one = grouped(rows, moment, b, inputs)
+        found["row, in full", b] = _decibels(one, plain[b])
         for size in _GROUPS:
             if inputs >= 2 * size:
                 extra = 16 * (math.ceil(inputs / size) - 1) / inputs

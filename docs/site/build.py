@@ -21,6 +21,7 @@ ORDER = (
     (
         "Use",
         (
+            "docs/commands",
             "docs/measuring",
             "docs/metrics",
             "docs/sampling",

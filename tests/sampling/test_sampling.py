@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from qua2sedimo.denoisers import WeightLayer
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.sampling import Sampler, read_list, sample
+from qua2sedimo.search.knapsack import best_choices
 
 SHAPES = {f"layer{i}": (64, 64 * (1 + i % 3)) for i in range(40)}
 WIDE = SearchSpace.of(SHAPES, "wide")
@@ -114,7 +116,7 @@ def test_paper_draws_methods_evenly() -> None:
 
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(Qua2SeDiMoError, match="unknown sampler 'sobol'; known: spread, stratified, paper"):
+    with pytest.raises(Qua2SeDiMoError, match="unknown sampler 'sobol'; known: spread, stratified, near, paper"):
         sample(WIDE, "sobol", 0, 0, (2.0, 6.0))
 
 
@@ -246,3 +248,48 @@ def test_a_list_with_a_mistake_is_refused_by_entry(tmp_path: Path, text: str, me
 def test_a_missing_list_is_named(tmp_path: Path) -> None:
     with pytest.raises(Qua2SeDiMoError, match=r"none\.yaml does not exist"):
         read_list(tmp_path / "none.yaml", WIDE)
+
+
+# near ------------------------------------------------------------------------------------------------------------
+
+
+def near_sampler(space: SearchSpace, damage: Mapping[str, Mapping[Option, float]], seed: int = 0) -> Sampler:
+    return Sampler("near", space, seed, (2.5, 6.0), damage=lambda: damage)
+
+
+def expected(space: SearchSpace, seed: int = 0) -> dict[str, dict[Option, float]]:
+    """Damage that falls by a factor of four a bit, from a start of each layer's own."""
+    starts = np.exp(np.random.default_rng(seed).normal(size=len(space.layers)))
+    return {n: {o: s * 4.0**-o.bits for o in space.options[n]} for n, s in zip(space.layers, starts)}
+
+
+def test_near_configurations_are_functions_of_seed_and_number_and_keep_their_size() -> None:
+    sampler, again = near_sampler(WIDE, expected(WIDE)), near_sampler(WIDE, expected(WIDE))
+    found = [sampler(i) for i in range(40)]
+    assert found[::-1] == [again(i) for i in reversed(range(40))]
+    assert len({c.digest for c in found}) == 40
+    sizes = np.array([WIDE.average_bits(c) for c in found])
+    assert sizes.max() <= 6.0 + 1e-9
+    np.testing.assert_allclose(np.quantile(sizes, [0.1, 0.5, 0.9]), [2.85, 4.25, 5.65], atol=0.4)
+
+
+def test_near_configurations_are_better_than_random_ones_of_their_size_and_none_is_beaten_by_much() -> None:
+    damage = expected(WIDE)
+
+    def total(configuration: Configuration) -> float:
+        return sum(damage[n][o] for n, o in configuration.items())
+
+    sampler = near_sampler(WIDE, damage)
+    for i in range(0, 30, 3):  # the narrowest of the three spreads
+        near = sampler(i)
+        size = WIDE.average_bits(near)
+        random = sample(WIDE, "spread", 0, i, (size, size))
+        assert total(near) < total(random)
+        losses = [np.array([damage[n][o] for o in WIDE.options[n]]) for n in WIDE.layers]
+        best = next(best_choices(WIDE.option_bytes, losses, WIDE.nbytes(near)))
+        assert total(near) < 1.5 * total(WIDE.decode(best))
+
+
+def test_near_without_what_is_expected_is_refused() -> None:
+    with pytest.raises(Qua2SeDiMoError, match="expected damage"):
+        sample(WIDE, "near", 0, 0, (2.5, 6.0))

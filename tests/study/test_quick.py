@@ -26,7 +26,6 @@ from qua2sedimo.records.measurement import Measurement
 from qua2sedimo.runtime import QuantizedLayer
 from qua2sedimo.search import Budget, Constraints, by_gradients
 from qua2sedimo.study.choices import save_choice
-from qua2sedimo.study.evidence import unmeasured
 from qua2sedimo.study.stages import polish as polish_stage
 from qua2sedimo.study.stages import search as search_stage
 from qua2sedimo.study.worker import activations_at
@@ -94,7 +93,7 @@ def test_it_has_the_least_expected_damage_of_what_fits(quick: Quick) -> None:
     """No layer could have another option that fits and that gradients prefer; nor could two."""
     study, chosen = quick.study.workspace, quick.choice.configuration
     assert study.bank.costs() is not None
-    scores, shapes = by_gradients(unmeasured(study)), study.space.shapes
+    scores, shapes = by_gradients(study.unmeasured), study.space.shapes
     spare = quick.choice.budget_bytes - quick.choice.nbytes
     changes = [
         (o.nbytes(shapes[n]) - chosen[n].nbytes(shapes[n]), scores[n][chosen[n]] - scores[n][o], n)

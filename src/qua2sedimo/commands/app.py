@@ -120,7 +120,7 @@ Samplers = Annotated[
     typer.Option(
         help="Which configurations to measure: `spread` (average bits evenly spread, layers drawn independently), "
         "`stratified` (also extremes: whole blocks low, a single method), `paper`, `singles` (one layer at a time), "
-        "`list` (those of --list)."
+        "`near` (near the frontier, by what statistics expect), `list` (those of --list)."
     ),
 ]
 ListFile = Annotated[

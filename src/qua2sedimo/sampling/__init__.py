@@ -3,6 +3,7 @@
 ====================  =============================================================================================
 ``spread``            average bits uniform over the range, layers drawn independently
 ``stratified``        average bits evenly spaced; random mix of methods, layers correlated; some uniform configurations
+``near``              near the frontier, by the damage that is expected before anything is measured
 ``paper``             a share p ~ U(0, 1) of low widths, methods uniform (Qua²SeDiMo, section 4)
 ``singles``           one layer at a low or a middle width, the others in full precision
 ``list``              configurations from a file
@@ -11,18 +12,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from qua2sedimo.denoisers import WeightLayer
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.options import Configuration, SearchSpace
+from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.sampling.independent import paper, spread
 from qua2sedimo.sampling.listed import read_list
+from qua2sedimo.sampling.near import near
 from qua2sedimo.sampling.singles import single, single_count
 from qua2sedimo.sampling.stratified import stratified
 
-SAMPLERS = ("spread", "stratified", "paper", "singles", "list")
+SAMPLERS = ("spread", "stratified", "near", "paper", "singles", "list")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Sampler:
     """One of :data:`SAMPLERS` over a search space; calling it with a number returns that configuration.
 
     ``bits``: range of average bits, clipped to what the space can reach. ``layers``: block and operation of each unit,
-    within which ``stratified`` correlates layers. ``listed``: the configurations of ``list``.
+    within which ``stratified`` and ``near`` correlate layers. ``listed``: the configurations of ``list``. ``damage``:
+    what each option is expected to do, for ``near``.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Sampler:
     bits: tuple[float, float]
     layers: Mapping[str, WeightLayer] | None = None
     listed: Sequence[Configuration] = ()
+    damage: Callable[[], Mapping[str, Mapping[Option, float]]] | None = None
 
     def __post_init__(self) -> None:
         if self.name not in SAMPLERS:
@@ -69,6 +73,11 @@ class Sampler:
             return single(self.space, self.seed, number)
         if self.name == "stratified":
             return stratified(self.space, self.seed, number, self.range, _groups(self.space, self.layers))
+        if self.name == "near":
+            if self.damage is None:
+                raise Qua2SeDiMoError("sampler 'near' needs to know the expected damage of each option")
+            groups = _groups(self.space, self.layers)
+            return near(self.space, self.seed, number, self.range, self.damage(), groups)
         if self.name == "paper":
             return paper(self.space, self.seed, number)
         return spread(self.space, self.seed, number, self.range)

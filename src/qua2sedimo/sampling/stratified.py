@@ -34,9 +34,8 @@ def stratified(
     if number % ANCHOR_EVERY == ANCHOR_EVERY - 1:
         return _anchor(space, seed, number // ANCHOR_EVERY, bits)
     rng = np.random.default_rng([seed, number])
-    position = (_start(seed) + (number - number // ANCHOR_EVERY) * _GOLDEN) % 1.0
-    target = bits[0] + (bits[1] - bits[0]) * position
-    quantiles = _together(rng, groups)
+    target = evenly(seed, number - number // ANCHOR_EVERY, bits)
+    quantiles = ndtr(together(rng, groups))
     table = OptionTable.of(space)
     weights = _method_weights(rng, space, table)
 
@@ -77,12 +76,14 @@ def _anchor(space: SearchSpace, seed: int, turn: int, bits: tuple[float, float])
     return found[int(order[turn % len(found)])]
 
 
-def _start(seed: int) -> float:
-    return float(np.random.default_rng([seed, 0, 2]).uniform())
+def evenly(seed: int, number: int, bits: tuple[float, float]) -> float:
+    """Point ``number`` of a golden-ratio sequence over a range: the first n points cover it evenly for every n."""
+    start = float(np.random.default_rng([seed, 0, 2]).uniform())
+    return bits[0] + (bits[1] - bits[0]) * ((start + number * _GOLDEN) % 1.0)
 
 
-def _together(rng: np.random.Generator, groups: tuple[Sequence[str], Sequence[str]]) -> np.ndarray:
-    """A quantile for each layer, correlated within blocks and operations."""
+def together(rng: np.random.Generator, groups: tuple[Sequence[str], Sequence[str]]) -> np.ndarray:
+    """A standard normal number for each layer, correlated within ``groups``: its block and its operation."""
     layers = len(groups[0])
     by_block, by_operation, own = np.sqrt(rng.dirichlet(np.ones(3)))
     z = own * rng.standard_normal(layers)
@@ -90,7 +91,7 @@ def _together(rng: np.random.Generator, groups: tuple[Sequence[str], Sequence[st
         names = sorted(set(group))
         drawn = dict(zip(names, rng.standard_normal(len(names))))
         z += scale * np.array([drawn[name] for name in group])
-    return np.asarray(ndtr(z))
+    return z
 
 
 def _method_weights(rng: np.random.Generator, space: SearchSpace, table: OptionTable) -> np.ndarray:

@@ -22,9 +22,6 @@ from qua2sedimo.system.progress import Progress, silent
 ROLES = ("single", "sample", "round")
 #: Images per cheap measurement: of a single layer, or of a candidate of a round.
 FEW = 4
-#: Prior standard deviations of a search, narrower than the predictor's. It adds up what the model says of many options
-#: that few measurements touched: under a wide prior it would pick those that look good by luck.
-_PRIOR = {"error": 0.4, "operation": 0.6, "block": 0.6, "layer": 0.6}
 
 
 def evidence(study: Workspace, roles: Sequence[str] = ROLES) -> Evidence:
@@ -40,13 +37,7 @@ def evidence(study: Workspace, roles: Sequence[str] = ROLES) -> Evidence:
         for kind, r in records
         if math.isfinite(np.mean(values := per_image(study, r.measurement)))
     ]
-    return replace(unmeasured(study), measured=measured)
-
-
-def unmeasured(study: Workspace) -> Evidence:
-    """What is known without measurements: errors of all options, and features with what gradients say of them."""
-    errors = {n: {o: e.relative for o, e in study.bank.errors[n].items()} for n in study.space.layers}
-    return Evidence(study.space, errors, study.encoding.damage.believing(_PRIOR))
+    return replace(study.unmeasured, measured=measured)
 
 
 def check_objective(study: Workspace) -> None:

@@ -25,7 +25,7 @@ _OPTIONAL = ("configurations", "variant", "revision", "config", "vae_tiling")
 #: The largest seed of the random generators that are used.
 MOST_SEED = 2**63 - 1
 
-SamplerName = Literal["spread", "stratified", "paper", "singles", "list"]
+SamplerName = Literal["spread", "stratified", "near", "paper", "singles", "list"]
 RoundingName = Literal["nearest", "compensated"]
 Effort = Literal["quick", "search", "paper"]
 Target = Literal["sdnq", "gguf"]

@@ -32,7 +32,7 @@ from qua2sedimo.search import (
 )
 from qua2sedimo.search.halving import paired_p
 from qua2sedimo.study.choices import Candidate, Choice, save_choice
-from qua2sedimo.study.evidence import evidence, unmeasured
+from qua2sedimo.study.evidence import evidence
 from qua2sedimo.study.measurements import kept_measurement, measure_all, per_image
 from qua2sedimo.study.stages.explain import block_scores_of, explain
 from qua2sedimo.study.stages.fit import fitted, kept_owner, samples, training_data
@@ -157,7 +157,7 @@ def propose_candidates(
     if study.objective.in_decibels:
         programs.append(("all measurements", most_likely(evidence(study))))
     if study.bank.costs() is not None:
-        programs.append(("gradients", by_gradients(unmeasured(study))))
+        programs.append(("gradients", by_gradients(study.unmeasured)))
     programs.append(("sum of relative errors", _error_sum(study)))
     programs += [(f"predictor, fold {k + 1}", scores.fold(k)) for k in range(scores.folds)]
     free = allowed is None or allowed == allow(study.space)

@@ -6,7 +6,6 @@ import math
 
 from qua2sedimo.search import Budget, Constraints, allow, best_configurations, budget_bytes, by_gradients
 from qua2sedimo.study.choices import Candidate, Choice
-from qua2sedimo.study.evidence import unmeasured
 from qua2sedimo.study.stages.polish import checked, polished_and_kept
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
@@ -30,7 +29,7 @@ def quick(
         return found
     allowed = allow(study.space, limits, study.names_of)
     nbytes = budget_bytes(study.space, budget, allowed)
-    best = next(best_configurations(study.space, by_gradients(unmeasured(study)), nbytes, 1, allowed))
+    best = next(best_configurations(study.space, by_gradients(study.unmeasured), nbytes, 1, allowed))
     candidate = Candidate(
         origin="quick", configuration=best, average_bits=study.space.average_bits(best), predicted=math.nan, measured={}
     )

@@ -1,0 +1,71 @@
+"""Pictures of the included models by full precision, by quick choices of each size, and by uniform 4-bit weights.
+
+    python benchmarks/pictures.py [--models avatars-pixart …] [--count 8] [--work FOLDER]
+
+The studies, choices and figures are those of benchmarks/compensation.py (run it first), seed 0. Every column is one
+noise and one prompt, on which nothing was learned. Writes docs/images/sizes-MODEL.png, enlarged without smoothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from compensation import QUICK, ROOT, ROWS, Judge, nearest_values, opened
+from qua2sedimo import zoo
+from qua2sedimo.images.pictures import to_uint8
+from qua2sedimo.options import Option
+
+IMAGES = ROOT / "docs" / "images"
+_UNIFORM = "uaq-4"
+_SIDE, _GAP, _LABEL = 96, 4, 190  # of a picture, between pictures, and of the text before them, in pixels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=list(zoo.ENTRIES))
+    parser.add_argument("--bits", nargs="*", type=float, default=[3.5, 3.0, 2.5, 2.0])
+    parser.add_argument("--count", type=int, default=8)
+    parser.add_argument("--work", type=Path, default=Path(__file__).parent / "results" / "compensation")
+    asked = parser.parse_args()
+    figures = json.loads(ROWS.read_text())
+    for model in asked.models:
+        near, study = opened(asked, model, 0, options="wide", rounding="nearest"), opened(asked, model, 0)
+        judge, uniform = Judge(study, asked.count), near.workspace.space.uniform(Option.parse(_UNIFORM))
+        rows = [("full precision\n16 bits", {})]
+        for bits in asked.bits:
+            psnr = figures[f"{model} 0 {bits:g} {QUICK}"]["psnr"]
+            rows.append((f"ours, {bits:g} bits\n{psnr:.1f} dB", study.workspace.values(study.quick(bits))))
+        found = figures[f"{model} 0 uniform {_UNIFORM}"]
+        label = f"uniform, {found['average_bits']:.1f} bits\n{found['psnr']:.1f} dB"
+        rows.append((label, nearest_values(near, uniform)))
+        made = []
+        for _, values in rows:
+            judge.write(values)
+            made.append(to_uint8(study.workspace.generator(judge.images.start, judge.images.stop)))
+        judge.write({})
+        sheet([label for label, _ in rows], made).save(IMAGES / f"sizes-{model}.png", optimize=True)
+        print(IMAGES / f"sizes-{model}.png")
+
+
+def sheet(labels: list[str], pictures: list[np.ndarray]) -> Image.Image:
+    """One row of pictures [count, height, width, channels] for each label."""
+    step = _SIDE + _GAP
+    page = Image.new("RGB", (_LABEL + step * len(pictures[0]), step * len(labels)), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(17)
+    for row, (label, of) in enumerate(zip(labels, pictures)):
+        draw.multiline_text((8, row * step + _SIDE // 2), label, fill="black", font=font, anchor="lm", spacing=6)
+        for column, picture in enumerate(of):
+            enlarged = (
+                Image.fromarray(picture.squeeze()).convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.NEAREST)
+            )
+            page.paste(enlarged, (_LABEL + column * step, row * step))
+    return page
+
+
+if __name__ == "__main__":
+    main()
