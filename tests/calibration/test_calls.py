@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.calibration.pipelines import observation
+from torch import nn
 
 from qua2sedimo import Qua2SeDiMoError
 from qua2sedimo.statistics import RecordedCall
-from qua2sedimo.statistics.calls import RecordedCalls, _write
+from qua2sedimo.statistics.calls import RecordedCalls, _write, record_calls
 
 REAL = torch.arange(6.0).reshape(2, 3)
 TENSORS = {
@@ -42,3 +45,35 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
 def test_an_argument_that_no_file_can_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Qua2SeDiMoError, match="argument of the denoiser is a object"):
         _write(tmp_path / "a.safetensors", RecordedCall((object(),), {}, ()))
+
+
+class OneByOne(nn.Module):
+    """A denoiser that is called for each half of its batch by itself, as pipelines do that guide in separate calls."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name) if name == "inner" else getattr(self.inner, name)
+
+    def forward(self, sample: torch.Tensor, return_dict: bool = True, **arguments: Any) -> Any:
+        found = []
+        for part in range(2):
+            own = {k: v.chunk(2)[part] if torch.is_tensor(v) else v for k, v in arguments.items()}
+            found.append(self.inner(sample.chunk(2)[part], **own, return_dict=False)[0])
+        return (torch.cat(found),)
+
+
+def test_a_step_in_two_calls_weighs_as_much_as_one_in_a_single_call(tmp_path: Path) -> None:
+    """The mean over calls of the squared change that a weight makes must be that over steps."""
+    together = observation("pixart")
+    whole = record_calls(together.generator, together.denoiser, together.images, tmp_path / "whole")
+    apart = observation("pixart")
+    pipeline = apart.generator.pipeline
+    pipeline.transformer = OneByOne(pipeline.transformer)
+    parts = record_calls(apart.generator, apart.denoiser, apart.images, tmp_path / "parts")
+    assert len(parts) == 2 * len(whole)
+    for number, call in enumerate(whole):
+        joined = torch.cat([parts[2 * number + part].cotangents[0] for part in range(2)])
+        torch.testing.assert_close(joined, 2**0.5 * call.cotangents[0])

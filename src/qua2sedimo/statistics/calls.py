@@ -36,7 +36,8 @@ _COMPLEX = "complex."  # begins the names of tensors whose last two entries are 
 @dataclass(frozen=True)
 class RecordedCall:
     """Arguments of one call, and the ``cotangents`` of its outputs: the gradient, with respect to them, of the guided
-    output times random signs. Without guidance, these are the signs themselves. ``used`` are the places of the outputs
+    output times random signs; of several calls in one step, times the square root of their number, so that a mean over
+    calls is one over steps. Without guidance, these are the signs themselves. ``used`` are the places of the outputs
     that have one, None for all."""
 
     args: tuple[Any, ...]
@@ -272,9 +273,9 @@ class _Recorder:
             found = torch.autograd.grad(guided, outputs, self._signs(guided), allow_unused=True)
         if all(g is None for g in found):  # no guidance that gradients pass: signs on the outputs themselves
             found = [self._signs(out) for out in outputs]
-        at = 0
+        at, factor = 0, 1.0 if guided is None else len(waiting) ** 0.5
         for _, _, outs in waiting:
-            own = [torch.zeros_like(o) if g is None else g for o, g in zip(outs, found[at : at + len(outs)])]
+            own = [torch.zeros_like(o) if g is None else factor * g for o, g in zip(outs, found[at : at + len(outs)])]
             self._cotangents.append(tuple(g.detach().cpu() for g in own))
             at += len(outs)
         for place, (args, kwargs, _) in enumerate(self._calls):
