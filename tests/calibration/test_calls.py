@@ -19,7 +19,7 @@ TENSORS = {
     "complex": torch.complex(REAL, -REAL), "conjugate": torch.complex(REAL, REAL).conj(),
     "double complex": torch.complex(REAL.double(), REAL.double()), "half": REAL.half(), "bf16": REAL.bfloat16(),
     "fp8": REAL.to(torch.float8_e4m3fn), "bool": REAL > 2, "int": torch.tensor(3), "uint16": REAL.to(torch.uint16),
-    "transposed": REAL.T.clone(), "empty": REAL[:0].clone(),
+    "expanded": torch.tensor(500).expand(1), "transposed": REAL.T.clone(), "empty": REAL[:0].clone(),
 }  # fmt: skip
 
 

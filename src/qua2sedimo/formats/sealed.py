@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import parse_json, unreadable, write_via
-from qua2sedimo.formats.tensorfiles import FileLayout, read_layout
+from qua2sedimo.formats.tensorfiles import FileLayout, read_layout, tensor_bytes
 
 #: The entry of a document, and of a safetensors file's metadata, that holds its checksum.
 CHECKSUM = "checksum"
@@ -68,7 +68,7 @@ def save_tensors(
     found = _start(entries)
     for name in sorted(plain):
         _add_header(found, name, _CODES[plain[name].dtype], tuple(plain[name].shape))
-        found.update(plain[name].reshape(-1).view(torch.uint8).numpy().data)
+        found.update(tensor_bytes(plain[name]))
     metadata = {ABOUT: json.dumps({**entries, CHECKSUM: found.hexdigest()})}
     nbytes = sum(t.numel() * t.element_size() for t in plain.values())
     write_via(path, lambda temporary: save_file(plain, temporary, metadata=metadata), nbytes)

@@ -120,6 +120,12 @@ def all_tensors(layouts: Iterable[FileLayout]) -> dict[str, StoredTensor]:
     return found
 
 
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the CPU, as in a file."""
+    # A tensor of one element counts as contiguous whatever its stride is, as after expand(1); its bytes need stride 1.
+    return torch.as_strided(tensor, (tensor.numel(),), (1,)).view(torch.uint8).numpy().data
+
+
 def as_stored(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself."""
     return tensor

@@ -10,10 +10,11 @@ from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.checksums import SumCheck, checksum, checksum_metadata
+from qua2sedimo.formats.tensorfiles import tensor_bytes
 from qua2sedimo.runtime.activations import set_activation_bits
 from qua2sedimo.runtime.guards import guard
 from qua2sedimo.runtime.plain import dequantize
-from qua2sedimo.runtime.shards import model_tensors, tensor_bytes
+from qua2sedimo.runtime.shards import model_tensors
 
 _COMPUTE_DTYPES = (None, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -13,7 +13,7 @@ from torch import nn
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.checksums import checksum, checksum_metadata
 from qua2sedimo.formats.files import write_json
-from qua2sedimo.formats.tensorfiles import DAMAGED_FILE, FLOATS, WEIGHTS, StoredTensor
+from qua2sedimo.formats.tensorfiles import DAMAGED_FILE, FLOATS, WEIGHTS, StoredTensor, tensor_bytes
 from qua2sedimo.runtime.modules import Part
 from qua2sedimo.runtime.table import LayerTable, layer_modules
 
@@ -188,8 +188,3 @@ class ShardWriter:
         save_file(self._pending, self._unnamed(len(self._shards)), metadata=metadata)
         self._shards.append(list(self._pending))
         self._pending, self._bytes = {}, 0
-
-
-def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous tensor on the CPU, as in a file."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
