@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
+from torch.profiler import ProfilerActivity, profile
 from torchmetrics.image import PeakSignalNoiseRatio
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
@@ -204,7 +205,17 @@ def test_ssim_agrees_with_the_formula_written_out() -> None:
         return float(((2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))).mean())
 
     expected = [by_hand(x[..., 0], y[..., 0]) for x, y in zip(a, b)]
-    np.testing.assert_allclose(ssim(a, b), expected, rtol=1e-6)
+    np.testing.assert_allclose(ssim(a, b), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("distance", [psnr, ssim])
+def test_distances_of_many_large_pictures_take_little_memory(distance: Any) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.random((2, 6, 192, 256, 3), dtype=np.float32)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        distance(a, b)
+    most = max(event.cpu_memory_usage for event in seen.events())
+    assert most < 16 * a[0].nbytes  # one operation on one image at a time
 
 
 @pytest.mark.parametrize("side", [3, 4, 5, 6, 16])
