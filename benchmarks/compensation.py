@@ -238,7 +238,7 @@ def transfer(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> No
 
 def _elsewhere(study: Study) -> list[tuple[str, Generation, Any]]:
     """(name, what to generate, another scheduler or None) of every setting."""
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+    from diffusers import UniPCMultistepScheduler
 
     inside = study.workspace
     inputs, arguments, seed = inside.settings.inputs, inside.settings.arguments, inside.settings.seed
@@ -258,11 +258,10 @@ def _elsewhere(study: Study) -> list[tuple[str, Generation, Any]]:
         found.append(
             ("pictures of 1.5 × the side", Generation(inputs, {**arguments, "height": side, "width": side}, seed), None)
         )
-    config = inside.pipeline.scheduler.config
-    for other in (DPMSolverMultistepScheduler, DDIMScheduler):
-        flows = "flow" in str(config.get("prediction_type", "")) or "Flow" in type(inside.pipeline.scheduler).__name__
-        if not flows and other is not type(inside.pipeline.scheduler):
-            found.append((other.__name__, Generation(inputs, arguments, seed), other.from_config(config)))
+    other = UniPCMultistepScheduler.from_config(inside.pipeline.scheduler.config)
+    found.append(("UniPC", Generation(inputs, arguments, seed), other))
+    euler = type(inside.pipeline.scheduler).from_config(inside.pipeline.scheduler.config, solver_order=1)
+    found.append(("first order", Generation(inputs, arguments, seed), euler))
     if any(isinstance(i, str) for i in inputs):
         known = {*inputs, *inside.observed_inputs}
         texts = [text for text in varied_captions(96, seed=1234) if text not in known]

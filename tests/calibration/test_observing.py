@@ -267,7 +267,13 @@ def test_layers_that_see_only_the_text_are_observed_with_other_prompts_too(tmp_p
     """Half of their moment is of the study's images, half of calls with those prompts; other moments are as before."""
     what = observation("pixart")
     texts = [f"{colour} hair, {top} top" for colour in ("brown", "green", "auburn") for top in ("navy", "mint", "red")]
-    before, found = observe(tmp_path / "a", what), observe(tmp_path / "b", replace(what, texts=texts))
+    before, ends = observe(tmp_path / "a", what), list[Any]()
+    handle = what.denoiser.proj_out.register_forward_hook(lambda *_: ends.append(None))
+    found = observe(tmp_path / "b", replace(what, texts=texts))
+    handle.remove()
+    # Recorded, and run again for moments and every third for gradients; then once for the time and once for the texts.
+    recorded_calls = len(found.calls)
+    assert len(ends) == 2 * recorded_calls + -(-recorded_calls // EVERY) + 2
     other = replace(what.generator.generation, inputs=texts)
     pipeline = what.generator.pipeline
     calls = [

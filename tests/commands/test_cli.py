@@ -350,6 +350,9 @@ def test_the_stages_one_by_one_end_in_pictures_of_the_packed_model(  # type: ign
     (out / "evaluation.json").mkdir()  # as good as a folder that can only be read
     unkept = run("evaluate", out, "--images", 2, "--base", model)
     assert unkept.status == 0 and "psnr: " in unkept.out and "was not kept" in unkept.err
+    one = tmp_path / "one" / "picture.PNG"
+    assert f"1 picture: {one}" in run("generate", out, "--prompt", 3, "--to", one).out and one.is_file()
+    assert "is one picture, and 2 were asked for" in run("generate", out, "--prompt", 3, "--count", 2, "--to", one).err
     painted = run("generate", out, "--prompt", 3, "--count", 2, "--to", tmp_path / "pictures")
     assert painted.status == 0, painted.err
     pictures = sorted((tmp_path / "pictures").iterdir())

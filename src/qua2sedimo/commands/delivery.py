@@ -163,7 +163,7 @@ def generate(
     arguments: Arguments = "{}",
     count: Annotated[int, typer.Option(help="Number of pictures.", min=1, max=MOST)] = 1,
     seed: Seed = 0,
-    to: Annotated[Path, typer.Option(help="Folder for the PNG files.")] = Path("pictures"),
+    to: Annotated[Path, typer.Option(help="Folder for the PNG files, or for one picture FILE.png.")] = Path("pictures"),
     *,
     loading: Loading,
 ) -> None:
@@ -176,22 +176,35 @@ def generate(
     from qua2sedimo.images.pictures import to_uint8
 
     inputs, asked = inputs_of(prompt), pipeline_arguments(arguments)
-    check_writable(to / "0000.png")
+    total = max(count, len(inputs))
+    paths = _pictures(to, total)
+    check_writable(paths[0])
     called = {**_exported(folder).get("arguments", {}), **asked}
     pipeline = load_pipeline(str(folder), loading)
     check_arguments(pipeline, called)
     check_inputs(pipeline, inputs)
-    total = max(count, len(inputs))
     with progress() as report:
         made = Generator(pipeline, Generation(inputs, called, seed))(
             0, total, lambda done: report(done, total, "generating pictures")
         )
-    for i, image in enumerate(to_uint8(made)):
+    for path, image in zip(paths, to_uint8(made)):
         picture = Image.fromarray(image.squeeze())
         enlarge = max(1, 256 // max(picture.size))
         large = picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST)
-        write_via(to / f"{i:04d}.png", partial(large.save, format="PNG"))
-    say(f"{total} picture{'s' if total != 1 else ''} in {to}")
+        write_via(path, partial(large.save, format="PNG"))
+    say(f"{total} pictures in {to}" if total > 1 else f"1 picture: {paths[0]}")
+
+
+def _pictures(to: Path, count: int) -> list[Path]:
+    """Where ``count`` pictures go: a file that ends in .png, or numbered files in a folder.
+
+    Raises :class:`Qua2SeDiMoError` if several were to go into one file.
+    """
+    if to.suffix.lower() != ".png" or to.is_dir():
+        return [to / f"{i:04d}.png" for i in range(count)]
+    if count > 1:
+        raise Qua2SeDiMoError(f"--to {to} is one picture, and {count} were asked for", "Give a folder.")
+    return [to]
 
 
 @app.command(rich_help_panel=_PANEL)

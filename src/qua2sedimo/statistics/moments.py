@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -53,7 +53,8 @@ def observe_moments(
 
     Padded text is left out. Of sources that see only the time, half of the weight is on ``steps`` time steps of the
     whole schedule (None: unknown, only those of the calls); of those that see only the condition, half is on ``texts``,
-    calls with other prompts. The moment of a source does not depend on which others are observed with it.
+    calls with other prompts. For these two the denoiser is run no further than the last of their layers. The moment of
+    a source does not depend on which others are observed with it.
     """
     found = [_Sum(source) for source in sources]
     with torch.no_grad():
@@ -72,9 +73,12 @@ def observe_moments(
                 continue
             seeing = [sources[i] for i in places]
             totals = [_Sum(source) for source in seeing]
+            times: int | None = None  # that layers of these sources are called in one call of the denoiser
             for number, call in enumerate(other_calls()):
-                with _adding(denoiser, graph, seeing, totals, call, sample, f"{seed} elsewhere {number}"):
+                adding = _adding(denoiser, graph, seeing, totals, call, sample, f"{seed} elsewhere {number}", times)
+                with adding, suppress(_Enough):
                     call.run(denoiser)
+                times = adding.times
             for i, total in zip(places, totals):
                 if total.rows:
                     blocks = [(a + b) / 2 for a, b in zip(moments[i][0].blocks, total.moment().blocks)]
@@ -139,24 +143,29 @@ def text_mask(call: RecordedCall, sample: str) -> torch.Tensor | None:
     return None
 
 
+class _Enough(Exception):
+    """All layers that are observed were called; the rest of the denoiser need not run."""
+
+
 class _adding:
     """Within, every call of a source's first unit (or of its copies) adds its inputs to the source's sum.
 
-    ``seed`` and the source's name determine which positions are drawn.
+    ``seed`` and the source's name determine which positions are drawn. ``times`` counts these calls; after ``most`` of
+    them, :class:`_Enough` is raised.
     """
 
     def __init__(
         self, denoiser: nn.Module, graph: Graph, sources: Sequence[Source], sums: Sequence[_Sum], call: RecordedCall,
-        sample: str, seed: str,
+        sample: str, seed: str, most: int | None = None,
     ) -> None:  # fmt: skip
-        self._stack = ExitStack()
+        self._stack, self._most, self.times = ExitStack(), most, 0
         mask = text_mask(call, sample)
         for source, total in zip(sources, sums):
             unit = graph.layers[source.name]
             chance = torch.Generator().manual_seed(zlib.crc32(f"{seed} {source.name}".encode()))
             keep = mask if source.only_condition(sample) else None
             for name in (unit.module, *unit.copies):
-                hook = _hook(unit, total, keep, chance)
+                hook = self._hook(unit, total, keep, chance)
                 handle = denoiser.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
                 self._stack.callback(handle.remove)
 
@@ -166,11 +175,15 @@ class _adding:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def _hook(
+        self, unit: WeightLayer, total: _Sum, mask: torch.Tensor | None, chance: torch.Generator
+    ) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = input_of(args, kwargs)
+            keep = mask if mask is not None and tuple(x.shape[:-1]) == tuple(mask.shape) else None
+            total.add(unit_columns(module, unit, x, POSITIONS, chance, keep)[0])
+            self.times += 1
+            if self.times == self._most:
+                raise _Enough
 
-def _hook(unit: WeightLayer, total: _Sum, mask: torch.Tensor | None, chance: torch.Generator) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x = input_of(args, kwargs)
-        keep = mask if mask is not None and tuple(x.shape[:-1]) == tuple(mask.shape) else None
-        total.add(unit_columns(module, unit, x, POSITIONS, chance, keep)[0])
-
-    return hook
+        return hook
