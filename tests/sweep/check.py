@@ -22,6 +22,8 @@ from qua2sedimo.study.stages.export import save_configuration
 #: Largest difference of pictures that is rounding: the live and the loaded layer add up in another order.
 _ROUNDING = 1e-4
 
+#: A folder's name that shells, patterns and markup would change.
+ODD = 'it\'s [a] "walk" of 50% {x}'
 STAGES = ("init", "plan", "measure", "export", "load")
 
 
@@ -37,6 +39,7 @@ class Walk:
 def walk(name: str, folder: Path) -> Walk:
     """Take the tiny instance of a class through every stage; ``folder`` is empty before."""
     found = Walk([])
+    folder = folder / ODD
     try:
         _stages(name, folder, found)
     except Qua2SeDiMoError as error:
