@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tests.answers import YES, answered
 from tests.conftest import choice_of
 from tests.sweep.build import Tiny, built
-from tests.sweep.check import ODD
+from tests.sweep.check import ODD, ROUNDING
 from tests.sweep.entries import ENTRIES
 from tests.sweep.registry import in_scope
 from torch import nn
@@ -58,6 +58,19 @@ class Asked:
 
     def pictures(self, pipeline: Any) -> np.ndarray:
         return Generator(pipeline, Generation(self.entry.inputs, dict(self.entry.arguments)))(0, 1)
+
+    @cached_property
+    def computes_in_bf16(self) -> bool:
+        """Whether the plain pipeline does; raises the program's error if that does not name the remedy."""
+        try:
+            Generator(
+                self.load(dtype="bf16"), Generation(self.entry.inputs, dict(self.entry.arguments))
+            ).full_precision(0, 1)
+        except Qua2SeDiMoError as error:
+            if "--dtype fp32" not in str(error.remedy):
+                raise
+            return False
+        return True
 
     def settings(self, **changes: Any) -> StudySettings:
         asked: dict[str, Any] = {
@@ -179,7 +192,9 @@ def _not_numbers(asked: Asked) -> str:
 
 
 def _bf16(asked: Asked) -> str:
-    """A study in bf16 measures what its export computes; its choice is used on a fine-tune, in bf16 as well."""
+    """A study in bf16 measures what its export computes."""
+    if not asked.computes_in_bf16:
+        return "n/a: diffusers' pipeline computes only in fp32; the message says so"
     study = Study.create(asked.work / "study", asked.settings(dtype="bf16"))
     inside = study.workspace
     loaded, checkpoint = asked.weights(inside.pipeline), denoiser_checkpoint(str(asked.model), None, Loading("bf16"))
@@ -203,21 +218,22 @@ def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _fine_tune(asked: Asked) -> str:
     """A choice made for the model, used on another one of the same architecture in shards and another dtype."""
-    study = Study.create(asked.work / "study", asked.settings(dtype="bf16"))
+    dtype = "bf16" if asked.computes_in_bf16 else "fp32"
+    study = Study.create(asked.work / "study", asked.settings(dtype=dtype))
     choice = choice_of(study, study.workspace.space.uniform(Option.parse("uaq-4")))
     choice.save(study.folder / "choices" / "4.json")
     tuned = asked.load()
     with torch.no_grad():
         for parameter in getattr(tuned, asked.component).parameters():
-            parameter.mul_(1.25)
+            parameter.mul_(0.5)  # exact in 16 bits
     tuned.save_pretrained(asked.work / "tuned", variant="fp16", max_shard_size="100KB")
     inside, made = transferred(study.folder / "choices" / "4.json", str(asked.work / "tuned"), asked.work / "own")
     export(inside, made, asked.work / "packed")
-    if made.configuration != choice.configuration or inside.dtype != "bf16":
+    if made.configuration != choice.configuration or inside.dtype != dtype:
         return "other options, or another dtype"
     inside.switch.apply(made.configuration)
-    same = np.array_equal(asked.pictures(asked.load(asked.work / "packed")), inside.generator(0, 1))
-    return YES if same else "the export gives other pictures"
+    far = np.abs(asked.pictures(asked.load(asked.work / "packed")) - inside.generator(0, 1)).max()
+    return YES if far <= (0 if dtype == "bf16" else ROUNDING) else "the export gives other pictures"
 
 
 def _saved(asked: Asked) -> str:
