@@ -1,6 +1,6 @@
 """Every transformer, U-Net and pipeline class of diffusers from a small configuration: does it get through?
 
-    python benchmarks/coverage.py [--docs] [--fresh] [--jobs 1] [--limit 900] [--only PATTERN]
+    python benchmarks/coverage.py [--docs] [--fresh] [--kept] [--jobs 1] [--limit 900] [--only PATTERN]
 
 Builds each class of tests/denoisers/coverage with random weights, traces it, quantizes and packs every layer and part,
 loads the file with stock diffusers, and compares the outputs; then asks what people do with such models. Takes each
@@ -16,15 +16,20 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import sys
 import time
+from pathlib import Path
 
-from tests.denoisers.coverage.registry import FAMILIES, exported
-from tests.sweep.entries import ENTRIES
-from tests.sweep.registry import in_scope
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 
-from coverage_page import page
-from coverage_rows import ROOT, Row, rows
-from qua2sedimo.formats.files import write_json, write_text
+from tests.denoisers.coverage.registry import FAMILIES, exported  # noqa: E402
+from tests.sweep.entries import ENTRIES  # noqa: E402
+from tests.sweep.registry import in_scope  # noqa: E402
+
+from coverage_page import page  # noqa: E402
+from coverage_rows import Row, rows  # noqa: E402
+from qua2sedimo.formats.files import write_json, write_text  # noqa: E402
 
 
 def said(row: Row) -> str:
@@ -42,6 +47,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="make all rows again")
     parser.add_argument("--jobs", type=int, default=1, help="classes at a time")
     parser.add_argument("--limit", type=float, default=900, help="seconds for a class")
+    parser.add_argument("--kept", action="store_true", help="run nothing: the page of the rows that are there")
     parser.add_argument("--only", default="*", metavar="PATTERN", help="classes with names like this; no files")
     arguments = parser.parse_args()
     there, scope = exported(), in_scope()
@@ -53,7 +59,8 @@ def main() -> None:
     began = time.perf_counter()
     for kind, names in kinds.items():
         names = [name for name in names if fnmatch.fnmatch(name, arguments.only)]
-        for number, (row, kept) in enumerate(rows(kind, names, arguments.limit, arguments.jobs, arguments.fresh), 1):
+        jobs = 0 if arguments.kept else arguments.jobs
+        for number, (row, kept) in enumerate(rows(kind, names, arguments.limit, jobs, arguments.fresh), 1):
             found[row["class"]] = row
             how = "kept" if kept else f"{row['seconds']:.0f} s"
             minutes = (time.perf_counter() - began) / 60
@@ -61,10 +68,11 @@ def main() -> None:
     if arguments.only != "*":
         return
     families = {family: [found[name] for name in names if name in found] for family, names in FAMILIES.items()}
-    walks = [found[name] for name in kinds["pipeline"]]
+    walks = [found[name] for name in kinds["pipeline"] if name in found]
+    waiting = [name for names in kinds.values() for name in names if name not in found]
     write_json(ROOT / "benchmarks" / "results" / "coverage.json", {"denoisers": families, "pipelines": walks})
     if arguments.docs:
-        write_text(ROOT / "docs" / "coverage.md", page(families, walks))
+        write_text(ROOT / "docs" / "coverage.md", page(families, walks, waiting))
 
 
 if __name__ == "__main__":

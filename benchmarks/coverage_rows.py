@@ -90,7 +90,7 @@ def key(kind: str, name: str) -> str:
 
 
 def rows(kind: str, names: list[str], limit: float, jobs: int, fresh: bool) -> Iterator[tuple[Row, bool]]:
-    """(row, whether it was kept from an earlier run) of each class, as they are finished.
+    """(row, whether it was kept from an earlier run) of each class, as they are finished; without jobs, of kept ones.
 
     A class that raises, ends its process, or takes more than ``limit`` seconds has a row with the reason under
     ``failed``, which is not kept.
@@ -103,6 +103,8 @@ def rows(kind: str, names: list[str], limit: float, jobs: int, fresh: bool) -> I
             yield kept["row"], True
         else:
             waiting.append(name)
+    if not jobs:
+        return
     # Children are forked from a process that has imported this module, and computed nothing.
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     context = multiprocessing.get_context("forkserver")
