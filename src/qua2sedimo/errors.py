@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_OF_DTYPES = ("bfloat16", "float16", "half", "scalartype")  # in what torch says of dtypes that do not fit
+
 
 class Stopped(Exception):
     """The user pressed Ctrl-C during a stage that can be resumed."""
@@ -22,6 +24,17 @@ class Qua2SeDiMoError(Exception):
         super().__init__(message if remedy is None else f"{message}\n{remedy}")
 
 
+def remedy_for(error: BaseException, remedy: str) -> str:
+    """``remedy``, or a better one if the error looks like that of a model which computes only in another dtype."""
+    said = str(error).lower()
+    if not any(word in said for word in _OF_DTYPES):
+        return remedy
+    return (
+        "Some pipelines and models compute only in fp32: try --dtype fp32 ('dtype:' in study.yaml), or in Python "
+        f"pipeline.to(torch.float32). {remedy}"
+    )
+
+
 @contextmanager
 def failures_of(pipeline: str) -> Iterator[None]:
     """Within, whatever a call of a diffusers pipeline raises becomes a :class:`Qua2SeDiMoError` with its first line."""
@@ -33,6 +46,9 @@ def failures_of(pipeline: str) -> Iterator[None]:
         lines = str(error).strip().splitlines()
         raise Qua2SeDiMoError(
             f"{pipeline} failed when called: {type(error).__name__}{': ' if lines else ''}{lines[0] if lines else ''}",
-            "Check the pipeline's arguments: --arguments, or 'arguments:' in study.yaml. If the pipeline alone fails "
-            "in the same way, the model or an installed package is the cause.",
+            remedy_for(
+                error,
+                "Check the pipeline's arguments: --arguments, or 'arguments:' in study.yaml. If the pipeline alone "
+                "fails in the same way, the model or an installed package is the cause.",
+            ),
         ) from error

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tests.conftest import randomized
+from tests.denoisers.original import FILES, by_table
+from tests.sweep.build import built
+from tests.sweep.entries import ENTRIES, XL
+from tests.sweep.registry import in_scope
 from transformers import T5Config, T5EncoderModel
 
 from qua2sedimo import zoo
@@ -126,3 +133,118 @@ def test_without_a_network_the_message_says_what_is_needed_and_how_else(folder: 
     with pytest.raises(Qua2SeDiMoError, match=r"needs the configuration of 'Wan-AI/.*' from the hub") as caught:
         load_pipeline(str(folder.parent / "wan.safetensors"))
     assert "--config FOLDER" in str(caught.value.remedy)
+
+
+#: Two text encoders of Stable Diffusion XL and 3 are told apart by their widths.
+_WIDTHS = {"text_encoder": 8, "text_encoder_2": 16}
+_CHANGED = {
+    "StableDiffusionXLPipeline": {
+        "width": _WIDTHS,
+        "sizes": {"unet": {**XL, "projection_class_embeddings_input_dim": 40}},
+    },
+    "StableDiffusion3Pipeline": {"width": {**_WIDTHS, "text_encoder_3": 24}},
+}
+
+
+@pytest.fixture(scope="module", params=[n for n in FILES if n != "FluxPipeline"])
+def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """(pipeline class, a folder with the tiny pipeline and one.safetensors, the same with its authors' names)."""
+    name = request.param
+    pipeline = built(in_scope()[name], replace(ENTRIES[name], **_CHANGED.get(name, {})))
+    if name == "StableDiffusion3Pipeline":  # as published: it has no projection of its own
+        torch.nn.init.eye_(pipeline.text_encoder.text_projection.weight)
+    place = tmp_path_factory.mktemp("published")
+    pipeline.save_pretrained(place / "folder")
+    save_file({n: t.contiguous().clone() for n, t in FILES[name](pipeline).items()}, place / "one.safetensors")
+    return name, place
+
+
+def weights(pipeline: Any) -> dict[str, torch.Tensor]:
+    models = {n: m for n, m in pipeline.components.items() if isinstance(m, torch.nn.Module)}
+    return {f"{n} {place}": tensor for n, model in models.items() for place, tensor in model.state_dict().items()}
+
+
+def test_published_files_load_as_their_folders_do(published: tuple[str, Path]) -> None:
+    """Stable Diffusion with its autoencoder and text encoders, and transformers alone."""
+    _, place = published
+    for dtype in ("auto", "bf16"):
+        loading = Loading(dtype=dtype, config=str(place / "folder"))  # type: ignore[arg-type]
+        one = weights(load_pipeline(str(place / "one.safetensors"), loading, "cpu"))
+        folder = weights(load_pipeline(str(place / "folder"), replace(loading, config=None), "cpu"))
+        assert one.keys() == folder.keys()
+        assert not [n for n, t in folder.items() if t.dtype != one[n].dtype or not torch.equal(t, one[n])]
+
+
+def test_a_published_file_that_lacks_a_weight_says_which(published: tuple[str, Path], tmp_path: Path) -> None:
+    name, place = published
+    loading = Loading(config=str(place / "folder"))
+    tensors = load_file(place / "one.safetensors")
+    parts = {"first_stage_model.decoder.", "model.diffusion_model.", "cond_stage_model.", "transformer_blocks."}
+    for part in [part for part in sorted(parts) if any(n.startswith(part) for n in tensors)]:
+        gone = [n for n in tensors if n.startswith(part) and n.endswith(".weight")][5]
+        save_file({n: t for n, t in tensors.items() if n != gone}, tmp_path / "one.safetensors")
+        with pytest.raises(Qua2SeDiMoError, match="lacks") as caught:
+            load_pipeline(str(tmp_path / "one.safetensors"), loading, "cpu")
+        assert "meta tensor" not in str(caught.value), (name, gone)
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", "transformer.", ""])
+def test_names_of_diffusers_with_and_without_a_prefix(folder: Path, tmp_path: Path, prefix: str) -> None:
+    expected = load_pipeline(str(folder), device="cpu").transformer.state_dict()
+    file = tmp_path / "one.safetensors"
+    save_file({prefix + name: tensor.clone() for name, tensor in expected.items()}, file)
+    found = load_pipeline(str(file), Loading(config=str(folder)), "cpu").transformer.state_dict()
+    assert all(same_bits(tensor, found[name]) for name, tensor in expected.items())
+    del expected["proj_out.weight"]
+    save_file({prefix + name: tensor.clone() for name, tensor in expected.items()}, file)
+    with pytest.raises(Qua2SeDiMoError, match=r"lacks weights of WanTransformer3DModel: 'proj_out\.weight'"):
+        load_pipeline(str(file), Loading(config=str(folder)), "cpu")
+
+
+def test_a_file_of_another_model_than_its_configuration_is_refused(folder: Path, tmp_path: Path) -> None:
+    wrong = {name: torch.zeros(3, *t.shape[1:]) for name, t in load_file(folder.parent / "wan.safetensors").items()}
+    for name, tensors, words in (
+        ("vae", {"decoder.conv_in.weight": torch.zeros(3)}, "has no weights of WanTransformer3DModel"),
+        ("wider", wrong, "it is ["),
+    ):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        with pytest.raises(Qua2SeDiMoError) as caught:
+            load_pipeline(str(tmp_path / f"{name}.safetensors"), Loading(config=str(folder)), "cpu")
+        assert words in caught.value.message and "--config" in str(caught.value.remedy)
+
+
+def test_the_configuration_may_be_in_the_hubs_cache(published: tuple[str, Path], tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    name, place = published
+    if name != "StableDiffusionPipeline":
+        pytest.skip("the others are guessed by layers that tiny models do not have")
+    cached = tmp_path / "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
+    shutil.copytree(place / "folder", cached / "snapshots" / ("a" * 40), ignore=shutil.ignore_patterns("*.safetensors"))
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    one = weights(load_pipeline(str(place / "one.safetensors"), device="cpu"))
+    folder = weights(load_pipeline(str(place / "folder"), device="cpu"))
+    assert all(torch.equal(tensor, one[n]) for n, tensor in folder.items())
+
+
+@pytest.mark.slow
+def test_flux_with_its_authors_names_in_its_full_width(tmp_path: Path) -> None:
+    """diffusers' conversion knows only this width: one block of each kind, 1 GB in bf16."""
+    entry = ENTRIES["FluxPipeline"]
+    tiny = built(in_scope()["FluxPipeline"], entry)
+    wide = {"num_attention_heads": 24, "attention_head_dim": 128, "axes_dims_rope": (16, 56, 56)}
+    config = {**tiny.transformer.config, **wide, "num_layers": 1, "num_single_layers": 1}
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        transformer = type(tiny.transformer).from_config(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    tiny.register_modules(transformer=transformer)
+    tiny.save_pretrained(tmp_path / "folder")
+    save_file({n: t.contiguous().clone() for n, t in by_table(transformer).items()}, tmp_path / "flux.safetensors")
+    expected = transformer.state_dict()
+    del transformer
+    loading = Loading(config=str(tmp_path / "folder"))
+    found = load_pipeline(str(tmp_path / "flux.safetensors"), loading, "cpu").transformer.state_dict()
+    assert all(found[name].dtype == torch.bfloat16 and torch.equal(t, found[name]) for name, t in expected.items())

@@ -14,17 +14,22 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from tests.conftest import randomized, small_pipeline, small_settings
 from tests.denoisers.small import flux
+from tests.sweep.build import built
+from tests.sweep.entries import ENTRIES
+from tests.sweep.registry import in_scope
 from torch import nn
 
 from qua2sedimo import Qua2SeDiMoError, Study
 from qua2sedimo.denoisers import load_pipeline, weight_modules, weight_of
 from qua2sedimo.denoisers.exact import same_bits
 from qua2sedimo.denoisers.loading import Loading
+from qua2sedimo.denoisers.offload import is_hooked
 from qua2sedimo.denoisers.pipelines import refuse_given
 from qua2sedimo.images.generate import Generator
 from qua2sedimo.quantizers import METHODS
 from qua2sedimo.runtime import quantized_layers, replace_layers, save_packed
 from qua2sedimo.study.settings import StudySettings
+from qua2sedimo.study.stages.export import save_configuration
 
 OPTIONS = "row-2,row-4"
 
@@ -75,6 +80,35 @@ def test_an_offloaded_study_gives_the_numbers_of_one_that_is_not(
         outs.append(load_file(file))
     assert outs[0].keys() == outs[1].keys() and all(torch.equal(t, outs[1][name]) for name, t in outs[0].items())
     assert hasattr(study.workspace.denoiser, "_hf_hook")  # exporting put the hooks back
+
+
+def test_a_study_offloaded_in_groups_gives_the_numbers_of_one_that_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A U-Net without an autoencoder: the classes of the pipeline above cannot be offloaded in groups."""
+    built(in_scope()["DDPMPipeline"], ENTRIES["DDPMPipeline"]).save_pretrained(tmp_path / "model")
+    asked = {"inputs": [], "arguments": {"num_inference_steps": 2}, "rounding": "nearest", "options": "uaq-4,uaq-3"}
+    settings = small_settings(model=str(tmp_path / "model"), **asked)
+    records, exports = [], []
+    for kind in ("none", "group"):
+        if kind == "group":
+            offloaded_here(monkeypatch)
+        study = Study.create(tmp_path / kind, settings.model_copy(update={"offload": kind}))
+        assert (is_hooked(study.workspace.denoiser) is not None) == (kind == "group")
+        records.append([(r.configuration, r.measurement.means) for r in study.measure(2)])
+        save_configuration(study.workspace, records[0][0][0], tmp_path / f"{kind}-out", {})
+        assert (is_hooked(study.workspace.denoiser) is not None) == (kind == "group")
+        (file,) = (tmp_path / f"{kind}-out" / "unet").glob("*.safetensors")
+        exports.append(load_file(file))
+    assert records[0] == records[1]
+    assert all(torch.equal(tensor, exports[1][name]) for name, tensor in exports[0].items())
+
+
+def test_a_class_that_cannot_be_offloaded_in_groups_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offloaded_here(monkeypatch)
+    with pytest.raises(Qua2SeDiMoError, match="cannot be offloaded by 'group'") as caught:
+        load_pipeline(str(model), Loading(offload="group"))
+    assert "Try another" in str(caught.value.remedy)
 
 
 def test_a_study_in_bf16_measures_what_its_export_computes(model: Path, plain: tuple[Study, Any], tmp_path) -> None:  # type: ignore[no-untyped-def]

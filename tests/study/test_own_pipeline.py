@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.conftest import randomized, small_settings, small_unet
+from tests.conftest import choice_of, randomized, small_settings, small_unet
 from torch import nn
 
 import qua2sedimo
 from qua2sedimo import CallablePipeline, Qua2SeDiMoError, Study
+from qua2sedimo.measuring.run import Workers
 from qua2sedimo.options import Option
 from qua2sedimo.runtime import QuantizedLayer
 from qua2sedimo.study.stages.export import save_configuration
@@ -78,6 +79,21 @@ def test_a_study_of_any_module_is_exported_and_loaded_into_a_new_one(tmp_path: P
         inside.switch.write(unit, value)
     noise = [torch.Generator().manual_seed(i) for i in (1, 2)]
     assert np.abs(made - inside.pipeline(noise, class_labels=[1, 2]).images).max() < 1e-3  # others are in 16 bits
+
+
+def test_what_needs_another_process_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    asked = settings(rounding="nearest", options="uaq-4")
+    study = Study.create(tmp_path / "study", asked, pipeline(painter()))
+    choice = choice_of(study, study.workspace.space.uniform(Option.parse("uaq-4")))
+    before = sorted(path.name for path in study.folder.iterdir())
+    with pytest.raises(Qua2SeDiMoError, match="passed in memory"):
+        study.measure(2, workers=Workers(2))
+    with pytest.raises(Qua2SeDiMoError, match="your own code"):
+        study.compare(choice, tmp_path / "out", images=2)
+    assert sorted(path.name for path in study.folder.iterdir()) == before
+    with pytest.raises(Qua2SeDiMoError, match="unknown model") as caught:  # as the command line opens it
+        _ = Study(tmp_path / "study").workspace.pipeline
+    assert "Study(FOLDER, pipeline)" in str(caught.value.remedy)
 
 
 def test_quantize_replaces_the_layers_of_any_module() -> None:

@@ -20,8 +20,11 @@ from qua2sedimo.study.settings import StudySettings
 from qua2sedimo.study.stages.export import save_configuration
 
 #: Largest difference of pictures that is rounding: the live and the loaded layer add up in another order.
-_ROUNDING = 1e-4
+ROUNDING = 1e-4
 
+#: A folder's name that shells, patterns and markup would change.
+ODD = 'it\'s [a] "walk" of 50% {x}'
+_OTHERS = ["two cats", "a lake in winter"]  # observed besides, in place of many varied prompts
 STAGES = ("init", "plan", "measure", "export", "load")
 
 
@@ -37,6 +40,7 @@ class Walk:
 def walk(name: str, folder: Path) -> Walk:
     """Take the tiny instance of a class through every stage; ``folder`` is empty before."""
     found = Walk([])
+    folder = folder / ODD
     try:
         _stages(name, folder, found)
     except Qua2SeDiMoError as error:
@@ -50,6 +54,7 @@ def _stages(name: str, folder: Path, found: Walk) -> None:
     settings = StudySettings(
         model=str(model), inputs=list(entry.inputs), arguments=dict(entry.arguments), images=2, observe=2,
         options="uaq-4,uaq-3", metrics=["psnr"],
+        observe_inputs=_OTHERS if entry.inputs and isinstance(entry.inputs[0], str) else "auto",
     )  # fmt: skip
     study = Study.create(folder / "study", settings)
     found.passed.append("init")
@@ -68,7 +73,7 @@ def _stages(name: str, folder: Path, found: Walk) -> None:
     expected = inside.generator(0, 1)
     inside.switch.restore()
     made = Generator(load_pipeline(str(folder / "packed")), inside.generation)(0, 1)
-    if np.abs(made - expected).max() > _ROUNDING:
+    if np.abs(made - expected).max() > ROUNDING:
         found.wrong = f"pictures of the loaded export differ by up to {np.abs(made - expected).max():.1e}"
         return
     found.passed.append("load")

@@ -10,7 +10,7 @@ from tests.sweep.build import Tiny, tiny
 _SMALL = {"num_inference_steps": 2, "height": 16, "width": 16}
 _GUIDED = {**_SMALL, "guidance_scale": 3.0}
 _STABLE = {"addition_embed_type": None, "addition_time_embed_dim": None, "projection_class_embeddings_input_dim": None}
-_XL = {"projection_class_embeddings_input_dim": 12 + 6 * 4, "cross_attention_dim": 24}
+XL = {"projection_class_embeddings_input_dim": 12 + 6 * 4, "cross_attention_dim": 24}
 _32 = {"height": 32, "width": 32}
 _UNBINNED = {**_GUIDED, "use_resolution_binning": False}
 _SANA = {**_UNBINNED, **_32, "complex_human_instruction": None}
@@ -56,8 +56,8 @@ IMAGES: dict[str, Tiny] = {
     "StableDiffusionPipelineSafe": tiny(_GUIDED, unet=_STABLE),
     "SemanticStableDiffusionPipeline": tiny(_GUIDED, unet=_STABLE),
     "LatentConsistencyModelPipeline": tiny(_SMALL, unet={**_STABLE, "time_cond_proj_dim": 8}),
-    "StableDiffusionXLPipeline": tiny(_GUIDED, unet=_XL),
-    "StableDiffusionXLPAGPipeline": tiny(_GUIDED, unet=_XL),
+    "StableDiffusionXLPipeline": tiny(_GUIDED, unet=XL),
+    "StableDiffusionXLPAGPipeline": tiny(_GUIDED, unet=XL),
     "StableDiffusion3Pipeline": tiny(
         _GUIDED,
         transformer=_THREE_TEXTS,
@@ -150,10 +150,10 @@ VIDEOS: dict[str, Tiny] = {
     "LattePipeline": tiny({**_GUIDED, "video_length": 2}),
     "AnimateDiffPipeline": tiny({**_GUIDED, "num_frames": 3}, parts={"motion_adapter": _motion}, unet=_STABLE),
     "AnimateDiffPAGPipeline": tiny({**_GUIDED, "num_frames": 3}, parts={"motion_adapter": _motion}, unet=_STABLE),
-    "AnimateDiffSDXLPipeline": tiny({**_GUIDED, "num_frames": 3}, parts={"motion_adapter": _motion}, unet=_XL),
+    "AnimateDiffSDXLPipeline": tiny({**_GUIDED, "num_frames": 3}, parts={"motion_adapter": _motion}, unet=XL),
     "TextToVideoSDPipeline": tiny({**_GUIDED, "num_frames": 3}),
     "TextToVideoZeroSDXLPipeline": tiny(
-        {**_GUIDED, "num_inference_steps": 4, "video_length": 2, "t0": 1, "t1": 2}, unet=_XL
+        {**_GUIDED, "num_inference_steps": 4, "video_length": 2, "t0": 1, "t1": 2}, unet=XL
     ),
     "SanaVideoPipeline": tiny({**_SANA, "frames": 5}, parts={"vae": "AutoencoderKLWan"}),
     "EasyAnimatePipeline": tiny({**_CLIP, "negative_prompt": "fog"}, parts=_QWEN),

@@ -73,7 +73,8 @@ def _local(model: str) -> Path | None:
     if "/" not in model:
         raise Qua2SeDiMoError(
             f"unknown model '{model}'",
-            f"Pass a zoo name ({', '.join(zoo.ENTRIES)}), a pipeline folder or file, or a hub name OWNER/NAME.",
+            f"Pass a zoo name ({', '.join(zoo.ENTRIES)}), a pipeline folder or file, or a hub name OWNER/NAME. A study "
+            "of a pipeline that was passed in Python is opened there: Study(FOLDER, pipeline).",
         )
     return None
 

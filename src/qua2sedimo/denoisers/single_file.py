@@ -7,7 +7,7 @@ file: they come from a pipeline folder, or from the hub, by the model that diffu
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from qua2sedimo.denoisers.loading import DTYPES, Loading
 from qua2sedimo.denoisers.stored import (
     FAILURES,
     as_loaded,
+    components,
     denoisers_in,
     first_line,
     read_index,
     refuse_incomplete,
     refuse_reported,
+    some,
     stored_dtype,
 )
 from qua2sedimo.errors import Qua2SeDiMoError
@@ -35,6 +37,9 @@ from qua2sedimo.system.notes import note
 from qua2sedimo.system.quiet import quiet
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+_COMPLETE = "Check that it is this model, and that the download is complete."
+_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "transformer.", "unet.")  # of a denoiser in a file
+_AUTOENCODERS = ("first_stage_model.", "vae.")
 _CONFIGURATIONS = ["*.json", "**/*.json", "*.txt", "**/*.txt", "**/*.model"]
 _GIVE_CONFIG = (
     "Give its configuration with --config FOLDER (config: in study.yaml): a diffusers folder of the same "
@@ -64,16 +69,20 @@ def _loaded(path: Path, checkpoint: Checkpoint, loading: Loading) -> Any:
     dtype = stored_dtype(checkpoint.tensors) if loading.dtype == "auto" else DTYPES[loading.dtype]
     try:
         with quiet() as said, _without_scales(checkpoint, dtype) as file:
-            denoiser = _denoiser(file, folder, index, names[0], dtype)
-            pipeline = _pipeline(file, folder, origin, index, {names[0]: denoiser}, dtype)
+            models = _models(path, file, folder, index, _inside(checkpoint, index, names), dtype)
+            pipeline = _pipeline(file, folder, origin, index, models, dtype)
     except FAILURES as error:
         if is_out_of_memory(error):
             raise
+        if "meta tensor" in str(error):  # transformers' models are converted and moved by diffusers
+            raise Qua2SeDiMoError(f"{path} lacks weights of a text encoder that it has", _COMPLETE) from error
         raise Qua2SeDiMoError(
             f"cannot load '{path}' with the configuration of '{origin}': {first_line(error)}",
             "The folder must have the configuration of this very architecture, and every component that the file "
             f"lacks. {_GIVE_CONFIG}",
         ) from error
+    if len(names) > 1:
+        note(f"{path} is loaded as the pipeline's '{names[0]}'; {', '.join(names[1:])} from {origin}.")
     refuse_reported(str(path), said)
     for name, model in pipeline.components.items():
         if isinstance(model, nn.Module):
@@ -163,61 +172,122 @@ def _without_scales(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[Path
         yield copy
 
 
-def _denoiser(file: Path, folder: Path, index: Mapping[str, Any], name: str, dtype: torch.dtype) -> nn.Module:
-    """The denoiser of a file, each tensor in the dtype that `from_pretrained` would load it in.
+def _inside(checkpoint: Checkpoint, index: Mapping[str, Any], denoisers: Sequence[str]) -> list[str]:
+    """Components to look for in a file: the first denoiser, and autoencoders if any tensor is named like theirs.
 
-    `from_single_file` casts everything, also what the class keeps in fp32: so it loads in fp32, and the cast is here.
+    Weights of other denoisers have the same names as those of the first.
     """
+    others = [name for name in components(index) if name not in denoisers]
+    return [denoisers[0], *(others if any(name.startswith(_AUTOENCODERS) for name in checkpoint.tensors) else ())]
+
+
+def _models(
+    path: Path, file: Path, folder: Path, index: Mapping[str, Any], names: Sequence[str], dtype: torch.dtype
+) -> dict[str, nn.Module]:
+    """Component → model of diffusers that is in the file, of these components; the first must be there."""
     import diffusers
 
-    kind = getattr(diffusers, index[name][1], None)
-    if not hasattr(kind, "from_single_file"):
-        raise Qua2SeDiMoError(
-            f"diffusers cannot load {index[name][1]} from a single file", "Pass the diffusers folder of the model."
-        )
-    try:
-        model: nn.Module = kind.from_single_file(  # type: ignore[union-attr]
-            str(file), config=str(folder), subfolder=name, torch_dtype=torch.float32, local_files_only=True
-        )
-    except (RuntimeError, NotImplementedError) as error:
-        if "meta tensor" in str(error):  # diffusers moves weights that it has not found
-            _refuse_lacking(kind, file, folder / name)
-        raise
-    cast = as_loaded(kind, dtype)
-    for place, module in model.named_modules():
-        for own in (module._parameters, module._buffers):
-            for last, tensor in own.items():
-                if tensor is not None:
-                    tensor.data = cast(f"{place}.{last}" if place else last, tensor.data)
-    return model
+    kinds, found = components(index), {}
+    for name in names:
+        library, kind = kinds[name]
+        cls = getattr(diffusers, kind, None) if library == "diffusers" else None
+        loadable = _conversion(cls) is not None
+        model = _model(path, file, cls, folder / name, dtype) if loadable else None
+        if model is not None:
+            found[name] = model
+        elif name == names[0]:
+            refused = f"{path} has no weights of {kind}"
+            raise Qua2SeDiMoError(
+                refused if loadable else f"diffusers cannot load {kind} from a single file",
+                _GIVE_CONFIG if loadable else "Pass the diffusers folder of the model.",
+            )
+    return found
 
 
-def _refuse_lacking(kind: Any, file: Path, folder: Path) -> None:
-    """Raise :class:`Qua2SeDiMoError` that names the weights of a model class that a file, converted, does not have."""
+def _model(path: Path, file: Path, kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module | None:
+    """A model of diffusers, each tensor in the dtype that `from_pretrained` would load it in; None if it is not there.
+
+    diffusers' `from_single_file` casts everything, also what the class keeps in fp32, and does not say which weights
+    are missing: only its conversion of names is used. ``path`` is the file that messages name.
+    """
     from accelerate import init_empty_weights
-    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-    from safetensors.torch import load_file as tensors_of
 
     config = kind.load_config(str(folder))
-    with init_empty_weights():
-        model = kind.from_config(config)
-    convert = next(
-        how["checkpoint_mapping_fn"]
-        for name, how in SINGLE_FILE_LOADABLE_CLASSES.items()
-        if name in (base.__name__ for base in kind.__mro__)
-    )
+    with _default_dtype(dtype), init_empty_weights():
+        model: nn.Module = kind.from_config(config)
+    own = model.state_dict()
+    stored = _converted(path, file, kind, config, own)
+    if not stored.keys() & own.keys():
+        return None
+    other = [name for name, tensor in stored.items() if name in own and tensor.shape != own[name].shape]
+    if other:
+        there, here = list(stored[other[0]].shape), list(own[other[0]].shape)
+        raise Qua2SeDiMoError(
+            f"{path} has '{other[0]}' of shape {there}; in the configuration of '{folder}' it is {here}", _GIVE_CONFIG
+        )
+    cast = as_loaded(kind, dtype)
+    given = {name: cast(name, tensor).contiguous() for name, tensor in stored.items() if name in own}
+    model.load_state_dict(given, strict=False, assign=True)
+    unused = refuse_incomplete(model, str(path), stored)
+    if unused:
+        note(f"{path} has weights that {kind.__name__} does not use: {some(unused)}")
+    return model.eval()
+
+
+def _conversion(kind: Any) -> Callable[..., dict[str, torch.Tensor]] | None:
+    """diffusers' conversion of a class's checkpoints to its own names; None if it loads none from a single file."""
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    names = [base.__name__ for base in getattr(kind, "__mro__", ()) if base.__name__ in SINGLE_FILE_LOADABLE_CLASSES]
+    return SINGLE_FILE_LOADABLE_CLASSES[names[0]]["checkpoint_mapping_fn"] if names else None
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """As in `from_pretrained`: what a class does not make in a certain dtype, it makes in this one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _converted(path: Path, file: Path, kind: Any, config: Any, own: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a file under diffusers' names; ``own`` are those of the model.
+
+    They may have them already, behind a prefix; what has more of the model's own is right. Raises
+    :class:`Qua2SeDiMoError` if diffusers cannot convert them.
+    """
+    from safetensors.torch import load_file as tensors_of
+
+    def fits(tensors: Mapping[str, torch.Tensor]) -> int:
+        return len(tensors.keys() & own.keys())
+
     stored = tensors_of(str(file))
-    for name in convert(config=config, checkpoint=stored):
-        if name in dict(model.named_parameters()):
-            module, _, last = name.rpartition(".")
-            model.get_submodule(module)._parameters[last] = None  # it is there: not to be named
-    refuse_incomplete(model, str(file), None)
+    behind = [{n.removeprefix(p): t for n, t in stored.items() if n.startswith(p)} for p in _PREFIXES]
+    named = max(behind, key=fits)
+    convert = _conversion(kind)
+    assert convert is not None
+    if fits(named) == len(own):
+        return named
+    try:
+        converted = convert(config=config, checkpoint=stored)
+    except FAILURES as error:
+        if 2 * fits(named) > len(own):
+            return named
+        lacks = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        raise Qua2SeDiMoError(
+            f"{path} cannot be converted to diffusers' names of {kind.__name__}: {lacks}",
+            f"{_COMPLETE} {_GIVE_CONFIG}",
+        ) from error
+    return max(named, converted, key=fits)
 
 
 def _pipeline(
     file: Path, folder: Path, origin: str, index: Mapping[str, Any], given: dict[str, nn.Module], dtype: torch.dtype
 ) -> Any:
-    """The pipeline around the denoiser: other components from the file or, if it lacks one, from folder or hub."""
+    """The pipeline around the given models: other components from the file or, if it lacks one, from folder or hub."""
     import diffusers
     from diffusers import DiffusionPipeline
     from diffusers.loaders.single_file_utils import SingleFileComponentError

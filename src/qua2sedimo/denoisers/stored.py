@@ -48,12 +48,12 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not index.get("_class_name"):
         raise Qua2SeDiMoError(f"{path} names no pipeline class", _SAVE_AGAIN)
     _refuse_own_code(folder, index)
-    for name in _components(index):
+    for name in components(index):
         _refuse_quantized(folder / name / "config.json")
     return index
 
 
-def _components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Component → (library, class) of those that the pipeline has."""
     pairs = {name: value for name, value in index.items() if isinstance(value, list) and not name.startswith("_")}
     return {name: (v[0], v[1]) for name, v in pairs.items() if len(v) == 2 and isinstance(v[0], str)}
@@ -62,7 +62,7 @@ def _components(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 def _refuse_own_code(folder: Path, index: Mapping[str, Any]) -> None:
     stated = index["_class_name"]
     code = [f"{stated[0]}.py"] if isinstance(stated, list) and stated else []
-    code += [f"{name}/{library}.py" for name, (library, _) in _components(index).items()]
+    code += [f"{name}/{library}.py" for name, (library, _) in components(index).items()]
     found = [file for file in code if (folder / file).is_file()]
     if found or isinstance(stated, list):
         refuse_own_code(str(folder), (found or code or ["?"])[0])
@@ -94,7 +94,7 @@ def variant_for(folder: Path, index: Mapping[str, Any], asked: str | None) -> tu
     It is the one asked for, or none if every component has files without variant, or the only variant that all others
     have. Raises :class:`Qua2SeDiMoError` if there is no such variant, or several.
     """
-    kinds = {name: variants_in(folder / name) for name in _components(index) if (folder / name).is_dir()}
+    kinds = {name: variants_in(folder / name) for name in components(index) if (folder / name).is_dir()}
     kinds = {name: kinds for name, kinds in kinds.items() if kinds}
     known = sorted({v for variants in kinds.values() for v in variants if v is not None})
     if asked is not None:
@@ -159,7 +159,7 @@ def dtype_for(folder: Path, index: Mapping[str, Any], loading: Loading, variant:
     info = folder / f"{_PACKED}.json"
     if info.is_file():
         return DTYPES.get(read_json(info).get("dtype"), torch.float32)
-    for name in denoisers_in(index) or _components(index):
+    for name in denoisers_in(index) or components(index):
         checkpoint = checkpoint_of(folder / name, variant)
         if checkpoint is not None:
             return stored_dtype(checkpoint.tensors)
@@ -168,7 +168,7 @@ def dtype_for(folder: Path, index: Mapping[str, Any], loading: Loading, variant:
 
 def denoisers_in(index: Mapping[str, Any]) -> list[str]:
     """Names of the denoisers that a model_index.json lists."""
-    return [name for name in DENOISERS if name in _components(index)]
+    return [name for name in DENOISERS if name in components(index)]
 
 
 def kept_in_fp32(cls: Any) -> tuple[str, ...]:
@@ -214,7 +214,7 @@ def check_loaded(pipeline: Any, folder: Path, variant: str | None, dtype: torch.
         stored = None if checkpoint is None else _names_as_loaded(model, checkpoint)
         unused = refuse_incomplete(model, f"{folder / name}", stored)
         if unused:
-            yield f"{folder / name} has weights that {type(model).__name__} does not use: {_some(unused)}"
+            yield f"{folder / name} has weights that {type(model).__name__} does not use: {some(unused)}"
         if checkpoint is not None:
             _apply_scales(model, checkpoint, dtype)
 
@@ -232,9 +232,9 @@ def refuse_incomplete(model: nn.Module, where: str, stored: Iterable[str] | None
     if missing:
         adapter = [name for name in unused if ".base_layer." in name or ".lora_" in name]
         cause = ": it was saved while an adapter (LoRA) was attached" if adapter else ""
-        more = f"; it has others that are not of this model: {_some(unused)}" if unused else ""
+        more = f"; it has others that are not of this model: {some(unused)}" if unused else ""
         raise Qua2SeDiMoError(
-            f"{where} lacks weights of {type(model).__name__}{cause}: {_some(missing)}{more}",
+            f"{where} lacks weights of {type(model).__name__}{cause}: {some(missing)}{more}",
             "Fuse or unload the adapter (pipeline.fuse_lora(), pipeline.unload_lora_weights()) and save it again."
             if adapter
             else "Check that config.json and weights belong together, and that the download is complete.",
@@ -248,7 +248,7 @@ def refuse_reported(where: str, messages: Iterable[str]) -> None:
     missing = [name for message in messages for name in _REPORTED.findall(_COLOURS.sub("", message))]
     if missing:
         raise Qua2SeDiMoError(
-            f"{where}: a text encoder lacks weights: {_some(missing)}",
+            f"{where}: a text encoder lacks weights: {some(missing)}",
             "Check that config.json and weights belong together, and that the download is complete.",
         )
 
@@ -259,7 +259,7 @@ def first_line(error: BaseException) -> str:
     return lines[0].partition(" If you want to instead")[0] if lines else type(error).__name__
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(f"'{name}'" for name in names[:_SHOWN]) + more
 

@@ -22,7 +22,7 @@ from qua2sedimo.denoisers.layers import WeightLayer, other_weights, weight_layer
 from qua2sedimo.denoisers.reduction import Spans, reduced
 from qua2sedimo.denoisers.ties import tied, tied_candidates
 from qua2sedimo.denoisers.tracer import Tracer
-from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.errors import Qua2SeDiMoError, remedy_for
 
 
 def trace(
@@ -70,7 +70,9 @@ def trace(
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError) as error:
         raise Qua2SeDiMoError(
             f"{type(denoiser).__name__}: the forward pass failed while tracing: {error}",
-            "Check its inputs: --arguments for a pipeline, `inspect --inputs FILE.json` for a bare denoiser.",
+            remedy_for(
+                error, "Check its inputs: --arguments for a pipeline, `inspect --inputs FILE.json` for a bare denoiser."
+            ),
         ) from error
     finally:
         denoiser.train(training)

@@ -104,12 +104,13 @@ def _workspace(base: StudySettings, chosen: Choice, model: str, folder: Path, pi
         "options": ",".join(sorted({str(option) for option in chosen.configuration.values()})),
         "rounding": "compensated" if base.compensates else "nearest",
         "sampler": "spread", "configurations": None, "keep": [],
+        "variant": None, "revision": None,  # of the base model's files
     }  # fmt: skip
     settings = StudySettings.model_validate({**base.model_dump(), **changes})
     path = folder / "study.yaml"
     if path.exists() and not StudySettings.load(path).asks_the_same_as(settings):
         raise Qua2SeDiMoError(f"{folder} was begun for another model, choice or settings", "Choose another folder.")
-    loaded = pipeline if pipeline is not None else load_pipeline(model)
+    loaded = pipeline if pipeline is not None else load_pipeline(model, settings.loading)
     denoisers_named(loaded, settings.component)
     check_inputs(loaded, settings.inputs)
     check_arguments(loaded, settings.arguments)

@@ -57,6 +57,15 @@ def crew(study: Workspace, workers: Workers = Workers(), progress: Progress = si
                 study.switch.restore()
 
 
+def check_replayable(study: Workspace) -> None:
+    """Raise :class:`Qua2SeDiMoError` if a new process cannot make images with an export of this study."""
+    if isinstance(study.pipeline, CallablePipeline):
+        raise Qua2SeDiMoError(
+            "a new process cannot make images with a pipeline that is your own code",
+            "Compare it in Python: load the export with qua2sedimo.load_packed.",
+        )
+
+
 def open_worker(folder: str) -> Work:
     """The work of a worker that opens a study by its folder."""
     study = Workspace(folder)
@@ -102,12 +111,8 @@ def _painted(
 
     ``choice``: the configuration is that of a polished choice, and the weights are the choice's.
     """
-    if packed is not None and isinstance(study.pipeline, CallablePipeline):
-        raise Qua2SeDiMoError(
-            "a new process cannot make images with a pipeline that is your own code",
-            "Compare it in Python: load the export with qua2sedimo.load_packed.",
-        )
     if packed is not None:
+        check_replayable(study)
         place = study.folder / "comparison"
         loading = replace(study.settings.loading, dtype=study.dtype, variant=None, revision=None, config=None)
         return replay(Path(packed), study.generator.generation, images, place, loading)

@@ -25,7 +25,7 @@ from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.metrics.estimator import MetricEstimator, References
 from qua2sedimo.options import Configuration, Option
 from qua2sedimo.study.choices import Choice
-from qua2sedimo.study.worker import crew
+from qua2sedimo.study.worker import check_replayable, crew
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
@@ -105,6 +105,7 @@ def compare(
     The images of "ours" come from the packed checkpoint in the folder ``packed``, loaded by a new process.
     ``act_bits``: activation widths that ours is also measured with.
     """
+    check_replayable(study)
     comparison = _Comparison(study, choice, images)
     lines = _lines(study, choice, packed, act_bits)
     lacking = [line for line in lines if comparison.kept(line) is None]
