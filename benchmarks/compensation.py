@@ -248,7 +248,7 @@ def _elsewhere(study: Study) -> list[tuple[str, Generation, Any]]:
         count = max(1, round(steps * factor))
         if count != steps:
             found.append((name, Generation(inputs, {**arguments, "num_inference_steps": count}, seed), None))
-    if guidance is not None:
+    if guidance is not None and isinstance(inputs[0], str):  # digits-dit has no class that stands for none
         found.append(("guidance 1", Generation(inputs, {**arguments, "guidance_scale": 1.0}, seed), None))
         found.append(
             ("twice the guidance", Generation(inputs, {**arguments, "guidance_scale": 2 * guidance}, seed), None)

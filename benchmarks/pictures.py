@@ -1,4 +1,4 @@
-"""Pictures of the included models by full precision, by quick choices of each size, and by uniform 4-bit weights.
+"""Pictures of the included models by full precision, by quick choices of each size, and by uniform options.
 
     python benchmarks/pictures.py [--models avatars-pixart …] [--count 8] [--work FOLDER]
 
@@ -21,7 +21,7 @@ from qua2sedimo.images.pictures import to_uint8
 from qua2sedimo.options import Option
 
 IMAGES = ROOT / "docs" / "images"
-_UNIFORM = "uaq-4"
+_UNIFORM = ("uaq-4", "uaq-3")
 _SIDE, _GAP, _LABEL = 96, 4, 190  # of a picture, between pictures, and of the text before them, in pixels
 
 
@@ -35,14 +35,17 @@ def main() -> None:
     figures = json.loads(ROWS.read_text())
     for model in asked.models:
         near, study = opened(asked, model, 0, options="wide", rounding="nearest"), opened(asked, model, 0)
-        judge, uniform = Judge(study, asked.count), near.workspace.space.uniform(Option.parse(_UNIFORM))
+        judge, space = Judge(study, asked.count), near.workspace.space
         rows = [("full precision\n16 bits", {})]
         for bits in asked.bits:
             psnr = figures[f"{model} 0 {bits:g} {QUICK}"]["psnr"]
             rows.append((f"ours, {bits:g} bits\n{psnr:.1f} dB", study.workspace.values(study.quick(bits))))
-        found = figures[f"{model} 0 uniform {_UNIFORM}"]
-        label = f"uniform, {found['average_bits']:.1f} bits\n{found['psnr']:.1f} dB"
-        rows.append((label, nearest_values(near, uniform)))
+        for text in _UNIFORM:
+            uniform = space.uniform(Option.parse(text))
+            values, average = nearest_values(near, uniform), space.average_bits(uniform)
+            key = f"{model} 0 uniform {text}"
+            psnr = figures[key]["psnr"] if key in figures else Judge(study, 64)(values)["psnr"]
+            rows.append((f"uniform, {average:.1f} bits\n{psnr:.1f} dB", values))
         made = []
         for _, values in rows:
             judge.write(values)

@@ -144,7 +144,7 @@ class Generator:
             output = pipeline(**self.call_arguments(indices[:1]))
         except Exception as error:
             self._takes_lists = None  # lists are not the cause
-            raise error from failure
+            raise failure from error
         self.one_by_one = True
         return output
 
