@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -24,6 +25,7 @@ from safety_study import essence, leftovers, rows, unequal
 # Kills --------------------------------------------------------------------------------------------------------------
 
 _FILES = {"open", "os.rename", "os.mkdir", "os.link", "os.chmod", "os.rmdir", "os.remove", "sqlite3.connect"}
+_NUMBER = re.compile(r"\d[\d.]*")
 #: What a moment is counted by: files opened, renamed or removed; measurements recorded; else the stages that report.
 FILES, RECORDS = "touching a file", "recording a measurement"
 
@@ -92,7 +94,7 @@ def watched(place: Path, at: tuple[str, int] | None = None, to: Path | None = No
 
         def reported(self: Lines, done: int, total: int, what: str) -> None:
             said(self, done, total, what)
-            came(without_note(what))
+            came(_NUMBER.sub("N", without_note(what)))
 
         def added(self: Records, record: Any) -> None:
             came(RECORDS)
@@ -145,12 +147,12 @@ _NEW = (("observe", "observe"), ("observe", "quantize"), ("quantize", "quantize"
 
 
 def pair_names(quick: bool) -> list[str]:
-    """Of a new study, those that make the same; of a finished one, all of seven commands and a third of the others."""
+    """Of a new study, those that make the same; of a finished one, all of seven commands and some of the others."""
     every = list(combinations_with_replacement((*_EVERY, *_OTHERS), 2))
     random.Random(0).shuffle(every)
     named = [pair for pair in every if set(pair) <= set(_EVERY)]
     others = [pair for pair in every if pair not in named]
-    chosen = named[::4] + others[::12] if quick else named + others[::3]
+    chosen = named[::4] + others[::12] if quick else named + others[::5]
     return [f"new: {a} + {b}" for a, b in _NEW[:: 3 if quick else 1]] + [f"reported: {a} + {b}" for a, b in chosen]
 
 

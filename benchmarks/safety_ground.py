@@ -138,7 +138,7 @@ class Child:
             os.environ["COLUMNS"] = "200"
             sys.argv = ["qua2sedimo", *words]
             if "--workers" in words:
-                os.environ["RAY_worker_niceness"] = "0"  # Ray's own is 15: minutes, on a machine that is busy
+                os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own is 15
             else:  # Ray's processes are others, and its paths must be short
                 os.environ["TMPDIR"] = str(place / TEMPORARY)
                 replay.subprocess = _Forking  # type: ignore[assignment]
