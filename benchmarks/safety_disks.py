@@ -29,7 +29,7 @@ def full_disk(ground: Ground, page: Page) -> None:
     state, words = COMMANDS[page.name]
     place = ground.copy(state, disk=True)
     before = shutil.disk_usage(place).used
-    ground.run(place, words)
+    ground.whole(place, words)
     wanted, expected = shutil.disk_usage(place).used - before, essence(place)
     ground.drop(place)
     for case in page.lacking(range(1 if page.book.quick else 2)):
@@ -48,7 +48,7 @@ def limited_files(ground: Ground, page: Page) -> None:
     state, words = COMMANDS[page.name]
     place = ground.copy(state)
     before = {p: p.stat().st_size for p in place.rglob("*") if p.is_file()}
-    ground.run(place, words)
+    ground.whole(place, words)
     written = [p.stat().st_size for p in place.rglob("*") if p.is_file() and before.get(p) != p.stat().st_size]
     expected = essence(place)
     ground.drop(place)
