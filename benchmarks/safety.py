@@ -28,10 +28,11 @@ from pages import write_measured
 from qua2sedimo.formats.files import write_json
 from qua2sedimo.formats.locks import alone
 from safety_book import TITLES, WRONG, Book, Page, by_name, cases_of, kills_by_moment, summary
-from safety_cases import WITH_WORKERS, killed_workers, kills, pair_names, pairs
 from safety_disks import full_disk, limited_files, read_only
 from safety_files import LINES, arguments, damage, damaged_places, document_places, documents
 from safety_ground import COMMANDS, Ground, die_with_parent, own_mounts
+from safety_kills import WITH_WORKERS, killed_workers, kills
+from safety_pairs import pair_names, pairs
 
 RESULTS = Path(__file__).parent / "results"
 WORK: dict[str, Callable[[Ground, Page], None]] = {

@@ -27,20 +27,30 @@ TITLES = {
 _DONE = "all"
 
 
-def source_digest() -> str:
-    """A hash of the package and of these scripts: rows of other versions do not count."""
+#: What all kinds of cases share, and what each is made by.
+_SHARED = ("own_source.py", "safety_ground.py", "safety_study.py")
+_SCRIPTS = {
+    "kills": "safety_kills.py", "workers": "safety_kills.py", "pairs": "safety_pairs.py", "disk": "safety_disks.py",
+    "limit": "safety_disks.py", "read-only": "safety_disks.py", "arguments": "safety_files.py",
+    "damage": "safety_files.py", "documents": "safety_files.py",
+}  # fmt: skip
+
+
+def _digest(paths: Iterable[Path]) -> str:
     found = hashlib.sha256()
-    for path in (*sorted(SOURCE.rglob("*.py")), *sorted((ROOT / "benchmarks").glob("safety*.py"))):
+    for path in paths:
         found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return found.hexdigest()[:16]
 
 
 class Book:
-    """Rows of this version of the program, with this seed and this number of cases."""
+    """Rows of this version of the program and of the script of their kind, with this seed and this number of cases."""
 
     def __init__(self, path: Path, seed: int, quick: bool) -> None:
         self.path, self.quick = path, quick
-        self.way = {"source": source_digest(), "seed": seed, "quick": quick}
+        self.way = {"source": _digest(sorted(SOURCE.rglob("*.py"))), "seed": seed, "quick": quick}
+        here = ROOT / "benchmarks"
+        self.scripts = {kind: _digest(here / name for name in (*_SHARED, own)) for kind, own in _SCRIPTS.items()}
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, of finished cases and of finished units; a last line that a kill cut is left out."""
@@ -50,17 +60,20 @@ class Book:
                 row = json.loads(line)
             except ValueError:
                 continue
-            if {name: row.get(name) for name in self.way} == self.way:
+            if self._about(row["kind"]).items() <= row.items():
                 found.append(row)
         return found
 
     def add(self, row: dict[str, Any]) -> None:
-        line = json.dumps({**self.way, **row}) + "\n"
+        line = json.dumps({**self._about(row["kind"]), **row}) + "\n"
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             os.write(handle, line.encode())
         finally:
             os.close(handle)
+
+    def _about(self, kind: str) -> dict[str, Any]:
+        return {**self.way, "script": self.scripts[kind]}
 
 
 @dataclass

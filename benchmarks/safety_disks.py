@@ -117,6 +117,8 @@ def read_only(ground: Ground, page: Page) -> None:
             raise SystemExit(f"cannot remount {place}")
         limited = partial(os.setuid, 65534) if case == "permissions" else lambda: None
         ended = _unlogged(place, words, limited)
+        if case == "mount":
+            mounted("-o", "remount,rw", str(place))  # else SQLite cannot read its file
         differs = unequal(essence(place), before)
         if differs:
             page.add(case, WRONG, f"changed {differs[:6]}")
