@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,48 @@ from tests.commands.test_rubbish import COMMANDS as LINES
 from tests.commands.test_rubbish import RUBBISH, line_with
 from tests.formats.test_rubbish import BOMB, TEXTS
 
-from safety_ground import BITS, EXPECTED, OTHER, REFUSED, WRONG, Ended, Ground, Tally, essence, unequal
+from safety_book import EXPECTED, REFUSED, WRONG, Page
+from safety_ground import BITS, OTHER, Ended, Ground
+from safety_study import essence, unequal
 
 # Damage -------------------------------------------------------------------------------------------------------------
 
-#: By the beginning of a file's name: the commands that read it.
-_READERS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "study/study.yaml": (("explain", "study"), ("export", "study", "new", "--choice", OTHER)),
-    "study/graph.json": (("explain", "study"), ("export", "study", "new", "--choice", OTHER)),
-    "study/batch.json": (("measure", "study", "--configurations", "22"),),
-    "study/bank/": (("export", "study", "new", "--choice", OTHER), ("measure", "study", "--configurations", "22")),
-    "study/statistics/": (("observe", "study"), ("quick", "study", "--bits", "3.0")),
-    "study/records.db": (("records", "study", "--format", "json"), ("fit", "study"),
-                         ("frontier", "study", "--images", "2")),
-    "study/predictor/": (("explain", "study"), ("choose", "study", "--bits", "3.4", "--candidates", "1")),
-    "study/choices/": (("export", "study", "new", "--choice", OTHER), ("export", "study", "new", "--choice", BITS),
-                       ("diff", f"study/choices/{BITS}.json", f"study/choices/{OTHER}.json")),
-    "study/search/": (("search", "study", "--bits", BITS, "--images", "110"),),
-    "study/reference/": (("measure", "study", "--configurations", "22"),),
-    "study/sensitivity": (("explain", "study"), ("report", "study", "--bits", BITS, "--images", "8")),
-    "study/frontier.json": (("export", "study", "new", "--point", "4"),),
-    "study/comparison/": (("report", "study", "--bits", BITS, "--images", "8"),),
-    "out/": (("generate", "out", "--prompt", "1", "--to", "new"),
-             ("evaluate", "out", "--base", "model", "--images", "2")),
+_NEW = ("export", "study", "new", "--choice")
+_MEASURE = ("measure", "study", "--configurations", "22")
+_REPORT = ("report", "study", "--bits", BITS, "--images", "8")
+#: By state and the beginning of a file's name: the commands that read it.
+_READERS: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
+    "reported": {
+        "study/study.yaml": (("explain", "study"), (*_NEW, OTHER)),
+        "study/graph.json": (("explain", "study"), (*_NEW, OTHER)),
+        "study/batch.json": (_MEASURE,),
+        "study/bank/": ((*_NEW, OTHER), _MEASURE, ("quantize", "study"), ("quick", "study", "--bits", "3.0")),
+        "study/statistics/": (("observe", "study"), ("quick", "study", "--bits", "3.0")),
+        "study/records.db": (("records", "study", "--format", "json"), ("fit", "study"),
+                             ("frontier", "study", "--images", "2")),
+        "study/predictor/": (("explain", "study"), ("choose", "study", "--bits", "3.4", "--candidates", "1")),
+        "study/choices/": ((*_NEW, OTHER), (*_NEW, BITS), (*_NEW, "uaq"),
+                           ("diff", f"study/choices/{BITS}.json", f"study/choices/{OTHER}.json")),
+        "study/search/": (("search", "study", "--bits", BITS, "--images", "110"),),
+        "study/reference/": (_MEASURE,),
+        "study/reference/10": (_REPORT,),
+        "study/sensitivity": (("explain", "study"),),
+        "study/frontier.json": (("export", "study", "new", "--point", "4"),),
+        "study/comparison/": (_REPORT,),
+        "study/packed": (_REPORT,),
+        "out/": (("generate", "out", "--prompt", "1", "--to", "new"), ("card", "out", "--force"),
+                 ("evaluate", "out", "--base", "model", "--images", "2")),
+        "out-sdnq/": (("card", "out-sdnq", "--force"),),
+        "out-plain/": (("generate", "out-plain", "--prompt", "1", "--to", "new"), ("card", "out-plain", "--force")),
+    },
+    "texts": {
+        "study/bank/": ((*_NEW, "3.0"), ("quick", "study", "--bits", "3.5")),
+        "study/statistics/": (("observe", "study"), ("quick", "study", "--bits", "3.5")),
+        "study/choices/": ((*_NEW, "3.0"),),
+        "out/": (("generate", "out", "--prompt", "a fox", "--to", "new"), ("card", "out", "--force")),
+    },
 }  # fmt: skip
+_FEW = 1  # files of a folder whose damage is tried where there are many of the same kind
 _DAMAGES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "a bit": lambda raw, chance: _changed(raw, chance.randrange(len(raw)), lambda b: b ^ (1 << chance.randrange(8))),
     "a byte": lambda raw, chance: _changed(
@@ -57,49 +76,79 @@ def _zeroed(raw: bytes, at: int) -> bytes:
     return raw[:at] + bytes(end - at) + raw[end:]
 
 
-def damage(ground: Ground, tally: Tally, each: int, share: float, chance: random.Random) -> None:
-    """Change a share of the files of a finished study at random places: commands that read them give the same, or name
-    the file.
+def damaged_places() -> list[str]:
+    """State and beginning of file names, as units of work."""
+    return [f"{state}: {start}" for state, readers in _READERS.items() for start in readers]
+
+
+def damage(ground: Ground, page: Page) -> None:
+    """Change files of a study or an export at random places: commands that read them give the same, or name the file.
 
     A setting that was changed into another one in study.yaml, which people write, is no damage.
     """
-    place = ground.copy("reported")
-    files = sorted(p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file() and p.stat().st_size)
-    same = {
-        words: _answers(ground, words, "reported", None, b"") for words in {w for of in _READERS.values() for w in of}
-    }
-    for name in files:
-        start = next((s for s in _READERS if name.startswith(s)), None)
-        if start is None or chance.random() > share:
-            continue
-        raw = (place / name).read_bytes()
-        for kind in chance.sample(sorted(_DAMAGES), min(each, len(_DAMAGES))):
-            bad = _DAMAGES[kind](raw, chance)
+    state, _, start = page.name.partition(": ")
+    names = _files(ground, state, start)
+    for name in names:
+        raw = (ground.work / state / name).read_bytes()
+        for kind in _kinds(page, name, alone=len(names) == 1):
+            case = f"{name}: {kind}"
+            if not page.lacking([case]):
+                continue
+            bad = _DAMAGES[kind.partition(",")[0]](raw, page.chance(case))
             if bad != raw:
-                _tell(ground, tally, start, name, f"{name}: {kind}", bad, same)
-    ground.drop(place)
+                page.add(case, *_told(ground, state, start, name, bad), of=[_shown(state, start)])
 
 
-def _tell(
-    ground: Ground, tally: Tally, start: str, name: str, note: str, bad: bytes, same: dict[tuple[str, ...], Any]
-) -> None:
-    """Run the readers of a damaged file one after the other, until one of them names it."""
-    for words in _READERS[start]:
-        ended, found = _answers(ground, words, "reported", name, bad)
+def _kinds(page: Page, name: str, alone: bool) -> list[str]:
+    """Kinds of damage that are tried on a file: more where it is the only one of its kind."""
+    every = sorted(_DAMAGES)
+    if alone and not page.book.quick:
+        return [*every, *(f"{kind}, {i}" for kind in ("a bit", "a byte", "zeros") for i in (2, 3, 4))]
+    count = 1 if page.book.quick else 2 if Path(name).stem.isdecimal() else 3
+    return random.Random(f"{page.book.way['seed']} {name}").sample(every, count)
+
+
+def _files(ground: Ground, state: str, start: str) -> list[str]:
+    place = ground.work / state
+    found = sorted(p for p in place.rglob("*") if p.is_file() and p.stat().st_size)
+    named = [p for p in found if p.relative_to(place).as_posix().startswith(start)]
+    if state == "texts":
+        kinds = sorted({(p.parent, p.suffix, p.stem.isdecimal()) for p in named})
+        named = [
+            p for kind in kinds for p in [q for q in named if (q.parent, q.suffix, q.stem.isdecimal()) == kind][-_FEW:]
+        ]
+    return [p.relative_to(place).as_posix() for p in named]
+
+
+def _shown(state: str, start: str) -> str:
+    return start if state == "reported" else f"{start} (with text encoders)"
+
+
+def _told(ground: Ground, state: str, start: str, name: str, bad: bytes) -> tuple[str, str]:
+    """Run the readers of a damaged file one after the other, until one of them names it: (end, note)."""
+    for words in _READERS[state][start]:
+        ended, found = _answers(ground, words, state, name, bad)
         parts = Path(name).parts
         if ended.refused:
-            named = parts[-1].removesuffix("-wal") in ended.output or (len(parts) > 2 and parts[1] in ended.output)
-            tally.add(start, REFUSED if named else WRONG, f"{note}: {words[0]} does not name it: {ended.output[-600:]}")
-            return
+            named = parts[-1] in ended.output or (len(parts) > 2 and parts[1] in ended.output)
+            named |= name == "study/study.yaml" and "settings" in ended.output
+            return (REFUSED, "") if named else (WRONG, f"{words[0]} does not name it: {ended.output[-600:]}")
         if ended.status != 0:
-            tally.add(start, WRONG, f"{note}: {words[0]}: {ended.output[-1500:]}")
-            return
-        if differs := set(unequal(found, same[words][1])) - {name}:
-            if start == "study/study.yaml":
-                continue
-            tally.add(start, WRONG, f"{note}: {words[0]} gave something else: {sorted(differs)[:6]}")
-            return
-    tally.add(start, EXPECTED)
+            return WRONG, f"{words[0]}: {ended.output[-1500:]}"
+        differs = set(unequal(found, _sound(ground, state, words))) - {name}
+        if differs and start != "study/study.yaml":
+            return WRONG, f"{words[0]} gave something else: {sorted(differs)[:6]}"
+    return EXPECTED, ""
+
+
+_known: dict[tuple[str, tuple[str, ...]], Any] = {}
+
+
+def _sound(ground: Ground, state: str, words: tuple[str, ...]) -> Any:
+    """What a command gives where nothing is damaged."""
+    if (state, words) not in _known:
+        _known[state, words] = _answers(ground, words, state, None, b"")[1]
+    return _known[state, words]
 
 
 def _answers(ground: Ground, words: tuple[str, ...], state: str, name: str | None, bad: bytes) -> tuple[Ended, Any]:
@@ -110,14 +159,8 @@ def _answers(ground: Ground, words: tuple[str, ...], state: str, name: str | Non
     _forget(place, words)
     ended = ground.run(place, words)
     held = essence(place) if ended.status == 0 else {}
-    wanted = (
-        "new/",
-        "records",
-        f"study/choices/{BITS}.json",
-        "study/choices/3.0",
-        "study/choices/3.4",
-        "study/table.json",
-    )
+    choices = tuple(f"study/choices/{bits}" for bits in (BITS, "3.0", "3.4", "3.5"))
+    wanted = ("new/", "records", "study/table.json", "study/statistics/0", "study/bank/0", *choices)
     found = {key: value for key, value in held.items() if key.startswith(wanted)}
     if words[0] in ("records", "explain", "diff"):
         found["printed"] = ended.output
@@ -131,51 +174,75 @@ def _answers(ground: Ground, words: tuple[str, ...], state: str, name: str | Non
 _CPU, _CLOCK = 1.5, 60.0
 
 
-def arguments(ground: Ground, tally: Tally, each: int, chance: random.Random) -> None:
-    """Rubbish for every parameter of every command: accepted where it makes sense, or refused at once."""
+def arguments(ground: Ground, page: Page) -> None:
+    """Rubbish for every parameter of a command: accepted where it makes sense, or refused at once."""
     places = {"model": "model", "study": "study", "out": "out", "folder": "folder", "a": "file", "b": "file",
               "name": "3.2", "choice": OTHER, "FIFO": "fifo", "FOLDER": "folder", "FILE": "file"}  # fmt: skip
     texts = [text for text in RUBBISH if not any("\ud800" <= c <= "\udfff" for c in text)]
-    for name, command in sorted(LINES.items()):
-        if name == "demo":
-            continue
-        for parameter in command.params:
-            for value in chance.sample(texts, each):
-                words = (name, *line_with(command, parameter, places.get(value, value), places))
-                place = ground.copy("reported")
-                os.mkfifo(place / "fifo")
-                (place / "folder").mkdir()
-                (place / "file").write_text("mine")
-                _refused(tally, name, ground.run(place, words), f"{parameter.name}={value[:50]!r}")
-                if (place / "file").read_text() != "mine":
-                    tally.add(name, WRONG, f"{parameter.name}={value[:50]!r} changed a file that is not its own")
-                ground.drop(place)
+    command = LINES[page.name]
+    for parameter in command.params:
+        values = page.chance(parameter.name).sample(texts, 1 if page.book.quick else 3)
+        for number, value in enumerate(values):
+            case = f"{parameter.name} {number}: {value[:50]}"
+            if not page.lacking([case]):
+                continue
+            words = (page.name, *line_with(command, parameter, places.get(value, value), places))
+            place = ground.copy("reported")
+            os.mkfifo(place / "fifo")
+            (place / "folder").mkdir()
+            (place / "file").write_text("mine")
+            end, note = _refused(ground.run(place, words))
+            if (place / "file").read_text() != "mine":
+                end, note = WRONG, "it changed a file that is not its own"
+            page.add(case, end, note)
+            ground.drop(place)
 
 
-def _refused(tally: Tally, name: str, ended: Ended, note: str) -> None:
-    """A command that was fed rubbish, and must have ended well, or with an error at once."""
+def _refused(ended: Ended) -> tuple[str, str]:
+    """A command that was fed rubbish, and must have ended well, or with an error at once: (end, note)."""
     bad = ended.status and not (ended.refused or ended.usage)
     late = ended.status and (ended.cpu > _CPU or ended.seconds > _CLOCK)
-    note = f"{note}: {ended.status} after {ended.cpu:.1f} s of {ended.seconds:.1f} s {ended.output[-900:]}"
-    tally.add(name, WRONG if bad or late else REFUSED if ended.status else EXPECTED, note)
+    note = f"{ended.status} after {ended.cpu:.1f} s of {ended.seconds:.1f} s {ended.output[-900:]}"
+    return WRONG if bad or late else REFUSED if ended.status else EXPECTED, note
 
 
-def documents(ground: Ground, tally: Tally, count: int, chance: random.Random) -> None:
-    """Documents of a study replaced by rubbish, a pipe, a device or a folder: refused at once, or made anew."""
-    texts = [*TEXTS, BOMB, '"a string"', "- a\n- b\n", "{}"]
-    for start, readers in _READERS.items():
-        names = [name for name in _documents(ground) if name.startswith(start)]
-        for name in chance.sample(names, min(count, len(names))):
-            for what in [*chance.sample(texts, 4), "PIPE", "DEVICE", "FOLDER"]:
-                for words in readers:
-                    place = ground.copy("reported")
-                    _replace(place / name, what)
-                    _forget(place, words)
-                    ended = ground.run(place, words)
-                    ground.drop(place)
-                    if ended.status:
-                        break
-                _refused(tally, start, ended, f"{name} {what[:30]!r}: {words}")
+def document_places(ground: Ground) -> list[str]:
+    """State and beginning of names of documents and folders of files, as units of work."""
+    return [unit for unit in damaged_places() if _documents(ground, *unit.split(": ", 1))]
+
+
+@cache
+def _texts() -> tuple[str, ...]:
+    return (*TEXTS, BOMB, '"a string"', "- a\n- b\n", "{}")
+
+
+def documents(ground: Ground, page: Page) -> None:
+    """Files of a study replaced by rubbish, a pipe, a device, a folder or a broken link: refused at once, or made
+    anew."""
+    state, _, start = page.name.partition(": ")
+    names, readers = _documents(ground, state, start), _READERS[state][start]
+    for name in names[:1] if page.book.quick else names:
+        chance = page.chance(name)
+        for what in [*chance.sample(_texts(), 3), "PIPE", "DEVICE", "FOLDER", "LINK"]:
+            case = f"{name} {what[:30]!r}"
+            if not page.lacking([case]):
+                continue
+            for words in readers:
+                place = ground.copy(state)
+                _replace(place / name, what)
+                _forget(place, words)
+                ended = ground.run(place, words)
+                ground.drop(place)
+                if ended.status:
+                    break
+            page.add(case, *_refused(ended), of=[_shown(state, start)])
+
+
+def _documents(ground: Ground, state: str, start: str) -> list[str]:
+    """Documents, and one file of tensors of each folder."""
+    names = _files(ground, state, start)
+    tensors = {Path(name).parent: name for name in names if name.endswith((".safetensors", ".db"))}
+    return [name for name in names if name.endswith((".json", ".yaml", ".jsonl"))][:4] + sorted(tensors.values())
 
 
 def _replace(path: Path, what: str) -> None:
@@ -186,18 +253,13 @@ def _replace(path: Path, what: str) -> None:
         path.symlink_to("/dev/zero")
     elif what == "FOLDER":
         path.mkdir()
+    elif what == "LINK":
+        path.symlink_to("nowhere")
     else:
         path.write_text(what)
 
 
 def _forget(place: Path, words: Sequence[str]) -> None:
-    """Take away what a search has written last: it is then made from the decisions it wrote down."""
+    """Take away what was made from what is read: it is then read again."""
     if words[0] == "search":
         (place / "study" / "choices" / f"{BITS}.json").unlink(missing_ok=True)
-
-
-def _documents(ground: Ground) -> Iterator[str]:
-    place = ground.work / "reported"
-    for path in sorted(place.rglob("*")):
-        if path.suffix in (".json", ".yaml", ".jsonl") and "model" not in path.relative_to(place).parts:
-            yield path.relative_to(place).as_posix()

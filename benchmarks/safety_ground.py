@@ -1,48 +1,48 @@
-"""A tiny study in every state, commands run on copies of it in processes that can be killed, and what a study holds."""
+"""A tiny study in every state, and commands run on copies of it in processes that can be killed."""
 
 from __future__ import annotations
 
-import hashlib
+import ctypes
 import itertools
-import json
 import os
 import shutil
 import signal
-import sqlite3
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from tests.conftest import small_pipeline
+from tests.study.test_text_encoders import tiny
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from tests.conftest import small_pipeline  # noqa: E402
-
-from qua2sedimo import cli  # noqa: E402
-from qua2sedimo.records import Records  # noqa: E402
+from qua2sedimo import cli
+from qua2sedimo.commands import start
+from qua2sedimo.measuring import replay
+from safety_study import TEMPORARY
 
 BITS, OTHER = "3.6", "3.2"
-#: How a case may end.
-EXPECTED, REFUSED, WRONG = "as expected", "clear error", "wrong"
-#: Seconds after which a command counts as one that does not end.
-PATIENCE = 600
+start._everything.__defaults__ = (8, *(start._everything.__defaults__ or ())[1:])  # images that `run` compares, not 96
+#: Seconds after which a command counts as one that does not end, on a machine that is not busy otherwise.
+PATIENCE = 240.0
+_PDEATHSIG, _NEW_MOUNTS = 1, 0x20000  # of prctl and unshare
 ONE_STEP = '{"num_inference_steps": 1, "guidance_scale": 1.0}'
+_SIZES = ("--images", "2", "--observe", "2", "--batch", "2")
+_LABELS = ("--prompt", "1", "--prompt", "2", "--arguments", ONE_STEP, "--options", "uaq-2,uaq-4,kmeans_a-3", *_SIZES)
+_TEXTS = ("--prompt", "a red fox", "--component", "transformer", "--component", "text_encoder", *_SIZES, "--options",
+          "row-2,row-4", "--keep", "transformer.transformer_blocks*", "--keep", "*layers.1*", "--keep", "*embed*",
+          "--arguments", '{"num_inference_steps": 1, "height": 16, "width": 16}')  # fmt: skip
+_FOREIGN = ("--choice", "uaq", "--any-size", "--format")
+_FINE = ("export", "model", "out-fine", "--choice")
 #: The study's commands by name; each begins in a state, and changes it.
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "init": ("empty", ("init", "model", "study", "--prompt", "1", "--prompt", "2", "--arguments", ONE_STEP, "--options",
-                       "uaq-2,uaq-4,kmeans_a-3", "--images", "2", "--observe", "2", "--batch", "2")),
-    "run": ("empty", ("run", "model", "study", "--effort", "quick", "--bits", "3.0", "--prompt", "1", "--prompt", "2",
-                      "--arguments", ONE_STEP, "--options", "uaq-2,uaq-4,kmeans_a-3", "--images", "2", "--observe", "2",
-                      "--batch", "2")),
+    "init": ("empty", ("init", "model", "study", *_LABELS)),
+    "run": ("empty", ("run", "model", "study", "--effort", "quick", "--bits", "3.0", *_LABELS)),
     "observe": ("new", ("observe", "study")),
     "quantize": ("observed", ("quantize", "study")),
     "measure": ("bank", ("measure", "study", "--configurations", "20")),
@@ -54,6 +54,10 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "quick": ("bank", ("quick", "study", "--bits", "3.0")),
     "polish": ("chosen", ("polish", "study", OTHER)),
     "export": ("chosen", ("export", "study", "out", "--choice", OTHER)),
+    "export --format sdnq": ("chosen", ("export", "study", "out-sdnq", *_FOREIGN, "sdnq")),
+    "export --format diffusers": ("chosen", ("export", "study", "out-plain", *_FOREIGN, "diffusers")),
+    "export --format gguf": ("chosen", ("export", "study", "out.gguf", *_FOREIGN, "gguf")),
+    "export MODEL --choice FILE": ("chosen", (*_FINE, f"study/choices/{OTHER}.json")),
     "report": ("chosen", ("report", "study", "--bits", BITS, "--images", "8")),
     "figures": ("reported", ("figures", "study")),
     "card": ("reported", ("card", "out", "--study", "study", "--force")),
@@ -62,15 +66,27 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "recipe": ("chosen", ("recipe", "study", "recipe.json", "--choice", "uaq")),
     "records": ("measured", ("records", "study", "--out", "records.csv")),
     "plan": ("bank", ("plan", "study", "--configs", "30")),
+    "inspect": ("empty", ("inspect", "model", "--graph", "graph.svg")),
+    "quick, with text encoders": ("texts new", ("quick", "study", "--bits", "3.0")),
+    "export, with text encoders": ("texts", ("export", "study", "out", "--choice", "3.0")),
 }  # fmt: skip
-#: From each state to the next.
-_PATH = {
-    "new": ("init",), "observed": ("observe",), "bank": ("quantize",), "measured": ("measure",), "fitted": ("fit",),
-    "chosen": ("search", "choose", "frontier", "export-first"), "reported": ("report",),
+#: Those that take long are tried less often.
+SLOW = ("quick, with text encoders", "run")
+#: Commands that only make a state complete.
+_MORE: dict[str, tuple[str, ...]] = {
+    "first export": ("export", "study", "out", "--choice", BITS),
+    "a choice for recipes": ("choose", "study", "--bits", "3.9", "--methods", "uaq", "--candidates", "1"),
+    "init with text encoders": ("init", "model", "study", *_TEXTS),
+}
+#: Each state: the one before, and the commands that lead from there.
+_PATH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "new": ("empty", ("init",)), "observed": ("new", ("observe",)), "bank": ("observed", ("quantize",)),
+    "measured": ("bank", ("measure",)), "fitted": ("measured", ("fit",)),
+    "chosen": ("fitted", ("search", "choose", "frontier", "first export", "a choice for recipes")),
+    "reported": ("chosen", ("report", "export --format sdnq", "export --format diffusers", "evaluate")),
+    "texts new": ("texts empty", ("init with text encoders",)),
+    "texts": ("texts new", ("quick, with text encoders", "export, with text encoders")),
 }  # fmt: skip
-_FIRST_EXPORT = ("export", "study", "out", "--choice", BITS)
-#: Of what is compared: no seconds, no versions, nothing that only says when.
-_PASSING = ("seconds", "peak_memory", "host", "worker", "id", "seal", "attempts")
 
 
 @dataclass(frozen=True)
@@ -95,7 +111,7 @@ class Ended:
 
 
 class Child:
-    """A command in a process of its own, forked from this one: nothing is imported or compiled again."""
+    """A command in a process of its own, forked from this one: nothing is imported again. It dies with this one."""
 
     def __init__(
         self,
@@ -115,12 +131,19 @@ class Child:
         status = 99
         try:
             os.setsid()
+            die_with_parent()
             log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
             os.dup2(log, 1)
             os.dup2(log, 2)
             os.chdir(place)
+            (place / TEMPORARY).mkdir(exist_ok=True)
             os.environ["COLUMNS"] = "200"
             sys.argv = ["qua2sedimo", *words]
+            if "--workers" in words:
+                os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray's own is 15
+            else:  # Ray's processes are others, and its paths must be short
+                os.environ["TMPDIR"] = str(place / TEMPORARY)
+                replay.subprocess = _Forking  # type: ignore[assignment]
             prepare()
             cli.main()
             status = 0
@@ -142,12 +165,14 @@ class Child:
         return self.ended()
 
     def ended(self) -> Ended:
-        """Wait for its end; one that does not end in time is killed, and has the status −9 and says so."""
-        until, late = self._began + self._patience, ""
+        """Wait for its end; one that does not end in time is killed with its own processes, and said to have not
+        ended."""
+        late = ""
         while (found := os.wait4(self.pid, os.WNOHANG))[0] == 0:
-            if time.monotonic() > until:
-                os.kill(self.pid, signal.SIGKILL)
-                late, until = f"\nTraceback: not ended after {self._patience} s", float("inf")
+            waited = time.monotonic() - self._began
+            if not late and waited > self._patience and waited > self._patience * _busy():
+                os.killpg(self.pid, signal.SIGKILL)
+                late = f"\nTraceback: not ended after {waited:.0f} s"
             time.sleep(0.005)
         seconds = time.monotonic() - self._began
         output = self._log.read_text(errors="replace") if self._log.exists() else ""
@@ -156,201 +181,125 @@ class Child:
         return Ended(os.waitstatus_to_exitcode(found[1]), output + late, seconds, cpu)
 
 
-class Ground:
-    """Folders with the tiny study in every state, and copies of them to work on."""
+class _Forking:
+    """In place of the module subprocess where images are generated anew: Python is forked, not started again."""
 
-    def __init__(self, work: Path) -> None:
-        self.work = work
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        torch.set_num_threads(1)
-        empty = work / "empty"
-        empty.mkdir()
-        small_pipeline(classes=1000).save_pretrained(empty / "model")
-        for path in (empty / "model").rglob("*.safetensors"):
-            path.chmod(0o644)  # the library makes them private
+    @staticmethod
+    def run(command: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                die_with_parent()
+                os.dup2(writing, 2)
+                sys.argv = list(command[2:])
+                replay.main()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        os.close(writing)
+        with os.fdopen(reading, errors="replace") as said:
+            errors = said.read()
+        return subprocess.CompletedProcess(list(command), os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), "", errors)
 
-    def build(self) -> None:
-        """Make all states, in this process where kernels are compiled for those forked later."""
-        before = "empty"
-        for state, commands in _PATH.items():
-            place = self.work / state
-            shutil.copytree(self.work / before, place)
-            for name in commands:
-                words = _FIRST_EXPORT if name == "export-first" else COMMANDS[name][1]
-                ended = Child(place, words).ended()
-                if ended.status != 0:
-                    raise SystemExit(f"the tiny study cannot be made: {name}\n{ended.output}")
-            if state == "chosen":
-                self._with_extras(place)
-            before = state
 
-    def _with_extras(self, place: Path) -> None:
-        """What a user has added to the export, and a choice that a recipe can hold."""
-        (place / "out" / "NOTES.txt").write_text("mine")
-        words = ("choose", "study", "--bits", "3.9", "--methods", "uaq", "--candidates", "1")
-        ended = Child(place, words).ended()
-        if ended.status != 0:
-            raise SystemExit(ended.output)
-        made = next(p for p in (place / "study" / "choices").glob("3.9-*.json"))
-        shutil.copy(made, place / "study" / "choices" / "uaq.json")
+def _busy() -> float:
+    """How many processes want each core."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
 
-    def copy(self, state: str, to: Path | None = None) -> Path:
-        """A copy of a state, to be thrown away by :meth:`drop`.
 
-        Its name is used again then: what is measured is told apart by the place of the model.
-        """
-        parent = to or self.work
-        place = next(p for n in itertools.count(1) if not (p := parent / f"case-{n}").exists())
-        shutil.copytree(self.work / state, place, symlinks=True)
-        return place
+def die_with_parent() -> None:
+    """On Linux, this process is killed when the one that started it ends, however that ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
 
-    def drop(self, place: Path) -> None:
-        shutil.rmtree(place, ignore_errors=True)
 
-    def run(self, place: Path, words: Sequence[str], prepare: Callable[[], object] = lambda: None) -> Ended:
-        return Child(place, words, prepare).ended()
+def own_mounts() -> bool:
+    """Whether what this process and its children mount from now on is seen by them alone: the system takes it away when
+    they end, however they end."""
+    if sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("mount"):
+        return False
+    if ctypes.CDLL(None, use_errno=True).unshare(_NEW_MOUNTS) != 0:
+        return False
+    return mounted("--make-rprivate", "/")
+
+
+def mounted(*words: str) -> bool:
+    return subprocess.run(["mount", *words], capture_output=True, check=False).returncode == 0
 
 
 @dataclass
-class Tally:
-    """Cases of one kind by command: how often each end was seen, and what was wrong."""
+class Ground:
+    """Folders with the tiny study in every state, and copies of them to work on.
 
-    kind: str
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    wrong: list[str] = field(default_factory=list)
-
-    def add(self, command: str, end: str, note: str = "") -> None:
-        row = self.counts.setdefault(command, {EXPECTED: 0, REFUSED: 0, WRONG: 0})
-        row[end] += 1
-        if end == WRONG:
-            self.wrong.append(f"{self.kind}: {command}: {note}")
-            print(f"  wrong: {self.wrong[-1][:2000]}", flush=True)
-
-
-def steps_of(place: Path, at: int, count_to: Path | None = None) -> Callable[[], None]:
-    """A preparation: the process counts what it does to files in ``place``, and kills itself at number ``at``.
-
-    With ``count_to`` it writes the number there whenever it has ended, and is never killed.
+    ``at``: who works here, since several may at the same time. ``mounts``: whether disks may be mounted.
     """
-    events = {"open", "os.rename", "os.mkdir", "os.link", "os.chmod", "os.rmdir", "os.remove", "sqlite3.connect"}
 
-    def prepare() -> None:
-        seen = 0
-        here = str(place)
+    work: Path
+    mounts: bool = False
+    at: int = 0
 
-        def counted(event: str, details: tuple[Any, ...]) -> None:
-            nonlocal seen
-            if event not in events or not details:
-                return
-            name = os.fsdecode(details[0]) if isinstance(details[0], (str, bytes, os.PathLike)) else ""
-            if not (name.startswith(here) or not name.startswith("/")):
-                return
-            seen += 1
-            if seen == at and count_to is None:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def build(self) -> None:
+        """Make all states, in this process where kernels are compiled for those forked later."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir(parents=True)
+        torch.set_num_threads(1)
+        for name, pipeline in (("empty", small_pipeline(classes=1000)), ("texts empty", tiny("FluxPipeline"))):
+            pipeline.save_pretrained(self.work / name / "model")
+            for path in (self.work / name / "model").rglob("*.safetensors"):
+                path.chmod(0o644)  # the library makes them private
+        for state, (before, commands) in _PATH.items():
+            place = self.work / state
+            shutil.copytree(self.work / before, place)
+            for name in commands:
+                ended = Child(place, _MORE.get(name) or COMMANDS[name][1]).ended()
+                if ended.status != 0:
+                    raise SystemExit(f"the tiny study cannot be made: {name}\n{ended.output}")
+            if state == "texts new":  # else 64 prompts are encoded
+                settings = place / "study" / "study.yaml"
+                settings.write_text(settings.read_text().replace("observe_inputs: auto", "observe_inputs: [a dog]"))
+            if state == "chosen":  # what a user has added to the export, and a choice that a recipe can hold
+                (place / "out" / "NOTES.txt").write_text("mine")
+                made = next(p for p in (place / "study" / "choices").glob("3.9-*.json"))
+                shutil.copy(made, place / "study" / "choices" / "uaq.json")
 
-        sys.addaudithook(counted)
-        if count_to is not None:
-            whole = os._exit
+    @cached_property
+    def own(self) -> Path:
+        """The folder for copies of this worker."""
+        folder = self.work / f"at {self.at}"
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
+        return folder
 
-            def leave(status: int) -> None:
-                count_to.write_text(str(seen))
-                whole(status)
+    def copy(self, state: str, disk: bool = False) -> Path:
+        """A copy of a state, to be thrown away by :meth:`drop`; with ``disk`` on a disk of its own.
 
-            os._exit = leave  # type: ignore[assignment]
+        Its name is used again then: what is measured is told apart by the place of the model.
+        """
+        place = next(p for n in itertools.count(1) if not (p := self.own / f"case-{n}").exists())
+        place.mkdir()
+        if disk and not mounted("-t", "tmpfs", "-o", "size=1G", "none", str(place)):
+            raise SystemExit(f"cannot mount a disk at {place}")
+        shutil.copytree(self.work / state, place, symlinks=True, dirs_exist_ok=True)
+        (place / TEMPORARY).mkdir(exist_ok=True)
+        (place / TEMPORARY).chmod(0o777)
+        return place
 
-    return prepare
+    def drop(self, place: Path) -> None:
+        if os.path.ismount(place):
+            subprocess.run(["umount", str(place)], check=True)
+        shutil.rmtree(place, ignore_errors=True)
 
+    def whole(self, place: Path, words: Sequence[str], prepare: Callable[[], object] = lambda: None) -> Ended:
+        """A command that nothing happens to: what others are compared with."""
+        ended = Child(place, words, prepare).ended()
+        if ended.status != 0:
+            raise RuntimeError(f"{words} fails by itself: {ended.output}")
+        return ended
 
-def noting(log: Path) -> Callable[[], None]:
-    """A preparation: every measurement that was recorded is also noted in ``log``."""
-
-    def prepare() -> None:
-        add = Records.add
-
-        def added(self: Records, record: Any) -> None:
-            add(self, record)
-            m = record.measurement
-            line = json.dumps([record.role, record.configuration.digest, m.start, m.images])
-            with log.open("a") as file:
-                file.write(line + "\n")
-
-        Records.add = added  # type: ignore[method-assign]
-
-    return prepare
-
-
-def rows(place: Path) -> list[dict[str, Any]]:
-    """The records of a study without what differs from run to run."""
-    path = place / "study" / "records.db"
-    if not path.exists():
-        return []
-    with closing(sqlite3.connect(path)) as db:
-        db.row_factory = sqlite3.Row
-        try:
-            found = [dict(row) for row in db.execute("SELECT * FROM measurements ORDER BY role, number, first_image")]
-        except sqlite3.DatabaseError as error:
-            return [{"error": str(error)}]
-    return [{k: v for k, v in row.items() if k not in _PASSING} for row in found]
-
-
-def essence(place: Path, numbers: bool = True) -> dict[str, Any]:
-    """All that a place holds, by file, in a form that equal runs have in common.
-
-    Without ``numbers``, records are a set: which came first does not matter.
-    """
-    found: dict[str, Any] = {}
-    for path in sorted(place.rglob("*")):
-        name = path.relative_to(place).as_posix()
-        if path.is_symlink() or not path.is_file() or name.endswith((".db", ".db-wal", ".db-shm")):
-            continue
-        found[name] = _content(path, name)
-    measured = rows(place)
-    if not numbers:
-        measured = sorted(({**row, "number": 0} for row in measured), key=lambda row: json.dumps(row, default=str))
-    found["records"] = measured
-    return found
-
-
-def _content(path: Path, name: str) -> Any:
-    if path.suffix == ".json":
-        with suppress(ValueError):  # one that was damaged has its bytes compared
-            return _lasting(json.loads(path.read_text()))
-    if name.endswith("checksums.jsonl"):
-        return sorted(set(path.read_bytes().splitlines()))
-    if name.endswith("study.yaml"):
-        return path.read_text().split("case-")[0]  # all before the model's place
-    if path.suffix in (".html", ".md", ".csv", ".svg", ".png", ".pdf", ".lock"):
-        return "there" if path.stat().st_size else "empty"
-    found = hashlib.sha256()
-    if path.suffix == ".safetensors":
-        with suppress(SafetensorError):  # the order of entries in its metadata is random
-            for key, tensor in sorted(load_file(path).items()):
-                found.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-            return found.hexdigest()
-    found.update(path.read_bytes())
-    return found.hexdigest()
-
-
-def _lasting(content: Any) -> Any:
-    """JSON without seconds, checksums of files that hold seconds, and times."""
-    if isinstance(content, dict):
-        left_out = ("checksum", "seconds", "made", "date", "time", "files")
-        return {k: _lasting(v) for k, v in content.items() if k not in left_out}
-    return [_lasting(v) for v in content] if isinstance(content, list) else repr(content)
-
-
-def leftovers(place: Path) -> list[str]:
-    """What a dead process left."""
-    return [
-        p.relative_to(place).as_posix()
-        for p in place.rglob(".*")
-        if p.name.startswith(".qua2sedimo") or "tmp" in p.name
-    ]
-
-
-def unequal(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """Names of what differs."""
-    return sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+    def run(self, place: Path, words: Sequence[str], prepare: Callable[[], object] = lambda: None) -> Ended:
+        return Child(place, words, prepare).ended()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from qua2sedimo.formats.temporary import scratch_folder
 from qua2sedimo.runtime import pack
 from qua2sedimo.study import Study
 from qua2sedimo.study.settings import Effort, StudySettings
@@ -40,7 +40,7 @@ def quantize(
 
     Raises :class:`Qua2SeDiMoError` if the budget cannot be reached, or the pipeline has no denoiser.
     """
-    place: Any = nullcontext(folder) if folder is not None else tempfile.TemporaryDirectory(prefix="qua2sedimo-")
+    place: Any = nullcontext(folder) if folder is not None else scratch_folder()
     with place as where:
         settings = StudySettings(
             model=str(getattr(pipeline.config, "_name_or_path", "") or type(pipeline).__name__),

@@ -67,6 +67,22 @@ def test_export_for_sdnq_has_the_promised_size_and_weights(run, studied: Path, t
         assert (weights[name].reshape(wanted.shape) - wanted).norm() <= torch.finfo(torch.float16).eps * wanted.norm()
 
 
+def test_a_change_in_any_file_of_an_export_is_noticed_by_generate(refused, run, studied: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Diffusers would load all of these without a word, and paint other pictures."""
+    files = ["scheduler/scheduler_config.json", "vae/diffusion_pytorch_model.safetensors"]
+    weights = "transformer/diffusion_pytorch_model-00001-of-00001.safetensors"
+    for form, names in (("packed", files), ("diffusers", [*files, weights])):
+        out = tmp_path / form
+        assert run("export", studied, out, "--choice", "plain", "--format", form).status == 0
+        for name in names:
+            raw = (out / name).read_bytes()
+            (out / name).write_bytes(raw.replace(b"1000", b"1001") if name.endswith("json") else raw[:-1] + b"\x3c")
+            said = refused("generate", out, "--prompt", 1, "--to", tmp_path / "pictures")
+            assert name in said and "is not what was exported" in said
+            (out / name).write_bytes(raw)
+    assert not (tmp_path / "pictures").exists()
+
+
 def test_export_for_gguf_has_the_promised_size_and_weights(run, studied_for_gguf: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / "model.gguf"
     packed, made = (

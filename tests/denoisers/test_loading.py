@@ -199,6 +199,10 @@ def four_bits(folder: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": how}))
 
 
+def cut(name: str, length: int) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:length]) and None
+
+
 def renamed(end: str) -> Callable[[Tensors, str, torch.Tensor], None]:
     return lambda tensors, name, factor: tensors.update({f"{name}{end}": factor.reshape(1, 1)})
 
@@ -215,6 +219,8 @@ def renamed(end: str) -> Callable[[Tensors, str, torch.Tensor], None]:
         (changed(lambda t: (eight_bits(None)(t), t.update(scaled_fp8=torch.zeros(0)))[1]), ("has no scale of",)),
         (own_code, ("pipeline code of its own (mine.py)", "trust_remote_code", "quantize(pipe")),
         (own_model, ("pipeline code of its own (transformer/mine.py)",)),
+        (cut("vae/diffusion_pytorch_model.safetensors", 0), ("vae/diffusion_pytorch_model.safetensors is truncated",)),
+        (cut("scheduler/scheduler_config.json", 40), ("scheduler/scheduler_config.json is damaged",)),
         (four_bits, ("quantized already, by bitsandbytes", "unquantized")),
     ],
 )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 from accelerate import init_empty_weights
@@ -21,7 +24,9 @@ from tests.conftest import randomized
 from tests.runtime.helpers import dit, pixart
 from torch import nn
 
+from qua2sedimo.denoisers.gguf_files import decoded_file
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.gguf_checksums import NAME
 from qua2sedimo.interchange.gguf import save_gguf
 from qua2sedimo.interchange.gguf.names import named
 from qua2sedimo.interchange.targets import space_for
@@ -258,18 +263,84 @@ def test_what_has_no_place_in_the_format_is_refused_or_written_plain(tmp_path: P
     assert "--format gguf" in error.value.remedy
 
 
-def test_only_gguf_files_are_replaced(tmp_path: Path) -> None:
-    model = dit().half()
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A file that this program wrote."""
+    path = tmp_path_factory.mktemp("own") / "own.gguf"
+    save_gguf(dit().half(), None, one_layer(), path)
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A small file of another program."""
+    path = tmp_path_factory.mktemp("foreign") / "foreign.gguf"
+    writer = gguf.GGUFWriter(path, "flux")
+    writer.add_array("a.list", ["of", "texts"])
+    kind = gguf.GGMLQuantizationType.Q8_0
+    writer.add_tensor("a", gguf.quants.quantize(np.ones((4, 32), np.float32), kind), raw_dtype=kind)
+    writer.add_array("comfy.gguf.orig_shape.b", [4, 8])
+    writer.add_tensor("b", np.arange(32, dtype=np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.read_bytes()
+
+
+def one_layer() -> dict[str, QuantizedWeight]:
     name = "transformer_blocks.0.attn1.to_q"
-    values = {name: METHODS["gguf_0"].quantize(model.get_submodule(name).weight, [8])[0]}
+    return {name: METHODS["gguf_0"].quantize(dit().half().get_submodule(name).weight, [8])[0]}
+
+
+def test_only_files_of_this_program_are_replaced(own: bytes, foreign: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "out.gguf"
     for _ in range(2):
-        save_gguf(model, None, values, tmp_path / "out.gguf")
-    (tmp_path / "mine.gguf").write_text("something of mine")
-    with pytest.raises(Qua2SeDiMoError, match=r"mine.gguf is there, and is no GGUF file"):
-        save_gguf(model, None, values, tmp_path / "mine.gguf")
-    with pytest.raises(Qua2SeDiMoError, match="a GGUF export is a file"):
-        save_gguf(model, None, values, tmp_path / "folder")
-    assert (tmp_path / "mine.gguf").read_text() == "something of mine"
+        save_gguf(dit().half(), None, one_layer(), path)
+        assert path.read_bytes() == own
+    changed = own[:-9] + b"\1" + own[-8:]
+    others = "was not written by this program"
+    for content, words in ((b"mine", others), (foreign, others), (changed, "not what was exported")):
+        path.write_bytes(content)
+        with pytest.raises(Qua2SeDiMoError, match=words):
+            save_gguf(dit().half(), None, one_layer(), path)
+        assert path.read_bytes() == content
+    os.mkfifo(tmp_path / "pipe.gguf")
+    for name, words in (("pipe.gguf", "is there, and was not"), ("folder", "a GGUF export is a file")):
+        with pytest.raises(Qua2SeDiMoError, match=words):
+            save_gguf(dit().half(), None, one_layer(), tmp_path / name)
+
+
+def test_any_changed_byte_of_an_export_is_noticed_when_it_is_read(own: bytes, tmp_path: Path) -> None:
+    path, chance = tmp_path / "model.gguf", random.Random(0)
+    path.write_bytes(own)
+    with decoded_file(path) as decoded:
+        assert decoded.exists()
+    spared = range(own.index(NAME.encode()), own.index(NAME.encode()) + len(NAME) + 12)  # without it, it is of others
+    for at in [*range(0, 400, 11), *(chance.randrange(len(own)) for _ in range(40))]:
+        if at in spared:
+            continue
+        path.write_bytes(own[:at] + bytes([own[at] ^ 1 << chance.randrange(8)]) + own[at + 1 :])
+        with pytest.raises(Qua2SeDiMoError, match=r"model\.gguf is not what was exported"), decoded_file(path):
+            pass
+
+
+def test_a_damaged_head_of_a_file_is_refused_at_once(foreign: bytes, tmp_path: Path) -> None:
+    """Counts that were damaged would have the library read on until memory is full."""
+    path, refused = tmp_path / "model.gguf", 0
+    for at in range(0, len(foreign), 3):
+        for bad in (b"\xff" * 8, b"\0\0\0\x80"):
+            path.write_bytes(foreign[:at] + bad + foreign[at + len(bad) :])
+            try:
+                with decoded_file(path):
+                    pass
+            except Qua2SeDiMoError as error:
+                assert "model.gguf" in error.message
+                refused += 1
+        path.write_bytes(foreign[:at])
+        with pytest.raises(Qua2SeDiMoError, match=r"model\.gguf"), decoded_file(path):
+            pass
+    assert refused > 100
 
 
 def test_a_space_for_gguf_has_its_types_for_linear_layers_alone() -> None:

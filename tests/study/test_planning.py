@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
+import os
+import signal
+import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +18,7 @@ from rich.console import Console
 from tests.conftest import small_pipeline, small_settings
 from typer.testing import CliRunner
 
+from qua2sedimo.bank import Bank
 from qua2sedimo.cli import app
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.measuring.trial import Trial
@@ -54,6 +60,28 @@ def test_with_a_bank_and_records_only_the_rest_is_planned(study: Study) -> None:
     assert made.quantize == 0 and made.measured == 3 and made.left == 2
     assert study.plan(2).workers == dict.fromkeys((1, 2, 3, 4), 0.0)
     assert len(study.workspace.records.all()) == 3
+
+
+def test_what_a_killed_plan_left_is_removed_by_the_next(study: Study, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Its trial's bank takes as much room as some layers of the model: nobody would look for it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    small = Study.create(tmp_path / "study", small_settings(options="uaq-3,uaq-4"), small_pipeline())
+
+    def dying() -> None:
+        monkeypatch.setattr(Bank, "build", lambda folder, *_, **__: (folder / "0.tmp").touch() or time.sleep(60))
+        small.plan(20)
+
+    victim = multiprocessing.get_context("fork").Process(target=dying)
+    victim.start()
+    while not list(tmp_path.glob("*/0.tmp")):
+        time.sleep(0.01)
+    assert victim.pid is not None
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join()
+    left = next(tmp_path.glob("*/0.tmp")).parent
+    assert left.stat().st_mode & 0o777 == 0o700
+    small.plan(20)
+    assert {path.name for path in tmp_path.iterdir()} == {"study"}
 
 
 def test_a_plan_and_a_refusal_observe_nothing(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from qua2sedimo import Choice, Study
 from qua2sedimo.measuring.run import Workers
 from qua2sedimo.measuring.workers import RayWorkers, Work
 from qua2sedimo.predictor import FitSettings
+from qua2sedimo.records import Record, Records
 from qua2sedimo.study.stages.compare import Row
 from qua2sedimo.study.stages.frontier import Point
 from qua2sedimo.study.worker import crew, open_worker
@@ -85,3 +88,43 @@ def test_every_stage_gives_the_same_by_workers_of_which_some_are_killed(
     assert found[:3] == expected[:3]
     for row, other in zip(found[3], expected[3], strict=True):
         assert (row.name, row.metrics) == (other.name, other.metrics)
+
+
+def killed_after(folder: Path, measurements: int) -> None:
+    """Search by two workers, and die of SIGKILL when so many measurements have been recorded."""
+    add, left = Records.add, measurements
+
+    def counted(self: Records, record: Record) -> None:
+        nonlocal left
+        add(self, record)
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Records.add = counted  # type: ignore[method-assign]
+    Study(folder).search(BITS, IMAGES, workers=Workers(2))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_workers")
+def test_a_search_by_workers_that_is_killed_again_and_again_ends_as_it_would_have(tmp_path: Path) -> None:
+    """In the rounds, and in the final; ended by workers."""
+    small_pipeline().save_pretrained(tmp_path / "model")
+    settings = small_settings(model=str(tmp_path / "model"), options=OPTIONS, batch=2)
+    alone = Study.create(tmp_path / "alone" / "study", settings)
+    expected = alone.search(BITS, IMAGES)
+    total, folder = len(alone.workspace.records.all()), tmp_path / "spread" / "study"
+    Study.create(folder, settings)
+    for after in (3, 9, total - 12 - 3):
+        victim = multiprocessing.get_context("fork").Process(target=killed_after, args=(folder, after))
+        victim.start()
+        victim.join()
+        assert victim.exitcode == -signal.SIGKILL
+    spread = Study(folder)
+    found = spread.search(BITS, IMAGES, workers=Workers(2))
+    assert found.choice == expected.choice and str(found.rounds) == str(expected.rounds)
+    assert sorted(map(str, unnumbered(spread))) == sorted(map(str, unnumbered(alone)))
+
+
+def unnumbered(study: Study) -> list[Any]:
+    return [(role, sorted(configuration.items()), measured) for role, _, configuration, measured in essence(study)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import tempfile
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -101,10 +100,11 @@ def export(
 
 
 def _export_transferred(model: str, out: Path, choice: str, work: Path | None, delivery: tuple[Any, ...]) -> None:
+    from qua2sedimo.formats.temporary import scratch_folder
     from qua2sedimo.study.stages.export import export as written
     from qua2sedimo.study.transfer import transferred
 
-    place: Any = nullcontext(work) if work is not None else tempfile.TemporaryDirectory(prefix="qua2sedimo-")
+    place: Any = nullcontext(work) if work is not None else scratch_folder()
     with place as folder, progress() as report:
         study, chosen = transferred(choice, model_name(model), folder, report)
         packed = written(study, chosen, out, *delivery)
@@ -180,6 +180,8 @@ def generate(
     paths = _pictures(to, total)
     check_writable(paths[0])
     called = {**_exported(folder).get("arguments", {}), **asked}
+    if _is_export(folder):  # also its scheduler and autoencoder, which carry no checksums of their own
+        check_export(folder)
     pipeline = load_pipeline(str(folder), loading)
     check_arguments(pipeline, called)
     check_inputs(pipeline, inputs)
@@ -257,9 +259,15 @@ def evaluate(
 
 def _exported(folder: Path) -> dict[str, Any]:
     """What an export keeps of its study: model, inputs, arguments; empty for any other pipeline."""
-    from qua2sedimo.runtime.contents import INFO, read_info
+    from qua2sedimo.runtime.contents import read_info
 
-    return dict(read_info(folder).get("extra", {})) if (folder / INFO).is_file() else {}
+    return dict(read_info(folder).get("extra", {})) if _is_export(folder) else {}
+
+
+def _is_export(folder: Path) -> bool:
+    from qua2sedimo.runtime.contents import INFO
+
+    return (folder / INFO).is_file()
 
 
 def _base_of(folder: Path, stated: str) -> str:

@@ -25,6 +25,7 @@ from qua2sedimo.denoisers.stored import (
     check_loaded,
     checkpoint_of,
     class_in,
+    damaged_file,
     denoisers_in,
     dtype_for,
     dtype_of,
@@ -114,6 +115,9 @@ def _from_folder(model: str, folder: Path, loading: Loading) -> Any:
     except FAILURES as error:
         if is_out_of_memory(error):
             raise
+        damaged = damaged_file(folder)
+        if damaged is not None:
+            raise Qua2SeDiMoError(f"cannot load pipeline '{model}': {damaged.message}", damaged.remedy) from error
         raise Qua2SeDiMoError(
             f"cannot load pipeline '{model}': {first_line(error)}",
             "Check that the folder is complete, and that its config.json files belong to its weights.",

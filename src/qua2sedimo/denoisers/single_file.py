@@ -6,14 +6,12 @@ file: they come from a pipeline folder, or from the hub, by the model that diffu
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from qua2sedimo.denoisers.gguf_files import decoded_file
@@ -31,7 +29,7 @@ from qua2sedimo.denoisers.stored import (
     stored_dtype,
 )
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.tensorfiles import Checkpoint
+from qua2sedimo.formats.tensorfiles import Checkpoint, scratch_file
 from qua2sedimo.system.memory import is_out_of_memory
 from qua2sedimo.system.notes import note
 from qua2sedimo.system.quiet import quiet
@@ -162,13 +160,12 @@ def _without_scales(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[Path
     if not checkpoint.scaling.others:
         yield checkpoint.place
         return
-    with tempfile.TemporaryDirectory(prefix="qua2sedimo-") as folder:
-        copy = Path(folder) / "dequantized.safetensors"
-        tensors = {
-            name: checkpoint(name).to(dtype) if name in checkpoint.scaling.scales else checkpoint(name)
-            for name in checkpoint.tensors
-        }
-        save_file(tensors, copy)
+    tensors = {
+        name: checkpoint(name).to(dtype) if name in checkpoint.scaling.scales else checkpoint(name)
+        for name in checkpoint.tensors
+    }
+    with scratch_file(tensors, "decoding it") as copy:
+        del tensors
         yield copy
 
 

@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from qua2sedimo.denoisers.loading import DTYPES, DtypeName, Loading, dtype_name
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import read_json, read_object
 from qua2sedimo.formats.float8 import FLOAT8
-from qua2sedimo.formats.tensorfiles import DAMAGED_FILE, FLOATS, WEIGHTS, Checkpoint, as_stored, weight_names
+from qua2sedimo.formats.tensorfiles import (
+    DAMAGED_FILE,
+    FLOATS,
+    WEIGHTS,
+    Checkpoint,
+    as_stored,
+    read_layout,
+    weight_names,
+)
 
 _SAVE_AGAIN = "Save or download the pipeline again."
 #: Names of denoisers among a pipeline's components, in the order of preference.
@@ -28,7 +37,9 @@ _SHOWN = 5  # names in a message
 _REPORTED = re.compile(r"^(\S+)\s*\|\s*(?:MISSING|MISMATCH)", re.MULTILINE)  # in what transformers reports of a model
 _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 #: What diffusers and transformers raise for a model that cannot be loaded.
-FAILURES = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
+FAILURES = (
+    OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError
+)  # fmt: skip
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -251,6 +262,23 @@ def refuse_reported(where: str, messages: Iterable[str]) -> None:
             f"{where}: a text encoder lacks weights: {some(missing)}",
             "Check that config.json and weights belong together, and that the download is complete.",
         )
+
+
+def damaged_file(folder: Path) -> Qua2SeDiMoError | None:
+    """The error of the first file of a pipeline folder that is no JSON, or has no header of weights; None if all are
+    sound. Libraries that fail to load one seldom say which it was."""
+    return next(filter(None, map(_damage_of, sorted(folder.rglob("*")))), None)
+
+
+def _damage_of(path: Path) -> Qua2SeDiMoError | None:
+    try:
+        if path.suffix == ".json":
+            read_json(path, DAMAGED_FILE)
+        elif path.suffix == ".safetensors":
+            read_layout(path)
+    except Qua2SeDiMoError as error:
+        return error
+    return None
 
 
 def first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,7 +36,14 @@ _cleared: set[Path] = set()
 
 
 @contextmanager
-def temporary_folder(parent: Path) -> Iterator[Path]:
+def scratch_folder() -> Iterator[Path]:
+    """A new folder for this user alone where the system keeps what is temporary; as :func:`temporary_folder`."""
+    with temporary_folder(Path(tempfile.gettempdir()), mode=0o700) as folder:
+        yield folder
+
+
+@contextmanager
+def temporary_folder(parent: Path, mode: int = 0o777) -> Iterator[Path]:
     """A new folder in ``parent``, removed in the end. What dead processes left in ``parent`` is removed first."""
     parent.mkdir(parents=True, exist_ok=True)
     if parent not in _cleared:
@@ -44,7 +52,7 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
     claim = None
     while claim is None:  # again if another process took it for a leftover before it was claimed
         folder = parent / f".qua2sedimo-{secrets.token_hex(8)}.tmp"
-        folder.mkdir()
+        folder.mkdir(mode)
         claim = _claimed(folder)
     try:
         yield folder
@@ -56,7 +64,8 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 def clear_leftovers(parent: Path) -> None:
     """Remove what processes that ended left in ``parent``; an export that they had moved aside goes back first."""
     with suppress(OSError):
-        for folder in [Path(entry.path) for entry in os.scandir(parent) if _NAME.fullmatch(entry.name)]:
+        found = [e for e in os.scandir(parent) if _NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+        for folder in [Path(entry.path) for entry in found]:
             claim = _lock_of(folder)
             if claim is None:
                 continue

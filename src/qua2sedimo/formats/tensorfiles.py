@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import read_json, unreadable
+from qua2sedimo.formats.files import check_space, read_json, unreadable, unwritable
 from qua2sedimo.formats.float8 import FLOAT8, scaled, scaling_of
+from qua2sedimo.formats.temporary import scratch_folder
 
 #: Base name of the weight files that diffusers writes.
 WEIGHTS = "diffusion_pytorch_model"
@@ -203,3 +206,21 @@ def indexed_files(index: Path) -> list[Path]:
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise Qua2SeDiMoError(f"{index} lists no files", DAMAGED_FILE)
     return [index.parent / name for name in sorted(set(names.values()))]
+
+
+@contextmanager
+def scratch_file(tensors: Mapping[str, torch.Tensor], what: str) -> Iterator[Path]:
+    """A safetensors file that is there only within, in the system's place for temporary files; ``what`` is done by it.
+
+    Raises :class:`Qua2SeDiMoError` if there is no room for it.
+    """
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    with scratch_folder() as folder:
+        path = folder / "tensors.safetensors"
+        check_space(path, nbytes, what)
+        try:
+            save_file(dict(tensors), path)
+        except (OSError, SafetensorError) as error:
+            raise unwritable(path, error, nbytes) from error
+        del tensors  # they may take as much memory as the file does disk space
+        yield path

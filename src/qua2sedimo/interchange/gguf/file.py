@@ -17,6 +17,7 @@ from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import check_space, check_writable, write_via
+from qua2sedimo.formats.gguf_checksums import NAME, UNKNOWN, check, has_checksum, seal
 from qua2sedimo.interchange.gguf.names import Named, Names, architecture_of, named
 from qua2sedimo.interchange.whole import WholeLayer, config_of, other_tensors, refuse_growth, whole_layers
 from qua2sedimo.quantizers import GGUF_METHODS, blocks_of, type_of
@@ -24,7 +25,6 @@ from qua2sedimo.runtime.checkpoint import PackedSize, Values, separate_denoisers
 from qua2sedimo.runtime.units import NO_COPIES, Copies
 
 ENDING = ".gguf"
-_MAGIC = b"GGUF"
 _NO_CHANGE = 1e-4  # relative error of a tensor beside the layers, below which it is written as F16
 #: Type → ``general.file_type`` of a file in which most weights have it.
 _FILE_TYPES = {
@@ -37,7 +37,8 @@ _Stored = tuple[str, tuple[int, ...], np.ndarray]
 
 
 def check_gguf_file(out: Path) -> None:
-    """Raise :class:`Qua2SeDiMoError` if no GGUF file can be written at ``out``, or another file is there."""
+    """Raise :class:`Qua2SeDiMoError` if no GGUF file can be written at ``out``, or a file that is not an
+    export of this program is there."""
     if out.suffix != ENDING:
         raise Qua2SeDiMoError(f"{out}: a GGUF export is a file", f"Name one that ends in {ENDING}.")
     if find_spec("gguf") is None:
@@ -45,10 +46,8 @@ def check_gguf_file(out: Path) -> None:
     check_writable(out)
     if out.is_dir():
         raise Qua2SeDiMoError(f"{out} is a folder", "Choose another name.")
-    if out.exists():
-        with out.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
-                raise Qua2SeDiMoError(f"{out} is there, and is no GGUF file", "Choose another name.")
+    if out.exists() and not (out.is_file() and has_checksum(out)):
+        raise Qua2SeDiMoError(f"{out} is there, and was not written by this program", "Choose another name.")
 
 
 def save_gguf(
@@ -77,6 +76,8 @@ def save_gguf(
     for name, denoiser, own, own_copies in denoisers:
         path = out if len(denoisers) == 1 else out.with_name(f"{out.stem}-{name}{ENDING}")
         check_gguf_file(path)
+        if path.exists():
+            check(path, "Move it away, or choose another name: a file that was changed is not overwritten.")
         layers = whole_layers(denoiser, own, own_copies)
         if not any_size:
             nbytes = {name: _layer_bytes(layer) for name, layer in layers.items()}
@@ -161,6 +162,7 @@ def _write(path: Path, contents: _Contents, names: Names, extra: Mapping[str, An
         writer.add_type("model")
         writer.add_name(str(extra.get("model") or type(denoiser).__name__))
         writer.add_quantized_by("qua2sedimo")
+        writer.add_string(NAME, UNKNOWN)
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         writer.add_file_type(_FILE_TYPES[_most_used(layers.values())])
         writer.add_string("qua2sedimo.names", names)
@@ -174,6 +176,7 @@ def _write(path: Path, contents: _Contents, names: Names, extra: Mapping[str, An
         for one in contents.tensors:
             writer.write_tensor_data(contents.stored(one)[2])
         writer.close()
+        seal(temporary)
 
     write_via(path, write, total)
     return size

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from qua2sedimo.bank import Bank, Observed, bank_bytes
+from qua2sedimo.formats.temporary import scratch_folder
 from qua2sedimo.images.ledger import LEARNING
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.measuring.trial import (
@@ -138,9 +137,9 @@ def _bank_for_trial(study: Workspace) -> Iterator[tuple[Bank, float, float]]:
         {name: space.options[name] for name in space.layers if name in picked},
     )
     share = part.weights / space.weights
-    with tempfile.TemporaryDirectory(prefix="qua2sedimo-") as folder:
+    with scratch_folder() as folder:
         began = time.perf_counter()
-        bank = Bank.build(Path(folder), part, "trial", study.weight, observed=lambda layer: _as_observed(study, layer))
+        bank = Bank.build(folder, part, "trial", study.weight, observed=lambda layer: _as_observed(study, layer))
         yield bank, share, (time.perf_counter() - began) / share
 
 
