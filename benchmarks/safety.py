@@ -7,7 +7,7 @@ workers too; two commands at the same moment; changed bits, bytes and lengths of
 disks, files that cannot grow, places that are read-only; rubbish for every parameter and in place of every document.
 Every case ends as expected (as if nothing had happened), with a clear error, or wrong. Finished cases are lines of
 benchmarks/results/safety.jsonl, so that a run that was interrupted goes on; a change of the program begins anew.
-Prints tables, and with --docs writes those of docs/safety.md. About 12 minutes on two idle cores, with --quick 4.
+Prints tables, and with --docs writes those of docs/safety.md. About 15 minutes on two idle cores, with --quick 5.
 """
 
 from __future__ import annotations

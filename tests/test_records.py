@@ -126,6 +126,20 @@ def test_a_damaged_file_is_an_error_not_a_shorter_list(tmp_path: Path) -> None:
         opened(tmp_path).all()
 
 
+@pytest.mark.parametrize("end", ["", "-wal"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, end: str, kind: str) -> None:
+    """Opening a pipe that nobody writes to would wait for ever."""
+    path = tmp_path / "records.db"
+    Records(path, "space", "protocol")
+    place = path.with_name(f"records.db{end}")
+    place.unlink(missing_ok=True)
+    {"pipe": os.mkfifo, "folder": Path.mkdir, "device": lambda p: p.symlink_to("/dev/zero")}[kind](place)
+    for read in (lambda: Records(path, "space", "protocol"), lambda: Records.existing(path), lambda: repair(path)):
+        with pytest.raises(Qua2SeDiMoError, match=f"records.db{end} is not a regular file"):
+            read()
+
+
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(Qua2SeDiMoError, match="unable to open"):
         opened(tmp_path / "absent")

@@ -328,7 +328,7 @@ def _about(path: Path) -> dict[str, Any]:
 def _known_checksums(folder: Path) -> dict[str, str]:
     """Checksums of layer files by layer: from the index, or from an unfinished build."""
     found: dict[str, str] = {}
-    with suppress(FileNotFoundError):
+    if (folder / _SUMS).is_file():  # a pipe might never end
         for line in (folder / _SUMS).read_bytes().splitlines():
             with suppress(ValueError, TypeError):  # a truncated or damaged line: its layer is quantized again
                 layer, checksum = json.loads(line)

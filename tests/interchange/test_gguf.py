@@ -311,6 +311,21 @@ def test_only_files_of_this_program_are_replaced(own: bytes, foreign: bytes, tmp
             save_gguf(dit().half(), None, one_layer(), tmp_path / name)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="files are limited otherwise")
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_an_export_without_room_says_so_and_leaves_nothing(own: bytes, tmp_path: Path, share: float) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * len(own)), before[1]))
+    try:
+        with pytest.raises(Qua2SeDiMoError, match=r"cannot write .*out\.gguf: .*; it needs .* are free") as caught:
+            save_gguf(dit().half(), None, one_layer(), tmp_path / "out.gguf")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "Free disk space" in str(caught.value.remedy) and not list(tmp_path.iterdir())
+
+
 def test_any_changed_byte_of_an_export_is_noticed_when_it_is_read(own: bytes, tmp_path: Path) -> None:
     path, chance = tmp_path / "model.gguf", random.Random(0)
     path.write_bytes(own)

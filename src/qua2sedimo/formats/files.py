@@ -46,8 +46,7 @@ def write_via(path: Path, write: Callable[[Path], object], nbytes: int | None = 
 
 def unwritable(path: Path, error: Exception, nbytes: int | None = None) -> Qua2SeDiMoError:
     """The error for a file or folder that could not be written: why, what it needs where that is known, what to do."""
-    found = re.search(r"os error (\d+)", str(error))  # as safetensors words them
-    number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+    number = _number_of(error)
     why = os.strerror(number) if number else str(error)
     if number in _FULL:
         needs = f"; it needs {size_text(nbytes)}, {size_text(_free(path))} are free" if nbytes else ""
@@ -59,6 +58,16 @@ def unwritable(path: Path, error: Exception, nbytes: int | None = None) -> Qua2S
             "Choose another folder, or allow writing there, then run the command again.",
         )
     return Qua2SeDiMoError(f"cannot write {path}: {why}", "Choose another place, then run the command again.")
+
+
+def _number_of(error: Exception) -> int | None:
+    """The system's number of an error, also where a library has put it into words."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if re.fullmatch(r"\d+ requested and \d+ written", str(error)):  # by numpy, which does not say why
+        return errno.ENOSPC
+    found = re.search(r"os error (\d+)", str(error))  # by safetensors
+    return int(found[1]) if found else None
 
 
 def unreadable(path: Path, error: OSError, remedy: str | None = None) -> Qua2SeDiMoError:
@@ -129,6 +138,8 @@ def write_text(path: Path, text: str) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Add a line to a file, and make the file if there is none; after a kill the last line may be cut."""
+    if path.exists() and not path.is_file():  # opening a pipe might never end
+        raise Qua2SeDiMoError(f"{path} is not a regular file", _MOVE)
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")

@@ -11,9 +11,7 @@ from pathlib import Path
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import unwritable
 from qua2sedimo.formats.temporary import temporary_folder
-from qua2sedimo.records.schema import SCHEMA, SEALED, bring_up_to_date, seal_of, version_of
-
-_BESIDE = ("", "-wal", "-shm")  # the files of one database
+from qua2sedimo.records.schema import BESIDE, SCHEMA, SEALED, bring_up_to_date, refuse_special, seal_of, version_of
 
 
 def repair(path: Path) -> tuple[int, int, Path | None]:
@@ -23,6 +21,7 @@ def repair(path: Path) -> tuple[int, int, Path | None]:
     """
     if not path.exists():
         raise Qua2SeDiMoError(f"{path} does not exist", "Measure first: `qua2sedimo measure STUDY`.")
+    refuse_special(path)
     try:
         with closing(sqlite3.connect(path, timeout=30)) as db:
             db.row_factory = sqlite3.Row
@@ -38,7 +37,7 @@ def repair(path: Path) -> tuple[int, int, Path | None]:
     try:
         with temporary_folder(path.parent) as folder:
             _write(folder / path.name, whole, about)
-            for end in _BESIDE:
+            for end in BESIDE:
                 with suppress(FileNotFoundError):
                     path.with_name(path.name + end).rename(kept.with_name(kept.name + end))
             (folder / path.name).rename(path)

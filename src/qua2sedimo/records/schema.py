@@ -13,6 +13,9 @@ from pathlib import Path
 
 from qua2sedimo.errors import Qua2SeDiMoError
 
+#: What SQLite appends to the name of a database for the files of one.
+BESIDE = ("", "-wal", "-shm", "-journal")
+
 _FIRST = (
     "CREATE TABLE IF NOT EXISTS about (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     """CREATE TABLE IF NOT EXISTS measurements (
@@ -81,3 +84,11 @@ def bring_up_to_date(db: sqlite3.Connection, path: Path) -> None:
         db.execute(statement)
     if found < len(STEPS):
         db.execute(f"PRAGMA user_version = {len(STEPS)}")
+
+
+def refuse_special(path: Path) -> None:
+    """Raise :class:`Qua2SeDiMoError` if the file, or one beside it, is a folder, a pipe or a device: opening it might
+    never end."""
+    for place in (path.with_name(f"{path.name}{end}") for end in BESIDE):
+        if place.exists() and not place.is_file():
+            raise Qua2SeDiMoError(f"{place} is not a regular file", "Move it away, or restore it.")

@@ -157,7 +157,7 @@ def write_moment(path: Path, moment: Moment, rows: int) -> None:
 def known_checksums(folder: Path) -> dict[str, str]:
     """Checksums of the files that were finished, by name; of statistics that are complete or not."""
     found: dict[str, str] = {}
-    if (folder / _SUMS).exists():
+    if (folder / _SUMS).is_file():
         for line in (folder / _SUMS).read_bytes().splitlines():
             with suppress(ValueError, TypeError):  # a line that is cut or damaged: its file is made again
                 name, checksum = json.loads(line)
