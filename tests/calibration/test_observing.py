@@ -296,6 +296,15 @@ def test_layers_that_see_only_the_text_are_observed_with_other_prompts_too(tmp_p
     assert told >= 2  # the caption projection and the cross-attentions' keys and values
 
 
+def test_texts_are_encoded_one_by_one_where_a_pipeline_takes_no_lists(tmp_path: Path) -> None:
+    """Its arguments for several at once may not fit together: nothing calls the denoiser with them before."""
+    what = replace(observation("pixart"), texts=["red hair", "mint top", "auburn hair"])
+    what.generator.one_by_one = True
+    found = observe(tmp_path, what)
+    assert found.calls.one_by_one and len(RecordedCalls(tmp_path / "texts")) == 3
+    assert not observe(tmp_path / "together", observation("pixart")).calls.one_by_one
+
+
 def text_rows(denoiser: nn.Module, graph: Graph, unit: str, calls: Sequence[RecordedCall]) -> torch.Tensor:
     """The unit's inputs at the tokens that are no padding."""
     found = []

@@ -105,6 +105,12 @@ class RecordedCalls(Sequence[RecordedCall]):
         """Whether the files of all batches that were finished are there."""
         return len(self._files) == sum(_count(mark) or 0 for mark in self.folder.glob("images-*.json"))
 
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each of several images had its calls to itself, as of pipelines that cannot make several at once."""
+        marks = [mark.stem.split("-")[1:] for mark in self.folder.glob("images-*.json")]
+        return len(marks) > 1 and all(int(stop) - int(start) == 1 for start, stop in marks)
+
     @cached_property
     def places(self) -> list[float]:
         """How far its batch of images was when each call was made: 0 for the first step, 1 for the last."""

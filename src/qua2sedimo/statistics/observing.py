@@ -103,6 +103,8 @@ def _observe(folder: Path, what: Observation, progress: Progress) -> None:
     texts: Sequence[RecordedCall] = ()
     if what.texts and any(not source.sees_sample(what.sample) for source in sources):
         generation = replace(what.generator.generation, inputs=what.texts)
+        if calls.one_by_one:  # what a pipeline passes to the denoiser for several may not fit together
+            generation = replace(generation, batch=1)
         images = range(what.images.start, what.images.start + len(what.texts))
         texts = record_texts(Generator(what.generator.pipeline, generation), what.denoiser, images, folder / "texts")
     rows = _moments(folder, what, sources, calls, texts, progress)
