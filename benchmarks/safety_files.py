@@ -14,7 +14,7 @@ from tests.commands.test_rubbish import RUBBISH, line_with
 from tests.formats.test_rubbish import BOMB, TEXTS
 
 from safety_book import EXPECTED, REFUSED, WRONG, Page
-from safety_ground import BITS, OTHER, Ended, Ground
+from safety_ground import BITS, COMMANDS, OTHER, Ended, Ground
 from safety_study import essence, unequal
 
 # Damage -------------------------------------------------------------------------------------------------------------
@@ -181,12 +181,15 @@ def arguments(ground: Ground, page: Page) -> None:
     texts = [text for text in RUBBISH if not any("\ud800" <= c <= "\udfff" for c in text)]
     command = LINES[page.name]
     for parameter in command.params:
-        values = page.chance(parameter.name).sample(texts, 1 if page.book.quick else 3)
+        flag = getattr(parameter, "is_flag", False)
+        values = page.chance(parameter.name).sample(texts, 1 if page.book.quick or flag else 3)
         for number, value in enumerate(values):
             case = f"{parameter.name} {number}: {value[:50]}"
             if not page.lacking([case]):
                 continue
             words = (page.name, *line_with(command, parameter, places.get(value, value), places))
+            if flag and page.name in COMMANDS:  # it takes no value
+                words = (*COMMANDS[page.name][1], parameter.opts[0])
             place = ground.copy("reported")
             os.mkfifo(place / "fifo")
             (place / "folder").mkdir()
@@ -223,7 +226,7 @@ def documents(ground: Ground, page: Page) -> None:
     names, readers = _documents(ground, state, start), _READERS[state][start]
     for name in names[:1] if page.book.quick else names:
         chance = page.chance(name)
-        for what in [*chance.sample(_texts(), 3), "PIPE", "DEVICE", "FOLDER", "LINK"]:
+        for what in [*chance.sample(_texts(), 3)[:2], "PIPE", "DEVICE", "FOLDER", "LINK"]:
             case = f"{name} {what[:30]!r}"
             if not page.lacking([case]):
                 continue
@@ -242,7 +245,7 @@ def _documents(ground: Ground, state: str, start: str) -> list[str]:
     """Documents, and one file of tensors of each folder."""
     names = _files(ground, state, start)
     tensors = {Path(name).parent: name for name in names if name.endswith((".safetensors", ".db"))}
-    return [name for name in names if name.endswith((".json", ".yaml", ".jsonl"))][:4] + sorted(tensors.values())
+    return [name for name in names if name.endswith((".json", ".yaml", ".jsonl"))][:3] + sorted(tensors.values())
 
 
 def _replace(path: Path, what: str) -> None:
