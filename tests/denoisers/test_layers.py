@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from tests.conftest import small_dit, small_pipeline, small_pixart, small_settings, small_unet
 from torch import nn
 
@@ -180,3 +181,11 @@ def test_a_denoiser_with_layers_quantized_in_memory_is_refused(tmp_path, every: 
     replace_layers(model, {n: quantized_module(m, bank.get(n, option)) for n, m in chosen.items()})
     with pytest.raises(Qua2SeDiMoError, match="already quantized"):
         weight_layers(model)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_denoiser_with_dynamically_quantized_layers_is_refused() -> None:
+    """They are no Linear layers: without this they would be left alone, and only the rest quantized."""
+    quantized = torch.ao.quantization.quantize_dynamic(small_dit(), {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(Qua2SeDiMoError, match=r"already quantized: .transformer_blocks\.0\..* of torch\.ao"):
+        weight_layers(quantized)

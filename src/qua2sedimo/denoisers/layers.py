@@ -160,6 +160,13 @@ def refuse_unsuitable(denoiser: nn.Module) -> None:
             f"layer '{wrapped[0]}' is wrapped by an adapter (LoRA)",
             "Fuse or unload the adapters first: pipeline.fuse_lora() or pipeline.unload_lora_weights().",
         )
+    packed = [place for place, m in denoiser.named_modules() if type(m).__module__.startswith("torch.ao.nn.")]
+    if packed:  # such as DynamicQuantizedLinear, which is no Linear and would be left alone
+        raise Qua2SeDiMoError(
+            f"{name} is already quantized: '{packed[0]}' is a {type(denoiser.get_submodule(packed[0])).__name__} of "
+            "torch.ao.quantization",
+            "Start from the unquantized pipeline.",
+        )
     for place, module in weight_modules(denoiser).items():
         found = _foreign(module)
         if found:

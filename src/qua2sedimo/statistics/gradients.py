@@ -91,7 +91,9 @@ def _hook(module_name: str, totals: dict[str, torch.Tensor]) -> Callable[..., An
         # Without gradients so far, this layer is where they end.
         output = output if output.requires_grad else output.detach().requires_grad_()
 
-        def add(gradient: torch.Tensor) -> None:
+        def add(gradient: torch.Tensor | None) -> None:
+            if gradient is None:  # behind an operation that passes none on
+                return
             axis = gradient.dim() - 1 if isinstance(module, nn.Linear) else 1
             others = [i for i in range(gradient.dim()) if i != axis]
             squares = gradient.detach().float().square()
