@@ -27,8 +27,9 @@ from typing import Any
 
 import numpy as np
 
+from pages import write_table
 from qua2sedimo import Study, StudySettings, zoo
-from qua2sedimo.formats.files import write_json, write_text
+from qua2sedimo.formats.files import write_json
 from qua2sedimo.images.generate import Generation, Generator
 from qua2sedimo.images.ledger import EVALUATION
 from qua2sedimo.metrics.distances import psnr
@@ -42,7 +43,7 @@ from qua2sedimo.zoo.captions import varied_captions
 
 ROOT = Path(__file__).parent.parent
 ROWS = ROOT / "docs" / "figures" / "compensation.json"
-PAGE = ROOT / "docs" / "compensation.md"
+PAGE = "compensation.md"
 METRICS = ("psnr", "features", "frechet_full", "accuracy")
 UNIFORM = ("uaq-4", "uaq-6", "kmeans_a-4", "kmeans_a-6", "kmeans_c-4")
 NEAREST, PLAIN, QUICK = "nearest, sum of errors", "gradients, not polished", "quick"
@@ -321,18 +322,13 @@ def searched(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> No
 
 
 def write_docs(rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Replace the tables between the markers of docs/compensation.md."""
-    if not PAGE.exists():
-        return
-    text = PAGE.read_text(encoding="utf-8")
-    tables = {
-        "sizes": _sizes_table(rows), "transfer": _transfer_table(rows), "counts": _counts_table(rows),
-        "paper": _paper_table(rows), "search": _search_table(rows),
-    }  # fmt: skip
-    for name, table in tables.items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        text = re.sub(pattern, lambda m: f"{m[1]}\n{table}\n\n{m[2]}", text, flags=re.DOTALL)  # noqa: B023
-    write_text(PAGE, text)
+    """Replace the tables of docs/compensation.md."""
+    write_table(PAGE, "sizes", _sizes_table(rows))
+    write_table(PAGE, "transfer", _transfer_table(rows))
+    write_table(PAGE, "counts", _counts_table(rows))
+    write_table(PAGE, "paper", _paper_table(rows))
+    if _grouped(rows, r"(\S+) search"):
+        write_table(PAGE, "search", _search_table(rows))
 
 
 def _grouped(rows: Mapping[str, Mapping[str, Any]], pattern: str) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
@@ -350,12 +346,12 @@ def _mean(of: list[Mapping[str, Any]], name: str, digits: int = 1) -> str:
     return f"{np.mean(values):.{digits}f}" if values else "–"
 
 
-def _table(head: list[str], body: list[list[str]]) -> str:
+def _table(head: list[str], body: list[list[str]]) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in body)])
+    return [*lines, *("| " + " | ".join(row) + " |" for row in body)]
 
 
-def _sizes_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _sizes_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     sized = _grouped(rows, rf"(\S+) ({NEAREST}|{PLAIN}|{QUICK})") | _grouped(rows, r"(uniform) (\S+)")
     body = []
     for (model, bits, how), of in sorted(sized.items()):
@@ -368,7 +364,7 @@ def _sizes_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return _table(head, body)
 
 
-def _transfer_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _transfer_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     body = []
     for (model, where), of in _grouped(rows, "transfer (.+)").items():
         gain = f"{_mean(of, 'gain')} [{_mean(of, 'low')}, {_mean(of, 'high')}]"
@@ -377,7 +373,7 @@ def _transfer_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return _table(head, body)
 
 
-def _counts_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _counts_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     found = _grouped(rows, r"observed (\d+)")
     body = [
         [model, count, _mean(of, PLAIN), _mean(of, "psnr"), "yes" if all(r["polished"] for r in of) else "not always"]
@@ -386,7 +382,7 @@ def _counts_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return _table(["model", "images observed", "not polished, dB", "quick, dB", "polish kept"], body)
 
 
-def _paper_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _paper_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     said = {"sum_of_errors": "sum of errors", "by_gradients": "gradients"}
     body = [
         [model, rounding, said[by], _mean(of, "average_bits", 3), _mean(of, "psnr")]
@@ -395,7 +391,7 @@ def _paper_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return _table(["model", "rounding", "chosen by", "bits", "PSNR, dB"], body)
 
 
-def _search_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _search_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     body = []
     for (model, bits), of in sorted(_grouped(rows, r"(\S+) search").items()):
         gain = f"{_mean(of, 'gain', 2)} [{_mean(of, 'gain_low', 2)}, {_mean(of, 'gain_high', 2)}]"

@@ -1,12 +1,11 @@
 """The whole job at published sizes: what each command takes in time, memory and disk.
 
     python benchmarks/full_size.py [--models dit-xl pixart-xl sdxl small] [--stages inspect init …] [--work FOLDER]
-    python benchmarks/full_size.py --docs             # only write the table of docs/scale.md
 
 Pipelines of published geometry with random bf16 weights, in sharded safetensors, are written to FOLDER; then the
 commands that a user types run one after the other, each in its own process: seconds, processor seconds, peak resident
 memory, and what the study takes on disk. Random weights say nothing of quality. Rows are kept in
-docs/figures/full_size.json as they come: stopped, it goes on, and a command that was interrupted continues its study.
+results/full_size.json as they come: stopped, it goes on, and a command that was interrupted continues its study.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 import sys
 import time
@@ -26,10 +24,10 @@ from typing import Any
 import torch
 
 from qua2sedimo import zoo
-from qua2sedimo.formats.files import write_json, write_text
+from qua2sedimo.formats.files import write_json
 
 ROOT = Path(__file__).parent.parent
-ROWS, PAGE = ROOT / "docs" / "figures" / "full_size.json", ROOT / "docs" / "scale.md"
+ROWS = Path(__file__).parent / "results" / "full_size.json"
 _STEPS = 2
 _LOAD = """
 import sys, torch, qua2sedimo, diffusers
@@ -43,10 +41,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--stages", nargs="*", default=STAGES, choices=STAGES)
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "results" / "full_size")
-    parser.add_argument("--docs", action="store_true", help="Only write the table of the page.")
     asked = parser.parse_args()
     rows: dict[str, Any] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
-    for model in [] if asked.docs else asked.models:
+    for model in asked.models:
         folder = asked.work / model
         if not (folder / "model" / "model_index.json").is_file():
             print(f"{model}: writing random weights", flush=True)
@@ -63,7 +60,6 @@ def main() -> None:
                 break  # later commands need this one
             rows[f"{model} {stage}"] = row
             write_json(ROWS, rows)
-    write_docs(rows)
 
 
 def stages(folder: Path, model: Model) -> dict[str, list[str]]:
@@ -207,29 +203,6 @@ MODELS = {
     ),
     "sdxl": Model(_sdxl, _PROMPTS, {"guidance_scale": 1.5, "height": 256, "width": 256}),
 }  # fmt: skip
-
-
-# docs/scale.md -------------------------------------------------------------------------------------------------------
-
-
-def write_docs(rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Replace the table between the markers of docs/scale.md."""
-    if not PAGE.exists():
-        return
-    lines = [
-        "| model | command | minutes | processor minutes | peak memory, GB | study, GB | denoiser in bf16, GB |",
-        "|---|---|--:|--:|--:|--:|--:|",
-    ]
-    for model in MODELS:
-        for stage in (s for s in STAGES if f"{model} {s}" in rows):
-            row = rows[f"{model} {stage}"]
-            times = f"{row['wall_s'] / 60:.1f} | {row['processor_s'] / 60:.1f}"
-            sizes = f"{row['peak_gb']:.1f} | {row['study_gb']:.2f} | {row['checkpoint_gb']:.2f}"
-            lines.append(f"| {model} | `{stage}` | {times} | {sizes} |")
-    table = "\n".join(lines)
-    text = PAGE.read_text(encoding="utf-8")
-    pattern = r"(<!-- stages -->\n).*?(<!-- /stages -->)"
-    write_text(PAGE, re.sub(pattern, lambda m: f"{m[1]}\n{table}\n\n{m[2]}", text, flags=re.DOTALL))
 
 
 if __name__ == "__main__":

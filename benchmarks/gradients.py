@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,10 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from compensation import ROOT, opened
+from pages import write_table
 from qua2sedimo import Study, zoo
 from qua2sedimo.damage import DECIBEL, Observations, fit_damage
-from qua2sedimo.formats.files import write_json, write_text
+from qua2sedimo.formats.files import write_json
 from qua2sedimo.images.ledger import LEARNING
 from qua2sedimo.metrics.distances import psnr
 from qua2sedimo.options import Configuration, Option
@@ -34,7 +34,6 @@ from qua2sedimo.search import best_configurations, by_gradients
 from qua2sedimo.study.evidence import smallest_option
 
 ROWS = ROOT / "docs" / "figures" / "gradients.json"
-PAGE, SAMPLING = ROOT / "docs" / "sensitivity.md", ROOT / "docs" / "sampling.md"
 KINDS = ("random", "near", "alone")
 #: Factors e^(σ·z) by which expected damage is changed, for configurations near the frontier in turn.
 _SPREADS = (0.3, 0.7, 1.2)
@@ -180,20 +179,14 @@ def write_docs(kept: Mapping[str, Any]) -> None:
     for name in kept[models[0]]["found"]:
         cells = [[f"{kept[m]['found'][name].get(kind, float('nan')):.2f}" for kind in KINDS] for m in models]
         lines.append(f"| {name} | " + " | ".join(" · ".join(c).replace("nan", "–") for c in cells) + " |")
-    _replace(PAGE, "gradients", lines)
+    write_table("sensitivity.md", "gradients", lines)
     models = [model for model in models if "taught" in kept[model]]
     lines = ["| measured | " + " | ".join(models) + " |", "|" + "---|" * (len(models) + 1)]
     for name in kept[models[0]]["taught"] if models else ():
         cells = [" · ".join(f"{v:.1f}" for v in kept[m]["taught"][name].values()) for m in models]
         count, kind = name.split()
         lines.append(f"| {count} {'random' if kind == 'random' else 'near the frontier'} | " + " | ".join(cells) + " |")
-    _replace(SAMPLING, "taught", lines)
-
-
-def _replace(page: Path, name: str, lines: Sequence[str]) -> None:
-    text, table = page.read_text(encoding="utf-8"), "\n".join(lines)
-    pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-    write_text(page, re.sub(pattern, lambda m: f"{m[1]}\n{table}\n\n{m[2]}", text, flags=re.DOTALL))
+    write_table("sampling.md", "taught", lines)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,13 @@ from scipy.stats import spearmanr
 from compensation import ROOT, opened
 from gradients import KINDS
 from gradients import ROWS as MEASURED
+from pages import write_table
 from qua2sedimo import zoo
-from qua2sedimo.formats.files import write_json, write_text
+from qua2sedimo.formats.files import write_json
 from qua2sedimo.options import Configuration
 from qua2sedimo.statistics import RecordedCall
 
 ROWS = ROOT / "docs" / "figures" / "trajectory.json"
-PAGE = ROOT / "docs" / "metrics.md"
 _FEW, _COUNTS, _DRAWS = (2, 4, 8), (2, 5, 10), 20  # images of PSNR; calls; random halves and subsets
 
 
@@ -131,9 +130,7 @@ def write_docs(kept: Mapping[str, Any]) -> None:
     for name in kept[models[0]]["found"]:
         cells = [" · ".join(f"{kept[m]['found'][name][kind]:.2f}" for kind in KINDS) for m in models]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    text, table = PAGE.read_text(encoding="utf-8"), "\n".join(lines)
-    pattern = r"(<!-- trajectory -->\n).*?(<!-- /trajectory -->)"
-    write_text(PAGE, re.sub(pattern, lambda m: f"{m[1]}\n{table}\n\n{m[2]}", text, flags=re.DOTALL))
+    write_table("metrics.md", "trajectory", lines)
 
 
 if __name__ == "__main__":
