@@ -106,6 +106,19 @@ def test_it_has_the_least_expected_damage_of_what_fits(quick: Quick) -> None:
         assert not better or min(better) + cost >= -1e-12
 
 
+def test_the_sampler_near_stays_by_what_statistics_expect(quick: Quick) -> None:
+    study = quick.study.workspace
+    scores = by_gradients(study.unmeasured)
+    spread = replace(study.sampler, seed=7)
+    near = replace(spread, name="near")
+    for number in range(0, 12, 3):  # the narrowest of the three spreads
+        found = near(number)
+        size = study.space.average_bits(found)
+        other = replace(spread, bits=(size, size))(number)
+        assert tuple(found) == study.space.layers
+        assert sum(scores[n][o] for n, o in found.items()) > sum(scores[n][o] for n, o in other.items())
+
+
 def test_called_again_it_is_returned_and_nothing_is_done(
     copy: Study, quick: Quick, measured: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

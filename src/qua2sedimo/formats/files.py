@@ -136,10 +136,16 @@ def write_text(path: Path, text: str) -> None:
     write_via(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), len(text))
 
 
+def refuse_special(path: Path, remedy: str = _MOVE) -> None:
+    """Raise :class:`Qua2SeDiMoError` if a folder, a pipe or a device is in place of a file: opening it might never
+    end."""
+    if path.exists() and not path.is_file():
+        raise Qua2SeDiMoError(f"{path} is not a regular file", remedy)
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line to a file, and make the file if there is none; after a kill the last line may be cut."""
-    if path.exists() and not path.is_file():  # opening a pipe might never end
-        raise Qua2SeDiMoError(f"{path} is not a regular file", _MOVE)
+    refuse_special(path)
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")

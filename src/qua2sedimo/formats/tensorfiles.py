@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import check_space, read_json, unreadable, unwritable
+from qua2sedimo.formats.files import check_space, read_json, refuse_special, unreadable, unwritable
 from qua2sedimo.formats.float8 import FLOAT8, scaled, scaling_of
 from qua2sedimo.formats.temporary import scratch_folder
 
@@ -63,8 +63,7 @@ def read_layout(path: Path) -> FileLayout:
         raise Qua2SeDiMoError(f"{path} is not a safetensors file", DAMAGED_FILE)
     try:
         size = path.stat().st_size
-        if not path.is_file():
-            raise Qua2SeDiMoError(f"{path} is not a regular file", DAMAGED_FILE)
+        refuse_special(path, DAMAGED_FILE)
         with path.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             if size < 8 or length > min(size - 8, _MOST_HEADER_BYTES):

@@ -55,9 +55,9 @@ class Generator:
     """Calls a diffusers pipeline for images ``start`` to ``stop`` of a :class:`Generation`.
 
     Prompt embeddings are computed once, unless they depend on a module among ``changing``: those whose weights change
-    between calls. ``one_by_one`` becomes true when the pipeline
-    draws from PyTorch's global generators, so that images of a batch would depend on each other, or when it takes no
-    list of prompts or generators: each image then gets its own call.
+    between calls. ``one_by_one`` becomes true when the pipeline draws from PyTorch's global generators, so that images
+    of a batch would depend on each other, or when it takes no list of prompts or generators: each image then gets its
+    own call.
     """
 
     def __init__(self, pipeline: Any, generation: Generation, changing: Iterable[nn.Module] = ()) -> None:

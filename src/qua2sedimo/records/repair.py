@@ -11,7 +11,15 @@ from pathlib import Path
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import unwritable
 from qua2sedimo.formats.temporary import temporary_folder
-from qua2sedimo.records.schema import BESIDE, SCHEMA, SEALED, bring_up_to_date, refuse_special, seal_of, version_of
+from qua2sedimo.records.schema import (
+    BESIDE,
+    SCHEMA,
+    SEALED,
+    bring_up_to_date,
+    refuse_special_files,
+    seal_of,
+    version_of,
+)
 
 
 def repair(path: Path) -> tuple[int, int, Path | None]:
@@ -21,7 +29,7 @@ def repair(path: Path) -> tuple[int, int, Path | None]:
     """
     if not path.exists():
         raise Qua2SeDiMoError(f"{path} does not exist", "Measure first: `qua2sedimo measure STUDY`.")
-    refuse_special(path)
+    refuse_special_files(path)
     try:
         with closing(sqlite3.connect(path, timeout=30)) as db:
             db.row_factory = sqlite3.Row

@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.files import refuse_special
 
 #: What SQLite appends to the name of a database for the files of one.
 BESIDE = ("", "-wal", "-shm", "-journal")
@@ -86,9 +87,7 @@ def bring_up_to_date(db: sqlite3.Connection, path: Path) -> None:
         db.execute(f"PRAGMA user_version = {len(STEPS)}")
 
 
-def refuse_special(path: Path) -> None:
-    """Raise :class:`Qua2SeDiMoError` if the file, or one beside it, is a folder, a pipe or a device: opening it might
-    never end."""
-    for place in (path.with_name(f"{path.name}{end}") for end in BESIDE):
-        if place.exists() and not place.is_file():
-            raise Qua2SeDiMoError(f"{place} is not a regular file", "Move it away, or restore it.")
+def refuse_special_files(path: Path) -> None:
+    """Raise :class:`Qua2SeDiMoError` if a folder, a pipe or a device is in place of a file of the database."""
+    for end in BESIDE:
+        refuse_special(path.with_name(f"{path.name}{end}"), "Move it away, or restore it.")

@@ -15,7 +15,7 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.options import Configuration
 from qua2sedimo.records.measurement import Measurement
-from qua2sedimo.records.schema import SCHEMA, bring_up_to_date, refuse_special, seal_of, version_of
+from qua2sedimo.records.schema import SCHEMA, bring_up_to_date, refuse_special_files, seal_of, version_of
 
 T = TypeVar("T")
 
@@ -111,7 +111,7 @@ class Records:
     @contextmanager
     def _connection(self, settled: bool = False) -> Iterator[sqlite3.Connection]:
         """A connection; with ``settled`` it reads the file as it is, and creates no files beside it."""
-        refuse_special(self.path)
+        refuse_special_files(self.path)
         db = None
         try:
             if settled:
