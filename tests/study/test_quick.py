@@ -8,6 +8,7 @@ import shutil
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -442,3 +443,31 @@ def test_an_interruption_leaves_a_pipeline_in_memory_as_it_was(stage: str) -> No
         quantize(pipeline, 2.6, [0], arguments=arguments, effort="quick", progress=stop)
     assert unchanged(pipeline)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in pipeline.transformer.modules())
+
+
+@pytest.mark.parametrize(
+    ("gains", "images", "kept"),
+    [
+        ([1.0] * 13 + [-20.0] * 3, 16, True),  # most come nearer, though their mean does not
+        ([-1.0] * 13 + [20.0] * 3, 16, False),
+        ([1.0] * 12 + [-1.0] * 4 + [-1.0] * 14, 30, False),  # they disagree: the others decide too
+        ([1.0] * 4 + [-1.0] * 12 + [1.0] * 14, 30, True),
+    ],
+)
+def test_more_images_decide_on_polishing_where_the_first_disagree(gains: list[float], images: int, kept: bool) -> None:
+    seen: list[int] = []
+
+    def measurer(which: range, metrics: tuple[str, ...]) -> Any:
+        seen.extend(which)
+        places = [i - LEARNING.first for i in which]
+
+        def measured(configuration: Any, values: dict[str, Any]) -> Any:
+            return SimpleNamespace(values={"psnr": [30.0 + (gains[i] if values else 0.0) for i in places]})
+
+        return measured
+
+    study: Any = SimpleNamespace(observed_images=90, measurer=measurer)
+    choice: Any = SimpleNamespace(configuration={})
+    values: Any = {"layer": None}
+    assert polish_stage._nearer(study, choice, values) is kept
+    assert seen == list(LEARNING.images(images))
