@@ -19,6 +19,7 @@ from PIL import Image
 from qua2sedimo.report import ReportData, write_report
 
 from .synthetic import synthetic_data
+from .test_odd_text import ODD
 from .test_page import EVIL
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -355,3 +356,9 @@ def test_a_study_of_800_layers_stays_small_and_quick(
         megabytes = file.stat().st_size / 1e6
         print(f"\n806 layers: {megabytes:.1f} MB, usable after {times[0]} ms, drawn after {times[1]} ms")
     page.context.close()
+
+
+def test_charts_are_drawn_whatever_names_hold(browser: Any, tmp_path: Path) -> None:
+    odd = synthetic_data(blocks=BLOCKS, records=40, evil=ODD)
+    page, complaints = opened(browser, write_report(odd, tmp_path / "odd.html"))
+    assert complaints == [] and page.locator("html").get_attribute("data-errors") is None

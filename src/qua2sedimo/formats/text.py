@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 
-#: What XML 1.0 forbids (control characters, halves of surrogate pairs, two that are none), and what prints as nothing.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+#: What XML 1.0 forbids (control characters, halves of surrogate pairs, two that are none), what prints as nothing, and
+#: the two separators of lines that end a text in older JavaScript, as in the expressions of charts.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
