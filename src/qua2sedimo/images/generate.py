@@ -25,6 +25,10 @@ BATCH = 16
 INPUTS: Mapping[str, type[str] | type[int]] = {"prompt": str, "class_labels": int}
 
 
+#: The argument for the number of steps, and those that replace it by a list.
+_STEPS, _SCHEDULES = "num_inference_steps", ("timesteps", "sigmas")
+
+
 @dataclass(frozen=True)
 class Generation:
     """What to generate: ``inputs`` (prompts or class labels, cycled), pipeline arguments, and a seed.
@@ -252,6 +256,22 @@ def _ignores_labels(pipeline: Any) -> bool:
     """Whether a pipeline that takes class labels optionally has a denoiser that was made without any."""
     config = getattr(getattr(pipeline, "unet", None), "config", {})
     return "num_class_embeds" in config and config["num_class_embeds"] is None
+
+
+def steps_of(pipeline: Any, arguments: Mapping[str, Any]) -> int | None:
+    """Steps that an image takes, by the arguments or the pipeline's default; None where it is not told by a number."""
+    parameters = parameters_of(pipeline)
+    if _STEPS not in parameters or any(arguments.get(name) is not None for name in _SCHEDULES):
+        return None
+    default = parameters[_STEPS].default
+    found = arguments.get(_STEPS, default)
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+def in_steps(pipeline: Any, arguments: Mapping[str, Any], most: int) -> Mapping[str, Any]:
+    """The arguments for images in at most so many steps; unchanged where steps are not told by a number."""
+    steps = steps_of(pipeline, arguments)
+    return arguments if steps is None or steps <= most else {**arguments, _STEPS: most}
 
 
 def check_inputs(pipeline: Any, inputs: Sequence[str | int]) -> None:

@@ -45,6 +45,8 @@ class StudySettings(BaseModel):
     default nearest for the option set ``paper``, which reproduces the paper, compensated for others.
     ``observe``: images that these statistics are taken from, ``auto`` for 128 of a small denoiser, 24 of a large one;
     ``observe_inputs``: what they show in turn with the study's inputs, ``auto`` for varied prompts or classes;
+    ``observe_steps``: in how many steps they are generated at most, ``auto`` for as many as other images of a small
+    denoiser, 8 of a large one;
     ``memory``: gigabytes for them while they are taken. ``target``: another program that must load the result; layers
     are then not split or tied, and only what its format holds is tried.
 
@@ -74,6 +76,7 @@ class StudySettings(BaseModel):
     rounding: RoundingName | None = None
     observe: Annotated[int, Field(ge=1, le=OBSERVED.size)] | Literal["auto"] = "auto"
     observe_inputs: list[str | int] | Literal["auto"] = "auto"
+    observe_steps: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     memory: float = Field(default=4.0, gt=0, allow_inf_nan=False)
     target: Target | None = None
     keep: list[str] = Field(default_factory=list)
@@ -146,7 +149,8 @@ class StudySettings(BaseModel):
         """A hash of what measurements depend on, apart from weights and dtype: those of studies with equal protocols
         are comparable."""
         names = set(type(self).model_fields) - {
-            "version", "options", "rounding", "observe", "observe_inputs", "memory", "target", "batch", "loss",
+            "version", "options", "rounding", "observe", "observe_inputs", "observe_steps", "memory", "target", "batch",
+            "loss",
         }  # fmt: skip
         # The dtype that `auto` means depends on the checkpoint: it is in the study's identity, beside the weights.
         # Where the model computes, where its weights wait, and how many images are decoded at once change results only

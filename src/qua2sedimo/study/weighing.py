@@ -14,7 +14,7 @@ from qua2sedimo.study.parts import DenoiserPart
 from qua2sedimo.system.progress import Progress
 
 #: Calls with a backward pass. A mean of this many squares of normal numbers has a relative standard error of 0.18.
-_CALLS = 64
+WEIGHED_CALLS = 64
 #: Bytes of a weight's error, as bf16, for each option; and of its gradient, summed in fp32.
 _OF_OPTION, _OF_GRADIENT = 2, 8
 
@@ -58,7 +58,7 @@ def weigh(
 def _chosen(statistics: Statistics | JoinedStatistics, part: DenoiserPart) -> RecordedCalls:
     """The calls that are run."""
     of_part = statistics.parts[part.component] if isinstance(statistics, JoinedStatistics) else statistics
-    return of_part.calls.some(_CALLS)
+    return of_part.calls.some(WEIGHED_CALLS)
 
 
 def _groups(bank: Bank, part: DenoiserPart, memory: int) -> Iterator[list[str]]:

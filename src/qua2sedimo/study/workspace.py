@@ -17,12 +17,11 @@ import torch
 from qua2sedimo import zoo
 from qua2sedimo.bank import Bank, Observed, stored_weight
 from qua2sedimo.denoisers import part_of
-from qua2sedimo.denoisers.encoders import is_encoder
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.locks import alone
 from qua2sedimo.formats.temporary import clear_leftovers
 from qua2sedimo.images.batches import BatchFile, fitting_batch
-from qua2sedimo.images.generate import BATCH, Generator
+from qua2sedimo.images.generate import BATCH, Generation, Generator, in_steps
 from qua2sedimo.images.ledger import LEARNING, OBSERVED, USE_OF_ROLE
 from qua2sedimo.images.pictures import Pictures
 from qua2sedimo.images.reference import ReferenceStore
@@ -52,6 +51,7 @@ _FOLDERS = (
 _USUAL_BITS = 3.5  # the default budget of commands
 _SMALL = 100_000_000  # weights of a denoiser whose images are cheap to observe
 _OBSERVED_SMALL, _OBSERVED_LARGE = 128, 24
+_STEPS_LARGE = 8
 _TEXTS = 256  # prompts that are only encoded
 #: Prior standard deviations of a search, narrower than the predictor's. It adds up what the model says of many options
 #: that few measurements touched: under a wide prior it would pick those that look good by luck.
@@ -125,7 +125,27 @@ class Workspace(StudiedModel):
         """Images that statistics are taken from. Few images of a small denoiser tell too little, and cost nothing."""
         if self.settings.observe != "auto":
             return self.settings.observe
-        return _OBSERVED_SMALL if self.candidates.weights < _SMALL else _OBSERVED_LARGE
+        return _OBSERVED_LARGE if self._is_large else _OBSERVED_SMALL
+
+    @property
+    def _is_large(self) -> bool:
+        """Whether an image is dear to observe: then they are fewer, in fewer steps, one in each call."""
+        return self.candidates.weights >= _SMALL
+
+    @property
+    def _most_observed_steps(self) -> int | None:
+        """Steps in which an observed image is generated, at most; None for as many as others."""
+        if self.settings.observe_steps != "auto":
+            return self.settings.observe_steps
+        return _STEPS_LARGE if self._is_large else None
+
+    @property
+    def observed_generation(self) -> Generation:
+        """How images are generated that statistics are taken from."""
+        found = replace(self.generator.generation, inputs=self.observed_inputs)
+        if (most := self._most_observed_steps) is not None:
+            found = replace(found, arguments=in_steps(self.pipeline, found.arguments, most))
+        return replace(found, batch=1) if self._is_large else found
 
     @cached_property
     def statistics_key(self) -> str:
@@ -135,6 +155,8 @@ class Workspace(StudiedModel):
             self.candidates.layers, f"{self._weights_checksum}{self._precision}", s.component, s.inputs,
             s.observe_inputs, s.arguments, s.seed, self.observed_images,
         ]  # fmt: skip
+        if (most := self._most_observed_steps) is not None:
+            content.append(f"in {most} steps")
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
@@ -178,12 +200,9 @@ class Workspace(StudiedModel):
 
     def _observed_part(self, part: DenoiserPart, progress: Progress) -> Statistics:
         folder, key = self.statistics_folder / part.component, self._part_key(part.component)
-        generator = self.full_precision_generator()
-        seen = replace(generator.generation, inputs=self.observed_inputs)
-        if is_encoder(part.denoiser) and self.candidates.weights >= _SMALL:
-            seen = replace(seen, batch=1)  # gradients pass through the denoiser
+        self.full_precision_generator()
         what = Observation(
-            Generator(self.pipeline, seen), part.denoiser, part.graph, part.units,
+            Generator(self.pipeline, self.observed_generation), part.denoiser, part.graph, part.units,
             OBSERVED.images(self.observed_images), int(self.settings.memory * 1e9), key, self.observed_texts,
         )  # fmt: skip
         return observe(folder, what, progress)

@@ -15,6 +15,7 @@ import torch
 
 from qua2sedimo.bank import Bank, Observed, bank_bytes
 from qua2sedimo.formats.temporary import scratch_folder
+from qua2sedimo.images.generate import steps_of
 from qua2sedimo.images.ledger import LEARNING
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.measuring.trial import (
@@ -28,12 +29,14 @@ from qua2sedimo.measuring.trial import (
 )
 from qua2sedimo.options import Configuration, SearchSpace, within_reach
 from qua2sedimo.quantizers import Moment
+from qua2sedimo.study.weighing import WEIGHED_CALLS
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
 WORKERS = (1, 2, 3, 4)
 _TRIED_LAYERS = 3  # quantized for the trial if there is no bank yet
 _BYTES_A_VALUE = 20  # of a per-image value in JSON
+_FORWARD_AND_BACK = 3  # seconds of both, by those of a forward pass alone
 
 
 @dataclass(frozen=True)
@@ -145,10 +148,17 @@ def _bank_for_trial(study: Workspace) -> Iterator[tuple[Bank, float, float]]:
 
 def _observing(study: Workspace, trial: Trial) -> float:
     """Estimated seconds of observing: images are generated, then half of their calls are run for moments, a sixth
-    forwards and backwards, and about a fifth of them again to weigh options."""
+    forwards and backwards, and some of them again to weigh options."""
     if study.is_observed:
         return 0.0
-    return (1 + 1 / 2 + 3 / 6 + 3 / 5) * trial.generate * study.observed_images / study.settings.images
+    generation = study.observed_generation
+    usual = steps_of(study.pipeline, study.settings.arguments)
+    steps = steps_of(study.pipeline, generation.arguments)
+    share = steps / usual if steps and usual else 1.0
+    calls = max(1.0, study.observed_images * (steps or 1) / generation.batch)  # of the denoiser, one a step
+    weighed = min(WEIGHED_CALLS, calls / 2) / calls
+    passes = 1 + 1 / 2 + _FORWARD_AND_BACK * (1 / 6 + weighed)
+    return passes * share * trial.generate * study.observed_images / study.settings.images
 
 
 def _as_observed(study: Workspace, layer: str) -> Observed:
