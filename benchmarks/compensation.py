@@ -50,7 +50,8 @@ NEAREST, PLAIN, QUICK = "nearest, sum of errors", "gradients, not polished", "qu
 _TRANSFERRED = 2.5
 _BESIDE = "uaq-6"  # what a nearest-rounded denoiser of the same quality loses elsewhere
 _SEARCHED = 500  # images of a search
-_COUNTS = (1, 2, 4, 8, 16, 32)
+#: Observed images, and the steps of each where these are fewer than the study's: the last are those of large denoisers.
+_COUNTS = ((1, None), (2, None), (4, None), (8, None), (16, None), (32, None), (24, None), (24, 8))
 
 Values = Mapping[str, QuantizedWeight]
 
@@ -272,10 +273,10 @@ def _elsewhere(study: Study) -> list[tuple[str, Generation, Any]]:
 
 def counts(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> None:
     """Quick choices of 2.5 bits from few observed images."""
-    for count in _COUNTS:
-        key = f"{model} {seed} observed {count}"
+    for count, steps in _COUNTS:
+        key = f"{model} {seed} observed {count}" + (f" in {steps} steps" if steps else "")
         if key not in rows.rows:
-            study = opened(asked, model, seed, observe=count)
+            study = opened(asked, model, seed, observe=count, **({"observe_steps": steps} if steps else {}))
             judge = Judge(study, asked.images)
             best = _program(study, by_gradients, _TRANSFERRED)
             plain = judge(study.workspace.bank.values(best))["psnr"]
@@ -374,12 +375,16 @@ def _transfer_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _counts_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    found = _grouped(rows, r"observed (\d+)")
+    found = _grouped(rows, r"observed (\d+(?: in \d+ steps)?)")
     body = [
         [model, count, _mean(of, PLAIN), _mean(of, "psnr"), "yes" if all(r["polished"] for r in of) else "not always"]
-        for (model, count), of in sorted(found.items(), key=lambda item: (item[0][0], int(item[0][1])))
+        for (model, count), of in sorted(found.items(), key=lambda item: (item[0][0], *_numbers(item[0][1])))
     ]
     return _table(["model", "images observed", "not polished, dB", "quick, dB", "polish kept"], body)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
 
 
 def _paper_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -31,7 +31,6 @@ from safetensors.torch import save_file
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import (
-    append_line,
     check_space,
     read_json,
     read_object,
@@ -40,6 +39,7 @@ from qua2sedimo.formats.files import (
     write_json,
     write_via,
 )
+from qua2sedimo.formats.finished import add_finished, finished
 from qua2sedimo.formats.locks import alone
 from qua2sedimo.formats.sealed import sealed, unsealed
 from qua2sedimo.formats.temporary import clear_leftovers
@@ -184,7 +184,7 @@ class Bank:
                     _write_layer(path, layer, weights(layer), tried.options[layer], observed(layer), prune)
                 checksum = sha256(path)
                 with writing:
-                    append_line(folder / _SUMS, json.dumps([layer, checksum]))
+                    add_finished(folder / _SUMS, layer, checksum)
             about = _about(path)
             return layer, {"sha256": checksum, "errors": about["errors"], "dtype": about["dtype"]}
 
@@ -327,12 +327,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 def _known_checksums(folder: Path) -> dict[str, str]:
     """Checksums of layer files by layer: from the index, or from an unfinished build."""
-    found: dict[str, str] = {}
-    if (folder / _SUMS).is_file():  # a pipe might never end
-        for line in (folder / _SUMS).read_bytes().splitlines():
-            with suppress(ValueError, TypeError):  # a truncated or damaged line: its layer is quantized again
-                layer, checksum = json.loads(line)
-                found[layer] = checksum
+    found = finished(folder / _SUMS)  # a layer of a damaged line is quantized again
     with suppress(Qua2SeDiMoError, KeyError, TypeError, AttributeError):  # a damaged index is written again
         layers = _read_index(folder)["layers"]
         found |= {layer: entry["sha256"] for layer, entry in layers.items()}

@@ -25,12 +25,12 @@ from qua2sedimo.denoisers import (
     trace,
     weight_layers,
 )
-from qua2sedimo.denoisers.drawing import drawing
+from qua2sedimo.denoisers.drawing import DRAWN, drawing
 from qua2sedimo.denoisers.loading import Loading
 from qua2sedimo.denoisers.patterns import matching
 from qua2sedimo.denoisers.pipelines import denoisers_of
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import check_writable, write_text
+from qua2sedimo.formats.files import check_ours, check_writable, write_text
 from qua2sedimo.images.generate import Generation, Generator, check_arguments, input_argument
 from qua2sedimo.options import SearchSpace, options_for
 
@@ -163,10 +163,11 @@ def _traced(
 
 
 def check_graph_file(path: Path) -> None:
-    """Raise :class:`Qua2SeDiMoError` if :func:`write_graph` cannot write to ``path``."""
+    """Raise :class:`Qua2SeDiMoError` if :func:`write_graph` cannot write to ``path``, or another file is there."""
     if path.suffix not in (".json", ".svg"):
         raise Qua2SeDiMoError(f"--graph {path}: unknown ending '{path.suffix}'", "Name a file .json or .svg.")
     check_writable(path)
+    check_ours(path, "tied_candidates" if path.suffix == ".json" else DRAWN)
 
 
 def write_graph(graph: Graph, path: Path) -> None:

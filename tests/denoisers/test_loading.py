@@ -86,7 +86,11 @@ def by_channel(tensors: Tensors, name: str, factor: torch.Tensor) -> None:
 
 
 def stated(form: str) -> Callable[[Tensors, str, torch.Tensor], None]:
-    content = torch.tensor(list(json.dumps({"format": form}).encode()), dtype=torch.uint8)
+    return describing(json.dumps({"format": form}))
+
+
+def describing(text: str) -> Callable[[Tensors, str, torch.Tensor], None]:
+    content = torch.tensor(list(text.encode()), dtype=torch.uint8)
     return lambda tensors, name, factor: tensors.update(
         {f"{name}.weight_scale": factor, f"{name}.comfy_quant": content.clone()}
     )
@@ -216,6 +220,7 @@ def renamed(end: str) -> Callable[[Tensors, str, torch.Tensor], None]:
         (changed(integers), ("'proj_out_1.weight' is quantized to I8",)),
         (changed(eight_bits(renamed(".weight_scale_inv"))), ("weight_scale_inv", "not known here")),
         (changed(eight_bits(stated("nvfp4"))), ("'nvfp4'", "not known here")),
+        (changed(eight_bits(describing("[" * 10_000))), ("'unreadable'", "not known here")),
         (changed(lambda t: (eight_bits(None)(t), t.update(scaled_fp8=torch.zeros(0)))[1]), ("has no scale of",)),
         (own_code, ("pipeline code of its own (mine.py)", "trust_remote_code", "quantize(pipe")),
         (own_model, ("pipeline code of its own (transformer/mine.py)",)),

@@ -118,6 +118,7 @@ def _say_packed(out: Path, packed: PackedSize) -> None:
     say(f"{out}: {packed.weights / 1e6:.2f} M weights in {size}, {packed.average_bits:.4f} bits")
 
 
+_MADE_BY = "qua2sedimo generate"  # stands in every picture, so that no other one is overwritten
 _HOW = {
     "torchao": "quantize_(denoiser, config_from_dict(json.load(open({python}))), filter_fn=None)",
     "gguf": 'sd-cli -M convert -m MODEL -o OUT.gguf --type f16 --tensor-type-rules "$(cat {shell})"',
@@ -134,7 +135,7 @@ def recipe(
     point: PointName = None,
 ) -> None:
     """Write a choice of uniform options for another runtime: a bit width per layer, no weights."""
-    from qua2sedimo.formats.files import check_writable, write_text
+    from qua2sedimo.formats.files import check_ours, check_writable, write_text
     from qua2sedimo.runtime.recipes import FORMS
     from qua2sedimo.runtime.recipes import recipe as written
     from qua2sedimo.study import Study
@@ -144,6 +145,7 @@ def recipe(
         raise Qua2SeDiMoError(f"unknown recipe format '{form}'", f"Known: {', '.join(FORMS)}.")
     opened = Study(study)
     check_writable(out)
+    check_ours(out, FORMS[form].mark)
     with progress() as report:
         chosen = named_choice(opened.workspace, choice, point) or opened.choose(bits, progress=report)
     made = written(form, chosen.configuration, opened.workspace.graph.layers)
@@ -169,9 +171,10 @@ def generate(
 ) -> None:
     """Generate pictures with an exported model."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     from qua2sedimo.denoisers import load_pipeline
-    from qua2sedimo.formats.files import check_writable, write_via
+    from qua2sedimo.formats.files import check_ours, check_writable, write_via
     from qua2sedimo.images.generate import Generation, Generator, check_arguments, check_inputs
     from qua2sedimo.images.pictures import to_uint8
 
@@ -179,6 +182,8 @@ def generate(
     total = max(count, len(inputs))
     paths = _pictures(to, total)
     check_writable(paths[0])
+    for path in paths:
+        check_ours(path, _MADE_BY)
     called = {**_exported(folder).get("arguments", {}), **asked}
     if _is_export(folder):  # also its scheduler and autoencoder, which carry no checksums of their own
         check_export(folder)
@@ -189,11 +194,13 @@ def generate(
         made = Generator(pipeline, Generation(inputs, called, seed))(
             0, total, lambda done: report(done, total, "generating pictures")
         )
+    about = PngInfo()
+    about.add_text("Software", _MADE_BY)
     for path, image in zip(paths, to_uint8(made)):
         picture = Image.fromarray(image.squeeze())
         enlarge = max(1, 256 // max(picture.size))
         large = picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST)
-        write_via(path, partial(large.save, format="PNG"))
+        write_via(path, partial(large.save, format="PNG", pnginfo=about))
     say(f"{total} pictures in {to}" if total > 1 else f"1 picture: {paths[0]}")
 
 

@@ -13,6 +13,8 @@ from qua2sedimo.denoisers.graph import Graph
 from qua2sedimo.denoisers.layers import WeightLayer
 
 _BOX, _ROW, _LINE, _LEFT, _TOP = 250, 44, 15, 20, 56
+#: What stands in every drawing.
+DRAWN = "Click a block for its layers."
 _STYLE = """
 text{font:12px system-ui,sans-serif;fill:#1f2933} .head{font-size:15px;font-weight:600}
 .small{font-size:10px;fill:#616e7c}
@@ -56,7 +58,7 @@ def drawing(graph: Graph) -> str:
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}">',
             f"<title>{escape(title)}</title><style>{_STYLE}</style>",
             f'<text class="head" x="{_LEFT}" y="24">{escape(title)}</text>',
-            f'<text class="small" x="{_LEFT}" y="42">Click a block for its layers.</text>',
+            f'<text class="small" x="{_LEFT}" y="42">{DRAWN}</text>',
             *(_edge(rows[a], rows[b], reach, fan[a] > 4, f"{a} → {b}") for a, b in edges),
             *(_block(name, units, rows[name]) for name, units in blocks.items()),
             *(_panel(units, name, rows, height) for name, units in blocks.items()),

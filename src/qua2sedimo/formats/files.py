@@ -132,6 +132,22 @@ def check_writable(path: Path) -> None:
         raise Qua2SeDiMoError(f"cannot write {path}: {place} is read-only", "Choose another folder.")
 
 
+def check_ours(path: Path, mark: str | None = None) -> None:
+    """Raise :class:`Qua2SeDiMoError` if a file is at ``path`` that this program would not have written there: one in
+    which ``mark``, some words of every such file, is missing; any file, without one."""
+    if not os.path.lexists(path):
+        return
+    refuse_special(path, "Choose another name.")
+    try:
+        ours = mark is not None and mark.encode() in path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not ours:
+        raise Qua2SeDiMoError(
+            f"{path} exists, and this command did not write it", "Choose another name, or move the file away."
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     write_via(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), len(text))
 
@@ -141,16 +157,6 @@ def refuse_special(path: Path, remedy: str = _MOVE) -> None:
     end."""
     if path.exists() and not path.is_file():
         raise Qua2SeDiMoError(f"{path} is not a regular file", remedy)
-
-
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a file, and make the file if there is none; after a kill the last line may be cut."""
-    refuse_special(path)
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-    except OSError as error:
-        raise unwritable(path, error) from error
 
 
 def write_json(path: Path, content: Any) -> None:

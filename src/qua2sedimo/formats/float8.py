@@ -8,7 +8,6 @@ writes them, numbers mean themselves.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.files import parse_json
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _INTEGERS = ("I8", "U8")
@@ -80,7 +80,7 @@ def scaled(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 def _check_format(name: str, content: torch.Tensor, where: str) -> None:
     try:
-        stated = json.loads(bytes(content.to(torch.uint8).tolist())).get("format")
+        stated = parse_json(bytes(content.to(torch.uint8).tolist()).decode()).get("format")
     except (ValueError, AttributeError):
         stated = "unreadable"
     if stated not in _FORMATS:

@@ -10,7 +10,7 @@ from typing import Any
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats import tabular
-from qua2sedimo.formats.files import write_via
+from qua2sedimo.formats.files import check_ours, write_via
 from qua2sedimo.records.store import Failure, Record, Records
 
 Row = dict[str, Any]
@@ -46,7 +46,11 @@ def content(records: Records, form: str) -> bytes:
 
 
 def export(records: Records, form: str, path: Path) -> None:
-    """Write the table atomically."""
+    """Write the table atomically.
+
+    Raises as :func:`content`, and if another file than such a table is at ``path``.
+    """
+    check_ours(path, "average_bits")
     written = content(records, form)
     write_via(path, lambda temporary: temporary.write_bytes(written))
 

@@ -34,7 +34,9 @@ class Recipe:
 
 
 class _Form(Protocol):
-    """A target format: which layers it supports, their sizes, and the recipe's text."""
+    """A target format: which layers it supports, their sizes, and the recipe's text, in which ``mark`` stands."""
+
+    mark: str
 
     def reason(self, shape: tuple[int, ...], bits: int) -> str | None:
         """Why the format does not support a whole UAQ layer of this shape; None if it does."""
@@ -52,6 +54,8 @@ class _TorchAO:
     and kernel position). torchao stores one byte per code at any bit width unless it packs for a kernel library.
     """
 
+    mark = "FqnToConfig"
+
     def reason(self, shape: tuple[int, ...], bits: int) -> str | None:
         return None if len(shape) in (2, 4) else "torchao quantizes Linear and Conv2d layers only"
 
@@ -61,7 +65,7 @@ class _TorchAO:
 
     def text(self, layers: Mapping[str, tuple[tuple[int, ...], int]]) -> str:
         configs = {name: self._config(bits) for name, (_, bits) in layers.items()}
-        return json.dumps(_tagged("FqnToConfig", 1, {"fqn_to_config": configs}), indent=1)
+        return json.dumps(_tagged(self.mark, 1, {"fqn_to_config": configs}), indent=1)
 
     @staticmethod
     def _config(bits: int) -> dict[str, Any]:
@@ -96,6 +100,8 @@ class _GGUF:
     block are preferred to symmetric ones. Each pattern is a regular expression that matches one tensor.
     """
 
+    mark = r"^(model\.diffusion_model\.)?"
+
     types: Mapping[int, tuple[_Type, ...]] = {
         2: (_Type("q2_K", 256, 84),),
         3: (_Type("q3_K", 256, 110),),
@@ -124,7 +130,7 @@ class _GGUF:
         for name, (shape, bits) in layers.items():
             kind = self._type(shape, bits)
             assert kind is not None
-            rules.append(rf"^(model\.diffusion_model\.)?{re.escape(name)}\.weight$={kind.name}")
+            rules.append(rf"{self.mark}{re.escape(name)}\.weight$={kind.name}")
         return ",".join(rules)
 
     def _type(self, shape: tuple[int, ...], bits: int) -> _Type | None:

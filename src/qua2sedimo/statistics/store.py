@@ -10,9 +10,7 @@ statistics/calls/                  calls of the denoiser (:mod:`qua2sedimo.stati
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -24,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from qua2sedimo.denoisers import WeightLayer
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.document import Document
-from qua2sedimo.formats.files import append_line, file_digest, write_via
+from qua2sedimo.formats.files import file_digest, write_via
+from qua2sedimo.formats.finished import add_finished, finished
 from qua2sedimo.quantizers import Moment
 from qua2sedimo.statistics.calls import RecordedCalls
 from qua2sedimo.statistics.sources import Source
@@ -151,18 +150,12 @@ def write_moment(path: Path, moment: Moment, rows: int) -> None:
         tensors[f"block.{i}"] = block.cpu()[a, b].contiguous()
     nbytes = sum(4 * t.numel() for t in tensors.values())
     write_via(path, lambda temporary: save_file(tensors, temporary, metadata={"rows": str(rows)}), nbytes)
-    append_line(path.parent / _SUMS, json.dumps([path.name, file_digest(path)]))
+    add_finished(path.parent / _SUMS, path.name, file_digest(path))
 
 
 def known_checksums(folder: Path) -> dict[str, str]:
     """Checksums of the files that were finished, by name; of statistics that are complete or not."""
-    found: dict[str, str] = {}
-    if (folder / _SUMS).is_file():
-        for line in (folder / _SUMS).read_bytes().splitlines():
-            with suppress(ValueError, TypeError):  # a line that is cut or damaged: its file is made again
-                name, checksum = json.loads(line)
-                found[name] = checksum
-    return found
+    return finished(folder / _SUMS)  # the file of a damaged line is made again
 
 
 def read_moment(path: Path, source: Source) -> Moment:
@@ -183,7 +176,7 @@ def read_moment(path: Path, source: Source) -> Moment:
 def write_gradients(folder: Path, gradients: Mapping[str, torch.Tensor]) -> None:
     content = {name: t.contiguous() for name, t in gradients.items()}
     write_via(gradients_file(folder), lambda temporary: save_file(content, temporary))
-    append_line(folder / _SUMS, json.dumps([gradients_file(folder).name, file_digest(gradients_file(folder))]))
+    add_finished(folder / _SUMS, gradients_file(folder).name, file_digest(gradients_file(folder)))
 
 
 def _check(path: Path, checksum: str) -> None:

@@ -9,6 +9,9 @@ from qua2sedimo.report.charts.figures import Figure
 from qua2sedimo.report.data import ReportData
 from qua2sedimo.report.text import escaped
 
+#: The heading that stands in every page of captions.
+HOW = "# How they were made"
+
 
 def captions_of(figures: Sequence[Figure], studies: Sequence[ReportData], made_by: Sequence[str] = ()) -> str:
     """A Markdown page with a caption for each figure, and after them how the studies were made."""
@@ -19,7 +22,7 @@ def captions_of(figures: Sequence[Figure], studies: Sequence[ReportData], made_b
             f"## {figure.name}\n\n**Figure {number}. {escaped(figure.title)}.** {escaped(figure.text)}\n\n"
             f"In words: {numbers}"
         )
-    parts.append("# How they were made")
+    parts.append(HOW)
     parts += _commands("The figures were written by:", made_by)
     for data in studies:
         lines = [_studied(data), *(f"{escaped(name)}: {escaped(value)}" for name, value in data.provenance.items())]

@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.formats.files import write_text, write_via
+from qua2sedimo.formats.files import check_ours, write_text, write_via
 from qua2sedimo.formats.text import printable
 from qua2sedimo.report.charts.figures import Figure, all_figures
 from qua2sedimo.report.charts.quality import quality_against_bits
 from qua2sedimo.report.charts.two_studies import two_study_figures
 from qua2sedimo.report.data import MeasuredPoint, MetricInfo, ReportData
-from qua2sedimo.report.paper.captions import captions_of
+from qua2sedimo.report.paper.captions import HOW, captions_of
 from qua2sedimo.report.paper.style import COLUMN, FORMATS, PAGE, drawn_width, paper_file
 
 #: Blocks that a column has room for.
@@ -62,9 +62,13 @@ def check_format(form: str) -> None:
 def _written(figures: Sequence[tuple[Figure, int]], folder: Path, form: str, captions: str) -> list[Path]:
     if not figures:
         raise Qua2SeDiMoError("there is nothing to draw yet", "Measure first: qua2sedimo measure STUDY.")
-    paths = []
-    for figure, points in figures:
-        paths.append(folder / f"{figure.name}.{form}")
-        write_via(paths[-1], partial(Path.write_bytes, data=paper_file(figure.chart.to_dict(), points, form)))
-    write_text(folder / "captions.md", printable(captions))
-    return [*paths, folder / "captions.md"]
+    page = folder / "captions.md"
+    paths = [folder / f"{figure.name}.{form}" for figure, _ in figures]
+    check_ours(page, HOW)
+    if not page.exists():  # so these figures were not written here before
+        for path in paths:
+            check_ours(path)
+    write_text(page, printable(captions))  # first, so that what is left of an interruption is known
+    for path, (figure, points) in zip(paths, figures):
+        write_via(path, partial(Path.write_bytes, data=paper_file(figure.chart.to_dict(), points, form)))
+    return [*paths, page]
