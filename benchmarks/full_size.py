@@ -1,17 +1,20 @@
 """The whole job at published sizes: what each command takes in time, memory and disk.
 
-    python benchmarks/full_size.py [--models dit-xl pixart-xl sdxl small] [--stages inspect init …] [--work FOLDER]
+    python benchmarks/full_size.py [--models small dit-xl pixart-xl sdxl] [--stages inspect init …] [--work FOLDER]
+    python benchmarks/full_size.py --docs      # only write the tables of docs/scale.md
 
 Pipelines of published geometry with random bf16 weights, in sharded safetensors, are written to FOLDER; then the
 commands that a user types run one after the other, each in its own process: seconds, processor seconds, peak resident
 memory, and what the study takes on disk. Random weights say nothing of quality. Rows are kept in
-results/full_size.json as they come: stopped, it goes on, and a command that was interrupted continues its study.
+docs/figures/full_size.json as they come: stopped, it goes on, and a command that was interrupted continues its study.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
 import shutil
 import sys
@@ -23,12 +26,15 @@ from typing import Any
 
 import torch
 
+from pages import FIGURES, write_table
 from qua2sedimo import zoo
 from qua2sedimo.formats.files import write_json
 
 ROOT = Path(__file__).parent.parent
-ROWS = Path(__file__).parent / "results" / "full_size.json"
-_STEPS = 2
+ROWS = FIGURES / "full_size.json"
+PAGE = "scale.md"
+#: Models whose ratios are shown, from small to large.
+GROWING = ("small", "pixart-xl", "sdxl")
 _LOAD = """
 import sys, torch, qua2sedimo, diffusers
 pipeline = diffusers.DiffusionPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.bfloat16)
@@ -41,9 +47,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--stages", nargs="*", default=STAGES, choices=STAGES)
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "results" / "full_size")
+    parser.add_argument("--docs", action="store_true", help="Only write the tables of the page.")
     asked = parser.parse_args()
     rows: dict[str, Any] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
-    for model in asked.models:
+    for model in [] if asked.docs else asked.models:
         folder = asked.work / model
         if not (folder / "model" / "model_index.json").is_file():
             print(f"{model}: writing random weights", flush=True)
@@ -60,14 +67,16 @@ def main() -> None:
                 break  # later commands need this one
             rows[f"{model} {stage}"] = row
             write_json(ROWS, rows)
+    write_docs(rows)
 
 
 def stages(folder: Path, model: Model) -> dict[str, list[str]]:
     """The words of every command, in their order."""
     program = [sys.executable, "-m", "qua2sedimo"]
     source, study, out = (str(folder / name) for name in ("model", "study", "out"))
-    arguments = {**model.arguments, "num_inference_steps": _STEPS}
-    init = ["init", source, study, "--images", "2", "--observe", "8", "--arguments", json.dumps(arguments)]
+    arguments = {**model.arguments, "num_inference_steps": model.steps}
+    init = ["init", source, study, "--images", "2", "--arguments", json.dumps(arguments)]
+    init += ["--observe", str(model.observe)] if model.observe else []
     for text in model.inputs:
         init += ["--prompt", str(text)]
     given = {"class_labels": [1]} if isinstance(model.inputs[0], int) else {"prompt": str(model.inputs[0])}
@@ -85,9 +94,6 @@ def stages(folder: Path, model: Model) -> dict[str, list[str]]:
         "search": [*program, "search", study, "--bits", "3.5", "--images", "120"],
         "report": [*program, "report", study, "--bits", "3.0"],
     }
-
-
-STAGES = list(stages(Path(), type("_", (), {"arguments": {}, "inputs": [0]})))  # type: ignore[arg-type]
 
 
 def measured(words: list[str], log: Path) -> dict[str, Any]:
@@ -113,14 +119,64 @@ def denoiser_size(folder: Path) -> float:
     return next(size_of(folder / name) for name in ("transformer", "unet") if (folder / name).is_dir())
 
 
+# docs/scale.md -------------------------------------------------------------------------------------------------------
+
+
+def write_docs(rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Replace the tables of docs/scale.md: what each command took, and how that grows with the weights."""
+    models = [model for model in MODELS if any(key.startswith(f"{model} ") for key in rows)]
+    body = []
+    for stage in STAGES:
+        cells = [_cell(rows.get(f"{model} {stage}")) for model in models]
+        body.append(f"| `{stage}` | " + " | ".join(cells) + " |")
+    sizes = {
+        model: next(r["checkpoint_gb"] for key, r in rows.items() if key.startswith(f"{model} ")) for model in models
+    }
+    head = " | ".join(f"{model}, {size / 2:.3g} B weights" for model, size in sizes.items())
+    write_table(PAGE, "stages", [f"| command | {head} |", "|---|" + "---|" * len(models), *body])
+    write_table(PAGE, "growth", _growth(rows, sizes))
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "not run"
+    seconds = f"{row['wall_s']:,.0f} s, {row['processor_s']:,.0f} of a core"
+    return f"{seconds}; {row['peak_gb']:.1f} GB; {row['study_gb']:.2f} GB"
+
+
+def _growth(rows: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, float]) -> list[str]:
+    """log of the ratio of what two models took, over that of their weights: 1 is proportional."""
+    pairs = list(itertools.pairwise(model for model in GROWING if model in sizes))
+    lines = ["| command | " + " | ".join(f"{a} → {b}" for a, b in pairs) + " |", "|---|" + "---|" * len(pairs)]
+    for stage in STAGES:
+        cells = []
+        for a, b in pairs:
+            first, second = rows.get(f"{a} {stage}"), rows.get(f"{b} {stage}")
+            if first is None or second is None:
+                cells.append("")
+                continue
+            slopes = (
+                math.log(second[name] / first[name]) / math.log(sizes[b] / sizes[a]) if first[name] > 0 else math.nan
+                for name in ("processor_s", "peak_gb", "study_gb")
+            )
+            cells.append(", ".join(f"{slope:.2f}" if math.isfinite(slope) else "–" for slope in slopes))
+        lines.append(f"| `{stage}` | " + " | ".join(cells) + " |")
+    return lines
+
+
 # Models --------------------------------------------------------------------------------------------------------------
 
 
 class Model:
-    """A published denoiser: how its pipeline is built, and what it is called with."""
+    """A published denoiser: how its pipeline is built, what it is called with, the steps of an image, and how many
+    images are observed, 0 for the default."""
 
-    def __init__(self, build: Callable[[], Any], inputs: list[str | int], arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self, build: Callable[[], Any], inputs: list[str | int], arguments: Mapping[str, Any], steps: int = 8,
+        observe: int = 0,
+    ) -> None:  # fmt: skip
         self.build, self.inputs, self.arguments = build, inputs, dict(arguments)
+        self.steps, self.observe = steps, observe
 
 
 def made(model: Model, folder: Path) -> None:
@@ -195,14 +251,15 @@ def _sdxl() -> Any:
 
 _PROMPTS: list[str | int] = ["short brown hair, red top", "long black hair, blue top"]
 MODELS = {
-    "small": Model(partial(_dit, layers=2, heads=4), [1, 2, 3], {"guidance_scale": 1.5}),
+    "small": Model(partial(_dit, layers=2, heads=4), [1, 2, 3], {"guidance_scale": 1.5}, observe=24),
     "dit-xl": Model(_dit, [1, 2, 3], {"guidance_scale": 1.5}),
     "pixart-xl": Model(
         _pixart, _PROMPTS,
         {"guidance_scale": 1.5, "use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 24},
     ),
-    "sdxl": Model(_sdxl, _PROMPTS, {"guidance_scale": 1.5, "height": 256, "width": 256}),
+    "sdxl": Model(_sdxl, _PROMPTS, {"guidance_scale": 1.5, "height": 256, "width": 256}, steps=1, observe=4),
 }  # fmt: skip
+STAGES = list(stages(Path(), MODELS["small"]))
 
 
 if __name__ == "__main__":
