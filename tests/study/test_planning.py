@@ -9,8 +9,10 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +23,10 @@ from typer.testing import CliRunner
 from qua2sedimo.bank import Bank
 from qua2sedimo.cli import app
 from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.images.generate import Generator
 from qua2sedimo.measuring.trial import Trial
 from qua2sedimo.study import Study
+from qua2sedimo.study.stages import plan as plan_stage
 from qua2sedimo.study.stages.plan import Plan, gain_of_workers
 from qua2sedimo.terminal.plan import plan_tables
 
@@ -52,6 +56,38 @@ def test_a_plan_without_a_bank_tries_on_a_few_layers_and_leaves_nothing_behind(s
     assert made.disk > sum(int(b.sum()) for b in study.workspace.space.option_bytes)
     assert made.kept_weights <= 4 * study.workspace.space.weights
     json.dumps(made.document())
+
+
+def test_where_an_image_takes_long_one_configuration_of_two_images_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_stage, "_SLOW", 0.0)
+    study = Study.create(tmp_path / "study", small_settings(images=16, options="uaq-3,uaq-4"), small_pipeline())
+    made: list[int] = []
+    plain = Generator.run
+
+    def counted(self: Generator, indices: Sequence[int], *more: Any) -> Any:
+        made.extend(indices)
+        return plain(self, indices, *more)
+
+    monkeypatch.setattr(Generator, "run", counted)
+    _ = study.workspace.batch, study.workspace.graph
+    made.clear()
+    done: list[tuple[int, int]] = []
+    found = study.plan(10, progress=lambda at, total, what: done.append((at, total)))
+    assert len(made) == 1 + 4 * 2  # one to see how long it takes; full precision, the configuration, and bare ones
+    assert set(found.workers.values()) == {found.workers[1]} and found.images == found.trial.images == 16
+    assert done[-1] == (1, 1) and done[0][0] == 0
+
+
+def test_a_trial_of_few_images_and_layers_stands_for_all() -> None:
+    few = Trial(bare=2.0, total=2.6, switch=0.1, generate=2.2, overhead=0.3, images=2, quartiles=(0.2, 0.4))
+    every = few.of_all(16, share=0.1)
+    assert every.bare == 16 and every.switch == pytest.approx(1.0) and every.generate == pytest.approx(17.6)
+    assert every.total == pytest.approx(8 * 2.5 + 1.0)
+    assert every.overhead == pytest.approx(every.total / every.bare - 1)
+    assert every.quartiles[1] - every.quartiles[0] == pytest.approx(0.2)
+    assert few.of_all(2, 1.0) == few
 
 
 def test_with_a_bank_and_records_only_the_rest_is_planned(study: Study) -> None:

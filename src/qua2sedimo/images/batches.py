@@ -12,8 +12,7 @@ from pydantic import Field
 from qua2sedimo.errors import Qua2SeDiMoError, failures_of
 from qua2sedimo.formats.document import Document
 from qua2sedimo.formats.files import read_json
-from qua2sedimo.images.generate import Generation, Generator
-from qua2sedimo.images.own import parameters_of
+from qua2sedimo.images.generate import Generation, Generator, in_steps
 from qua2sedimo.system.machine import release_memory
 from qua2sedimo.system.memory import is_out_of_memory, out_of_memory
 
@@ -41,9 +40,7 @@ def fitting_batch(pipeline: Any, generation: Generation, most: int) -> int:
     Tries it with two steps if the pipeline takes a number of steps, and works with two: peak memory is the same. Raises
     :class:`Qua2SeDiMoError` if not even one image fits.
     """
-    given, arguments = dict(generation.arguments), dict(generation.arguments)
-    if "num_inference_steps" in parameters_of(pipeline):
-        arguments["num_inference_steps"] = min(_STEPS, arguments.get("num_inference_steps", _STEPS))
+    given, arguments = generation.arguments, in_steps(pipeline, generation.arguments, _STEPS)
 
     def attempt(batch: int) -> None:
         with failures_of(type(pipeline).__name__):

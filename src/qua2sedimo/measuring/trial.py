@@ -40,6 +40,16 @@ class Trial:
         """Seconds of comparing the images: the remainder."""
         return max(0.0, self.total - self.switch - self.generate)
 
+    def of_all(self, images: int, share: float) -> Trial:
+        """The same of so many images, where configurations had only this ``share`` of all weights."""
+        by, switch = images / self.images, self.switch / share
+        bare = by * self.bare
+        added = (switch - by * self.switch) / bare  # to the overhead
+        return Trial(
+            bare, by * (self.total - self.switch) + switch, switch, by * self.generate, self.overhead + added, images,
+            (self.quartiles[0] + added, self.quartiles[1] + added),
+        )  # fmt: skip
+
 
 Clock = Callable[[], float]
 
@@ -77,8 +87,10 @@ def try_out(
     configurations: Sequence[Configuration],
     progress: Callable[[int], object] = lambda done: None,
     clock: Clock = time.perf_counter,
+    warm_up: bool = True,
 ) -> Trial:
-    """Measure the configurations, each between bare calls for the same images; the first is a warm-up.
+    """Measure the configurations, each between bare calls for the same images; with ``warm_up``, the first does not
+    count.
 
     The mean of the bare calls before and after cancels gradual changes of the machine's speed. ``clock`` may be
     ``time.process_time``, CPU seconds of this process, if others run beside it.
@@ -94,7 +106,7 @@ def try_out(
         bares.append(bare_seconds(generator, measurer.images, clock))
         rows.append(((bares[-2] + bares[-1]) / 2, total, switch.seconds, generator.seconds))
         progress(i + 1)
-    counted = rows[1:]
+    counted = rows[1:] if warm_up else rows
     medians = [statistics.median(column) for column in zip(*counted)]
     low, overhead, high = np.quantile([total / bare - 1 for bare, total, _, _ in counted], [0.25, 0.5, 0.75]).tolist()
     return Trial(medians[0], medians[1], medians[2], medians[3], overhead, len(measurer.images), (low, high))

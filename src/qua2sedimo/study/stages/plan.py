@@ -17,7 +17,6 @@ from qua2sedimo.bank import Bank, Observed, bank_bytes
 from qua2sedimo.formats.temporary import scratch_folder
 from qua2sedimo.images.generate import steps_of
 from qua2sedimo.images.ledger import LEARNING
-from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.measuring.trial import (
     TimedGenerator,
     TimedSwitch,
@@ -35,6 +34,8 @@ from qua2sedimo.system.progress import Progress, silent
 
 WORKERS = (1, 2, 3, 4)
 _TRIED_LAYERS = 3  # quantized for the trial if there is no bank yet
+_SLOW = 10.0  # seconds of an image from which on as little as possible is tried
+_FEWEST_IMAGES = 2  # with which every metric has a value
 _BYTES_A_VALUE = 20  # of a per-image value in JSON
 _FORWARD_AND_BACK = 3  # seconds of both, by those of a forward pass alone
 
@@ -100,25 +101,26 @@ def plan(study: Workspace, configurations: int, repeats: int = 2, progress: Prog
     with _bank_for_trial(study) as (bank, share, quantize):
         generator = TimedGenerator(study.pipeline, study.generator.generation, study.denoisers.values())
         switch = TimedSwitch(study.denoiser, bank, study.graph.layers, study.original_weights())
-        measurer = study.measurer(LEARNING.images(study.settings.images), generator, switch)
+        images = LEARNING.images(study.settings.images)
+        progress(0, len(drawn), "trying configurations")
+        slow = bare_seconds(generator, images[:1]) > _SLOW
+        if slow:  # one of few images tells enough, and a first one more takes minutes
+            images, drawn = images[:_FEWEST_IMAGES], drawn[-1:]
+        measurer = study.measurer(images, generator, switch)
         tried = [Configuration((n, c[n]) for n in bank.space.layers if n in c) for c in drawn]
         try:
             found = try_out(
-                measurer, generator, switch, tried, lambda done: progress(done, len(tried), "trying configurations")
-            )
+                measurer, generator, switch, tried, lambda done: progress(done, len(tried), "trying configurations"),
+                warm_up=not slow,
+            )  # fmt: skip
         finally:
             switch.restore()
-    switching = found.switch / share
-    more = (switching - found.switch) / found.bare
-    trial = Trial(
-        found.bare, found.total - found.switch + switching, switching, found.generate,
-        found.overhead + more, found.images, (found.quartiles[0] + more, found.quartiles[1] + more),
-    )  # fmt: skip
+    trial = found.of_all(study.settings.images, share)
     left = max(0, configurations - measured)
     return Plan(
         model=study.settings.model, configurations=configurations, measured=measured, images=study.settings.images,
         batch=study.batch, trial=trial, load=load, observe=_observing(study, trial), quantize=quantize,
-        workers={n: left * trial.total / gain for n, gain in _gains(study, measurer, generator, device).items()},
+        workers={n: left * trial.total / gain for n, gain in _gains(study, generator, device, slow).items()},
         memory=peak_bytes(), kept_weights=switch.originals.copied_bytes, disk=_disk_bytes(study, configurations),
         device=device, cores=_cores(),
     )  # fmt: skip
@@ -169,18 +171,21 @@ def _as_observed(study: Workspace, layer: str) -> Observed:
     return Observed(Moment.identity(math.prod(shape[1:])))
 
 
-def _gains(study: Workspace, measurer: Measurer, generator: TimedGenerator, device: str) -> dict[int, float]:
+def _gains(study: Workspace, generator: TimedGenerator, device: str, slow: bool) -> dict[int, float]:
     """Number of workers → their throughput relative to this process.
 
     On CPUs they share the cores: a worker with t threads takes a + b/t seconds per batch (Amdahl's law), with a and b
-    measured on one and on all of torch's threads. More workers than cores or GPUs gain nothing. Memory contention is
-    ignored, so this is an upper bound.
+    measured on one and on all of torch's threads; where an image is ``slow``, all of it is taken to run in parallel,
+    so that more workers gain nothing. More workers than cores or GPUs gain nothing. Memory contention is ignored, so
+    this is an upper bound.
     """
     if not device.startswith("cpu"):
         devices = max(1, torch.cuda.device_count())
         return {n: float(min(n, devices)) for n in WORKERS}
+    if slow:
+        return dict.fromkeys(WORKERS, 1.0)
     threads = torch.get_num_threads()
-    one_batch = range(measurer.images.start, measurer.images.start + min(study.batch, study.settings.images))
+    one_batch = LEARNING.images(min(study.batch, study.settings.images))
     every = bare_seconds(generator, one_batch)
     with torch_threads(1):
         alone = every if threads == 1 else bare_seconds(generator, one_batch)
