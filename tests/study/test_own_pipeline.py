@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.conftest import choice_of, randomized, small_settings, small_unet
 from torch import nn
 
 import qua2sedimo
-from qua2sedimo import CallablePipeline, Qua2SeDiMoError, Study
+from qua2sedimo import CallablePipeline, Qua2SeDiMoError, Study, cli
 from qua2sedimo.measuring.run import Workers
 from qua2sedimo.options import Option
 from qua2sedimo.runtime import QuantizedLayer
@@ -94,6 +95,23 @@ def test_what_needs_another_process_is_refused_before_anything_is_measured(tmp_p
     with pytest.raises(Qua2SeDiMoError, match="unknown model") as caught:  # as the command line opens it
         _ = Study(tmp_path / "study").workspace.pipeline
     assert "Study(FOLDER, pipeline)" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("command", ["generate OUT --prompt 1", "evaluate OUT --images 2", "card OUT"])
+def test_a_command_that_would_have_to_build_the_denoiser_says_how_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    study = Study.create(tmp_path / "study", settings(rounding="nearest", options="uaq-4"), pipeline(painter()))
+    out = tmp_path / "out"
+    study.export(choice_of(study, study.workspace.space.uniform(Option.parse("uaq-4"))), out)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["qua2sedimo", *command.replace("OUT", str(out)).split()])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 1 and "a denoiser of your own code" in said and "load_packed(" in said
+    assert before == {path: path.read_bytes() for path in out.iterdir()} and not (tmp_path / "pictures").exists()
 
 
 def test_quantize_replaces_the_layers_of_any_module() -> None:

@@ -192,10 +192,13 @@ def workers_of(count: int | None, address: str | None) -> Workers:
 
 
 def check_export(folder: Path) -> None:
-    """Raise :class:`Qua2SeDiMoError` unless ``folder`` is an exported model with all its files as they were."""
+    """Raise :class:`Qua2SeDiMoError` unless ``folder`` is an exported model with all its files as they were, which a
+    command can load."""
     from qua2sedimo.runtime.contents import check_contents
+    from qua2sedimo.runtime.own import refuse_own_code
 
     check_contents(folder)
+    refuse_own_code(folder)
 
 
 def inputs_of(prompts: list[str] | None) -> list[str | int]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.checksums import check_sums
-from qua2sedimo.formats.files import read_json
+from qua2sedimo.formats.files import read_json, read_object
 from qua2sedimo.formats.tensorfiles import all_tensors, read_layout, shard_files
 from qua2sedimo.runtime.activations import set_activation_bits
 from qua2sedimo.runtime.backend import Qua2SeDiMoConfig
@@ -44,6 +44,17 @@ def load_packed(denoiser: nn.Module, folder: str | Path) -> nn.Module:
     if quantization.act_bits is not None:
         set_activation_bits(denoiser, quantization.act_bits)
     return denoiser
+
+
+def refuse_own_code(folder: Path) -> None:
+    """Raise :class:`Qua2SeDiMoError` if the folder is an export of a denoiser that no library can build."""
+    config = folder / "config.json"
+    module = read_object(config).get("module") if config.is_file() else None
+    if module is not None:
+        raise Qua2SeDiMoError(
+            f"{folder} holds a denoiser of your own code, {module}, which only that can build",
+            "Load it into one in Python: qua2sedimo.load_packed(DENOISER, FOLDER).",
+        )
 
 
 @torch.no_grad()

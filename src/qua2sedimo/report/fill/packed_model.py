@@ -22,6 +22,7 @@ from qua2sedimo.options import Option
 from qua2sedimo.runtime.backend import Qua2SeDiMoConfig
 from qua2sedimo.runtime.contents import read_info
 from qua2sedimo.runtime.libraries import plain_model
+from qua2sedimo.runtime.own import refuse_own_code
 from qua2sedimo.runtime.table import layer_modules
 from qua2sedimo.system.quiet import quiet
 
@@ -78,6 +79,7 @@ class PackedModel:
 
 def read_packed(folder: Path) -> PackedModel:
     """Raises :class:`Qua2SeDiMoError` if the folder is no export, or a damaged one."""
+    refuse_own_code(folder)
     info = read_info(folder)
     component = info.get("component")
     read = {name: _read_denoiser(folder, name) for name in info.get("components") or [component or ""]}
@@ -99,11 +101,6 @@ def _read_denoiser(folder: Path, component: str) -> tuple[str, Qua2SeDiMoConfig,
     """The class, the quantization and the units of one packed denoiser."""
     config = read_object(folder / component / "config.json")
     quantization = Qua2SeDiMoConfig.from_dict(config.pop("quantization_config", {}))
-    if "module" in config:
-        raise Qua2SeDiMoError(
-            f"{folder} holds a denoiser of your own code, {config['module']}, which only that can build",
-            "Describe it yourself; qua2sedimo.load_packed loads it.",
-        )
     library, name = diffusers, str(config.get("_class_name"))
     if "_class_name" not in config:  # a text encoder
         library, name = transformers, str(next(iter(config.get("architectures") or ()), None))
