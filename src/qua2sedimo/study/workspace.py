@@ -255,11 +255,15 @@ class Workspace(StudiedModel):
             return Bank(folder, space, self.identity)
         tried = within_reach(space, self._stakes) if self.prunes else space
         total = len(space.layers)
-        workers = min(_MOST_WORKERS, torch.get_num_threads())
         return Bank.build(
             folder, space, self.identity, self.weight, lambda done: progress(done, total, "quantizing layers"),
-            workers, self.observed, self.prunes, tried,
+            self.quantizing_threads, self.observed, self.prunes, tried,
         )  # fmt: skip
+
+    @property
+    def quantizing_threads(self) -> int:
+        """Layers that are quantized side by side."""
+        return min(_MOST_WORKERS, torch.get_num_threads())
 
     @property
     def _stakes(self) -> dict[str, float]:

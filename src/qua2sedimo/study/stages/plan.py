@@ -33,7 +33,7 @@ from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
 WORKERS = (1, 2, 3, 4)
-_TRIED_LAYERS = 3  # quantized for the trial if there is no bank yet
+_TRIED_LAYERS = 4  # quantized for the trial if there is no bank yet
 _SLOW = 10.0  # seconds of an image from which on as little as possible is tried
 _FEWEST_IMAGES = 2  # with which every metric has a value
 _BYTES_A_VALUE = 20  # of a per-image value in JSON
@@ -144,8 +144,22 @@ def _bank_for_trial(study: Workspace) -> Iterator[tuple[Bank, float, float]]:
     share = part.weights / space.weights
     with scratch_folder() as folder:
         began = time.perf_counter()
-        bank = Bank.build(folder, part, "trial", study.weight, observed=lambda layer: _as_observed(study, layer))
-        yield bank, share, (time.perf_counter() - began) / share
+        bank = Bank.build(
+            folder, part, "trial", study.weight, workers=study.quantizing_threads,
+            observed=lambda layer: _as_observed(study, layer),
+        )  # fmt: skip
+        seconds = time.perf_counter() - began
+        yield bank, share, seconds / share * _weighted_widths(_stored(study, part)) / _weighted_widths(part)
+
+
+def _stored(study: Workspace, space: SearchSpace) -> SearchSpace:
+    """The options of these layers that a bank will hold: those that any budget may need, as far as that is known."""
+    return within_reach(space, {}) if study.prunes else space
+
+
+def _weighted_widths(space: SearchSpace) -> int:
+    """Weights to quantize, each as often as it has options."""
+    return sum(math.prod(space.shapes[layer]) * len(options) for layer, options in space.options.items())
 
 
 def _observing(study: Workspace, trial: Trial) -> float:
@@ -209,8 +223,8 @@ def _disk_bytes(study: Workspace, configurations: int) -> int:
     """Bytes of bank and records. The bank's are exact except for headers; of one that is still to be made, and will
     leave out what no budget needs, they are what it has where nothing is known of needs."""
     stored = study.reachable
-    if study.prunes and stored is study.candidates:
-        stored = within_reach(stored, {})
+    if stored is study.candidates:
+        stored = _stored(study, stored)
     bank = bank_bytes(stored, study.prunes, stored.layers)
     names = {layer: str(options[0]) for layer, options in study.reachable.options.items()}
     metrics = len({study.settings.objective, *study.settings.metrics})
