@@ -91,7 +91,7 @@ def stages(folder: Path, model: Model) -> dict[str, list[str]]:
         "load": [sys.executable, "-c", _LOAD, out, repr({**given, **model.arguments})],
         "measure": [*program, "measure", study, "--configurations", "20"],
         "fit": [*program, "fit", study],
-        "search": [*program, "search", study, "--bits", "3.5", "--images", "120"],
+        "search": [*program, "search", study, "--bits", "3.5", "--image-budget", "120"],
         "report": [*program, "report", study, "--bits", "3.0"],
     }
 

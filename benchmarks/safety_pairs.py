@@ -83,7 +83,7 @@ def _words(name: str, who: str) -> tuple[str, ...]:
     more = {"measure": ("measure", "study", "--configurations", "26"),
             "frontier": ("frontier", "study", "--images", "4"),
             "choose": ("choose", "study", "--bits", "3.4", "--candidates", "2"),
-            "search": ("search", "study", "--bits", "3.4", "--images", "400"),
+            "search": ("search", "study", "--bits", "3.4", "--image-budget", "400"),
             "records": ("records", "study", "--out", f"{who}.csv")}  # fmt: skip
     return more.get(name, COMMANDS[name][1])
 

@@ -20,7 +20,7 @@ from tests.pages import ROOT, Code
 from qua2sedimo import cli, zoo
 
 #: Numbers that make a command long, and the most a test takes.
-AT_MOST = {"--configurations": 20, "--configs": 20, "--images": 8, "--candidates": 2, "--count": 2}
+AT_MOST = {"--configurations": 20, "--images": 8, "--image-budget": 8, "--candidates": 2, "--count": 2}
 #: Names in pages that the tests' pipeline lacks, and what it has instead.
 INSTEAD = {
     "pos_embed*": "conv_in*",
@@ -106,7 +106,7 @@ def quick(words: Sequence[str], places: Mapping[str, str]) -> list[str]:
         word = word.strip("[]") if word.startswith("[") and word.endswith("]") else word
         before = made[-1] if made else ""
         if before in AT_MOST:
-            most = _SEARCHED if words[0] == "search" and before == "--images" else AT_MOST[before]
+            most = _SEARCHED if words[0] == "search" and before == "--image-budget" else AT_MOST[before]
             word = str(min(most, int(word))) if word.isdecimal() else str(most)
         elif before == "--arguments":
             word = quick_arguments(word)
@@ -158,7 +158,7 @@ def with_few_steps(words: list[str], model: str = "") -> list[str]:
     arguments = json.loads(words[words.index("--arguments") + 1]) if "--arguments" in words else {}
     if "num_inference_steps" not in arguments:
         added += ["--arguments", json.dumps({**arguments, "num_inference_steps": 2})]
-    if words[0] == "run" and not {"--configurations", "--configs"} & set(words):
+    if words[0] == "run" and "--configurations" not in words:
         added += ["--configurations", "20"]
     return [*words, *added]
 

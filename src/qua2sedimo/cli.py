@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from qua2sedimo import commands  # noqa: F401 - importing them makes the commands known
 from qua2sedimo.commands.app import app
+from qua2sedimo.commands.spellings import current
 from qua2sedimo.errors import Qua2SeDiMoError, Stopped
 from qua2sedimo.system.memory import within_memory
 from qua2sedimo.terminal.console import errors, say_error, show_notes
@@ -17,8 +18,11 @@ def main() -> None:
     show_notes()
     try:
         _refuse_broken_text(sys.argv)
+        words, notices = current(sys.argv[1:])
+        for notice in notices:
+            errors.print(notice, soft_wrap=True, markup=False)
         with within_memory("this does not fit into memory"):
-            app(standalone_mode=True)
+            app(words, standalone_mode=True)
     except Qua2SeDiMoError as error:
         say_error(error)
         sys.exit(1)

@@ -185,7 +185,7 @@ def test_brackets_in_names_are_printed_as_they_are(refused, tmp_path: Path) -> N
 
 
 def test_progress_goes_to_stderr_so_that_json_and_tables_can_be_piped(run, study: Path) -> None:  # type: ignore[no-untyped-def]
-    planned = run("plan", study, "--configs", 4, "--json")
+    planned = run("plan", study, "--configurations", 4, "--json")
     assert json.loads(planned.out)["configurations"] == 4 and "trying configurations: 3 of 3" in planned.err
     measured = run("measure", study, "--configurations", 3)
     (line,) = measured.out.splitlines()
@@ -198,7 +198,7 @@ def test_progress_goes_to_stderr_so_that_json_and_tables_can_be_piped(run, study
 
 
 def test_inspect_lists_every_layer_with_its_sizes_for_people_and_machines(run, model: Path) -> None:  # type: ignore[no-untyped-def]
-    command = ("inspect", model, "--arguments", '{"guidance_scale": 1.0}', "--set", "uaq-4,kmeans_a-3")
+    command = ("inspect", model, "--arguments", '{"guidance_scale": 1.0}', "--options", "uaq-4,kmeans_a-3")
     content = json.loads(run(*command, "--json").out)
     layers = {layer["name"]: layer for layer in content["layers"]}
     assert content["denoiser"] == "DiTTransformer2DModel"
@@ -242,10 +242,10 @@ def test_quantize_names_a_damaged_shard(run, refused, model: Path, tmp_path: Pat
 
 def test_inspect_draws_the_options_of_one_layer(run, refused, model: Path) -> None:  # type: ignore[no-untyped-def]
     layer = "transformer_blocks.0.attn1.to_q"
-    ended = run("inspect", model, "--options", layer, "--set", "uaq-4,kmeans_a-3")
+    ended = run("inspect", model, "--details", layer, "--options", "uaq-4,kmeans_a-3")
     assert ended.status == 0, ended.err
     assert layer in ended.out and "uaq-4" in ended.out and "kmeans_a-3" in ended.out
-    assert "to_q" in refused("inspect", model, "--options", "transformer_blocks.0.attn1.to_x")
+    assert "to_q" in refused("inspect", model, "--details", "transformer_blocks.0.attn1.to_x")
 
 
 def test_inspect_needs_no_prompt(run, model: Path) -> None:  # type: ignore[no-untyped-def]
@@ -351,9 +351,9 @@ def test_the_stages_one_by_one_end_in_pictures_of_the_packed_model(  # type: ign
     unkept = run("evaluate", out, "--images", 2, "--base", model)
     assert unkept.status == 0 and "psnr: " in unkept.out and "was not kept" in unkept.err
     one = tmp_path / "one" / "picture.PNG"
-    assert f"1 picture: {one}" in run("generate", out, "--prompt", 3, "--to", one).out and one.is_file()
-    assert "is one picture, and 2 were asked for" in run("generate", out, "--prompt", 3, "--count", 2, "--to", one).err
-    painted = run("generate", out, "--prompt", 3, "--count", 2, "--to", tmp_path / "pictures")
+    assert f"1 picture: {one}" in run("generate", out, "--prompt", 3, "--out", one).out and one.is_file()
+    assert "is one picture, and 2 were asked for" in run("generate", out, "--prompt", 3, "--count", 2, "--out", one).err
+    painted = run("generate", out, "--prompt", 3, "--count", 2, "--out", tmp_path / "pictures")
     assert painted.status == 0, painted.err
     pictures = sorted((tmp_path / "pictures").iterdir())
     assert [p.name for p in pictures] == ["0000.png", "0001.png"]
@@ -386,7 +386,7 @@ def test_an_exported_model_is_called_as_it_was_measured(  # type: ignore[no-unty
     configuration = opened.workspace.space.uniform(opened.workspace.space.union[-1])
     save_configuration(opened.workspace, configuration, out, {"arguments": opened.workspace.settings.arguments})
     for name, more in (("plain", ()), ("named", ("--arguments", FEW_STEPS))):
-        assert run("generate", out, "--prompt", 3, "--to", tmp_path / name, *more).status == 0
+        assert run("generate", out, "--prompt", 3, "--out", tmp_path / name, *more).status == 0
     assert "does not say which model" in run("evaluate", out, "--images", 2).err
     assert "is not an exported model" in run("evaluate", tmp_path).err
     plain, named = (np.asarray(Image.open(tmp_path / name / "0000.png")) for name in ("plain", "named"))

@@ -77,7 +77,7 @@ def test_a_change_in_any_file_of_an_export_is_noticed_by_generate(refused, run, 
         for name in names:
             raw = (out / name).read_bytes()
             (out / name).write_bytes(raw.replace(b"1000", b"1001") if name.endswith("json") else raw[:-1] + b"\x3c")
-            said = refused("generate", out, "--prompt", 1, "--to", tmp_path / "pictures")
+            said = refused("generate", out, "--prompt", 1, "--out", tmp_path / "pictures")
             assert name in said and "is not what was exported" in said
             (out / name).write_bytes(raw)
     assert not (tmp_path / "pictures").exists()

@@ -34,8 +34,8 @@ def measured(study: Path) -> Path:
         ("inspect MODEL --graph PLACE", "graph.svg", "graph.svg"),
         ("figures STUDY PLACE --format svg", "drawn", "drawn/quality-against-bits.svg"),
         ("figures STUDY PLACE --format svg", "drawn", "drawn/captions.md"),
-        ("generate MODEL --prompt 1 --to PLACE", "one.png", "one.png"),
-        ("generate MODEL --prompt 1 --count 2 --to PLACE", "several", "several/0001.png"),
+        ("generate MODEL --prompt 1 --out PLACE", "one.png", "one.png"),
+        ("generate MODEL --prompt 1 --count 2 --out PLACE", "several", "several/0001.png"),
     ],
 )
 def test_only_what_the_same_command_wrote_is_replaced(  # type: ignore[no-untyped-def]

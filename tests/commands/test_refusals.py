@@ -37,7 +37,7 @@ def with_choice(study: Path, name: str = "plain") -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("search", "--images", 32), "32 images are too few to search"),
+        (("search", "--image-budget", 32), "32 images are too few to search"),
         (("search", "--bits", 4, "--bits", 1.5), "as small as 1.5 average bits"),
         (("search", "--keep", "nothing*"), "no layer matches 'nothing*'"),
         (("search", "--min-bits", "*attn*"), "not of the form PATTERN=BITS"),
@@ -103,7 +103,7 @@ def test_places_that_cannot_be_written_are_refused_before_any_work(  # type: ign
     shutil.copytree(tmp_path / "mine", tmp_path / "s" / "packed-3.5")
     assert "was not written by this program" in refused("run", model, tmp_path / "s", "--prompt", 1)
     monkeypatch.setattr("qua2sedimo.denoisers.load_pipeline", lambda *_: pytest.fail("work began"))
-    assert "file is a file, not a folder" in refused("generate", model, "--prompt", 1, "--to", below)
+    assert "file is a file, not a folder" in refused("generate", model, "--prompt", 1, "--out", below)
 
 
 def test_a_report_without_a_fit_is_refused_before_any_work(refused, study: Path, no_work: None) -> None:  # type: ignore[no-untyped-def]
@@ -111,10 +111,19 @@ def test_a_report_without_a_fit_is_refused_before_any_work(refused, study: Path,
     assert "has no predictor" in refused("report", study, "--bits", 5.5)
 
 
+def test_a_report_of_a_size_without_a_choice_is_refused_and_says_how_to_make_one(  # type: ignore[no-untyped-def]
+    refused, study: Path, no_work: None
+) -> None:
+    said = refused("report", study, "--bits", 4.5)
+    assert "has no choice of 4.5 bits\n" in said and f"qua2sedimo choose {study} --bits 4.5" in said
+    with_choice(study, "5.5")
+    assert "has no choice of 4.5 bits, but 5.5" in refused("report", study, "--bits", 4.5)
+
+
 def test_inspect_refuses_unknown_options_inputs_and_endings_before_it_traces(  # type: ignore[no-untyped-def]
     refused, model: Path, tmp_path: Path, no_work: None
 ) -> None:
-    assert "uaq-9" in refused("inspect", model, "--set", "uaq-9")
+    assert "uaq-9" in refused("inspect", model, "--options", "uaq-9")
     assert ".json or .svg" in refused("inspect", "no-such", "--graph", tmp_path / "graph.png")
     assert "does not exist" in refused("inspect", model, "--inputs", tmp_path / "none.json")
 
@@ -152,7 +161,6 @@ def test_a_list_that_is_not_there_is_a_usage_error(run, model: Path, tmp_path: P
         (("choose", "--bits", 4), "qua2sedimo.study.Study.choose"),
         (("choose", "--objective", "psnr - bits"), "qua2sedimo.study.stages.tradeoff.choose_by_objective"),
         (("frontier",), "qua2sedimo.study.Study.frontier"),
-        (("report", "--bits", 4), "qua2sedimo.study.Study.choose"),
         (("report", "--bits", 4), "qua2sedimo.study.Study.compare"),
         (("run", "--bits", 4), "qua2sedimo.study.Study.run"),
         (("run", "--bits", 4), "qua2sedimo.study.Study.compare"),

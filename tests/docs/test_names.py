@@ -134,9 +134,9 @@ def test_every_message_in_troubleshooting_is_one_that_the_program_prints() -> No
 
 BAD = [
     ("`qua2sedimo mesure STUDY`", "no command 'mesure'"),
-    ("`qua2sedimo measure STUDY --configs 100 --worker 2`", "no option '--worker'"),
+    ("`qua2sedimo measure STUDY --configurations 100 --worker 2`", "no option '--worker'"),
     ("| `qua2sedimo fit STUDY` | with `--workers N` |", "no option '--workers'"),
-    ("`qua2sedimo measure --configs 100`", "Missing argument"),
+    ("`qua2sedimo measure --configurations 100`", "Missing argument"),
     ("`qua2sedimo choose STUDY --bits four`", "valid number"),
     ("`python benchmarks/search.py --fast`", "has no --fast"),
     ("`python benchmarks/none.py`", "is not there"),

@@ -35,7 +35,7 @@ PLAN = Plan(
     trial=Trial(bare=9.0, total=10.0, switch=0.4, generate=9.1, overhead=0.11, images=16),
     observe=5.0,
     load=1.0, quantize=90.0, workers={1: 800.0, 2: 500.0, 3: 500.0, 4: 500.0}, memory=10**9, kept_weights=0,
-    disk=5 * 10**6, device="cpu", cores=2,
+    statistics=10**6, bank=3 * 10**6, disk=5 * 10**6, device="cpu", cores=2,
 )  # fmt: skip
 
 
@@ -211,8 +211,8 @@ def test_the_command_prints_the_plan_for_people_and_for_machines(study: Study, m
         return PLAN
 
     monkeypatch.setattr("qua2sedimo.study.facade.Study.plan", planned)
-    printed = CliRunner().invoke(app, ["plan", str(study.folder), "--configs", "100", "--json"])
+    printed = CliRunner().invoke(app, ["plan", str(study.folder), "--configurations", "100", "--json"])
     assert json.loads(printed.stdout)["workers"]["2"] == 500.0 and json.loads(printed.stdout)["left"] == 80
-    printed = CliRunner().invoke(app, ["plan", str(study.folder), "--configs", "100"])
+    printed = CliRunner().invoke(app, ["plan", str(study.folder), "--configurations", "100"])
     assert printed.exit_code == 0 and "--workers 2" in printed.stdout
     assert asked == [(study.folder, 100)] * 2

@@ -74,7 +74,7 @@ def test_all_stages_at_once_search_then_fit_and_measure_nothing_again(tmp_path: 
     assert each < spent <= max(3 * each, least_images())
     assert fitted(study.workspace)[0] is not None and study.explain().total()
     assert study.run(BITS, 20) == choice and images_spent(study.workspace) == spent
-    assert f"qua2sedimo search study --bits {BITS} --images {max(3 * each, least_images())}" in _commands(
+    assert f"qua2sedimo search study --bits {BITS} --image-budget {max(3 * each, least_images())}" in _commands(
         study.workspace, choice
     )
     other = study.run(3.0, 20)  # the images of the first search are no reason to spend none on the second
@@ -123,7 +123,9 @@ def test_the_command_goes_on_tells_why_and_where_the_choice_is(
     monkeypatch.setattr("qua2sedimo.study.model.load_pipeline", lambda *_: small_pipeline())
     folder, spent = finished.study.folder, images_spent(finished.study.workspace)
     result = CliRunner().invoke(
-        app, ["search", str(folder), "--bits", str(BITS), "--images", str(IMAGES), "--why"], env={"COLUMNS": "200"}
+        app,
+        ["search", str(folder), "--bits", str(BITS), "--image-budget", str(IMAGES), "--why"],
+        env={"COLUMNS": "200"},
     )
     assert result.exit_code == 0, result.output
     assert "next cheaper" in result.output and "bytes, dB" in result.output

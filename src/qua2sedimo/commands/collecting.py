@@ -56,9 +56,7 @@ def quantize(study: StudyFolder) -> None:
 @app.command(rich_help_panel=_PANEL)
 def measure(
     study: StudyFolder,
-    configurations: Annotated[
-        int, typer.Option("--configurations", "--configs", help="Configurations to measure in total.", min=1, max=MOST)
-    ] = 100,
+    configurations: Annotated[int, typer.Option(help="Configurations to measure in total.", min=1, max=MOST)] = 100,
     workers: WorkerCount = None,
     ray: RayAddress = None,
     again: Annotated[bool, typer.Option("--again", help="Also retry configurations that failed before.")] = False,

@@ -165,7 +165,7 @@ def generate(
     arguments: Arguments = "{}",
     count: Annotated[int, typer.Option(help="Number of pictures.", min=1, max=MOST)] = 1,
     seed: Seed = 0,
-    to: Annotated[Path, typer.Option(help="Folder for the PNG files, or for one picture FILE.png.")] = Path("pictures"),
+    out: Annotated[Path, typer.Option(help="Folder for the PNG files, or one picture: FILE.png.")] = Path("pictures"),
     *,
     loading: Loading,
 ) -> None:
@@ -180,7 +180,7 @@ def generate(
 
     inputs, asked = inputs_of(prompt), pipeline_arguments(arguments)
     total = max(count, len(inputs))
-    paths = _pictures(to, total)
+    paths = _pictures(out, total)
     check_writable(paths[0])
     for path in paths:
         check_ours(path, _MADE_BY)
@@ -201,19 +201,19 @@ def generate(
         enlarge = max(1, 256 // max(picture.size))
         large = picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST)
         write_via(path, partial(large.save, format="PNG", pnginfo=about))
-    say(f"{total} pictures in {to}" if total > 1 else f"1 picture: {paths[0]}")
+    say(f"{total} pictures in {out}" if total > 1 else f"1 picture: {paths[0]}")
 
 
-def _pictures(to: Path, count: int) -> list[Path]:
+def _pictures(out: Path, count: int) -> list[Path]:
     """Where ``count`` pictures go: a file that ends in .png, or numbered files in a folder.
 
     Raises :class:`Qua2SeDiMoError` if several were to go into one file.
     """
-    if to.suffix.lower() != ".png" or to.is_dir():
-        return [to / f"{i:04d}.png" for i in range(count)]
+    if out.suffix.lower() != ".png" or out.is_dir():
+        return [out / f"{i:04d}.png" for i in range(count)]
     if count > 1:
-        raise Qua2SeDiMoError(f"--to {to} is one picture, and {count} were asked for", "Give a folder.")
-    return [to]
+        raise Qua2SeDiMoError(f"--out {out} is one picture, and {count} were asked for", "Give a folder.")
+    return [out]
 
 
 @app.command(rich_help_panel=_PANEL)

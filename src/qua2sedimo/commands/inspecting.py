@@ -12,7 +12,7 @@ from qua2sedimo.commands.app import MOST, Arguments, AsJson, Component, StudyFol
 from qua2sedimo.commands.loading import with_loading
 from qua2sedimo.denoisers.loading import Loading, OffloadName
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.terminal.console import console, say
+from qua2sedimo.terminal.console import console, errors, say
 from qua2sedimo.terminal.progress import progress
 
 if TYPE_CHECKING:
@@ -28,17 +28,17 @@ def inspect(
         str,
         typer.Argument(
             help="Shipped model, pipeline or denoiser folder, .safetensors file, hub name, or config.json; with "
-            "--options also a study.",
+            "--details also a study.",
             metavar="MODEL",
         ),
     ],
     options: Annotated[
+        str, typer.Option(help="Options to show: `default`, `wide`, `paper`, `gguf`, or a list.")
+    ] = "default",
+    details: Annotated[
         str | None,
         typer.Option(metavar="LAYER", help="Show one layer: histogram, and levels, error and bytes of each option."),
     ] = None,
-    option_set: Annotated[
-        str, typer.Option("--set", help="Options to show: `default`, `wide`, `paper`, or a list.")
-    ] = "default",
     layer: Annotated[str, typer.Option(help="Show only layers that match this pattern.")] = "*",
     component: Component = None,
     as_json: AsJson = False,
@@ -63,14 +63,17 @@ def inspect(
     if component and len(component) > 1:
         raise Qua2SeDiMoError("inspect shows one denoiser at a time", "Give --component once.")
     shown = component[0] if component else None
-    if options is not None and (Path(model) / "study.yaml").is_file():
-        console.print(_of_study(Path(model), options))
+    if details is None and _is_layer(options):  # as --options LAYER once meant
+        errors.print("--options LAYER of `inspect` is now called --details LAYER.")
+        options, details = "default", options
+    if details is not None and (Path(model) / "study.yaml").is_file():
+        console.print(_of_study(Path(model), details))
         return
-    if options is not None:
+    if details is not None:
         width = histogram_width(console.width)
-        console.print(layer_options_table(denoiser_named(model, shown, loading), options, option_set, width))
+        console.print(layer_options_table(denoiser_named(model, shown, loading), details, options, width))
         return
-    seen = inspected(model, option_set, shown, pipeline_arguments(arguments), inputs, loading)
+    seen = inspected(model, options, shown, pipeline_arguments(arguments), inputs, loading)
     if graph is not None:
         write_graph(seen.graph, graph)
     if as_json:
@@ -79,6 +82,14 @@ def inspect(
     console.print(layer_tree(seen, layer, console.width))
     for note in inspection_notes(seen):
         console.print(note)
+
+
+def _is_layer(text: str) -> bool:
+    """Whether a value of --options is neither a set nor begins with an option."""
+    from qua2sedimo.options import OPTION_SETS
+    from qua2sedimo.quantizers import METHODS
+
+    return text not in OPTION_SETS and text.split(",")[0].strip().rpartition("-")[0] not in METHODS
 
 
 def _of_study(study: Path, layer: str) -> Table:
@@ -122,7 +133,7 @@ def metrics(
 @app.command(rich_help_panel=_PANEL)
 def plan(
     study: StudyFolder,
-    configs: Annotated[int, typer.Option(help="Configurations to measure in total.", min=1, max=MOST)] = 100,
+    configurations: Annotated[int, typer.Option(help="Configurations to measure in total.", min=1, max=MOST)] = 100,
     device: Annotated[str | None, typer.Option(help="Try this device instead of that of study.yaml.")] = None,
     offload: Annotated[str, typer.Option(help="Try offloading: model, group, sequential.")] = "none",
     as_json: AsJson = False,
@@ -137,10 +148,10 @@ def plan(
     settings = opened.workspace.settings
     opened.workspace.settings = settings.placed_as(settings.model_copy(update={"device": device, "offload": offload}))
     with progress() as report:
-        made = opened.plan(configs, progress=report)
+        made = opened.plan(configurations, progress=report)
     if as_json:
         print(json.dumps(made.document()))
         return
     for table in plan_tables(made):
         console.print(table)
-    say(f"Next: {command('measure', study, '--configurations', configs)}")
+    say(f"Next: {command('measure', study, '--configurations', configurations)}")

@@ -52,12 +52,20 @@ def report(
     packed = study / f"packed-{bits:g}"
     budget_bytes(opened.workspace.reachable, Budget(bits))
     check_export_folder(packed)
-    fitted_records(opened.workspace)  # the report shows sensitivity: without a fit it could not be written in the end
+    choice = opened.workspace.choice_for(bits)
+    if choice is None:
+        there = ", ".join(one.name for one in opened.workspace.choices())
+        raise Qua2SeDiMoError(
+            f"{study} has no choice of {bits:g} bits" + (f", but {there}" if there else ""),
+            f"Make it first: {command('choose', study, '--bits', f'{bits:g}')} (or `search`, `quick`).",
+        )
+    explained = choice.origin != "quick" or (study / "predictor").is_dir()
+    if explained:  # it shows sensitivity by the predictor: without a fit it could not be written in the end
+        fitted_records(opened.workspace)
     with progress() as show:
-        choice = opened.choose(bits, progress=show, workers=measuring)
         opened.export(choice, packed)
         rows = opened.compare(choice, packed, images, show, workers=measuring)
-        page = write_report(report_data(opened.workspace, choice, rows), study / "report.html")
+        page = write_report(report_data(opened.workspace, choice, rows, explained), study / "report.html")
     console.print(comparison_table(rows, console.width))
     say(f"Report  {page}")
 

@@ -186,7 +186,7 @@ def search(
     bits: ManyBits = None,
     nbytes: ManyBytes = None,
     ratio: Ratios = None,
-    images: Annotated[
+    image_budget: Annotated[
         int, typer.Option(help="Images to generate in total, with earlier ones.", min=1, max=MOST)
     ] = 4000,
     keep: KeepLayers = None,
@@ -209,11 +209,11 @@ def search(
     opened, measuring = Study(study), workers_of(workers, ray)
     budgets, limits = budgets_of(bits, nbytes, ratio), constraints_of(keep, min_bits, methods, methods_at_most)
     for budget in budgets:  # all are checked before a layer is quantized
-        check_search(opened.workspace, budget, images, limits)
+        check_search(opened.workspace, budget, image_budget, limits)
     for budget in budgets:
         with progress() as report:
             opened.quantize(report)
-            found = opened.search(budget, images, report, limits, workers=measuring)
+            found = opened.search(budget, image_budget, report, limits, workers=measuring)
         if found.rounds:
             console.print(rounds_table(found, opened.workspace.settings.objective))
         _print_choice(opened, found.choice, why, opened.workspace.choice_path(budget, limits))

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from qua2sedimo.measuring.run import Workers
 
 _PANEL = "Start"
+_COMPARED = 96  # images of each row of a run's table
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -89,6 +90,9 @@ def run(
     workers: WorkerCount = None,
     ray: RayAddress = None,
     batch: Batch = None,
+    only_plan: Annotated[
+        bool, typer.Option("--dry-run", help="Only estimate time, memory and disk of every stage, from a short trial.")
+    ] = False,
     *,
     loading: Loading,
 ) -> None:
@@ -101,7 +105,27 @@ def run(
         model, prompt, arguments, options, images, component, seed, keep, rounding, observe, loading
     )  # fmt: skip
     settings = measured_by(aimed_at(settings, program), "spread", None, None, batch)
+    if only_plan:
+        _dry_run(study, settings, bits, configurations, effort_of(effort))
+        return
     _everything(study, settings, bits, configurations, workers_of(workers, ray), effort=effort_of(effort))
+
+
+def _dry_run(folder: Path, settings: StudySettings, bits: float, configurations: int, effort: Effort) -> None:
+    """Print what a run would take; a study that is not there yet is made elsewhere, and forgotten."""
+    from qua2sedimo.formats.temporary import scratch_folder
+    from qua2sedimo.search import Budget, budget_bytes
+    from qua2sedimo.study import Study
+    from qua2sedimo.study.stages.dry_run import dry_run
+    from qua2sedimo.terminal.plan import dry_run_table
+
+    with scratch_folder() as elsewhere:
+        study = Study.create(folder if (folder / "study.yaml").exists() else elsewhere / "study", settings)
+        budget_bytes(study.workspace.reachable, Budget(bits))
+        with progress() as report:
+            made = study.plan(configurations, progress=report)
+        stages = dry_run(study.workspace, made, effort, _COMPARED)
+    console.print(dry_run_table(stages, made))
 
 
 def _everything(
@@ -110,7 +134,7 @@ def _everything(
     bits: float,
     configurations: int,
     workers: Workers,
-    compared: int = 96,
+    compared: int = _COMPARED,
     act_bits: tuple[int, ...] = (),
     effort: Effort = "search",
 ) -> None:

@@ -10,7 +10,7 @@ statistics/calls/                  calls of the denoiser (:mod:`qua2sedimo.stati
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -156,9 +156,14 @@ def write_moment(path: Path, moment: Moment, rows: int) -> None:
             tensors[f"block.{i}"] = (block[a, b] / spread[a] / spread[b]).half()
         else:
             tensors[f"block.{i}"] = block[a, b].contiguous()
-    nbytes = sum(t.nbytes for t in tensors.values())
+    nbytes = moment_bytes([len(block) for block in moment.blocks])
     write_via(path, lambda temporary: save_file(tensors, temporary, metadata={"rows": str(rows)}), nbytes)
     add_finished(path.parent / _SUMS, path.name, file_digest(path))
+
+
+def moment_bytes(blocks: Sequence[int]) -> int:
+    """Bytes on disk of a moment with blocks of these sizes, but for the header."""
+    return sum(n * (n + 1) // 2 * (2 if n > _LARGE else 4) + (4 * n if n > _LARGE else 0) for n in blocks)
 
 
 def _spread(diagonal: torch.Tensor) -> torch.Tensor:

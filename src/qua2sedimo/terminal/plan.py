@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
 from qua2sedimo.formats.text import size_text
+from qua2sedimo.study.stages.dry_run import StageCost
 from qua2sedimo.study.stages.plan import Plan
 from qua2sedimo.terminal.console import table
 from qua2sedimo.terminal.progress import duration
@@ -38,3 +41,15 @@ def plan_tables(plan: Plan) -> list[Table]:
     every.add_row("  of it copies of original weights", size_text(plan.kept_weights))
     every.add_row("disk", size_text(plan.disk))
     return [one, every]
+
+
+def dry_run_table(stages: Sequence[StageCost], plan: Plan) -> Table:
+    """The stages of a run, one a line, and all together."""
+    found = table("", "time", "images", "disk", title=f"What this run would take, on {plan.device}: about")
+    for stage in stages:
+        images, disk = (f"{stage.images:,}" if stage.images else ""), (size_text(stage.disk) if stage.disk else "")
+        found.add_row(stage.name, duration(stage.seconds), images, disk)
+    seconds, images, disk = (sum(getattr(s, name) for s in stages) for name in ("seconds", "images", "disk"))
+    found.add_row("all", duration(seconds), f"{images:,}", size_text(disk), style="bold")
+    found.add_row("memory, at a time", size_text(plan.memory))
+    return found

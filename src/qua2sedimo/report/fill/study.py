@@ -161,9 +161,9 @@ def _row_estimate(objective: Objective, row: Row) -> Estimate:
 def _commands(study: Workspace, choice: Choice) -> list[str]:
     """The commands that repeat the study in a folder that holds its study.yaml."""
     folder, asked = study.folder.name, shlex.split(choice.flags)
-    steps: list[list[object]] = [["measure", folder, "--configs", len(study.records.all("sample"))]]
+    steps: list[list[object]] = [["measure", folder, "--configurations", len(study.records.all("sample"))]]
     if choice.images is not None:
-        steps += [["search", folder, *asked, "--images", choice.images], ["fit", folder], ["explain", folder]]
+        steps += [["search", folder, *asked, "--image-budget", choice.images], ["fit", folder], ["explain", folder]]
     else:
         steps += [["fit", folder], ["explain", folder], ["choose", folder, *asked]]
     steps.append(["export", folder, f"{folder}/packed-{choice.name}", "--choice", choice.name])

@@ -28,6 +28,8 @@ from qua2sedimo.measuring.trial import (
 )
 from qua2sedimo.options import Configuration, SearchSpace, within_reach
 from qua2sedimo.quantizers import Moment
+from qua2sedimo.statistics.sources import likely_sources
+from qua2sedimo.statistics.store import moment_bytes
 from qua2sedimo.study.weighing import WEIGHED_CALLS
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
@@ -47,7 +49,7 @@ class Plan:
     ``load``: seconds of loading the pipeline; ``observe``: seconds of observing what layers see, 0 if that is done or
     not needed; ``quantize``: seconds of building the bank, 0 if it exists; ``workers``:
     number of workers → seconds of the remaining measurements; ``memory``: bytes of one process; ``kept_weights``: bytes
-    of copied original weights; ``disk``: bytes of bank and records.
+    of copied original weights; ``statistics``, ``bank``: bytes of these on disk; ``disk``: with those of records.
     """
 
     model: str
@@ -62,6 +64,8 @@ class Plan:
     workers: dict[int, float]
     memory: int
     kept_weights: int
+    statistics: int
+    bank: int
     disk: int
     device: str
     cores: int
@@ -117,12 +121,13 @@ def plan(study: Workspace, configurations: int, repeats: int = 2, progress: Prog
             switch.restore()
     trial = found.of_all(study.settings.images, share)
     left = max(0, configurations - measured)
+    observed, bank_size = _statistics_bytes(study), _bank_bytes(study)
     return Plan(
         model=study.settings.model, configurations=configurations, measured=measured, images=study.settings.images,
         batch=study.batch, trial=trial, load=load, observe=_observing(study, trial), quantize=quantize,
         workers={n: left * trial.total / gain for n, gain in _gains(study, generator, device, slow).items()},
-        memory=peak_bytes(), kept_weights=switch.originals.copied_bytes, disk=_disk_bytes(study, configurations),
-        device=device, cores=_cores(),
+        memory=peak_bytes(), kept_weights=switch.originals.copied_bytes, statistics=observed, bank=bank_size,
+        disk=observed + bank_size + configurations * _record_bytes(study), device=device, cores=_cores(),
     )  # fmt: skip
 
 
@@ -219,14 +224,24 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _disk_bytes(study: Workspace, configurations: int) -> int:
-    """Bytes of bank and records. The bank's are exact except for headers; of one that is still to be made, and will
-    leave out what no budget needs, they are what it has where nothing is known of needs."""
+def _statistics_bytes(study: Workspace) -> int:
+    """About the bytes of the moments of all layers' inputs."""
+    if not study.settings.compensates:
+        return 0
+    sources = likely_sources(study.graph, study.candidates.layers)
+    return sum(moment_bytes(source.blocks) for source in sources)
+
+
+def _bank_bytes(study: Workspace) -> int:
+    """Bytes of the bank, exact except for headers; of one that is still to be made, and will leave out what no budget
+    needs, what it has where nothing is known of needs."""
     stored = study.reachable
     if stored is study.candidates:
         stored = _stored(study, stored)
-    bank = bank_bytes(stored, study.prunes, stored.layers)
+    return bank_bytes(stored, study.prunes, stored.layers)
+
+
+def _record_bytes(study: Workspace) -> int:
     names = {layer: str(options[0]) for layer, options in study.reachable.options.items()}
     metrics = len({study.settings.objective, *study.settings.metrics})
-    record = len(json.dumps(names)) + metrics * study.settings.images * _BYTES_A_VALUE + 500
-    return bank + configurations * record
+    return len(json.dumps(names)) + metrics * study.settings.images * _BYTES_A_VALUE + 500

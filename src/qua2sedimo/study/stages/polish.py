@@ -19,8 +19,8 @@ from qua2sedimo.system.progress import Progress, silent
 
 #: Images that decide whether the polished weights are kept: at first so many; if they do not agree, a third as many as
 #: were observed. By chance alone 3 of 16 or fewer, or 13 or more, come nearer in 2 % of cases.
-_DECIDING, _DISAGREE = 16, range(4, 13)
-_CHECKED = 16  # images of the final check
+DECIDING, _DISAGREE = 16, range(4, 13)
+CHECKED = 16  # images of the final check
 
 
 def polish(study: Workspace, choice: Choice, progress: Progress = silent) -> Choice:
@@ -71,7 +71,7 @@ def _polished_part(
 def checked(study: Workspace, choice: Choice, values: Mapping[str, QuantizedWeight] = MappingProxyType({})) -> Choice:
     """The choice with metrics on images that nothing was learned from, also for candidates without any; ``values`` are
     weights that differ from those of the bank."""
-    measured = study.measurer(FINALS.images(_CHECKED))(choice.configuration, values).means
+    measured = study.measurer(FINALS.images(CHECKED))(choice.configuration, values).means
     candidates = [c if c.measured else c.model_copy(update={"measured": measured}) for c in choice.candidates]
     return choice.model_copy(update={"measured": measured, "candidates": candidates})
 
@@ -84,10 +84,10 @@ def _nearer(
     Not by the mean: where a small error early in sampling decides between two pictures, single images differ by 20 dB
     either way, and the mean of a few says more of them than of the weights.
     """
-    most = max(_DECIDING, study.observed_images // 3)
+    most = max(DECIDING, study.observed_images // 3)
     gains = np.empty(0)
     while len(gains) < most:
-        images = LEARNING.images(most - len(gains) if len(gains) else _DECIDING, skip=len(gains))
+        images = LEARNING.images(most - len(gains) if len(gains) else DECIDING, skip=len(gains))
         progress(len(gains), most, "comparing images with and without polishing")
         deciding = study.measurer(images, metrics=("psnr",))
         before, after = (np.array(deciding(choice.configuration, of).values["psnr"]) for of in ({}, values))

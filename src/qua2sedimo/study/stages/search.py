@@ -162,7 +162,7 @@ def _refuse_overspending(study: Workspace, nbytes: int, allowed: Allowed, images
         raise Qua2SeDiMoError(
             f"{images} images are fewer than this search needs: {spent} are spent, and a final of two takes "
             f"{2 * _FINAL_IMAGES}",
-            f"None was spent. Use --images {least} or more.",
+            f"None was spent. Use --image-budget {least} or more.",
         )
 
 
