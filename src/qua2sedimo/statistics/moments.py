@@ -41,7 +41,8 @@ class _Sum:
         self.rows += len(rows)
 
     def moment(self) -> Moment:
-        return Moment(tuple(total / max(1, self.rows) for total in self.sums))
+        """The mean, in the memory of the sum, which is gone: all together they are most of what observing takes."""
+        return Moment(tuple(total.div_(max(1, self.rows)) for total in self.sums))
 
 
 def observe_moments(
@@ -81,7 +82,7 @@ def observe_moments(
                 times = adding.times
             for i, total in zip(places, totals):
                 if total.rows:
-                    blocks = [(a + b) / 2 for a, b in zip(moments[i][0].blocks, total.moment().blocks)]
+                    blocks = [a.add_(b).div_(2) for a, b in zip(moments[i][0].blocks, total.moment().blocks)]
                     moments[i] = Moment(tuple(blocks)), moments[i][1] + total.rows
     return moments
 
