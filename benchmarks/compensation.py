@@ -49,9 +49,10 @@ UNIFORM = ("uaq-4", "uaq-6", "kmeans_a-4", "kmeans_a-6", "kmeans_c-4")
 NEAREST, PLAIN, QUICK = "nearest, sum of errors", "gradients, not polished", "quick"
 _TRANSFERRED = 2.5
 _BESIDE = "uaq-6"  # what a nearest-rounded denoiser of the same quality loses elsewhere
+_LARGER = "pictures of 1.5 × the side"
 _SEARCHED = 500  # images of a search
 #: Observed images, and the steps of each where these are fewer than the study's: the last are those of large denoisers.
-_COUNTS = ((1, None), (2, None), (4, None), (8, None), (16, None), (32, None), (24, None), (24, 8))
+_COUNTS = ((1, None), (2, None), (4, None), (8, None), (16, None), (32, None), (24, None), (24, 4))
 
 Values = Mapping[str, QuantizedWeight]
 
@@ -225,17 +226,43 @@ def transfer(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> No
             usual, pipeline.scheduler = pipeline.scheduler, scheduler or pipeline.scheduler
             try:
                 generator = Generator(pipeline, generation)
-                near_values, beside, quick_values = judge.elsewhere((before, uniform, after), generator)
+                return _beside_nearest(*judge.elsewhere((before, uniform, after), generator))
             finally:
                 pipeline.scheduler = usual
-            gain = mean_estimate(np.array(quick_values) - np.array(near_values))
-            return {
-                NEAREST: round(float(np.mean(near_values)), 2), QUICK: round(float(np.mean(quick_values)), 2),
-                _BESIDE: round(float(np.mean(beside)), 2),
-                "gain": round(gain.value, 2), "low": round(gain.low, 2), "high": round(gain.high, 2),
-            }  # fmt: skip
 
         rows(f"{model} {seed} transfer {name}", measure)
+    if (larger := _larger(study)) is not None:
+        rows(f"{model} {seed} transfer {_LARGER}, observed there", lambda: _observed_there(asked, model, seed, larger))
+
+
+def _observed_there(asked: argparse.Namespace, model: str, seed: int, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same choice with statistics of larger pictures, judged on these, beside nearest rounding."""
+    near = opened(asked, model, seed, options="wide", rounding="nearest")
+    before = near.workspace.bank.values(_program(near, sum_of_errors, _TRANSFERRED))
+    uniform = nearest_values(near, near.workspace.space.uniform(Option.parse(_BESIDE)))
+    study = opened(asked, model, seed, arguments=arguments)
+    several = (before, uniform, study.workspace.values(study.quick(_TRANSFERRED)))
+    psnr_of = Judge(study, asked.images).elsewhere(several, study.workspace.generator)
+    return _beside_nearest(*psnr_of)
+
+
+def _beside_nearest(near: list[float], beside: list[float], quick: list[float]) -> dict[str, Any]:
+    """Mean PSNR of each, and the gain over nearest rounding with its interval, paired by image."""
+    gain = mean_estimate(np.array(quick) - np.array(near))
+    return {
+        NEAREST: round(float(np.mean(near)), 2), QUICK: round(float(np.mean(quick)), 2),
+        _BESIDE: round(float(np.mean(beside)), 2),
+        "gain": round(gain.value, 2), "low": round(gain.low, 2), "high": round(gain.high, 2),
+    }  # fmt: skip
+
+
+def _larger(study: Study) -> dict[str, Any] | None:
+    """Arguments for pictures of 1.5 times the side; None for a pipeline that does not take a size."""
+    inside = study.workspace
+    if "height" not in signature(type(inside.pipeline).__call__).parameters:
+        return None
+    side = zoo.ENTRIES[str(inside.settings.model)].side * 3 // 2
+    return {**inside.settings.arguments, "height": side, "width": side}
 
 
 def _elsewhere(study: Study) -> list[tuple[str, Generation, Any]]:
@@ -255,11 +282,8 @@ def _elsewhere(study: Study) -> list[tuple[str, Generation, Any]]:
         found.append(
             ("twice the guidance", Generation(inputs, {**arguments, "guidance_scale": 2 * guidance}, seed), None)
         )
-    if "height" in signature(type(inside.pipeline).__call__).parameters:
-        side = zoo.ENTRIES[str(inside.settings.model)].side * 3 // 2
-        found.append(
-            ("pictures of 1.5 × the side", Generation(inputs, {**arguments, "height": side, "width": side}, seed), None)
-        )
+    if (larger := _larger(study)) is not None:
+        found.append((_LARGER, Generation(inputs, larger, seed), None))
     other = UniPCMultistepScheduler.from_config(inside.pipeline.scheduler.config)
     found.append(("UniPC", Generation(inputs, arguments, seed), other))
     euler = type(inside.pipeline.scheduler).from_config(inside.pipeline.scheduler.config, solver_order=1)
