@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -67,6 +68,22 @@ def test_quick_prints_the_choice_and_what_comes_next(run, copy: Path, tmp_path: 
     done = run("export", copy, tmp_path / "out", "--choice", "3.0")
     assert done.status == 0, done.err
     assert Study(copy).workspace.choice_for(3.0) == Choice.load(copy / "choices" / "3.0.json")
+
+
+def test_choices_are_printed_as_json_and_nothing_beside_it(run, copy: Path, tmp_path: Path, model: Path) -> None:  # type: ignore[no-untyped-def]
+    ended = run("quick", copy, "--bits", 2.5, "--bits", 3, "--why", "--json")
+    assert ended.status == 0, ended.err
+    found = json.loads(ended.out)
+    for entry, name in zip(found, ("2.5", "3.0"), strict=True):
+        choice = Choice.load(copy / "choices" / f"{name}.json")
+        assert entry["path"] == str(copy / "choices" / f"{name}.json") and entry["measured"] == choice.measured
+        assert (entry["bytes"], entry["average_bits"]) == (choice.nbytes, choice.average_bits)
+        assert entry["configuration"] == {layer: str(option) for layer, option in choice.configuration.items()}
+    assert json.loads(run("polish", copy, "3.0", "--json").out) == found[1:]
+    out = tmp_path / "out"
+    assert run("export", copy, out, "--choice", "3.0").status == 0
+    measured = run("evaluate", out, "--images", 2, "--base", model, "--json")
+    assert json.loads(measured.out)["metrics"]["psnr"]["images"] == 2
 
 
 def test_quick_takes_sizes_and_constraints_and_says_why(run, copy: Path) -> None:  # type: ignore[no-untyped-def]

@@ -13,6 +13,7 @@ import typer
 from qua2sedimo.commands.app import (
     MOST,
     Arguments,
+    AsJson,
     ExportFolder,
     Prompts,
     Seed,
@@ -231,6 +232,7 @@ def evaluate(
         typer.Option(help="The model it was made from, if OUT does not say where that is."),
     ] = None,
     seed: Seed = 0,
+    as_json: AsJson = False,
     *,
     loading: Loading,
 ) -> None:
@@ -252,7 +254,9 @@ def evaluate(
     check_comparable(names, model)
     with progress() as report:
         found = evaluate_export(folder, model, generation, names, images, report, loading)
-    for name in names:
+    if as_json:
+        print(found.model_dump_json())
+    for name in () if as_json else names:
         entry, estimate = known.metric(name), found.metrics[name]
         ends = f"95 %: {interval(estimate, '.4g')}, " if interval(estimate) else ""
         better = "higher" if entry.higher_is_better else "lower"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qua2sedimo.commands.app import MOST, RayAddress, StudyFolder, WorkerCount, app, workers_of
+from qua2sedimo.commands.app import MOST, AsJson, RayAddress, StudyFolder, WorkerCount, app, workers_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.text import command
 from qua2sedimo.images.ledger import FRONTIER
@@ -97,6 +98,7 @@ def choose(
             "gets its best setting."
         ),
     ] = None,
+    as_json: AsJson = False,
     workers: WorkerCount = None,
     ray: RayAddress = None,
 ) -> None:
@@ -108,27 +110,31 @@ def choose(
     if objective is not None:
         if any((bits, nbytes, ratio, candidates, keep, min_bits, methods, methods_at_most, why)):
             raise Qua2SeDiMoError("--objective has no size and no constraints", "Give it alone, or a size without it.")
-        _by_objective(opened, objective, measuring)
+        _by_objective(opened, objective, as_json, measuring)
         return
     budgets, limits = budgets_of(bits, nbytes, ratio), constraints_of(keep, min_bits, methods, methods_at_most)
     allowed = allow(opened.workspace.reachable, limits, opened.workspace.names_of)
     for budget in budgets:  # all are checked before one is measured
         budget_bytes(opened.workspace.reachable, budget, allowed)
+    said = _Said(opened, why, as_json)
     for budget in budgets:
         with progress() as report:
             choice = opened.choose(budget, candidates, report, limits, workers=measuring)
-        _print_choice(opened, choice, why, opened.workspace.choice_path(budget, limits))
-    _print_next(opened, opened.workspace.choice_path(budgets[-1], limits))
+        said(choice, opened.workspace.choice_path(budget, limits))
+    said.end()
 
 
-def _by_objective(study: Study, text: str, workers: Workers) -> None:
+def _by_objective(study: Study, text: str, as_json: bool, workers: Workers) -> None:
     from qua2sedimo.study.stages.tradeoff import choose_by_objective, objective_path
     from qua2sedimo.terminal.candidates import candidates_table
 
     with progress() as report:
         choice = choose_by_objective(study.workspace, text, report, workers=workers)
-    console.print(candidates_table(choice, study.workspace.parsed(text)))
     path = objective_path(study.workspace, text)
+    if as_json:
+        print(json.dumps([_document(choice, path)]))
+        return
+    console.print(candidates_table(choice, study.workspace.parsed(text)))
     _print_place(choice, path)
     _print_next(study, path)
 
@@ -144,6 +150,7 @@ def quick(
     methods: Methods = None,
     methods_at_most: AtMost = None,
     why: Why = False,
+    as_json: AsJson = False,
 ) -> None:
     """Choose by calibration statistics alone, round the weights again in sequence, and check the result: minutes."""
     from qua2sedimo.search import allow, budget_bytes
@@ -154,17 +161,19 @@ def quick(
     reachable = opened.workspace.reachable
     for budget in budgets:  # all are checked before work begins
         budget_bytes(reachable, budget, allow(reachable, limits, opened.workspace.names_of))
+    said = _Said(opened, why, as_json)
     for budget in budgets:
         with progress() as report:
             choice = opened.quick(budget, report, limits)
-        _print_choice(opened, choice, why, opened.workspace.choice_path(budget, limits))
-    _print_next(opened, opened.workspace.choice_path(budgets[-1], limits))
+        said(choice, opened.workspace.choice_path(budget, limits))
+    said.end()
 
 
 @app.command(rich_help_panel=_PANEL)
 def polish(
     study: StudyFolder,
     name: Annotated[str, typer.Argument(help="A choice by its file in choices/, without .json.", metavar="CHOICE")],
+    as_json: AsJson = False,
 ) -> None:
     """Round the weights of a choice again from input to output; kept if most images come nearer."""
     from qua2sedimo.study import Study
@@ -175,8 +184,8 @@ def polish(
     assert chosen is not None
     with progress() as report:
         polished = opened.polish(chosen, report)
-    _print_choice(opened, polished, False, study / "choices" / f"{name}.json")
-    if polished.polished is None:
+    _Said(opened, False, as_json, last=False)(polished, study / "choices" / f"{name}.json").end()
+    if polished.polished is None and not as_json:
         say("Not polished: the weights as they were measure no worse, or the study rounds to nearest levels.")
 
 
@@ -194,6 +203,7 @@ def search(
     methods: Methods = None,
     methods_at_most: AtMost = None,
     why: Why = False,
+    as_json: AsJson = False,
     workers: WorkerCount = None,
     ray: RayAddress = None,
 ) -> None:
@@ -210,14 +220,15 @@ def search(
     budgets, limits = budgets_of(bits, nbytes, ratio), constraints_of(keep, min_bits, methods, methods_at_most)
     for budget in budgets:  # all are checked before a layer is quantized
         check_search(opened.workspace, budget, image_budget, limits)
+    said = _Said(opened, why, as_json)
     for budget in budgets:
         with progress() as report:
             opened.quantize(report)
             found = opened.search(budget, image_budget, report, limits, workers=measuring)
-        if found.rounds:
+        if found.rounds and not as_json:
             console.print(rounds_table(found, opened.workspace.settings.objective))
-        _print_choice(opened, found.choice, why, opened.workspace.choice_path(budget, limits))
-    _print_next(opened, opened.workspace.choice_path(budgets[-1], limits))
+        said(found.choice, opened.workspace.choice_path(budget, limits))
+    said.end()
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -260,17 +271,48 @@ def diff(
     console.print(difference_table(first, second, (a.stem, b.stem)))
 
 
-def _print_choice(study: Study, choice: Choice, why: bool, path: Path) -> None:
-    """The candidates, why each layer has its option if that is asked for, and where the choice is kept."""
-    from qua2sedimo.study.stages.choose import why as why_chosen
-    from qua2sedimo.terminal.candidates import candidates_table
-    from qua2sedimo.terminal.choices import reasons_table
+class _Said:
+    """Prints choices as they are made; with ``as_json`` all of them at the end, as one list."""
 
-    console.print(candidates_table(choice, study.workspace.objective))
-    if why:
-        unit = study.workspace.objective.unit if study.workspace.objective.in_decibels else ""
-        console.print(reasons_table(why_chosen(study.workspace, choice), unit))
-    _print_place(choice, path)
+    def __init__(self, study: Study, why: bool, as_json: bool, last: bool = True) -> None:
+        """``why``: also why each layer has its option. ``last``: at the end, the command that exports the last one."""
+        self._study, self._why, self._as_json, self._names_next = study, why, as_json, last
+        self._made: list[tuple[Choice, Path]] = []
+
+    def __call__(self, choice: Choice, path: Path) -> _Said:
+        self._made.append((choice, path))
+        if not self._as_json:
+            self._print(choice, path)
+        return self
+
+    def end(self) -> None:
+        """After the last choice."""
+        if self._as_json:
+            print(json.dumps([_document(choice, path) for choice, path in self._made]))
+        elif self._names_next:
+            _print_next(self._study, self._made[-1][1])
+
+    def _print(self, choice: Choice, path: Path) -> None:
+        from qua2sedimo.study.stages.choose import why as why_chosen
+        from qua2sedimo.terminal.candidates import candidates_table
+        from qua2sedimo.terminal.choices import reasons_table
+
+        inside = self._study.workspace
+        console.print(candidates_table(choice, inside.objective))
+        if self._why:
+            console.print(
+                reasons_table(why_chosen(inside, choice), inside.objective.unit if inside.objective.in_decibels else "")
+            )
+        _print_place(choice, path)
+
+
+def _document(choice: Choice, path: Path) -> dict[str, Any]:
+    """A choice as plain data: where it is kept, its size, how it was found, what was measured, and every layer."""
+    return {
+        "path": str(path), "average_bits": choice.average_bits, "bytes": choice.nbytes, "origin": choice.origin,
+        "polished": choice.polished is not None, "measured": choice.measured,
+        "configuration": {layer: str(option) for layer, option in choice.configuration.items()},
+    }  # fmt: skip
 
 
 def _print_place(choice: Choice, path: Path) -> None:
