@@ -141,7 +141,8 @@ def test_weighing_goes_on_where_it_was_interrupted(weighed: Path, tmp_path: Path
     shutil.copytree(weighed, tmp_path / "study")
     (tmp_path / "study" / "bank" / "changes.safetensors").unlink()
     study = Study(tmp_path / "study", small_pipeline())
-    study.workspace.settings = study.workspace.settings.model_copy(update={"memory": 1e-6})  # every layer by itself
+    study.workspace.settings = study.workspace.settings.model_copy(update={"memory": 1e-6})  # no errors are kept
+    monkeypatch.setattr(weighing, "_KEPT_AFTER", 1)
 
     def stop(done: int, total: int, what: str) -> None:
         if what == "weighing options" and done > total // 2:
@@ -149,19 +150,21 @@ def test_weighing_goes_on_where_it_was_interrupted(weighed: Path, tmp_path: Path
 
     with pytest.raises(KeyboardInterrupt):
         study.quantize(stop)
-    asked: list[str] = []
+    asked: list[Any] = []
     plain = weighing.output_changes
 
-    def counting(denoiser: Any, layers: Any, *rest: Any) -> Any:
-        asked.extend(layers)
-        return plain(denoiser, layers, *rest)
+    def counting(denoiser: Any, layers: Any, calls: Any, *rest: Any) -> Any:
+        asked.extend(calls)
+        return plain(denoiser, layers, calls, *rest)
 
     monkeypatch.setattr(weighing, "output_changes", counting)
     again = Study(tmp_path / "study", small_pipeline()).quantize()
-    assert 0 < len(asked) < len(again.space.layers)
+    assert 0 < len(asked) < len(again.changes.of["proj_out_1"].places)
     first = Study(weighed, small_pipeline()).workspace.bank
+    assert first.changes.of.keys() == again.changes.of.keys()
     for layer, changes in first.changes.of.items():
-        torch.testing.assert_close(again.changes.of[layer].values, changes.values, rtol=1e-3, atol=1e-6)
+        assert torch.equal(again.changes.of[layer].values, changes.values)
+        assert again.changes.of[layer].places == changes.places
 
 
 def test_a_file_that_was_changed_or_is_of_another_bank_is_refused_by_name(weighed: Path, tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ from qua2sedimo.statistics.calls import RecordedCall, frozen
 from qua2sedimo.statistics.gradients import checkpointed
 from qua2sedimo.system.memory import is_out_of_memory
 
-#: What each option of a unit gets wrong of its weight: tensors in its shape.
+#: What each option of a unit gets wrong of its weight: tensors in its shape. Asked for in every call.
 Errors = Callable[[str], Sequence[torch.Tensor]]
 
 
 def output_changes(
     denoiser: nn.Module, layers: Mapping[str, WeightLayer], calls: Sequence[RecordedCall], errors: Errors,
-    progress: Callable[[int, int], object] = lambda done, total: None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> dict[str, torch.Tensor] | None:  # fmt: skip
     """⟨∂L/∂W, Ŵ − W⟩ of every option of the units ``layers`` in each call: fp32 [options, calls] by unit.
 
@@ -26,8 +26,9 @@ def output_changes(
     guided output that is expected to first order. In contrast to Σ_c G_c·e_c it holds however the errors of different
     positions and channels, with and without the prompt, go together. Units that no call reaches are left out.
 
-    The errors of all units are in memory together, as bf16. A call that does not fit is run in halves; None if one
-    sample does not fit either, or where weights are elsewhere until they are used (offloading).
+    The gradient of a weight is dropped as soon as its units are done, so that there is one at a time. A call that does
+    not fit is run in halves; None if one sample does not fit either, or where weights are elsewhere until they are used
+    (offloading).
     """
     if any(p.is_meta for p in denoiser.parameters()):
         return None
@@ -38,7 +39,7 @@ def output_changes(
             for number, call in enumerate(calls):
                 for unit, changes in probe(call).items():
                     found.setdefault(unit, torch.zeros(len(changes), len(calls)))[:, number] = changes
-                progress(number + 1, len(calls))
+                progress(number + 1)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -50,49 +51,67 @@ class _Probe:
     """The changes that the options of some units make in one call."""
 
     def __init__(self, denoiser: nn.Module, units: Mapping[str, WeightLayer], errors: Errors) -> None:
-        self._denoiser, self._units = denoiser, units
-        self._errors = {unit: torch.stack([e.to(torch.bfloat16).reshape(-1) for e in errors(unit)]) for unit in units}
+        self._denoiser, self._units, self._errors = denoiser, units, errors
         weights = {unit: [_weight(denoiser, name) for name in (u.module, *u.copies)] for unit, u in units.items()}
         self._weights = {unit: list({id(w): w for w in of}.values()) for unit, of in weights.items()}
         self._every = list({id(w): w for of in self._weights.values() for w in of}.values())
+        self._of_weight: dict[int, list[str]] = {}
+        for unit, of in self._weights.items():
+            for weight in of:
+                self._of_weight.setdefault(id(weight), []).append(unit)
 
     def __call__(self, call: RecordedCall) -> dict[str, torch.Tensor]:
         """[options] of each unit that the call reaches."""
         try:
-            gradients = self._gradients(call)
+            return self._changes(call)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or call.samples < 2:
                 raise
             first, second = (self(half) for half in call.halves())  # the change is linear in the samples
             return {u: first.get(u, 0) + second.get(u, 0) for u in {**first, **second}}  # type: ignore[misc]
-        found: dict[str, torch.Tensor] = {}
-        for unit, layer in self._units.items():
-            reached = [g for w in self._weights[unit] if (g := gradients[id(w)]) is not None]
-            if reached:
-                gradient = torch.stack([g.float() for g in reached]).sum(dim=0)
-                own = gradient if layer.span is None else gradient[:, layer.span[0] : layer.span[1]]
-                self._errors[unit] = errors = self._errors[unit].to(own.device)
-                own = own.reshape(-1)
-                found[unit] = torch.stack([e.float() @ own for e in errors]).cpu()
-        return found
 
-    def _gradients(self, call: RecordedCall) -> dict[int, torch.Tensor | None]:
-        """∂L/∂W by the identity of the tensor W, or None if the call does not reach it."""
+    def _changes(self, call: RecordedCall) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+        shared: dict[str, dict[int, torch.Tensor]] = {}  # gradients of units with several weights, until all are known
+
+        def arrived(weight: torch.Tensor) -> None:
+            assert weight.grad is not None
+            gradient, weight.grad = weight.grad.detach().float(), None
+            for unit in self._of_weight[id(weight)]:
+                if len(self._weights[unit]) == 1:
+                    changes = self._of(unit, gradient)
+                    found[unit] = found[unit] + changes if unit in found else changes
+                else:
+                    before = shared.setdefault(unit, {}).get(id(weight))
+                    shared[unit][id(weight)] = gradient if before is None else before + gradient
+
+        handles = []
         for weight in self._every:
             weight.requires_grad_(True)
+            handles.append(weight.register_post_accumulate_grad_hook(arrived))
         try:
             with torch.enable_grad():
                 outputs = call.run(self._denoiser)
                 pairs = [(o, g.to(o.device, o.dtype)) for o, g in zip(outputs, call.cotangents) if o.requires_grad]
-                found: Sequence[torch.Tensor | None] = [None] * len(self._every)
                 if pairs:
-                    found = torch.autograd.grad(
-                        [o for o, _ in pairs], self._every, [g for _, g in pairs], allow_unused=True
-                    )
+                    torch.autograd.backward([o for o, _ in pairs], [g for _, g in pairs])
         finally:
+            for handle in handles:
+                handle.remove()
             for weight in self._every:
                 weight.requires_grad_(False)
-        return {id(weight): gradient for weight, gradient in zip(self._every, found)}
+                weight.grad = None
+        for unit, gradients in shared.items():
+            in_order = [gradients[id(w)] for w in self._weights[unit] if id(w) in gradients]
+            found[unit] = self._of(unit, torch.stack(in_order).sum(dim=0))
+        return found
+
+    def _of(self, unit: str, gradient: torch.Tensor) -> torch.Tensor:
+        """[options]: the gradient of the unit's weight times what each option gets wrong, as bf16."""
+        span = self._units[unit].span
+        own = (gradient if span is None else gradient[:, span[0] : span[1]]).reshape(-1)
+        errors = (e.to(own.device, torch.bfloat16).reshape(-1).float() for e in self._errors(unit))
+        return torch.stack([e @ own for e in errors]).cpu()
 
 
 def _weight(denoiser: nn.Module, name: str) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -15,63 +15,86 @@ from qua2sedimo.system.progress import Progress
 
 #: Calls with a backward pass. A mean of this many squares of normal numbers has a relative standard error of 0.18.
 WEIGHED_CALLS = 64
-#: Bytes of a weight's error, as bf16, for each option; and of its gradient, summed in fp32.
-_OF_OPTION, _OF_GRADIENT = 2, 8
+#: Calls after which what is known so far is kept.
+_KEPT_AFTER = 8
 
 
 def weigh(
     bank: Bank, parts: Sequence[DenoiserPart], statistics: Statistics | JoinedStatistics,
     weight: Callable[[str], torch.Tensor], memory: int, progress: Progress,
 ) -> None:  # fmt: skip
-    """Complete the bank's changes; interrupted, it goes on with the first group of layers that is missing.
+    """Complete the bank's changes; interrupted, it goes on with the first calls that are missing.
 
     ``weight(layer)`` gives the original 16-bit weight. The live denoisers hold their original weights. ``memory``:
-    bytes for gradients and errors at a time. A denoiser whose gradients do not fit into memory is left out.
+    bytes for errors of options, which are decoded again in every call where they have no room. A denoiser whose
+    gradients do not fit into memory is left out.
     """
-
-    def errors(layer: str) -> list[torch.Tensor]:
-        original = weight(layer).cpu().float()
-        values = (bank.get(layer, option) for option in bank.space.options[layer])
-        return [dequantize_weight(value).float().reshape(original.shape) - original for value in values]
-
-    found = dict(bank.changes.of)
+    found = {layer: changes.values for layer, changes in bank.changes.of.items()}
+    places: dict[str, Sequence[float]] = {}
     chosen = {part.component: _chosen(statistics, part) for part in parts}
-    groups = [(part, group) for part in parts for group in _groups(bank, part, memory)]
-    for number, (part, group) in enumerate(groups):
-        missing = {unit: part.graph.layers[unit] for unit in group if part.prefix + unit not in found}
-        if not missing:
-            continue
+    total, before = sum(map(len, chosen.values())), 0
+    errors = _Errors(bank, weight, memory)
 
-        def of_unit(unit: str, prefix: str = part.prefix) -> list[torch.Tensor]:
-            return errors(prefix + unit)
+    def keep(complete: bool) -> None:
+        bank.keep_changes({layer: LayerChanges(of, places[layer]) for layer, of in found.items()}, complete)
 
-        def report(done: int, total: int, number: int = number) -> None:
-            progress(number * total + done, len(groups) * total, "weighing options")
+    for part in parts:
+        calls, layers = chosen[part.component], [part.prefix + unit for unit in part.units]
+        begun = [found[layer].shape[1] if layer in found else 0 for layer in layers]
+        at = min((n for n in begun if n), default=0)  # a layer that no call reached so far has none
+        while at < len(calls):
+            some = calls[at : at + _KEPT_AFTER]
+            changes = output_changes(
+                part.denoiser, {unit: part.graph.layers[unit] for unit in part.units}, some,
+                lambda unit, prefix=part.prefix: errors(prefix + unit),  # type: ignore[misc]
+                lambda done, first=before + at: progress(first + done, total, "weighing options"),  # type: ignore[misc]
+            )  # fmt: skip
+            if changes is None:
+                for layer in layers:
+                    found.pop(layer, None)
+                break
+            own = {part.prefix + unit: of for unit, of in changes.items()}
+            for layer in {*own, *(layer for layer in layers if layer in found)}:
+                found[layer] = _with_more(found.get(layer), at, own.get(layer), len(some))
+            at += len(some)
+            places |= dict.fromkeys(layers, calls.places[:at])
+            keep(complete=False)
+        places |= dict.fromkeys(layers, calls.places[:at])
+        before += len(calls)
+    keep(complete=True)
 
-        calls = chosen[part.component]
-        changes = output_changes(part.denoiser, missing, calls, of_unit, report) or {}
-        found |= {part.prefix + unit: LayerChanges(of, calls.places) for unit, of in changes.items()}
-        bank.keep_changes(found, complete=False)
-    bank.keep_changes(found, complete=True)
+
+def _with_more(earlier: torch.Tensor | None, at: int, more: torch.Tensor | None, count: int) -> torch.Tensor:
+    """Changes [options, at + count] from those of the first ``at`` calls and of ``count`` more; 0 in calls that do not
+    reach the layer."""
+    known = earlier if earlier is not None else more
+    assert known is not None
+    options = known.shape[0]
+    first = torch.zeros(options, at) if earlier is None else earlier[:, :at]
+    return torch.cat([first, torch.zeros(options, count) if more is None else more], dim=1)
+
+
+class _Errors:
+    """What each option of a layer gets wrong of its weight, as bf16: kept while there is room for it."""
+
+    def __init__(self, bank: Bank, weight: Callable[[str], torch.Tensor], memory: int) -> None:
+        self._bank, self._weight, self._room = bank, weight, memory
+        self._kept: dict[str, list[torch.Tensor]] = {}
+
+    def __call__(self, layer: str) -> list[torch.Tensor]:
+        if layer in self._kept:
+            return self._kept[layer]
+        original = self._weight(layer).cpu().float()
+        values = (self._bank.get(layer, option) for option in self._bank.space.options[layer])
+        found = [(dequantize_weight(v).float().reshape(original.shape) - original).bfloat16() for v in values]
+        nbytes = sum(error.nbytes for error in found)
+        if nbytes <= self._room:
+            self._kept[layer] = found
+            self._room -= nbytes
+        return found
 
 
 def _chosen(statistics: Statistics | JoinedStatistics, part: DenoiserPart) -> RecordedCalls:
     """The calls that are run."""
     of_part = statistics.parts[part.component] if isinstance(statistics, JoinedStatistics) else statistics
     return of_part.calls.some(WEIGHED_CALLS)
-
-
-def _groups(bank: Bank, part: DenoiserPart, memory: int) -> Iterator[list[str]]:
-    """The part's units in groups that fit into ``memory`` bytes; a larger unit is alone."""
-    group: list[str] = []
-    room = memory
-    for unit in part.units:
-        layer = part.prefix + unit
-        nbytes = part.graph.layers[unit].weights * (_OF_OPTION * len(bank.space.options[layer]) + _OF_GRADIENT)
-        if group and nbytes > room:
-            yield group
-            group, room = [], memory
-        group.append(unit)
-        room -= nbytes
-    if group:
-        yield group
