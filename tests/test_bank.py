@@ -121,6 +121,19 @@ def test_a_finished_bank_is_not_computed_again(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in layer_files(tmp_path)} == before
 
 
+def test_layers_that_are_there_are_no_measure_of_the_time_that_is_left(tmp_path: Path) -> None:
+    build(tmp_path / "bank")
+    for path in layer_files(tmp_path / "bank")[2:4]:
+        path.unlink()
+    (tmp_path / "bank" / "index.json").unlink()
+    done: list[int] = []
+    build(tmp_path / "bank", progress=done.append)
+    assert done == [3, 4, *([len(SHAPES)] if len(SHAPES) > 4 else [])]
+    done.clear()
+    build(tmp_path / "bank", progress=done.append)
+    assert done == [len(SHAPES)]
+
+
 def test_after_losing_half_its_files_only_those_are_made_again(tmp_path: Path) -> None:
     build(tmp_path)
     whole = contents(tmp_path)

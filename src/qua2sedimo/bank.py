@@ -175,23 +175,26 @@ class Bank:
 
         known, writing = _known_checksums(folder), Lock()
 
-        def entry(position: int) -> tuple[str, dict[str, Any]]:
+        def entry(position: int) -> tuple[str, dict[str, Any], bool]:
+            """(layer, what the index says of it, whether it was made now)"""
             layer = space.layers[position]
             path = _file(folder, position)
             checksum = sha256(path) if layer in known and path.exists() else ""
-            if checksum != known.get(layer) or _about(path)["layer"] != layer:
+            lacks = checksum != known.get(layer) or _about(path)["layer"] != layer
+            if lacks:
                 with _named(layer):
                     _write_layer(path, layer, weights(layer), tried.options[layer], observed(layer), prune)
                 checksum = sha256(path)
                 with writing:
                     add_finished(folder / _SUMS, layer, checksum)
             about = _about(path)
-            return layer, {"sha256": checksum, "errors": about["errors"], "dtype": about["dtype"]}
+            return layer, {"sha256": checksum, "errors": about["errors"], "dtype": about["dtype"]}, lacks
 
         layers: dict[str, Any] = {}
-        for layer, content in each(entry, range(len(space.layers)), workers):
+        for layer, content, made in each(entry, range(len(space.layers)), workers):
             layers[layer] = content
-            progress(len(layers))
+            if made or len(layers) == len(space.layers):  # what was there says nothing of the time that is left
+                progress(len(layers))
         index = {"format": FORMAT, "owner": owner, "layers": layers}
         write_json(folder / _INDEX, sealed(index))
 
