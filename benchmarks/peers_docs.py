@@ -108,19 +108,26 @@ def _panel(model: str, rows: list[Row]) -> alt.LayerChart:
     tools = [tool for tool in COLORS if any(row["tool"] == tool for row in rows)]
     color = alt.Color(
         "tool:N", title=None, scale=alt.Scale(domain=tools, range=[COLORS[tool] for tool in tools]),
-        legend=alt.Legend(orient="bottom", columns=8),
+        legend=alt.Legend(orient="bottom", columns=8, symbolOpacity=1),
     )  # fmt: skip
     fronts = [row for tool in tools for row in frontier(r for r in here if r["tool"] == tool)]
     x = alt.X("megabytes:Q", title="MB of the whole denoiser", scale=alt.Scale(zero=False, nice=False, padding=8))
     y = alt.Y("psnr:Q", title="PSNR, dB", scale=alt.Scale(zero=False))
     dots = alt.Chart(_data(here)).mark_point(filled=True, size=16, opacity=0.35).encode(x=x, y=y, color=color)
-    lines = alt.Chart(_data(fronts)).mark_line(strokeWidth=1.8, point={"size": 34, "filled": True})
-    return alt.layer(dots, lines.encode(x=x, y=y, color=color)).properties(title=model, width=290, height=330)
+    width = alt.StrokeWidth("ours:N", legend=None, scale=alt.Scale(domain=[False, True], range=[1.6, 3.2]))
+    lines = alt.Chart(_data(fronts)).mark_line(point={"size": 34, "filled": True})
+    encoded = lines.encode(x=x, y=y, color=color, strokeWidth=width)
+    return alt.layer(dots, encoded).properties(title=model, width=290, height=330)
 
 
 def _data(rows: list[Row]) -> alt.Data:
     named = ("tool", "setting", "psnr")
-    return alt.Data(values=[{**{k: row[k] for k in named}, "megabytes": row["nbytes"] / 1e6} for row in rows])
+    return alt.Data(
+        values=[
+            {**{k: row[k] for k in named}, "megabytes": row["nbytes"] / 1e6, "ours": row["tool"] == OURS}
+            for row in rows
+        ]
+    )
 
 
 def _models(rows: list[Row]) -> list[str]:

@@ -22,18 +22,20 @@ Method = Callable[[torch.Tensor, Callable[[], Moment]], torch.Tensor]
 
 def rivals() -> Iterable[Setting]:
     """Every method at every width."""
-    for bits in (2, 3, 4, 5):
+    for bits in (2, 3, 4):
         rows = partial(_gptq, bits=bits, group=None, ordered=True)
         size = partial(uniform.packed_bytes, bits=bits)
-        if bits in (3, 4):  # minutes each
+        if bits > 2:  # minutes each
             learned = partial(_adaround, bits=bits)
             yield Setting("AdaRound", f"{bits} bits, rows", partial(_by_method, method=learned, size=size), True)
         yield Setting("GPTQ", f"{bits} bits, rows, ordered", partial(_by_method, method=rows, size=size))
+        shrunk = partial(rows, shrunk=True)
+        yield Setting("GPTQ", f"{bits} bits, rows, ordered, shrunk", partial(_by_method, method=shrunk, size=size))
         groups = partial(_gptq, bits=bits, group=_GROUP, ordered=False)
         size = partial(uniform.packed_bytes, bits=bits, group=_GROUP)
         yield Setting("GPTQ", f"{bits} bits, groups of {_GROUP}", partial(_by_method, method=groups, size=size), True)
-    for bits in (2, 3, 4):
-        for rank in (8, 16, 32):
+    for bits in (3, 4):
+        for rank in (8, 32):
             branch = partial(_svdquant, bits=bits, rank=rank)
             size = partial(svdquant.packed_bytes, bits=bits, rank=rank, group=_GROUP)
             name = f"{bits} bits beside rank {rank}"
@@ -52,12 +54,22 @@ def _by_method(subject: Subject, method: Method, size: Callable[[int, int], int]
 
 
 def _gptq(
-    weight: torch.Tensor, observed: Callable[[], Moment], bits: int, group: int | None, ordered: bool
+    weight: torch.Tensor,
+    observed: Callable[[], Moment],
+    bits: int,
+    group: int | None,
+    ordered: bool,
+    shrunk: bool = False,
 ) -> torch.Tensor:
     """Moments of large layers have several blocks, which are taken each by itself."""
     moment = observed()
-    spans = zip(moment.spans(), moment.blocks)
-    return torch.cat([gptq.gptq(weight[:, a:b], block, bits, group, ordered) for (a, b), block in spans], dim=1)
+    return torch.cat(
+        [
+            gptq.gptq(weight[:, a:b], block, bits, group, ordered, shrunk)
+            for (a, b), block in zip(moment.spans(), moment.blocks)
+        ],
+        dim=1,
+    )
 
 
 def _adaround(weight: torch.Tensor, observed: Callable[[], Moment], bits: int) -> torch.Tensor:

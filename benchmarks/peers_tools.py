@@ -138,7 +138,7 @@ def _replace_linear(denoiser: nn.Module, made: Callable[[nn.Linear], nn.Module |
 
 
 def _nearest() -> Iterable[Setting]:
-    for bits in (2, 3, 4, 5, 6, 8):
+    for bits in (2, 3, 4, 6, 8):
         option = Option("uaq", bits)
         yield Setting(NEAREST, str(option), partial(_uniform, option=option), recommended=bits == 4)
 
@@ -160,54 +160,58 @@ def units(subject: Subject) -> Weights:
 
 
 def written(subject: Subject) -> Weights:
-    """The same after they were written, by parameter and whole."""
-    inside, modules = subject.study.workspace, weight_modules(subject.denoiser)
-    names = {inside.graph.layers[name].module for name in inside.candidates.layers}
-    return {f"{name}.weight": modules[name].weight.data.float() for name in sorted(names)}
+    """The same after they were written, by parameter and whole, also of modules that hold copies of them."""
+    found: Weights = {}
+    for module, copies in _modules(subject).items():
+        weight = subject.denoiser.get_submodule(module).weight.data.float()
+        found |= {f"{name}.weight": weight for name in (module, *copies)}
+    return found
+
+
+def _modules(subject: Subject) -> dict[str, tuple[str, ...]]:
+    """Module that this package quantizes → other modules that hold the same numbers, which are stored once."""
+    inside = subject.study.workspace
+    layers = [inside.graph.layers[name] for name in inside.candidates.layers]
+    return {layer.module: layer.copies for layer in layers}
 
 
 def packed_bytes(subject: Subject, layers: int) -> int:
     """Bytes of the denoiser if those layers that this package quantizes take ``layers`` bytes: the rest has 16 bits."""
-    return layers + full_bytes(subject.denoiser) - _HALF * subject.study.workspace.candidates.weights
+    quantized = {f"{module}.weight" for module in _modules(subject)}
+    copies = tuple(f"{name}." for of in _modules(subject).values() for name in of)
+    rest = {name: tensor for name, tensor in subject.denoiser.state_dict().items() if name not in quantized}
+    return layers + _HALF * sum(tensor.numel() for name, tensor in rest.items() if not name.startswith(copies))
 
 
 # SDNQ ----------------------------------------------------------------------------------------------------------------
 
 #: What is added to a width: name → options of SDNQConfig. Scales are fp32 unless ``dequantize_fp32`` is False.
-_SDNQ_WAYS: dict[str, dict[str, Any]] = {
-    "": {},
+_SDNQ_SCALES: dict[str, dict[str, Any]] = {
     "fp16 scales": {"dequantize_fp32": False},
-    "rows": {"group_size": -1},
-    "groups of 32": {"group_size": 32, "dequantize_fp32": False},
+    "rows, fp16 scales": {"group_size": -1, "dequantize_fp32": False},
+    "groups of 32, fp16 scales": {"group_size": 32, "dequantize_fp32": False},
+}
+_SDNQ_WAYS: dict[str, dict[str, Any]] = {
     "SVD": {"use_svd": True},
-    "codebook": {"use_codebook": True},
-    "Hadamard": {"use_hadamard": True},
+    "SVD of rank 8, fp16 scales": {"use_svd": True, "svd_rank": 8, "dequantize_fp32": False},
+    "Hadamard, fp16 scales": {"use_hadamard": True, "dequantize_fp32": False},
     "dynamic": {"use_dynamic_quantization": True},
     "dynamic, SVD, fp16 scales": {"use_dynamic_quantization": True, "use_svd": True, "dequantize_fp32": False},
-    "codebook, fp16 scales": {"use_codebook": True, "dequantize_fp32": False},
     "codebook, Hadamard, fp16 scales": {"use_codebook": True, "use_hadamard": True, "dequantize_fp32": False},
-    "codebook of the tensor": {"use_codebook": True, "group_size": -2},
-    "SVD of rank 8, fp16 scales": {"use_svd": True, "svd_rank": 8, "dequantize_fp32": False},
-    "dynamic, codebook, fp16 scales": {
-        "use_dynamic_quantization": True, "use_codebook": True, "dequantize_fp32": False
-    },
-}  # fmt: skip
-_SDNQ_FEW = range(2, 5)  # widths of all ways; others only have the plain one
+}
 
 
 def _sdnq(convolutions: bool) -> Iterable[Setting]:
+    """Every width as it is, small ones with other scales, and 4 bits in every other way."""
     yield Setting("SDNQ", "int8", partial(_by_sdnq, weights_dtype="int8"), recommended=True)
-    recommended = ("dynamic",) if convolutions else ("", "dynamic")
+    if convolutions:
+        yield Setting("SDNQ", "uint4, convolutions left", partial(_by_sdnq, weights_dtype="uint4"), recommended=True)
     for bits in range(2, 9):
-        plain = f"uint{bits}"
-        if convolutions:
-            without = partial(_by_sdnq, weights_dtype=plain)
-            yield Setting("SDNQ", f"{plain}, convolutions left", without, recommended=True)
-        for name, options in _SDNQ_WAYS.items():
-            if bits in _SDNQ_FEW or not name:
-                way = partial(_by_sdnq, weights_dtype=plain, quant_conv=convolutions, **options)
-                said = f"{plain}, {name}" if name else plain
-                yield Setting("SDNQ", said, way, recommended=name in recommended)
+        ways = {"": {}, **(_SDNQ_SCALES if bits <= 4 else {}), **(_SDNQ_WAYS if bits == 4 else {})}
+        for name, options in ways.items():
+            said = f"uint{bits}, {name}" if name else f"uint{bits}"
+            way = partial(_by_sdnq, weights_dtype=f"uint{bits}", quant_conv=convolutions, **options)
+            yield Setting("SDNQ", said, way, recommended=name == "dynamic" or not (name or convolutions))
 
 
 def _by_sdnq(subject: Subject, **options: Any) -> Saved:
@@ -372,7 +376,7 @@ def _by_bitsandbytes_int8(subject: Subject) -> Saved:
 
 def _hqq() -> Iterable[Setting]:
     for bits in (2, 3, 4, 8):  # 5 and 6 bits are saved in 8
-        for group, axis in ((64, 1), (64, 0), (32, 1), (16, 1)):
+        for group, axis in ((64, 1), (64, 0), (16, 1)):
             if bits <= 4 or (group, axis) == (64, 1):
                 way = partial(_by_hqq, bits=bits, group=group, axis=axis)
                 name = f"{bits} bits, groups of {group}{', axis 0' if axis == 0 else ''}"

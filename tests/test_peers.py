@@ -65,10 +65,12 @@ def test_full_bytes_are_16_bits_whatever_the_dtype(tools: Any) -> None:
     assert tools.full_bytes(nn.Linear(16, 4, dtype=torch.float32)) == 2 * (4 * 16 + 4)
 
 
-def test_layers_in_few_bits_leave_the_rest_in_16(tools: Any) -> None:
-    """64 weights in 3 bits are 24 bytes; the bias has 8."""
-    study = SimpleNamespace(workspace=SimpleNamespace(candidates=SimpleNamespace(weights=64)))
-    assert tools.packed_bytes(tools.Subject(nn.Linear(16, 4), study, None), 24) == 24 + 8
+def test_layers_in_few_bits_leave_the_rest_in_16_and_copies_count_once(tools: Any) -> None:
+    """64 weights in 3 bits are 24 bytes; the bias has 8, the module that holds the same once more nothing."""
+    denoiser = nn.ModuleDict({"a": nn.Linear(16, 4), "b": nn.Linear(16, 4), "norm": nn.LayerNorm(5)})
+    graph = SimpleNamespace(layers={"a": SimpleNamespace(module="a", copies=("b",))})
+    study = SimpleNamespace(workspace=SimpleNamespace(graph=graph, candidates=SimpleNamespace(layers=("a",))))
+    assert tools.packed_bytes(tools.Subject(denoiser, study, None), 24) == 24 + 8 + 20
 
 
 def test_gguf_counts_whole_blocks_and_leaves_what_has_none(tools: Any) -> None:

@@ -15,22 +15,28 @@ DAMPING = 0.01
 
 
 def gptq(
-    weight: torch.Tensor, moment: torch.Tensor, bits: int, group: int | None = None, ordered: bool = False
+    weight: torch.Tensor,
+    moment: torch.Tensor,
+    bits: int,
+    group: int | None = None,
+    ordered: bool = False,
+    shrunk: bool = False,
 ) -> torch.Tensor:
     """Weights [rows, n] rounded under the moment [n, n] of their inputs.
 
-    ``ordered``: columns of large diagonal first (`act-order` of its code). Grids are those of the groups in the order
-    in which columns are taken, found when a group's turn comes.
+    ``ordered``: columns of large diagonal first (`act-order` of its code). ``shrunk``: grids whose ends are shrunk to
+    least squared error (its `mse`). Grids are those of the groups in the order in which columns are taken, found when a
+    group's turn comes.
     """
     n = weight.shape[1]
     order = torch.argsort(moment.diagonal(), descending=True, stable=True) if ordered else torch.arange(n)
     left = weight.double()[:, order].clone()
     upper = factor(moment.double()[order][:, order])
     made = torch.empty_like(left)
-    size = group or n
+    size, found = group or n, Grid.best if shrunk else Grid.of
     for j in range(n):
         if j % size == 0:
-            grid = Grid.of(left[:, j : j + size].float(), bits)
+            grid = found(left[:, j : j + size].float(), bits)
         made[:, j] = grid.nearest(left[:, j : j + 1].float())[:, 0].double()
         error = (left[:, j] - made[:, j]) / upper[j, j]
         left[:, j:] -= error[:, None] * upper[j, j:]
