@@ -1,6 +1,6 @@
 """Other tools beside this package: quality of pictures against the bytes of the whole denoiser as each tool saves it.
 
-    python benchmarks/peers.py [--models digits-dit …] [--tools SDNQ HQQ …] [--seeds 0 1] [--images 64]
+    python benchmarks/peers.py [--models digits-dit …] [--tools SDNQ HQQ …] [--settings PATTERN] [--seeds 0 1]
     python benchmarks/peers.py --ours [--bits 4 5]    # quick choices, as benchmarks/compensation.py makes them
     python benchmarks/peers.py --docs                 # only write the page
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Mapping
 from functools import cache, partial
@@ -51,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=list(zoo.ENTRIES))
     parser.add_argument("--tools", nargs="*", help="Only these tools.")
+    parser.add_argument("--settings", default="", help="Only settings whose tool and name match this pattern.")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--images", type=int, default=64, help="Images that judge.")
     parser.add_argument("--ours", action="store_true", help="Quick choices in place of other tools.")
@@ -79,7 +81,8 @@ def peers(kept: Kept, asked: argparse.Namespace, model: str, seed: int) -> None:
     for setting in [*settings(first), *rivals()]:
         key = f"{model} {seed} {setting.tool} {setting.name}"
         tried = key in kept.rows and not (asked.retry and "error" in kept.rows[key])
-        if not tried and (not asked.tools or setting.tool in asked.tools):
+        chosen = not asked.tools or setting.tool in asked.tools
+        if chosen and not tried and re.search(asked.settings, f"{setting.tool} {setting.name}"):
             about = {"tool": setting.tool, "setting": setting.name, "recommended": setting.recommended}
             kept.keep(key, {**about, **_measured(setting, made(), judge)})
 

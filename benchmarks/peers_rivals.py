@@ -22,10 +22,10 @@ Method = Callable[[torch.Tensor, Callable[[], Moment]], torch.Tensor]
 
 def rivals() -> Iterable[Setting]:
     """Every method at every width."""
-    for bits in (2, 3, 4):
+    for bits in (2, 3, 4, 5):
         rows = partial(_gptq, bits=bits, group=None, ordered=True)
         size = partial(uniform.packed_bytes, bits=bits)
-        if bits > 2:  # minutes each
+        if bits in (3, 4):  # minutes each
             learned = partial(_adaround, bits=bits)
             yield Setting("AdaRound", f"{bits} bits, rows", partial(_by_method, method=learned, size=size), True)
         yield Setting("GPTQ", f"{bits} bits, rows, ordered", partial(_by_method, method=rows, size=size))
@@ -34,8 +34,8 @@ def rivals() -> Iterable[Setting]:
         groups = partial(_gptq, bits=bits, group=_GROUP, ordered=False)
         size = partial(uniform.packed_bytes, bits=bits, group=_GROUP)
         yield Setting("GPTQ", f"{bits} bits, groups of {_GROUP}", partial(_by_method, method=groups, size=size), True)
-    for bits in (3, 4):
-        for rank in (8, 32):
+    for bits in (2, 3, 4):
+        for rank in (8, 16, 32):
             branch = partial(_svdquant, bits=bits, rank=rank)
             size = partial(svdquant.packed_bytes, bits=bits, rank=rank, group=_GROUP)
             name = f"{bits} bits beside rank {rank}"

@@ -138,7 +138,7 @@ def _replace_linear(denoiser: nn.Module, made: Callable[[nn.Linear], nn.Module |
 
 
 def _nearest() -> Iterable[Setting]:
-    for bits in (2, 3, 4, 6, 8):
+    for bits in (2, 3, 4, 5, 6, 8):
         option = Option("uaq", bits)
         yield Setting(NEAREST, str(option), partial(_uniform, option=option), recommended=bits == 4)
 
@@ -186,29 +186,28 @@ def packed_bytes(subject: Subject, layers: int) -> int:
 # SDNQ ----------------------------------------------------------------------------------------------------------------
 
 #: What is added to a width: name → options of SDNQConfig. Scales are fp32 unless ``dequantize_fp32`` is False.
-_SDNQ_SCALES: dict[str, dict[str, Any]] = {
+_SDNQ_WAYS: dict[str, dict[str, Any]] = {
     "fp16 scales": {"dequantize_fp32": False},
     "rows, fp16 scales": {"group_size": -1, "dequantize_fp32": False},
     "groups of 32, fp16 scales": {"group_size": 32, "dequantize_fp32": False},
-}
-_SDNQ_WAYS: dict[str, dict[str, Any]] = {
     "SVD": {"use_svd": True},
     "SVD of rank 8, fp16 scales": {"use_svd": True, "svd_rank": 8, "dequantize_fp32": False},
     "Hadamard, fp16 scales": {"use_hadamard": True, "dequantize_fp32": False},
     "dynamic": {"use_dynamic_quantization": True},
     "dynamic, SVD, fp16 scales": {"use_dynamic_quantization": True, "use_svd": True, "dequantize_fp32": False},
+    "codebook, fp16 scales": {"use_codebook": True, "dequantize_fp32": False},
     "codebook, Hadamard, fp16 scales": {"use_codebook": True, "use_hadamard": True, "dequantize_fp32": False},
 }
+_SDNQ_SMALL = 4  # bits
 
 
 def _sdnq(convolutions: bool) -> Iterable[Setting]:
-    """Every width as it is, small ones with other scales, and 4 bits in every other way."""
+    """Every width as it is, small ones in every other way too."""
     yield Setting("SDNQ", "int8", partial(_by_sdnq, weights_dtype="int8"), recommended=True)
     if convolutions:
         yield Setting("SDNQ", "uint4, convolutions left", partial(_by_sdnq, weights_dtype="uint4"), recommended=True)
     for bits in range(2, 9):
-        ways = {"": {}, **(_SDNQ_SCALES if bits <= 4 else {}), **(_SDNQ_WAYS if bits == 4 else {})}
-        for name, options in ways.items():
+        for name, options in {"": {}, **(_SDNQ_WAYS if bits <= _SDNQ_SMALL else {})}.items():
             said = f"uint{bits}, {name}" if name else f"uint{bits}"
             way = partial(_by_sdnq, weights_dtype=f"uint{bits}", quant_conv=convolutions, **options)
             yield Setting("SDNQ", said, way, recommended=name == "dynamic" or not (name or convolutions))
@@ -376,7 +375,7 @@ def _by_bitsandbytes_int8(subject: Subject) -> Saved:
 
 def _hqq() -> Iterable[Setting]:
     for bits in (2, 3, 4, 8):  # 5 and 6 bits are saved in 8
-        for group, axis in ((64, 1), (64, 0), (16, 1)):
+        for group, axis in ((64, 1), (64, 0), (32, 1), (16, 1)):
             if bits <= 4 or (group, axis) == (64, 1):
                 way = partial(_by_hqq, bits=bits, group=group, axis=axis)
                 name = f"{bits} bits, groups of {group}{', axis 0' if axis == 0 else ''}"
