@@ -254,7 +254,8 @@ def _by_quanto(subject: Subject, name: str, hqq: bool = False) -> Saved:
 def _torchao(convolutions: bool) -> Iterable[Setting]:
     yield Setting("torchao", "Int8WeightOnly", partial(_by_torchao, config=_int8), recommended=True)
     yield Setting("torchao", "Int4WeightOnly", partial(_by_torchao, config=_int4), recommended=True)
-    yield Setting("torchao", "PrototypeInt4WeightOnly", partial(_by_torchao, config=_int4_prototype))
+    prototype = partial(_by_torchao, config=_int4_prototype, rows=16)
+    yield Setting("torchao", "PrototypeInt4WeightOnly", prototype)
     yield Setting("torchao", "GPTQ, int4", partial(_by_torchao, config=_int4_gptq))
     for bits in (3, 4, 6):  # all are saved in 8 bits a weight
         config = partial(_intx, bits=bits, group=32)
@@ -295,7 +296,8 @@ def _intx(bits: int, group: int) -> Any:
     return IntxWeightOnlyConfig(dtype, granularity=PerGroup(group), mapping_type=MappingType.ASYMMETRIC)
 
 
-def _by_torchao(subject: Subject, config: Callable[[], Any], convolutions: bool = False) -> Saved:
+def _by_torchao(subject: Subject, config: Callable[[], Any], convolutions: bool = False, rows: int = 1) -> Saved:
+    """Layers whose output channels are a multiple of ``rows``, and whose inputs are one of the group's size."""
     from torchao.quantization import quantize_
 
     made = config()
@@ -304,7 +306,7 @@ def _by_torchao(subject: Subject, config: Callable[[], Any], convolutions: bool 
     size = getattr(group, "group_size", 1)
 
     def takes(module: nn.Module, _name: str) -> bool:
-        return isinstance(module, kinds) and module.weight.shape[1] % size == 0
+        return isinstance(module, kinds) and module.weight.shape[0] % rows == 0 and module.weight.shape[1] % size == 0
 
     quantize_(subject.denoiser, made, filter_fn=takes)
 
