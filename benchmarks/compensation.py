@@ -189,7 +189,7 @@ def sizes(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> None:
         average = study.workspace.space.average_bits(best)
         rows(f"{model} {seed} {bits:g} {PLAIN}",
              lambda: {"average_bits": average, **judge(study.workspace.bank.values(best))})  # noqa: B023  # fmt: skip
-        rows(f"{model} {seed} {bits:g} {QUICK}", lambda: _quick(study, judge, bits, prepared))  # noqa: B023
+        rows(f"{model} {seed} {bits:g} {QUICK}", lambda: quick_row(study, judge, bits, prepared))  # noqa: B023
 
 
 def nearest_values(study: Study, configuration: Mapping[str, Option]) -> Values:
@@ -198,7 +198,7 @@ def nearest_values(study: Study, configuration: Mapping[str, Option]) -> Values:
     return {n: METHODS[o.method].quantize(weight(n), [o.number])[0] for n, o in configuration.items()}
 
 
-def _quick(study: Study, judge: Judge, bits: float, prepared: float) -> dict[str, Any]:
+def quick_row(study: Study, judge: Judge, bits: float, prepared: float) -> dict[str, Any]:
     began = time.time()
     choice = study.quick(bits)
     seconds = {"prepared_s": round(prepared), "polish_s": round(time.time() - began)}
@@ -304,7 +304,7 @@ def counts(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> None
             judge = Judge(study, asked.images)
             best = _program(study, by_gradients, _TRANSFERRED)
             plain = judge(study.workspace.bank.values(best))["psnr"]
-            rows(key, lambda: {PLAIN: plain, **_quick(study, judge, _TRANSFERRED, 0.0)})  # noqa: B023
+            rows(key, lambda: {PLAIN: plain, **quick_row(study, judge, _TRANSFERRED, 0.0)})  # noqa: B023
 
 
 def paper(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> None:

@@ -27,6 +27,7 @@ ORDER = (
             "docs/sampling",
             "docs/search",
             "docs/compensation",
+            "docs/comparison",
             "docs/runtime",
             "docs/formats",
             "docs/figures",
