@@ -14,6 +14,7 @@ from tests.conftest import choice_of
 from qua2sedimo import Qua2SeDiMoError, Study
 from qua2sedimo.measuring.run import Workers
 from qua2sedimo.options import Option
+from qua2sedimo.search import Budget
 from qua2sedimo.study.stages.choose import search_owner
 
 
@@ -26,11 +27,14 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(place, lambda *_, **__: pytest.fail("work began"))
 
 
-def with_choice(study: Path, name: str = "plain") -> None:
-    """A choice of 4-bit options in the study, found by a search."""
+def with_choice(study: Path, name: str = "plain", budget: float | None = None) -> None:
+    """A choice of 4-bit options in the study, found by a search for this budget or just its size."""
     opened = Study(study)
     configuration = opened.workspace.space.uniform(Option.parse("uaq-4"))
     choice = choice_of(opened, configuration, owner=search_owner(opened.workspace))
+    if budget is not None:
+        nbytes = Budget(budget).nbytes(opened.workspace.candidates.weights)
+        choice = choice.model_copy(update={"budget": Budget(budget), "budget_bytes": nbytes})
     choice.save(study / "choices" / f"{name}.json")
 
 
@@ -107,7 +111,7 @@ def test_places_that_cannot_be_written_are_refused_before_any_work(  # type: ign
 
 
 def test_a_report_without_a_fit_is_refused_before_any_work(refused, study: Path, no_work: None) -> None:  # type: ignore[no-untyped-def]
-    with_choice(study, "5.5")
+    with_choice(study, "5.5", 5.5)
     assert "has no predictor" in refused("report", study, "--bits", 5.5)
 
 
@@ -116,7 +120,7 @@ def test_a_report_of_a_size_without_a_choice_is_refused_and_says_how_to_make_one
 ) -> None:
     said = refused("report", study, "--bits", 4.5)
     assert "has no choice of 4.5 bits\n" in said and f"qua2sedimo choose {study} --bits 4.5" in said
-    with_choice(study, "5.5")
+    with_choice(study, "5.5", 5.5)
     assert "has no choice of 4.5 bits, but 5.5" in refused("report", study, "--bits", 4.5)
 
 
@@ -174,6 +178,7 @@ def test_workers_reach_every_stage_that_measures(  # type: ignore[no-untyped-def
         monkeypatch.setattr(Study, method, lambda *_, **__: None)
 
     monkeypatch.setattr("qua2sedimo.study.stages.fit.fitted_records", lambda *_: [])
+    with_choice(study, "4.0", 4)
 
     def measured(*_: object, workers: Workers, **__: object) -> None:
         raise Qua2SeDiMoError(f"reached with {workers}")

@@ -90,7 +90,7 @@ def test_a_search_never_spends_more_images_than_it_was_given(study: Study, image
     except Qua2SeDiMoError as refusal:
         assert images < spent + 32 and "fewer than this search needs" in refusal.message
         assert images_spent(study.workspace) == spent and refusal.remedy
-        least = int(refusal.remedy.split("--images ")[1].split()[0])
+        least = int(refusal.remedy.split("--image-budget ")[1].split()[0])
         study.search(3.3, least)  # what is named as the least is enough
         assert images_spent(study.workspace) <= least
     else:

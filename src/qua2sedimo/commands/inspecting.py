@@ -63,15 +63,18 @@ def inspect(
     if component and len(component) > 1:
         raise Qua2SeDiMoError("inspect shows one denoiser at a time", "Give --component once.")
     shown = component[0] if component else None
-    if details is None and _is_layer(options):  # as --options LAYER once meant
-        errors.print("--options LAYER of `inspect` is now called --details LAYER.")
+    by_earlier_name = details is None and _is_layer(options)  # as --options LAYER once meant
+    if by_earlier_name:
         options, details = "default", options
-    if details is not None and (Path(model) / "study.yaml").is_file():
-        console.print(_of_study(Path(model), details))
-        return
     if details is not None:
-        width = histogram_width(console.width)
-        console.print(layer_options_table(denoiser_named(model, shown, loading), details, options, width))
+        if (Path(model) / "study.yaml").is_file():
+            shown_table = _of_study(Path(model), details)
+        else:
+            width = histogram_width(console.width)
+            shown_table = layer_options_table(denoiser_named(model, shown, loading), details, options, width)
+        console.print(shown_table)
+        if by_earlier_name:
+            errors.print("--options LAYER of `inspect` is now called --details LAYER.")
         return
     seen = inspected(model, options, shown, pipeline_arguments(arguments), inputs, loading)
     if graph is not None:
