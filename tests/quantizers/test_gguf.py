@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.quantizers.test_range import EXTREMES, extreme
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers import METHODS, Moment, QuantizedWeight, dequantize_weight, packed_bytes
+from qua2sedimo.quantizers import METHODS, Moment, QuantizedWeight, dequantize_weight, packed_bytes, quantization_error
 from qua2sedimo.quantizers.gguf import TYPES, BlockType, blocks_of, from_blocks
 from qua2sedimo.quantizers.gguf.scales import packed_scales, unpacked_scales
 from qua2sedimo.quantizers.grids import ScaledGrid
@@ -162,6 +163,22 @@ def test_weights_of_any_size_stay_finite(method: str, bits: int, kind: BlockType
         (value,) = METHODS[method].quantize(weight, [bits], moment)
         assert all(torch.isfinite(t).all() for t in value.parameters.values() if t.is_floating_point())
         assert torch.isfinite(dequantize_weight(value)).all()
+
+
+@kinds
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("words", EXTREMES.values(), ids=EXTREMES)
+def test_the_ends_of_the_range_come_back_finite_with_their_true_errors(
+    method: str, bits: int, kind: BlockType, dtype: torch.dtype, words: str
+) -> None:
+    weight = extreme(words, dtype, (2, 256))
+    true = weight.double()
+    for moment in (None, second_moment(256)):
+        (value,) = METHODS[method].quantize(weight, [bits], moment)
+        back = dequantize_weight(value)
+        assert torch.isfinite(back).all()
+        relative = float((true - back.double()).square().sum() / true.square().sum())
+        assert quantization_error(weight, back)[1] == pytest.approx(relative, rel=1e-4, abs=1e-18)
 
 
 @kinds
