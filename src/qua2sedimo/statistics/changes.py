@@ -13,7 +13,7 @@ from qua2sedimo.statistics.gradients import checkpointed
 from qua2sedimo.system.memory import is_out_of_memory
 
 #: What each option of a unit gets wrong of its weight: tensors in its shape. Asked for in every call.
-Errors = Callable[[str], Sequence[torch.Tensor]]
+Errors = Callable[[str], Sequence[torch.Tensor] | torch.Tensor]
 
 
 def output_changes(

@@ -79,18 +79,21 @@ class _Errors:
 
     def __init__(self, bank: Bank, weight: Callable[[str], torch.Tensor], memory: int) -> None:
         self._bank, self._weight, self._room = bank, weight, memory
-        self._kept: dict[str, list[torch.Tensor]] = {}
+        self._kept: dict[str, torch.Tensor] = {}
 
-    def __call__(self, layer: str) -> list[torch.Tensor]:
+    def __call__(self, layer: str) -> torch.Tensor:
+        """[options, …] of a layer."""
         if layer in self._kept:
             return self._kept[layer]
-        original = self._weight(layer).cpu().float()
-        values = (self._bank.get(layer, option) for option in self._bank.space.options[layer])
-        found = [(dequantize_weight(v).float().reshape(original.shape) - original).bfloat16() for v in values]
-        nbytes = sum(error.nbytes for error in found)
-        if nbytes <= self._room:
+        original, options = self._weight(layer).cpu().float(), self._bank.space.options[layer]
+        # One tensor for all, made before what is needed in between: single ones would leave holes in memory.
+        found = torch.empty(len(options), *original.shape, dtype=torch.bfloat16)
+        for error, option in zip(found, options):
+            value = dequantize_weight(self._bank.get(layer, option))
+            error.copy_(value.float().reshape(original.shape).sub_(original))
+        if found.nbytes <= self._room:
             self._kept[layer] = found
-            self._room -= nbytes
+            self._room -= found.nbytes
         return found
 
 
