@@ -123,7 +123,8 @@ def denoiser_size(folder: Path) -> float:
 
 
 def write_docs(rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Replace the tables of docs/scale.md: what each command took, and how that grows with the weights."""
+    """Replace the tables of docs/scale.md: what each command took and, of several models, how that grows with the
+    weights."""
     models = [model for model in MODELS if any(key.startswith(f"{model} ") for key in rows)]
     body = []
     for stage in STAGES:
@@ -134,7 +135,8 @@ def write_docs(rows: Mapping[str, Mapping[str, Any]]) -> None:
     }
     head = " | ".join(f"{model}, {size / 2:.3g} B weights" for model, size in sizes.items())
     write_table(PAGE, "stages", [f"| command | {head} |", "|---|" + "---|" * len(models), *body])
-    write_table(PAGE, "growth", _growth(rows, sizes))
+    if len([model for model in GROWING if model in sizes]) > 1:
+        write_table(PAGE, "growth", _growth(rows, sizes))
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
