@@ -16,11 +16,9 @@ from qua2sedimo.terminal.console import errors, say_error, show_notes
 def main() -> None:
     """Run the command line; a problem with the input ends it with one clear message and status 1."""
     show_notes()
+    words, notices = current(sys.argv[1:])
     try:
         _refuse_broken_text(sys.argv)
-        words, notices = current(sys.argv[1:])
-        for notice in notices:
-            errors.print(notice, soft_wrap=True, markup=False)
         with within_memory("this does not fit into memory"):
             app(words, standalone_mode=True)
     except Qua2SeDiMoError as error:
@@ -33,6 +31,9 @@ def main() -> None:
     except Stopped:
         errors.print("\nStopped. Every finished measurement is kept: run the same command again to resume.")
         sys.exit(130)
+    finally:
+        for notice in notices:
+            errors.print(notice, soft_wrap=True, markup=False)
 
 
 def _refuse_broken_text(arguments: Sequence[str]) -> None:

@@ -256,12 +256,13 @@ def evaluate(
         found = evaluate_export(folder, model, generation, names, images, report, loading)
     if as_json:
         print(found.model_dump_json())
-    for name in () if as_json else names:
-        entry, estimate = known.metric(name), found.metrics[name]
-        ends = f"95 %: {interval(estimate, '.4g')}, " if interval(estimate) else ""
-        better = "higher" if entry.higher_is_better else "lower"
-        unit = f" {entry.unit}" if entry.unit else ""
-        say(f"{name}: {estimate.value:.4g}{unit} ({ends}{better} is better)")
+    else:
+        for name in names:
+            entry, estimate = known.metric(name), found.metrics[name]
+            ends = f"95 %: {interval(estimate, '.4g')}, " if interval(estimate) else ""
+            better = "higher" if entry.higher_is_better else "lower"
+            unit = f" {entry.unit}" if entry.unit else ""
+            say(f"{name}: {estimate.value:.4g}{unit} ({ends}{better} is better)")
     try:
         found.keep(folder)
     except Qua2SeDiMoError as error:  # the result has been printed: a read-only folder is no failure

@@ -12,7 +12,7 @@ from qua2sedimo.commands.app import MOST, Arguments, AsJson, Component, StudyFol
 from qua2sedimo.commands.loading import with_loading
 from qua2sedimo.denoisers.loading import Loading, OffloadName
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.terminal.console import console, errors, say
+from qua2sedimo.terminal.console import console, say
 from qua2sedimo.terminal.progress import progress
 
 if TYPE_CHECKING:
@@ -63,18 +63,12 @@ def inspect(
     if component and len(component) > 1:
         raise Qua2SeDiMoError("inspect shows one denoiser at a time", "Give --component once.")
     shown = component[0] if component else None
-    by_earlier_name = details is None and _is_layer(options)  # as --options LAYER once meant
-    if by_earlier_name:
-        options, details = "default", options
+    if details is not None and (Path(model) / "study.yaml").is_file():
+        console.print(_of_study(Path(model), details))
+        return
     if details is not None:
-        if (Path(model) / "study.yaml").is_file():
-            shown_table = _of_study(Path(model), details)
-        else:
-            width = histogram_width(console.width)
-            shown_table = layer_options_table(denoiser_named(model, shown, loading), details, options, width)
-        console.print(shown_table)
-        if by_earlier_name:
-            errors.print("--options LAYER of `inspect` is now called --details LAYER.")
+        width = histogram_width(console.width)
+        console.print(layer_options_table(denoiser_named(model, shown, loading), details, options, width))
         return
     seen = inspected(model, options, shown, pipeline_arguments(arguments), inputs, loading)
     if graph is not None:
@@ -85,14 +79,6 @@ def inspect(
     console.print(layer_tree(seen, layer, console.width))
     for note in inspection_notes(seen):
         console.print(note)
-
-
-def _is_layer(text: str) -> bool:
-    """Whether a value of --options is neither a set nor begins with an option."""
-    from qua2sedimo.options import OPTION_SETS
-    from qua2sedimo.quantizers import METHODS
-
-    return text not in OPTION_SETS and text.split(",")[0].strip().rpartition("-")[0] not in METHODS
 
 
 def _of_study(study: Path, layer: str) -> Table:

@@ -18,12 +18,26 @@ def current(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """(The words of a command line with options by their present names, a notice for each that had an earlier one)."""
     command = next((word for word in words if not word.startswith("-")), "")
     names, found, notices = dict(EARLIER.get(command, {})), [], []
-    if command == "inspect" and any(word.partition("=")[0] == "--set" for word in words):
-        names["--options"] = "--details"  # which named a layer beside --set
+    if command == "inspect" and _names_a_layer(words):
+        names["--options"] = "--details"
     for word in words:
         name, equals, value = word.partition("=")
         if name in names:
-            notices.append(f"{name} of `{command}` is now called {names[name]}; {name} goes with the next version.")
+            what = " LAYER" if name == "--options" else ""  # which has another meaning now
+            notices.append(
+                f"{name}{what} of `{command}` is now called {names[name]}{what}; the former goes with the next version."
+            )
             word = names[name] + equals + value
         found.append(word)
     return found, list(dict.fromkeys(notices))
+
+
+def _names_a_layer(words: Sequence[str]) -> bool:
+    """Whether --options of `inspect` is meant as it once was: beside --set, or with neither a set nor an option."""
+    from qua2sedimo.options import OPTION_SETS  # heavy to import; no other command needs it here
+    from qua2sedimo.quantizers import METHODS
+
+    pairs = [word.partition("=")[::2] if "=" in word else (word, after) for word, after in zip(words, [*words[1:], ""])]
+    values = [value for name, value in pairs if name == "--options"]
+    old = [v for v in values if v not in OPTION_SETS and v.split(",")[0].strip().rpartition("-")[0] not in METHODS]
+    return bool(old) or any(name == "--set" for name, _ in pairs)

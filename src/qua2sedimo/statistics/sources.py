@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -86,23 +86,23 @@ def find_sources(
     finally:
         for handle in handles:
             handle.remove()
-    groups: dict[tuple[Any, ...], list[str]] = {}
-    for layer in layers:
-        if layer.module in seen:
-            node = graph.nodes[graph.index[layer.name]]
-            key = (node.inputs, node.sees, seen[layer.module], layer.span, _geometry(denoiser, layer))
-            groups.setdefault(key, []).append(layer.name)
-    sources = [Source(tuple(names), _inputs(graph.layers[names[0]]), key[1]) for key, names in groups.items()]
+    called = [layer.name for layer in layers if layer.module in seen]
+    sources = _grouped(graph, called, lambda layer: (seen[layer.module], _geometry(denoiser, layer)))
     return sources, [layer.name for layer in layers if layer.module not in seen]
 
 
 def likely_sources(graph: Graph, units: Sequence[str]) -> list[Source]:
     """What :func:`find_sources` will find, by the graph alone; a few more where norms stand between."""
+    return _grouped(graph, units, _inputs)
+
+
+def _grouped(graph: Graph, units: Sequence[str], further: Callable[[WeightLayer], Any]) -> list[Source]:
+    """Units that read the same part of the same nodes and have the same ``further`` properties, in order."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for layer in (graph.layers[unit] for unit in units):
         node = graph.nodes[graph.index[layer.name]]
-        groups.setdefault((node.inputs, node.sees, layer.span, _inputs(layer)), []).append(layer.name)
-    return [Source(tuple(names), key[3], key[1]) for key, names in groups.items()]
+        groups.setdefault((node.inputs, node.sees, layer.span, further(layer)), []).append(layer.name)
+    return [Source(tuple(names), _inputs(graph.layers[names[0]]), key[1]) for key, names in groups.items()]
 
 
 def _geometry(denoiser: nn.Module, layer: WeightLayer) -> tuple[Any, ...]:
