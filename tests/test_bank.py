@@ -505,6 +505,30 @@ def test_heavy_tails_have_a_codebook_and_usual_weights_fixed_levels(tmp_path: Pa
     assert books < rows
 
 
+def test_methods_are_compared_on_some_rows_of_a_large_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The heaviest are among them: one row with far larger weights and a strong effect decides here."""
+    shape = (160, 40)
+    space = SearchSpace.of({"layer": shape}, "default")
+    weight, observed = torch.randn(shape, generator=torch.Generator().manual_seed(2)), statistics_of("layer", shape)
+    weight[101] *= 30
+    seen: list[int] = []
+    quantized = bank_module._quantized
+
+    def spying(weight: torch.Tensor, options: object, moment: Moment | None) -> dict[Option, QuantizedWeight]:
+        if moment is None:
+            seen.append(len(weight))
+        return quantized(weight, options, moment)
+
+    monkeypatch.setattr(bank_module, "_quantized", spying)
+    kept = []
+    for name, large in (("all", 10**9), ("some", 1)):
+        monkeypatch.setattr(bank_module, "_LARGE", large)
+        bank = Bank.build(tmp_path / name, space, OWNER, lambda _: weight, observed=lambda _: observed, prune=True)
+        kept.append({o.method for o in bank.space.options["layer"] if o.number in (3, 4) and o.method != "lowrank"})
+    assert seen[0] == 160 and seen[1] <= 20
+    assert kept[0] == kept[1] == {"row"}
+
+
 def test_a_pruned_bank_has_no_option_that_another_beats_and_its_space_is_what_it_holds(tmp_path: Path) -> None:
     pruned, whole = compensated(tmp_path / "pruned", DEFAULT, prune=True), compensated(tmp_path / "whole", DEFAULT)
     assert whole.space.options == DEFAULT.options

@@ -19,7 +19,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -57,6 +57,8 @@ from qua2sedimo.quantizers import (
 
 FORMAT = 2
 _BEFORE = 1  # errors without those of outputs; every option kept
+_LARGE = 1_000_000  # weights from which methods are compared on some rows
+_SAMPLED = 16  # of these rows, one in so many, and as many of the heaviest
 _FEW_DIRECTIONS = 32.0  # :attr:`Moment.dimension` below which low-rank options are tried
 _REBUILD = "Move the bank folder away; `qua2sedimo quantize STUDY` builds it again."
 _REBUILD_FILE = "Move the file away; `qua2sedimo quantize STUDY` makes it again."
@@ -351,7 +353,7 @@ def _write_layer(
     if prune:
         options = _worth_trying(weight, options, observed)
     made = _quantized(weight, options, observed.moment)
-    errors = {option: _error(weight, dequantize_weight(value), observed) for option, value in made.items()}
+    errors = _errors(weight, made, observed)
     if prune:
         made = {o: made[o] for o in _not_dominated(errors, {o: value.nbytes for o, value in made.items()})}
     tensors: dict[str, torch.Tensor] = {}
@@ -389,10 +391,8 @@ def _worth_trying(weight: torch.Tensor, options: Sequence[Option], observed: Obs
     codes = [o for o in options if o.method != "lowrank"]
     sizes = {o: (o.number, METHODS[o.method].overhead(o.number)) for o in codes}
     rivals = [o for o in codes if sum(sizes[o] == other for other in sizes.values()) > 1]
-    errors = {
-        option: _rank(_error(weight, dequantize_weight(value), observed))
-        for option, value in _quantized(weight, rivals, None).items()
-    }
+    weight, observed = _some_rows(weight, observed)
+    errors = {o: _rank(e) for o, e in _errors(weight, _quantized(weight, rivals, None), observed).items()}
     best = {
         min((o for o in rivals if sizes[o] == size), key=lambda o: (errors[o], o))
         for size in {sizes[o] for o in rivals}
@@ -400,14 +400,36 @@ def _worth_trying(weight: torch.Tensor, options: Sequence[Option], observed: Obs
     return tuple(sorted([*(o for o in codes if o not in rivals or o in best), *low_rank]))
 
 
-def _error(weight: torch.Tensor, quantized: torch.Tensor, observed: Observed) -> OptionError:
-    loss, relative = quantization_error(weight, quantized)
-    moment = observed.moment
-    if moment is None or weight.numel() == 0:
-        return OptionError(loss, relative)
-    errors, output = moment.output_errors(weight, quantized)
-    cost = None if observed.gradient is None else float(observed.gradient.cpu() @ errors)
-    return OptionError(loss, relative, output, cost)
+def _some_rows(weight: torch.Tensor, observed: Observed) -> tuple[torch.Tensor, Observed]:
+    """Rows of a large weight that tell which method errs less on it, and what was observed of them; all of a small
+    one."""
+    if weight.numel() < _LARGE:
+        return weight, observed
+    heavy = weight.reshape(len(weight), -1).float().square().sum(dim=1).cpu()
+    if observed.gradient is not None:
+        heavy *= observed.gradient.cpu().float()
+    worst = heavy.topk(max(1, len(heavy) // _SAMPLED)).indices
+    rows = torch.cat([torch.arange(0, len(heavy), _SAMPLED), worst]).unique()
+    gradient = None if observed.gradient is None else observed.gradient[rows.to(observed.gradient.device)]
+    return weight[rows.to(weight.device)], replace(observed, gradient=gradient)
+
+
+def _errors(
+    weight: torch.Tensor, made: Mapping[Option, QuantizedWeight], observed: Observed
+) -> dict[Option, OptionError]:
+    """What each option gets wrong of a weight."""
+    moment, found = observed.moment, {}
+    power = None if moment is None or weight.numel() == 0 else moment.power(weight)
+    for option, value in made.items():
+        quantized = dequantize_weight(value)
+        loss, relative = quantization_error(weight, quantized)
+        if moment is None or power is None:
+            found[option] = OptionError(loss, relative)
+            continue
+        errors, output = moment.output_errors(weight, quantized, power)
+        cost = None if observed.gradient is None else float(observed.gradient.cpu() @ errors)
+        found[option] = OptionError(loss, relative, output, cost)
+    return found
 
 
 def _not_dominated(errors: Mapping[Option, OptionError], nbytes: Mapping[Option, int]) -> list[Option]:

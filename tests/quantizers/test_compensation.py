@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.methods import ANY_SHAPE
 
-from qua2sedimo.quantizers import LEVEL_METHODS, METHODS, Moment, QuantizedWeight, dequantize_weight, unpack
+from qua2sedimo.quantizers import (
+    LEVEL_METHODS,
+    METHODS,
+    Moment,
+    QuantizedWeight,
+    compensation,
+    dequantize_weight,
+    unpack,
+)
 from qua2sedimo.quantizers.compensation import Strips
 from qua2sedimo.quantizers.grids import PAIRS, LevelGrid
 from qua2sedimo.quantizers.moment import DAMPING
@@ -97,6 +105,23 @@ def test_output_errors_fall_a_lot_where_inputs_are_correlated(method: str, bits:
     weight, moment = normal(32, 96, seed=1), moment_of("decaying", 96, 3)
     (nearest,), (made,) = (METHODS[method].quantize(weight, [bits], m) for m in (None, moment))
     assert errors(made, weight, moment).sum() < 0.7 * errors(nearest, weight, moment).sum()
+
+
+@level_methods
+@pytest.mark.parametrize("bits", [1, 3])
+def test_factors_of_large_layers_are_tried_on_some_rows_at_little_loss(
+    method: str, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one row, which few others resemble, makes most of the error."""
+    weight, moment = normal(96, 64, seed=4), moment_of("decaying", 64, 6)
+    weight[37] *= 20
+    monkeypatch.setattr(compensation, "_LARGE", 1)
+    (nearest,), (made,) = (METHODS[method].quantize(weight, [bits], m) for m in (None, moment))
+    monkeypatch.setattr(compensation, "_SAMPLED", 1)
+    monkeypatch.setattr(compensation, "_KEPT", 8)
+    (whole,) = METHODS[method].quantize(weight, [bits], moment)
+    assert errors(made, weight, moment).sum() <= errors(nearest, weight, moment).sum()
+    assert errors(made, weight, moment).sum() <= 1.1 * errors(whole, weight, moment).sum()
 
 
 def least_by_trying(weight: np.ndarray, h: np.ndarray, levels: np.ndarray) -> np.ndarray:

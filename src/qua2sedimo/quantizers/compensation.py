@@ -16,8 +16,10 @@ Columns are processed in strips: within one, compiled kernels on a CPU and batch
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -37,6 +39,10 @@ _FITS = 2  # times that scales are fitted to the codes
 #: sweep: on large layers each brings less and takes minutes.
 _LARGE = 1_400_000_000
 _FEW_FACTORS = (1.0, 0.9, 0.8, 0.7)
+#: One in so many rows of a large layer, and as many of those that err most, try all factors; the others, if each row
+#: has its own, only the best :data:`_KEPT` of these.
+_SAMPLED = 16
+_KEPT = 3
 
 Parameters = dict[str, torch.Tensor]
 
@@ -58,63 +64,124 @@ class _Found:
     error: torch.Tensor
 
 
+class Target:
+    """A weight ``rows`` [rows, n] to be rounded under a moment: what all widths of it share."""
+
+    def __init__(self, rows: torch.Tensor, moment: Moment) -> None:
+        self.dtype, self.weight, self.moment = rows.dtype, rows.float(), moment
+        #: Whether less is tried, since it takes long.
+        self.large = len(rows) * sum(len(b) ** 2 for b in moment.blocks) > _LARGE
+        self._span = _SPAN if self.large else moment.inputs
+
+    @cached_property
+    def strips(self) -> list[Strips]:
+        """The weight under each block of the moment."""
+        return self.strips_of(self.weight)
+
+    def strips_of(self, weight: torch.Tensor) -> list[Strips]:
+        """These, of some of its rows."""
+        pairs = zip(self.moment.spans(), self.moment.factors)
+        return [Strips(weight[:, a:b], factor, a, self._span) for (a, b), factor in pairs]
+
+    def errors(self, values: torch.Tensor) -> torch.Tensor:
+        """Of each row of a weight fp32 [rows, n] in its place: float64 [rows]."""
+        return self.moment.errors(self.weight - values)
+
+    def products(self, values: torch.Tensor) -> torch.Tensor:
+        """v·H·wᵀ of each row v of ``values``: float64 [rows]."""
+        return torch.sum(self._pulled * values, dim=1, dtype=torch.float64)
+
+    @cached_property
+    def power(self) -> torch.Tensor:
+        """w·H·wᵀ of each row: float64 [rows]."""
+        return self.products(self.weight)
+
+    @cached_property
+    def _pulled(self) -> torch.Tensor:
+        """w·H of each row: fp32 [rows, n]."""
+        parts = zip(self.moment.spans(), self.moment.blocks)
+        return torch.cat([self.weight[:, a:b] @ block.to(self.weight.device) for (a, b), block in parts], dim=1)
+
+
 def compensated(
-    method: Coded, rows: torch.Tensor, bits: int, codes: torch.Tensor, parameters: Parameters, moment: Moment
+    method: Coded, target: Target, bits: int, codes: torch.Tensor, parameters: Parameters
 ) -> tuple[torch.Tensor, Parameters]:
-    """Codes (uint8 [rows, n]) and parameters of a weight ``rows`` [rows, n] with compensated rounding.
+    """Codes (uint8 [rows, n]) and parameters of a weight with compensated rounding.
 
     ``codes`` and ``parameters`` are those of nearest rounding, which remain where nothing is better.
     """
-    weight = rows.float()
-    shared = method.grid(parameters, bits, rows.dtype).shared
-    large = is_large(len(weight), moment)
-    sweeps, fits = (1, 1) if large else (SWEEPS, _FITS)
+    weight, dtype = target.weight, target.dtype
+    shared = method.grid(parameters, bits, dtype).shared
+    sweeps, fits = (1, 1) if target.large else (SWEEPS, _FITS)
 
     def grid(factor: torch.Tensor) -> Grid:
-        return method.grid(method.rescaled(parameters, factor[:1] if shared else factor), bits, rows.dtype)
+        return method.grid(method.rescaled(parameters, factor[:1] if shared else factor), bits, dtype)
 
     ones = torch.ones(len(weight), device=weight.device)
-    best = _Found(ones, codes.clone(), moment.errors(weight - grid(ones).values(codes)))
-    strips = strips_of(weight, moment)
+    best = _Found(ones, codes.clone(), target.errors(grid(ones).values(codes)))
 
     def attempt(factor: torch.Tensor, descend: int) -> None:
         given = grid(factor)
-        found = torch.cat([s.rounded(given, descend) for s in strips], dim=1)
-        _keep_better(best, factor, found, moment.errors(weight - given.values(found)), shared)
+        found = torch.cat([s.rounded(given, descend) for s in target.strips], dim=1)
+        _keep_better(best, factor, found, target.errors(given.values(found)), shared)
 
-    few = _FEW_FACTORS if large else _FACTORS
-    attempt(_best_factor([value * ones for value in (*few, *(_MORE if bits <= 2 else ()))], strips, grid, shared), 0)
+    tried = [*(_FEW_FACTORS if target.large else _FACTORS), *(_MORE if bits <= 2 else ())]
+    if target.large and (shared or len(tried) > _KEPT + 1):
+        some = _sampled(best.error.to(weight.device))
+        of_some = parameters if shared else {name: tensor[some] for name, tensor in parameters.items()}
+        tried = _promising(
+            tried, target.strips_of(weight[some]), shared,
+            lambda by: method.grid(method.rescaled(of_some, by[:1] if shared else by), bits, dtype),
+        )  # fmt: skip
+    attempt(_best_factor([value * ones for value in tried], target.strips, grid, shared), 0)
     for _ in range(fits):
         before = float(best.error.sum())
-        attempt(_fitted(grid(best.factor), best, weight, moment, shared), sweeps)
+        attempt(_fitted(grid(best.factor), best, target, shared), sweeps)
         if float(best.error.sum()) > before * (1 - 1e-3):
             break
-    factor = _fitted(grid(best.factor), best, weight, moment, shared)
-    _keep_better(best, factor, best.codes, moment.errors(weight - grid(factor).values(best.codes)), shared)
+    factor = _fitted(grid(best.factor), best, target, shared)
+    _keep_better(best, factor, best.codes, target.errors(grid(factor).values(best.codes)), shared)
     return best.codes, method.rescaled(parameters, best.factor[:1] if shared else best.factor)
-
-
-def is_large(rows: int, moment: Moment) -> bool:
-    """Whether a layer of so many rows is one on which less is tried."""
-    return rows * sum(len(b) ** 2 for b in moment.blocks) > _LARGE
-
-
-def strips_of(weight: torch.Tensor, moment: Moment) -> list[Strips]:
-    """A weight fp32 [rows, n], to be rounded under each block of a moment."""
-    span = _SPAN if is_large(len(weight), moment) else moment.inputs
-    return [Strips(weight[:, a:b], factor, a, span) for (a, b), factor in zip(moment.spans(), moment.factors)]
 
 
 def _best_factor(
     factors: Sequence[torch.Tensor], strips: Sequence[Strips], grid: Callable[[torch.Tensor], Grid], shared: bool,
 ) -> torch.Tensor:  # fmt: skip
     """The factor of least loss of each row, or of all rows together if they share their values."""
-    grids = map(grid, factors)
-    losses = torch.stack([sum((s.loss(given) for s in strips), torch.zeros(1)) for given in grids])
+    if len(factors) == 1:
+        return factors[0]
+    losses = _losses(factors, strips, grid)
     if shared:
         losses = losses.sum(dim=1, keepdim=True).expand_as(losses)
     chosen = losses.argmin(dim=0)
     return torch.stack(list(factors)).gather(0, chosen[None].to(factors[0].device))[0]
+
+
+def _promising(
+    values: Sequence[float], strips: Sequence[Strips], shared: bool, grid: Callable[[torch.Tensor], Grid]
+) -> list[float]:
+    """Of some factors, those few of which each row's best one leaves these rows the least loss; the best one if all
+    rows share it."""
+    ones = torch.ones(strips[0].rows)
+    losses = _losses([value * ones for value in values], strips, grid)
+    if shared:
+        return [values[int(losses.sum(dim=1).argmin())]]
+    several = list(itertools.combinations(range(len(values)), _KEPT))
+    together = torch.stack([losses[list(some)].amin(dim=0).sum() for some in several])
+    return [values[i] for i in several[int(together.argmin())]]
+
+
+def _sampled(error: torch.Tensor) -> torch.Tensor:
+    """Numbers of rows that tell which factor is good: of all kinds, and those that err most by nearest rounding."""
+    worst = error.topk(max(1, len(error) // _SAMPLED)).indices
+    return torch.cat([torch.arange(0, len(error), _SAMPLED, device=error.device), worst]).unique()
+
+
+def _losses(
+    factors: Sequence[torch.Tensor], strips: Sequence[Strips], grid: Callable[[torch.Tensor], Grid]
+) -> torch.Tensor:
+    """[factors, rows]: what compensation leaves of each row."""
+    return torch.stack([sum((s.loss(given) for s in strips), torch.zeros(1)) for given in map(grid, factors)])
 
 
 def _keep_better(best: _Found, factor: torch.Tensor, codes: torch.Tensor, error: torch.Tensor, shared: bool) -> None:
@@ -126,16 +193,15 @@ def _keep_better(best: _Found, factor: torch.Tensor, codes: torch.Tensor, error:
     best.error = torch.where(better, error, best.error)
 
 
-def _fitted(grid: Grid, best: _Found, weight: torch.Tensor, moment: Moment, shared: bool) -> torch.Tensor:
-    """The factor of each row that minimises its error for these codes: a = p·H·wᵀ / p·H·pᵀ, p the row as rounded."""
-    p = grid.values(best.codes)
-    above, below = (torch.zeros(len(p), dtype=torch.float64, device=p.device) for _ in range(2))
-    for (a, b), block in zip(moment.spans(), moment.blocks):
-        ph = p[:, a:b] @ block.to(p.device)
-        above += torch.sum(ph * weight[:, a:b], dim=1, dtype=torch.float64)
-        below += torch.sum(ph * p[:, a:b], dim=1, dtype=torch.float64)
+def _fitted(grid: Grid, best: _Found, target: Target, shared: bool) -> torch.Tensor:
+    """The factor of each row that minimises its error for these codes: a = p·H·wᵀ / p·H·pᵀ, p the row as rounded.
+
+    p·H·pᵀ follows from the error, (w − p)·H·(w − p)ᵀ, without a product with H.
+    """
+    above = target.products(grid.values(best.codes))
+    below = best.error.to(above.device) + 2 * above - target.power
     if shared:
-        above, below = above.sum().expand(len(p)), below.sum().expand(len(p))
+        above, below = above.sum().expand(len(above)), below.sum().expand(len(below))
     by = torch.where((below > 0) & (above > 0), above / below.clamp(min=1e-300), 1.0).clamp(0.25, 4.0)
     return best.factor * by.float()
 
@@ -156,6 +222,10 @@ class Strips:
         self._diagonal = 1 / factor.diagonal.to(device)
         self._compiled = device.type == "cpu"
         self._span = span
+
+    @property
+    def rows(self) -> int:
+        return len(self._weight)
 
     def rounded(self, grid: Grid, sweeps: int) -> torch.Tensor:
         """Codes uint8 [rows, n] by compensated rounding to the values of a grid, and ``sweeps`` of coordinate descent

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers.compensation import compensated
+from qua2sedimo.quantizers.compensation import Target, compensated
 from qua2sedimo.quantizers.error import unit_of
 from qua2sedimo.quantizers.grids import Grid, LevelGrid
 from qua2sedimo.quantizers.moment import Moment
@@ -173,7 +173,8 @@ class CodeMethod(Method):
         found = self.fit(rows, numbers)
         if moment is None:
             return found
-        return [compensated(self, rows, b, codes, given, moment) for b, (codes, given) in zip(numbers, found)]
+        target = Target(rows, moment)
+        return [compensated(self, target, b, codes, given) for b, (codes, given) in zip(numbers, found)]
 
 
 class LevelMethod(CodeMethod):

@@ -99,12 +99,19 @@ class Moment:
             total += torch.sum((d @ block.to(d.device)) * d, dim=1, dtype=torch.float64).cpu()
         return total.clamp_(min=0) / unit**2
 
-    def output_errors(self, weight: torch.Tensor, quantized: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """(e_c of each channel of two weights [channels, ...], fp64; Σ_c e_c / tr(W·H·Wᵀ), 0 if the output is 0)."""
+    def output_errors(
+        self, weight: torch.Tensor, quantized: torch.Tensor, power: float | None = None
+    ) -> tuple[torch.Tensor, float]:
+        """(e_c of each channel of two weights [channels, ...], fp64; Σ_c e_c / tr(W·H·Wᵀ), 0 if the output is 0).
+        ``power``: :meth:`power` of the weight, where it is known."""
         rows = weight.float().reshape(len(weight), -1) / 4  # so that differences have a number in fp32
-        errors = self.errors(rows - quantized.float().reshape(rows.shape) / 4)
-        power = float(self.errors(rows).sum())
-        return 16 * errors, float(errors.sum()) / power if power > 0 else 0.0
+        errors = 16 * self.errors(rows - quantized.float().reshape(rows.shape) / 4)
+        power = self.power(weight) if power is None else power
+        return errors, float(errors.sum()) / power if power > 0 else 0.0
+
+    def power(self, weight: torch.Tensor) -> float:
+        """tr(W·H·Wᵀ): the mean squared output of a weight [channels, ...]."""
+        return 16 * float(self.errors(weight.float().reshape(len(weight), -1) / 4).sum())
 
     @cached_property
     def factors(self) -> tuple[Factor, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.quantizers.compensation import compensated
+from qua2sedimo.quantizers.compensation import Target, compensated
 from qua2sedimo.quantizers.gguf.fitting import Parameters, fitted
 from qua2sedimo.quantizers.gguf.refining import refined
 from qua2sedimo.quantizers.gguf.scales import unpacked_scales
@@ -93,17 +93,16 @@ class BlockMethod(CodeMethod):
         if moment is None:
             return self.fit(rows, numbers)
         costs = torch.cat([_costs(factor.order, factor.diagonal) for factor in moment.factors])
-        return [self._compensated(rows, bits, costs.to(rows.device), moment) for bits in numbers]
+        target = Target(rows, moment)
+        return [self._compensated(rows, bits, costs.to(rows.device), target) for bits in numbers]
 
     def _compensated(
-        self, rows: torch.Tensor, bits: int, costs: torch.Tensor, moment: Moment
+        self, rows: torch.Tensor, bits: int, costs: torch.Tensor, target: Target
     ) -> tuple[torch.Tensor, Parameters]:
         kind, plain = type_of(self.name, bits), self._nearest(rows, bits, None)
-        found = compensated(self, rows, bits, *self._nearest(rows, bits, costs), moment)
-        found = refined(kind, lambda p: self.grid(p, bits, rows.dtype), rows.float(), *found, moment)
-        before, after = (
-            moment.errors(rows.float() - self.grid(p, bits, rows.dtype).values(codes)) for codes, p in (plain, found)
-        )
+        found = compensated(self, target, bits, *self._nearest(rows, bits, costs))
+        found = refined(kind, lambda p: self.grid(p, bits, rows.dtype), target, *found)
+        before, after = (target.errors(self.grid(p, bits, rows.dtype).values(codes)) for codes, p in (plain, found))
         better = (after < before).to(rows.device)
         return torch.where(better[:, None], found[0], plain[0]), {
             name: torch.where(better.view(-1, *[1] * (plain[1][name].dim() - 1)), tensor, plain[1][name])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qua2sedimo.quantizers.compensation import SWEEPS, is_large, strips_of
+from qua2sedimo.quantizers.compensation import SWEEPS, Target
 from qua2sedimo.quantizers.gguf.fitting import Parameters, half
 from qua2sedimo.quantizers.gguf.scales import packed_scales, unpacked_scales
 from qua2sedimo.quantizers.gguf.types import BlockType
@@ -18,24 +18,24 @@ _ROUNDS = 3  # of moving scales, then codes
 
 
 def refined(
-    kind: BlockType, grid_of: Callable[[Parameters], ScaledGrid], weight: torch.Tensor, codes: torch.Tensor,
-    parameters: Parameters, moment: Moment,
+    kind: BlockType, grid_of: Callable[[Parameters], ScaledGrid], target: Target, codes: torch.Tensor,
+    parameters: Parameters,
 ) -> tuple[torch.Tensor, Parameters]:  # fmt: skip
-    """Codes (uint8 [rows, n]) and parameters with no more error under the moment, for a weight fp32 [rows, n].
+    """Codes (uint8 [rows, n]) and parameters of a weight with no more error.
 
     Where a group of weights lies in two blocks of the moment, they are returned as they are.
     """
+    moment = target.moment
     if any(a % kind.group for a, _ in moment.spans()):
         return codes, parameters
-    strips = strips_of(weight, moment)
-    error = float(moment.errors(weight - grid_of(parameters).values(codes)).sum())
-    for _ in range(1 if is_large(len(weight), moment) else _ROUNDS):
-        moved = _moved(kind, grid_of(parameters), weight, codes, parameters, moment)
+    error = float(target.errors(grid_of(parameters).values(codes)).sum())
+    for _ in range(1 if target.large else _ROUNDS):
+        moved = _moved(kind, grid_of(parameters), target.weight, codes, parameters, moment)
         grid = grid_of(moved)
         found = torch.cat(
-            [s.descended(grid, codes[:, a:b], SWEEPS) for s, (a, b) in zip(strips, moment.spans())], dim=1
+            [s.descended(grid, codes[:, a:b], SWEEPS) for s, (a, b) in zip(target.strips, moment.spans())], dim=1
         )
-        now = float(moment.errors(weight - grid.values(found)).sum())
+        now = float(target.errors(grid.values(found)).sum())
         if not now < error:
             break
         codes, parameters, gained, error = found, moved, error - now, now
