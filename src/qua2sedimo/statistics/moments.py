@@ -23,10 +23,15 @@ POSITIONS = 4096
 _TIMES = 64
 #: Calls that they are spread over, so that they meet several prompts or classes.
 _TIMED = 8
+#: Rows of a sum of products that are computed at a time, each up to the diagonal.
+_STRIP = 512
 
 
 class _Sum:
-    """Sum of x·xᵀ of a source, in blocks, and the number of its rows."""
+    """Sum of x·xᵀ of a source, in blocks, and the number of its rows.
+
+    On a CPU the products are added where the sum is, and only those on and left of the diagonal.
+    """
 
     def __init__(self, source: Source) -> None:
         self.sums = [torch.zeros(size, size) for size in source.blocks]
@@ -36,12 +41,20 @@ class _Sum:
         at = 0
         for total in self.sums:
             part = rows[:, at : at + len(total)]
-            total += (part.T @ part).to(total.device)
+            if part.device == total.device:
+                for a in range(0, len(total), _STRIP):
+                    strip = total[a : a + _STRIP, : a + _STRIP]
+                    strip.addmm_(part[:, a : a + _STRIP].T, part[:, : a + _STRIP])
+            else:
+                total += (part.T @ part).to(total.device)
             at += len(total)
         self.rows += len(rows)
 
     def moment(self) -> Moment:
         """The mean, in the memory of the sum, which is gone: all together they are most of what observing takes."""
+        for total in self.sums:
+            for a in range(0, len(total), _STRIP):
+                total[:a, a : a + _STRIP] = total[a : a + _STRIP, :a].T
         return Moment(tuple(total.div_(max(1, self.rows)) for total in self.sums))
 
 
