@@ -3,6 +3,7 @@
     python benchmarks/compensation.py [--models digits-dit …] [--bits 2 2.5 3 3.5] [--seeds 0 1] [--images 64]
     python benchmarks/compensation.py --transfer      # choices of 2.5 bits where they were not observed
     python benchmarks/compensation.py --counts        # how many observed images are needed
+    python benchmarks/compensation.py --calls         # how many calls options must be weighed by
     python benchmarks/compensation.py --paper         # the paper's options, nearest and compensated
     python benchmarks/compensation.py --search        # what measuring images adds to quick choices
     python benchmarks/compensation.py --docs          # only write the tables of docs/compensation.md
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pages import write_table
 from qua2sedimo import Study, StudySettings, zoo
@@ -35,6 +37,7 @@ from qua2sedimo.images.ledger import EVALUATION
 from qua2sedimo.metrics.distances import psnr
 from qua2sedimo.metrics.estimates import mean_estimate
 from qua2sedimo.metrics.estimator import MetricEstimator, References
+from qua2sedimo.option_changes import LayerChanges, OptionChanges
 from qua2sedimo.options import Option
 from qua2sedimo.quantizers import METHODS, QuantizedWeight
 from qua2sedimo.search import best_configurations, by_gradients, sum_of_errors
@@ -51,8 +54,10 @@ _TRANSFERRED = 2.5
 _BESIDE = "uaq-6"  # what a nearest-rounded denoiser of the same quality loses elsewhere
 _LARGER = "pictures of 1.5 × the side"
 _SEARCHED = 500  # images of a search
+#: Calls that options are weighed by, and how many separate parts of all calls are tried.
+_WEIGHED, _SHARES = (8, 16, 32, 64), 2
 #: Observed images, and the steps of each where these are fewer than the study's: the last are those of large denoisers.
-_COUNTS = ((1, None), (2, None), (4, None), (8, None), (16, None), (32, None), (24, None), (24, 4))
+_COUNTS = ((1, None), (2, None), (4, None), (8, None), (16, None), (32, None), (24, None), (24, 4), (24, 6))
 
 Values = Mapping[str, QuantizedWeight]
 
@@ -125,6 +130,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "results" / "compensation")
     parser.add_argument("--transfer", action="store_true", help="Choices of 2.5 bits where they were not observed.")
     parser.add_argument("--counts", action="store_true", help="How many observed images are needed.")
+    parser.add_argument("--calls", action="store_true", help="How many calls options must be weighed by.")
     parser.add_argument("--paper", action="store_true", help="The paper's options, nearest and compensated.")
     parser.add_argument("--search", action="store_true", help="What measuring images adds to quick choices.")
     parser.add_argument("--ours", action="store_true", help="Without uniform options and choices by weight errors.")
@@ -137,6 +143,8 @@ def main() -> None:
                 transfer(rows, asked, model, seed)
             elif asked.counts:
                 counts(rows, asked, model, seed)
+            elif asked.calls:
+                weighed(rows, asked, model, seed)
             elif asked.paper:
                 paper(rows, asked, model, seed)
             elif asked.search:
@@ -305,6 +313,25 @@ def counts(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> None
             best = _program(study, by_gradients, _TRANSFERRED)
             plain = judge(study.workspace.bank.values(best))["psnr"]
             rows(key, lambda: {PLAIN: plain, **quick_row(study, judge, _TRANSFERRED, 0.0)})  # noqa: B023
+
+
+def weighed(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> None:
+    """Choices of 2.5 bits, not polished, by changes in some of the calls that options were weighed in."""
+    study = opened(asked, model, seed)
+    bank, judge = study.workspace.bank, Judge(study, asked.images)
+    every = bank.changes
+    calls = len(next(iter(every.of.values())).places)
+    order = torch.randperm(calls, generator=torch.Generator().manual_seed(0))
+    for count in _WEIGHED:
+        for share in range(min(_SHARES, calls // count)):
+            some = order[share * count : (share + 1) * count]
+            of = {n: LayerChanges(c.values[:, some], [c.places[i] for i in some]) for n, c in every.of.items()}
+            bank.changes = OptionChanges(every.space, of, True)
+            for known in {"encoding", "unmeasured"} & set(study.workspace.__dict__):
+                del study.workspace.__dict__[known]
+            best = _program(study, by_gradients, _TRANSFERRED)
+            rows(f"{model} {seed} weighed {count} part {share}", lambda: judge(bank.values(best)))  # noqa: B023
+    bank.changes = every
 
 
 def paper(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> None:

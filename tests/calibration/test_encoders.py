@@ -47,8 +47,8 @@ def test_cotangents_tell_how_the_guided_output_changes_with_a_weight(name: str, 
     calls = record_calls(generator, encoder, IMAGES, tmp_path)
     assert len(calls) == 2  # of the prompts, and of no prompt
     weight = encoder.get_submodule(unit).weight
-    error = 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)).bfloat16().float()
-    changes = output_changes(encoder, {unit: layer}, calls, lambda _: [error])
+    error = 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    changes = output_changes(encoder, {unit: layer}, calls, lambda _, gradient: (gradient * error).sum()[None])
     assert changes is not None
     before = guided(generator)
     predicted = float(changes[unit].sum()) * (len(before) / len(calls)) ** 0.5

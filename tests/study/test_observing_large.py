@@ -62,10 +62,10 @@ def test_a_large_denoiser_is_observed_one_image_at_a_time_in_few_steps(
     _, of_small = observed(tmp_path / "small", pipeline)
     monkeypatch.setattr(workspace, "_SMALL", 1)
     study, of_large = observed(tmp_path / "large", pipeline)
-    assert len(of_small) == 2 * STEPS and len(of_large) == 3 * 8  # two calls of at most two images; three of one
+    assert len(of_small) == 2 * STEPS and len(of_large) == 3 * 6  # two calls of at most two images; three of one
     assert max(of_small) == 2 * max(of_large)
     calls = study.workspace.statistics.calls
-    assert len(calls) == 3 * 8 / 2 and set(calls.places) == {n / 7 for n in range(8)}  # every step, from other images
+    assert len(calls) == 3 * 6 / 2 and set(calls.places) == {n / 5 for n in range(6)}  # every step, from other images
 
 
 def test_the_steps_to_observe_can_be_set_and_belong_to_the_statistics(tmp_path: Path) -> None:

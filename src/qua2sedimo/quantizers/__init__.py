@@ -8,6 +8,7 @@ from qua2sedimo.quantizers.method import CodeMethod, Method, check_half, stored_
 from qua2sedimo.quantizers.moment import Moment
 from qua2sedimo.quantizers.operator import decode
 from qua2sedimo.quantizers.packing import pack, packed_length, unpack
+from qua2sedimo.quantizers.product import inner_product
 from qua2sedimo.quantizers.registry import LEVEL_METHODS, METHODS, packed_bytes
 from qua2sedimo.quantizers.threads import each
 from qua2sedimo.quantizers.value import QuantizedWeight
@@ -29,6 +30,7 @@ __all__ = [
     "dequantize_traceable",
     "each",
     "from_blocks",
+    "inner_product",
     "levels_of",
     "pack",
     "packed_bytes",

@@ -74,35 +74,71 @@ def _word(typing, packed, at):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def decode_rows(packed, bits, levels, out, first, last):  # type: ignore[no-untyped-def]
-    """Write rows ``first`` to ``last`` of ``out`` [channels, n] from packed codes and levels of out's type.
+    """Write rows ``first`` to ``last`` of ``out`` [channels, n] from packed codes and levels of out's type."""
+    for c in range(first, last):
+        _decode_row(packed, bits, levels[c % levels.shape[0]], np.uint64(c) * np.uint64(out.shape[1]), out[c])
+
+
+@numba.njit(cache=True, nogil=True)
+def product_rows(packed, bits, levels, factors, sums, first, last):  # type: ignore[no-untyped-def]
+    """Write to ``sums`` (fp64 [channels]), for rows ``first`` to ``last``, Σ_i level·factor with ``factors`` fp32
+    [channels, n] and levels fp32: a row of levels at a time, which stays in the first cache."""
+    row = np.empty(factors.shape[1], np.float32)
+    for c in range(first, last):
+        _decode_row(packed, bits, levels[c % levels.shape[0]], np.uint64(c) * np.uint64(row.size), row)
+        sums[c] = _dot(row, factors[c])
+
+
+@numba.njit(cache=True, nogil=True)
+def _dot(a, b):  # type: ignore[no-untyped-def]
+    """Σ a·b in fp64 of eight sums in fp32, which do not wait for each other; the same on every processor."""
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = np.float32(0)
+    i = 0
+    while i + 8 <= a.size:
+        s0 += a[i] * b[i]
+        s1 += a[i + 1] * b[i + 1]
+        s2 += a[i + 2] * b[i + 2]
+        s3 += a[i + 3] * b[i + 3]
+        s4 += a[i + 4] * b[i + 4]
+        s5 += a[i + 5] * b[i + 5]
+        s6 += a[i + 6] * b[i + 6]
+        s7 += a[i + 7] * b[i + 7]
+        i += 8
+    total = np.float64(s0) + s1 + s2 + s3 + s4 + s5 + s6 + s7
+    while i < a.size:
+        total += a[i] * b[i]
+        i += 1
+    return total
+
+
+@numba.njit(cache=True, nogil=True)
+def _decode_row(packed, bits, book, at, row):  # type: ignore[no-untyped-def]
+    """Write to ``row`` [n] the levels of ``book`` that packed codes name from number ``at`` on.
 
     Eight codes fill ``bits`` bytes and are read as one word. All numbers are unsigned: a signed index would be checked
     for being negative at every weight.
     """
     one, seven, eight = np.uint64(1), np.uint64(7), np.uint64(8)
-    n, width, mask = np.uint64(out.shape[1]), np.uint64(bits), np.uint64((1 << bits) - 1)
+    n, width, mask = np.uint64(row.size), np.uint64(bits), np.uint64((1 << bits) - 1)
     size = np.uint64(packed.size)
     whole = np.uint64(max(0, packed.size - 8) // bits * 8)  # before this code, a group's word ends within packed
-    for c in range(first, last):
-        book, row = levels[c % levels.shape[0]], out[c]
-        at = np.uint64(c) * n  # the number of the row's first code
-        i = np.uint64(0)
-        while i < n:
-            if (at + i) & seven == 0 and i + eight <= n and at + i < whole:
-                stop = min(n - seven, whole - at)
-                while i < stop:
-                    word = _word(packed, (at + i) // eight * width)
-                    for k in range(8):
-                        row[i + np.uint64(k)] = book[(word >> (np.uint64(k) * width)) & mask]
-                    i += eight
-            else:
-                bit = (at + i) * width
-                byte = bit >> np.uint64(3)
-                pair = np.uint64(packed[byte])
-                if byte + one < size:
-                    pair |= np.uint64(packed[byte + one]) << eight
-                row[i] = book[(pair >> (bit & seven)) & mask]
-                i += one
+    i = np.uint64(0)
+    while i < n:
+        if (at + i) & seven == 0 and i + eight <= n and at + i < whole:
+            stop = min(n - seven, whole - at)
+            while i < stop:
+                word = _word(packed, (at + i) // eight * width)
+                for k in range(8):
+                    row[i + np.uint64(k)] = book[(word >> (np.uint64(k) * width)) & mask]
+                i += eight
+        else:
+            bit = (at + i) * width
+            byte = bit >> np.uint64(3)
+            pair = np.uint64(packed[byte])
+            if byte + one < size:
+                pair |= np.uint64(packed[byte + one]) << eight
+            row[i] = book[(pair >> (bit & seven)) & mask]
+            i += one
 
 
 @numba.njit(cache=True, nogil=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,6 +28,11 @@ class QuantizedWeight:
     def option(self) -> str:
         """Method and number as in a configuration: ``uaq-4``."""
         return f"{self.method}-{self.number}"
+
+    def to(self, device: torch.device) -> QuantizedWeight:
+        """The same value with its tensors on a device."""
+        parameters = {name: tensor.to(device) for name, tensor in self.parameters.items()}
+        return replace(self, codes=self.codes.to(device), parameters=parameters)
 
     @property
     def nbytes(self) -> int:

@@ -12,12 +12,12 @@ from qua2sedimo.statistics.calls import RecordedCall, frozen
 from qua2sedimo.statistics.gradients import checkpointed
 from qua2sedimo.system.memory import is_out_of_memory
 
-#: What each option of a unit gets wrong of its weight: tensors in its shape. Asked for in every call.
-Errors = Callable[[str], Sequence[torch.Tensor] | torch.Tensor]
+#: ⟨G, Ŵ − W⟩ of each option of a unit, [options]; G is fp32 in the shape of its weight. Asked for in every call.
+Products = Callable[[str, torch.Tensor], torch.Tensor]
 
 
 def output_changes(
-    denoiser: nn.Module, layers: Mapping[str, WeightLayer], calls: Sequence[RecordedCall], errors: Errors,
+    denoiser: nn.Module, layers: Mapping[str, WeightLayer], calls: Sequence[RecordedCall], products: Products,
     progress: Callable[[int], object] = lambda done: None,
 ) -> dict[str, torch.Tensor] | None:  # fmt: skip
     """⟨∂L/∂W, Ŵ − W⟩ of every option of the units ``layers`` in each call: fp32 [options, calls] by unit.
@@ -35,7 +35,7 @@ def output_changes(
     found: dict[str, torch.Tensor] = {}
     try:
         with frozen(denoiser), checkpointed(denoiser):
-            probe = _Probe(denoiser, layers, errors)
+            probe = _Probe(denoiser, layers, products)
             for number, call in enumerate(calls):
                 for unit, changes in probe(call).items():
                     found.setdefault(unit, torch.zeros(len(changes), len(calls)))[:, number] = changes
@@ -50,8 +50,8 @@ def output_changes(
 class _Probe:
     """The changes that the options of some units make in one call."""
 
-    def __init__(self, denoiser: nn.Module, units: Mapping[str, WeightLayer], errors: Errors) -> None:
-        self._denoiser, self._units, self._errors = denoiser, units, errors
+    def __init__(self, denoiser: nn.Module, units: Mapping[str, WeightLayer], products: Products) -> None:
+        self._denoiser, self._units, self._products = denoiser, units, products
         weights = {unit: [_weight(denoiser, name) for name in (u.module, *u.copies)] for unit, u in units.items()}
         self._weights = {unit: list({id(w): w for w in of}.values()) for unit, of in weights.items()}
         self._every = list({id(w): w for of in self._weights.values() for w in of}.values())
@@ -107,11 +107,9 @@ class _Probe:
         return found
 
     def _of(self, unit: str, gradient: torch.Tensor) -> torch.Tensor:
-        """[options]: the gradient of the unit's weight times what each option gets wrong, as bf16."""
+        """[options]: the gradient of the unit's weight times what each option gets wrong."""
         span = self._units[unit].span
-        own = (gradient if span is None else gradient[:, span[0] : span[1]]).reshape(-1)
-        errors = (e.to(own.device, torch.bfloat16).reshape(-1).float() for e in self._errors(unit))
-        return torch.stack([e @ own for e in errors]).cpu()
+        return self._products(unit, gradient if span is None else gradient[:, span[0] : span[1]])
 
 
 def _weight(denoiser: nn.Module, name: str) -> torch.Tensor:

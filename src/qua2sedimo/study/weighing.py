@@ -8,32 +8,36 @@ import torch
 
 from qua2sedimo.bank import Bank
 from qua2sedimo.option_changes import LayerChanges
-from qua2sedimo.quantizers import dequantize_weight
+from qua2sedimo.quantizers import inner_product
 from qua2sedimo.statistics import JoinedStatistics, RecordedCalls, Statistics, output_changes
 from qua2sedimo.study.parts import DenoiserPart
 from qua2sedimo.system.progress import Progress
 
-#: Calls with a backward pass. A mean of this many squares of normal numbers has a relative standard error of 0.18.
-WEIGHED_CALLS = 64
+#: Calls with a backward pass. A mean of this many squares of normal numbers has a relative standard error of 0.18; of
+#: half as many, 0.25, which costs no quality that can be measured (docs/compensation.md), and a large denoiser minutes.
+_CALLS, _CALLS_LARGE = 64, 32
+#: Weights of a denoiser that has fewer calls.
+_LARGE = 100_000_000
 #: Calls after which what is known so far is kept.
 _KEPT_AFTER = 8
+#: Weights at a time whose product is summed up in fp32.
+_PART = 1 << 16
 
 
 def weigh(
     bank: Bank, parts: Sequence[DenoiserPart], statistics: Statistics | JoinedStatistics,
-    weight: Callable[[str], torch.Tensor], memory: int, progress: Progress,
+    weight: Callable[[str], torch.Tensor], progress: Progress,
 ) -> None:  # fmt: skip
     """Complete the bank's changes; interrupted, it goes on with the first calls that are missing.
 
-    ``weight(layer)`` gives the original 16-bit weight. The live denoisers hold their original weights. ``memory``:
-    bytes for errors of options, which are decoded again in every call where they have no room. A denoiser whose
-    gradients do not fit into memory is left out.
+    ``weight(layer)`` gives the original 16-bit weight. The live denoisers hold their original weights. A denoiser
+    whose gradients do not fit into memory is left out.
     """
     found = {layer: changes.values for layer, changes in bank.changes.of.items()}
     places: dict[str, Sequence[float]] = {}
     chosen = {part.component: _chosen(statistics, part) for part in parts}
     total, before = sum(map(len, chosen.values())), 0
-    errors = _Errors(bank, weight, memory)
+    products = _Products(bank, weight)
 
     def keep(complete: bool) -> None:
         bank.keep_changes({layer: LayerChanges(of, places[layer]) for layer, of in found.items()}, complete)
@@ -46,7 +50,7 @@ def weigh(
             some = calls[at : at + _KEPT_AFTER]
             changes = output_changes(
                 part.denoiser, {unit: part.graph.layers[unit] for unit in part.units}, some,
-                lambda unit, prefix=part.prefix: errors(prefix + unit),  # type: ignore[misc]
+                lambda unit, gradient, prefix=part.prefix: products(prefix + unit, gradient),  # type: ignore[misc]
                 lambda done, first=before + at: progress(first + done, total, "weighing options"),  # type: ignore[misc]
             )  # fmt: skip
             if changes is None:
@@ -74,30 +78,29 @@ def _with_more(earlier: torch.Tensor | None, at: int, more: torch.Tensor | None,
     return torch.cat([first, torch.zeros(options, count) if more is None else more], dim=1)
 
 
-class _Errors:
-    """What each option of a layer gets wrong of its weight, as bf16: kept while there is room for it."""
+class _Products:
+    """What each option of a layer changes, by a gradient of its weight: packed codes times the gradient."""
 
-    def __init__(self, bank: Bank, weight: Callable[[str], torch.Tensor], memory: int) -> None:
-        self._bank, self._weight, self._room = bank, weight, memory
-        self._kept: dict[str, torch.Tensor] = {}
+    def __init__(self, bank: Bank, weight: Callable[[str], torch.Tensor]) -> None:
+        self._bank, self._weight = bank, weight
 
-    def __call__(self, layer: str) -> torch.Tensor:
-        """[options, …] of a layer."""
-        if layer in self._kept:
-            return self._kept[layer]
-        original, options = self._weight(layer).cpu().float(), self._bank.space.options[layer]
-        # One tensor for all, made before what is needed in between: single ones would leave holes in memory.
-        found = torch.empty(len(options), *original.shape, dtype=torch.bfloat16)
-        for error, option in zip(found, options):
-            value = dequantize_weight(self._bank.get(layer, option))
-            error.copy_(value.float().reshape(original.shape).sub_(original))
-        if found.nbytes <= self._room:
-            self._kept[layer] = found
-            self._room -= found.nbytes
-        return found
+    def __call__(self, layer: str, gradient: torch.Tensor) -> torch.Tensor:
+        """⟨G, Ŵ⟩ − ⟨G, W⟩ of its options: fp32 [options]."""
+        flat = gradient.reshape(-1)
+        own = sum(
+            float(g @ w.to(g.device).float())
+            for g, w in zip(flat.split(_PART), self._weight(layer).reshape(-1).split(_PART))
+        )
+        values = (self._bank.get(layer, option) for option in self._bank.space.options[layer])
+        return torch.tensor([inner_product(value, gradient) - own for value in values])
 
 
 def _chosen(statistics: Statistics | JoinedStatistics, part: DenoiserPart) -> RecordedCalls:
     """The calls that are run."""
     of_part = statistics.parts[part.component] if isinstance(statistics, JoinedStatistics) else statistics
-    return of_part.calls.some(WEIGHED_CALLS)
+    return of_part.calls.some(weighed_calls(sum(part.graph.layers[unit].weights for unit in part.units)))
+
+
+def weighed_calls(weights: int) -> int:
+    """The calls that options of a denoiser with so many weights are weighed by, at most."""
+    return _CALLS_LARGE if weights >= _LARGE else _CALLS

@@ -51,7 +51,7 @@ _FOLDERS = (
 _USUAL_BITS = 3.5  # the default budget of commands
 _SMALL = 100_000_000  # weights of a denoiser whose images are cheap to observe
 _OBSERVED_SMALL, _OBSERVED_LARGE = 128, 24
-_STEPS_LARGE = 8
+_STEPS_LARGE = 6
 _TEXTS = 256  # prompts that are only encoded
 #: Prior standard deviations of a search, narrower than the predictor's. It adds up what the model says of many options
 #: that few measurements touched: under a wide prior it would pick those that look good by luck.
@@ -243,9 +243,8 @@ class Workspace(StudiedModel):
                 bank = Bank(bank.folder, self.candidates, self.identity)
                 if not bank.changes.complete:
                     self.full_precision_generator()
-                    memory = int(self.settings.memory * 1e9)
                     with self.without_offload():  # gradients need the weights themselves
-                        weigh(bank, self.parts, self.statistics, self.weight, memory, progress)
+                        weigh(bank, self.parts, self.statistics, self.weight, progress)
         return bank
 
     def _built_bank(self, progress: Progress) -> Bank:

@@ -30,7 +30,7 @@ from qua2sedimo.options import Configuration, SearchSpace, within_reach
 from qua2sedimo.quantizers import Moment
 from qua2sedimo.statistics.sources import likely_sources
 from qua2sedimo.statistics.store import moment_bytes
-from qua2sedimo.study.weighing import WEIGHED_CALLS
+from qua2sedimo.study.weighing import weighed_calls
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
@@ -177,7 +177,7 @@ def _observing(study: Workspace, trial: Trial) -> float:
     steps = steps_of(study.pipeline, generation.arguments)
     share = steps / usual if steps and usual else 1.0
     calls = max(1.0, study.observed_images * (steps or 1) / generation.batch)  # of the denoiser, one a step
-    weighed = min(WEIGHED_CALLS, calls / 2) / calls
+    weighed = min(weighed_calls(study.candidates.weights), calls / 2) / calls
     passes = 1 + 1 / 2 + _FORWARD_AND_BACK * (1 / 6 + weighed)
     return passes * share * trial.generate * study.observed_images / study.settings.images
 
