@@ -17,8 +17,9 @@ from qua2sedimo.report.charts.figures import all_figures
 from qua2sedimo.report.charts.labels import label_places
 from qua2sedimo.report.charts.render import svg_of
 from qua2sedimo.report.charts.style import NOTHING, cost_scale, in_order, short_option, uneven
+from qua2sedimo.report.data import TableRow
 from qua2sedimo.report.page.html import render_page
-from qua2sedimo.report.page.sentences import verdict
+from qua2sedimo.report.page.sentences import answers, quality, savings
 from qua2sedimo.report.text import digits_for, number
 from qua2sedimo.search.pareto import pareto_front
 
@@ -73,15 +74,56 @@ def test_numbers_have_the_digits_their_intervals_allow() -> None:
 
 def test_the_verdict_claims_a_difference_only_when_the_intervals_are_apart() -> None:
     data = synthetic_data(blocks=1)
-    assert "ours is clearly better" in verdict(data) and "at least as good is “uniform UAQ, 4 bits”" in verdict(data)
+    said = savings(data)
+    assert "ours is clearly better" in said and "at least as good is “uniform UAQ, 4 bits”" in said
+    assert "% of its bytes" in said
     near = [
         dataclasses.replace(row, metrics={"psnr": Estimate(26.9, 26.0, 27.8, 64)})
         if row.name.startswith("uniform")
         else row
         for row in data.table
     ]
-    assert "no clear difference" in verdict(dataclasses.replace(data, table=near))
-    assert verdict(dataclasses.replace(data, objective=MetricInfo("unknown", "unknown"))) == ""
+    assert "no clear difference" in savings(dataclasses.replace(data, table=near))
+    unknown = dataclasses.replace(data, objective=MetricInfo("unknown", "unknown"))
+    assert quality(unknown) == savings(unknown) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "expected"),
+    [
+        (45.0, 43.0, 47.0, "Yes"),
+        (41.0, 38.0, 44.0, "Probably"),
+        (31.0, 29.0, 33.0, "Probably"),
+        (26.0, 24, 28, "drafts"),
+    ],
+)
+def test_whether_it_is_good_enough_follows_from_the_whole_interval(value, low, high, expected) -> None:
+    data = synthetic_data(blocks=1)
+    table = [
+        dataclasses.replace(row, metrics={"psnr": Estimate(value, low, high, 64)}) if row.kind == "ours" else row
+        for row in data.table
+    ]
+    said = quality(dataclasses.replace(data, table=table))
+    assert expected in said and f"{value:.1f} dB ({low:.0f}" in said
+
+
+def test_other_tools_are_compared_apart_from_uniform_options() -> None:
+    data = synthetic_data(blocks=1)
+    bits, nbytes = data.ours_bits + 1, data.ours_bytes * 2
+    outside = TableRow("GGUF X", "outside", bits, nbytes, {"psnr": Estimate(90.0, 89.0, 91.0, 64)})
+    said = savings(dataclasses.replace(data, table=[*data.table, outside]))
+    assert f"smallest file of another tool at least as good is “GGUF X” ({bits:.2f} bits" in said
+    assert "ours saves 50 % of its bytes" in said
+
+
+def test_seconds_of_a_picture_are_told_only_where_they_were_measured() -> None:
+    data = dataclasses.replace(synthetic_data(blocks=1), other_bytes=4_000_000)
+    ((_, said),) = [pair for pair in answers(data) if "need" in pair[0]]
+    assert "4.00 MB as before" in said and "took" not in said
+    times = {"ours": 0.62, "uniform": 0.48}
+    timed = [dataclasses.replace(row, seconds=times.get(row.kind)) for row in data.table]
+    ((_, said),) = [pair for pair in answers(dataclasses.replace(data, table=timed)) if "need" in pair[0]]
+    assert "took 0.62 s" in said and "0.48 s with weights in 16 bits" in said
 
 
 def test_sizes_have_three_digits_and_short_ones_at_most_five_characters() -> None:
@@ -127,7 +169,7 @@ def test_where_there_is_no_interval_none_is_drawn_or_claimed() -> None:
         drawn, earlier = (texts.count('aria-roledescription="rule mark"') for texts in (charts[name], before[name]))
         assert drawn < earlier, name
     assert "nan" not in charts["quality-against-bits"].lower()
-    said = verdict(data)
+    said = savings(data)
     assert "perhaps by chance" in said and "clearly" not in said and " to " not in said
     page = render_page(data)
     assert "± nan" not in page and "± inf" not in page and 'class="n close"' not in page

@@ -286,14 +286,16 @@ def test_a_comparison_that_was_killed_leaves_no_pictures(finished: Finished, tmp
 
 def test_the_table_has_full_precision_uniform_rows_and_ours_with_true_sizes(finished: Finished) -> None:
     kinds = [row.kind for row in finished.rows]
-    assert kinds == ["full"] + ["uniform"] * 6 + ["ours"]
+    assert kinds == ["full"] + ["uniform"] * 4 + ["outside"] * 2 + ["ours"]
     full, ours = finished.rows[0], finished.rows[-1]
     assert full.metrics["psnr"].value == 80.0
     assert ours.average_bits == finished.choice.average_bits <= BITS
     assert all(row.metrics["psnr"].value < 80 for row in finished.rows[1:])
     assert all(row.metrics["psnr"].images == IMAGES for row in finished.rows)
     by_name = {row.name: row for row in finished.rows}
-    assert by_name["uniform uaq-4"].metrics["psnr"].value > by_name["uniform uaq-3"].metrics["psnr"].value
+    assert by_name["uniform uaq-6"].metrics["psnr"].value > by_name["uniform uaq-4"].metrics["psnr"].value
+    assert by_name["GGUF Q8_0"].average_bits > by_name["GGUF Q4_K"].average_bits > 4
+    assert all(row.seconds > 0 for row in finished.rows[1:]) and full.seconds is None
 
 
 def test_rows_with_rounded_activations_tell_what_they_cost(finished: Finished, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def report(
     with progress() as show:
         opened.export(choice, packed)
         rows = opened.compare(choice, packed, images, show, workers=measuring)
-        page = write_report(report_data(opened.workspace, choice, rows, explained), study / "report.html")
+        page = write_report(report_data(opened.workspace, choice, rows, explained, packed), study / "report.html")
     console.print(comparison_table(rows, console.width))
     say(f"Report  {page}")
 

@@ -164,7 +164,7 @@ def _everything(
         packed = study.export(choice, out)
         rows = study.compare(choice, out, compared, report, act_bits, workers=workers)
         explained = effort != "quick"  # without random configurations there is no predictor
-        page = write_report(report_data(study.workspace, choice, rows, explained), folder / "report.html")
+        page = write_report(report_data(study.workspace, choice, rows, explained, out), folder / "report.html")
     write_text(folder / "table.json", table_json(rows))
     console.print(comparison_table(rows, console.width))
     say(

@@ -11,8 +11,8 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.sensitivity.tables import LayerStep, OptionRow
 
-RowKind = Literal["full", "uniform", "ours", "activations"]
-PointKind = Literal["random", "uniform", "candidate", "frontier", "choice", "ours", "full"]
+RowKind = Literal["full", "uniform", "outside", "ours", "activations"]
+PointKind = Literal["random", "uniform", "outside", "candidate", "frontier", "choice", "ours", "full"]
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,18 @@ class MetricInfo:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One model of the main table: its average bits per weight, its bytes, its metrics by name."""
+    """One model of the main table: its average bits per weight, its bytes, its metrics by name, and the seconds of a
+    picture, if known.
+
+    ``outside``: what another tool makes of the model.
+    """
 
     name: str
     kind: RowKind
     bits: float
     nbytes: int
     metrics: dict[str, Estimate]
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +106,8 @@ class ReportData:
     """Everything one report shows; ``options``, ``steps``, ``choices`` and ``nodes`` are in the order of the data flow.
 
     ``steps``: what a bit costs each layer, in ``cost_unit``. ``commands`` repeat the study in a folder with its
-    study.yaml, the text ``settings``.
+    study.yaml, the text ``settings``. ``code``: Python that loads the packed model. ``other_bytes``: what of the
+    pipeline is not quantized.
 
     Raises ``Qua2SeDiMoError`` unless each model has a picture for each caption.
     """
@@ -131,6 +137,8 @@ class ReportData:
     cost_unit: str = ""
     commands: list[str] = field(default_factory=list)
     settings: str = ""
+    code: str = ""
+    other_bytes: int = 0
 
     def __post_init__(self) -> None:
         for row in self.pictures:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -90,9 +91,11 @@ def work_of(study: Workspace) -> Work:
     def reference(start: int, stop: int) -> None:
         measurer(start, stop).prepare()
 
-    def paint(start: int, stop: int, to: str, **how: Any) -> None:
-        images = np.ascontiguousarray(_painted(study, range(start, stop), **how))
-        write_via(Path(to), lambda temporary: save_file({"images": images}, temporary))
+    def paint(start: int, stop: int, to: str, **how: Any) -> float:
+        images, seconds = _painted(study, range(start, stop), **how)
+        content = {"images": np.ascontiguousarray(images)}
+        write_via(Path(to), lambda temporary: save_file(content, temporary))
+        return seconds
 
     known: dict[str, Callable[..., Any]] = {"measure": measure, "reference": reference, "paint": paint}
 
@@ -106,8 +109,9 @@ def work_of(study: Workspace) -> Work:
 def _painted(
     study: Workspace, images: range, configuration: str | None = None, act_bits: int | None = None,
     packed: str | None = None, choice: str | None = None,
-) -> np.ndarray:  # fmt: skip
-    """Images of a configuration, optionally with rounded activations; or of the packed folder, by a new process.
+) -> tuple[np.ndarray, float]:  # fmt: skip
+    """Images of a configuration, optionally with rounded activations, or of the packed folder, by a new process; and
+    the seconds that making them took.
 
     ``choice``: the configuration is that of a polished choice, and the weights are the choice's.
     """
@@ -122,10 +126,9 @@ def _painted(
         kept = Choice.load(study.folder / "choices" / f"{choice}.json")
         for unit, value in study.polished_values(kept).items():
             study.switch.write(unit, value)
-    if act_bits is None:
-        return study.generator(images.start, images.stop)
-    with activations_at(study, applied, act_bits):
-        return study.generator(images.start, images.stop)
+    with activations_at(study, applied, act_bits) if act_bits is not None else nullcontext():
+        began = time.perf_counter()
+        return study.generator(images.start, images.stop), time.perf_counter() - began
 
 
 @contextmanager

@@ -22,7 +22,8 @@ def quality_against_bits(
     shown = [p for kind in POINT_KINDS for p in points if p.kind == kind and math.isfinite(p.quality.value)]
     height = height_for(width, 380)
     plot = (width - 60, height - 40) if isinstance(width, (int, float)) else (640, 340)
-    labels = [p.label or "ours" if p.kind == "ours" else p.label if p.kind == "uniform" else "" for p in shown]
+    named = ("uniform", "outside")
+    labels = [p.label or "ours" if p.kind == "ours" else p.label if p.kind in named else "" for p in shown]
     places = label_places([(p.bits, p.quality.value) for p in shown], labels, *plot)
     rows = [
         {**row, "kind": POINT_KINDS[p.kind][0], "label": label, "about": p.label or row["kind"], "place": place}

@@ -13,8 +13,8 @@ from typing import Any
 import altair as alt
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"
-GREY, BLUE, ORANGE, VERMILION, GREEN, PURPLE = (
-    "#8b95a1", "#2f86d1", "#e69f00", "#d9520f", "#1b9e77", "#c2569b",
+GREY, BLUE, ORANGE, VERMILION, GREEN, PURPLE, BROWN = (
+    "#8b95a1", "#2f86d1", "#e69f00", "#d9520f", "#1b9e77", "#c2569b", "#7d5a3c",
 )  # fmt: skip
 
 #: Kind of a measured configuration: its name in the legend, colour, shape and size; in the order of drawing.
@@ -22,6 +22,7 @@ POINT_KINDS: dict[str, tuple[str, str, str, int]] = {
     "random": ("random", GREY, "circle", 26),
     "frontier": ("proposed for the frontier", GREEN, "circle", 70),
     "uniform": ("uniform", BLUE, "square", 110),
+    "outside": ("other tools", BROWN, "triangle-down", 110),
     "candidate": ("candidate", ORANGE, "triangle-up", 80),
     "choice": ("other choice", PURPLE, "diamond", 150),
     "ours": ("ours", VERMILION, "diamond", 220),

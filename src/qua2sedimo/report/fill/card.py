@@ -108,7 +108,7 @@ def _with_study(data: CardData, model: PackedModel, asked: Path | None) -> CardD
     known = report_data(study, choice, rows if ours else [], explained=False)
     return replace(
         data,
-        rows=sorted(known.table, key=lambda row: ("full", "ours", "activations", "uniform").index(row.kind)),
+        rows=sorted(known.table, key=lambda row: ("full", "ours", "activations", "uniform", "outside").index(row.kind)),
         own_row=ours.name if ours else "",
         metric_infos=known.metric_infos,
         pictures=_pictures(rows[0], ours, known.captions) if ours else [],

@@ -6,8 +6,13 @@ import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import cast
 
+import torch
+from torch import nn
+
+from qua2sedimo.denoisers import weight_modules
 from qua2sedimo.denoisers.pipelines import denoisers_of
 from qua2sedimo.formats.text import command
 from qua2sedimo.images.ledger import COMPARISON
@@ -24,6 +29,7 @@ from qua2sedimo.report.data import (
     TableRow,
 )  # fmt: skip
 from qua2sedimo.report.fill.layers import cost_unit, graph_nodes, layer_choices, layer_options, layer_steps
+from qua2sedimo.report.fill.packed_model import loading_code, read_packed
 from qua2sedimo.report.fill.predictor import predictor_quality
 from qua2sedimo.study.choices import Choice
 from qua2sedimo.study.stages.compare import Row
@@ -44,8 +50,10 @@ _ROLES: dict[str, PointKind] = {
 _NOTES = 5  # remarks on single layers that are shown
 
 
-def report_data(study: Workspace, choice: Choice | None, rows: list[Row], explained: bool = True) -> ReportData:
-    """Everything the report shows of one choice of a study.
+def report_data(
+    study: Workspace, choice: Choice | None, rows: list[Row], explained: bool = True, packed: Path | None = None
+) -> ReportData:
+    """Everything the report shows of one choice of a study, whose packed model is in the folder ``packed``.
 
     Without a choice, without a predictor (``explained``) or without rows, the parts that need them are empty.
     """
@@ -61,7 +69,7 @@ def report_data(study: Workspace, choice: Choice | None, rows: list[Row], explai
         budget_bits=choice.bits_asked if choice else math.nan,
         ours_bits=choice.average_bits if choice else math.nan,
         ours_bytes=choice.nbytes if choice else 0,
-        table=[TableRow(r.name, r.kind, r.average_bits, r.nbytes, r.metrics) for r in rows],
+        table=[TableRow(r.name, r.kind, r.average_bits, r.nbytes, r.metrics, r.seconds) for r in rows],
         metric_infos=[metric_info(name) for name in (rows[0].metrics if rows else study.objective.metrics)],
         pictures=[PictureRow(r.name, [image.squeeze() for image in r.pictures]) for r in _shown(rows)],
         captions=_captions(study, rows),
@@ -77,7 +85,25 @@ def report_data(study: Workspace, choice: Choice | None, rows: list[Row], explai
         cost_unit=cost_unit(found) if found else "",
         commands=_commands(study, choice) if choice else [],
         settings=(study.folder / "study.yaml").read_text(encoding="utf-8"),
+        code=loading_code(read_packed(packed), str(packed)) if packed is not None else "",
+        other_bytes=_other_bytes(study),
     )
+
+
+def _other_bytes(study: Workspace) -> int:
+    """Bytes of the pipeline's tensors that are not quantized, as they are loaded."""
+    parts = [part for part in getattr(study.pipeline, "components", {}).values() if isinstance(part, nn.Module)]
+    tensors = {id(t): t.nbytes for part in parts for t in (*part.parameters(), *part.buffers())}
+    shapes, layers = study.space.shapes, study.graph.layers
+    modules = weight_modules(study.denoiser)
+    quantized = sum(math.prod(shape) * _element_size(modules[layers[n].module]) for n, shape in shapes.items())
+    return max(0, sum(tensors.values()) - quantized)
+
+
+def _element_size(module: nn.Module) -> int:
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.element_size()
 
 
 def metric_info(name: str) -> MetricInfo:
@@ -95,12 +121,13 @@ def objective_info(objective: Objective) -> MetricInfo:
 
 
 def _shown(rows: list[Row]) -> list[Row]:
-    """Full precision, ours, and the best uniform row of each width, so that the comparison of pictures is fair."""
+    """Full precision, ours, the best uniform row of each width and the smallest file of another tool, so that the
+    comparison of pictures is fair."""
     shown = [r for kind in ("full", "ours") for r in rows if r.kind == kind]
     for width in ("-4", "-3"):
         uniform = [r for r in rows if r.kind == "uniform" and r.name.endswith(width)]
         shown += sorted(uniform, key=lambda r: -r.metrics["psnr"].value)[:1]
-    return shown
+    return shown + sorted((r for r in rows if r.kind == "outside"), key=lambda r: r.nbytes)[:1]
 
 
 def _captions(study: Workspace, rows: list[Row]) -> list[str]:
@@ -123,7 +150,9 @@ def _points(study: Workspace, choice: Choice | None, rows: list[Row]) -> list[Me
             points.append(MeasuredPoint(record.average_bits, _estimate(objective, record), shown, label))
     #: A paired metric compares full precision with itself.
     kinds = (
-        ("uniform", "ours") if any(metric_info(m).paired for m in objective.metrics) else ("full", "uniform", "ours")
+        ("uniform", "outside", "ours")
+        if any(metric_info(m).paired for m in objective.metrics)
+        else ("full", "uniform", "outside", "ours")
     )
     return points + [
         MeasuredPoint(row.average_bits, _row_estimate(objective, row), cast(PointKind, row.kind), row.name)

@@ -16,7 +16,7 @@ from qua2sedimo.report.charts.render import vegalite_version
 from qua2sedimo.report.charts.style import in_order
 from qua2sedimo.report.data import LayerChoice, MetricInfo, ReportData, TableRow
 from qua2sedimo.report.page.cells import picture_cells
-from qua2sedimo.report.page.sentences import WORDS, headline, overlap, verdict
+from qua2sedimo.report.page.sentences import WORDS, answers, headline, overlap
 from qua2sedimo.report.page.tables import study_tables
 from qua2sedimo.report.templates import template
 from qua2sedimo.report.text import cell, count_text, decimals, digits_for, interval, number
@@ -24,7 +24,7 @@ from qua2sedimo.sensitivity.steps import Step
 
 #: The two layers of one map: the reader switches between them.
 _MAPS = ("sensitivity-map", "chosen-options")
-_SCRIPTS = ("theme.js", "segments.js", "pictures.js", "layers.js", "graph.js", "downloads.js")
+_SCRIPTS = ("theme.js", "copy.js", "segments.js", "pictures.js", "layers.js", "graph.js", "downloads.js")
 
 
 def write_report(data: ReportData, out: Path) -> Path:
@@ -47,7 +47,7 @@ def render_page(data: ReportData) -> str:
     return template(__file__, "template.html.j2", True).render(
         data=data,
         headline=headline(data),
-        verdict=verdict(data),
+        answers=answers(data),
         tiles=_tiles(data),
         words=WORDS,
         metrics=columns,

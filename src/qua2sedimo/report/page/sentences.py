@@ -6,15 +6,19 @@ import math
 
 from qua2sedimo.formats.text import size_text
 from qua2sedimo.metrics.estimates import Estimate
-from qua2sedimo.report.data import ReportData, TableRow
-from qua2sedimo.report.text import digits_for, with_interval
+from qua2sedimo.report.data import MetricInfo, ReportData, TableRow
+from qua2sedimo.report.text import decimals, digits_for, has_interval, number, with_interval
 
+#: PSNR in dB: from the first on, two pictures look the same to most people; below the second they plainly differ.
+_SAME, _PLAIN = 40.0, 30.0
 #: Each term of the page, explained once.
 WORDS = (
     ("quantization", "Storing each weight in few bits instead of 16, so that the model is smaller and less exact."),
     ("bits per weight", "Stored size divided by the number of weights, every scale, zero point and codebook counted."),
     ("full precision", "The model before quantization, in 16 bits."),
     ("uniform", "The same option for every layer, as quantization is usually done."),
+    ("other tools", "What a program that writes GGUF files makes of the same model: linear layers in one type, rounded "
+     "to the nearest level, all others in 16 bits. Q4_K and Q8_0 are its usual types of about 4.5 and 8.5 bits."),
     ("option", "Method and width of one layer: row has fixed values times a scale for each channel; uaq has "
      "evenly spaced values; kmeans_c and kmeans_a have a codebook, for each channel or for the whole layer; the number "
      "is bits. lowrank is a product of two thin matrices; the number is its rank."),
@@ -39,41 +43,115 @@ def headline(data: ReportData) -> str:
     )
 
 
-def verdict(data: ReportData) -> str:
-    """What that costs in quality, compared with uniform quantization; empty when ours was not measured."""
-    info = data.objective
-    known = [r for r in data.table if info.name in r.metrics and math.isfinite(r.metrics[info.name].value)]
-    ours = next((row for row in known if row.kind == "ours"), None)
+def answers(data: ReportData) -> list[tuple[str, str]]:
+    """Questions that a reader has first, and what was measured about them; those without an answer are left out."""
+    found = [
+        ("Is it good enough?", quality(data)),
+        ("What does it save?", savings(data)),
+        ("What does it need?", needs(data)),
+    ]
+    return [(question, answer) for question, answer in found if answer]
+
+
+def quality(data: ReportData) -> str:
+    """The objective of ours with its interval and, in decibels of single pictures, what that looks like."""
+    ours, known = _ours(data), _measured(data)
     if ours is None:
         return ""
-    uniform = [row for row in known if row.kind == "uniform"]
-    digits = digits_for([row.metrics[info.name] for row in (ours, *uniform)])
+    info, value = data.objective, ours.metrics[data.objective.name]
+    text = with_interval(value, digits_for([row.metrics[info.name] for row in known]), info.unit)
+    if info.name != "psnr":
+        way = "higher" if info.higher_is_better else "lower"
+        return f"{info.title} is {text}; {way} is better. Look at the pictures below."
+    low, high = (value.low, value.high) if has_interval(value) else (value.value, value.value)
+    if low >= _SAME:
+        said = "Yes, for most uses: pictures are hard to tell from those of full precision."
+    elif high < _PLAIN:
+        said = "For drafts at most: pictures visibly differ from those of full precision."
+    else:
+        said = "Probably: pictures are close to those of full precision, with differences that can be seen in places."
+    return (
+        f"{said} PSNR is {text}; from about {_SAME:g} dB on, two pictures look the same to most people, and below "
+        f"{_PLAIN:g} dB they plainly differ."
+    )
 
-    def goodness(row: TableRow) -> float:
-        return row.metrics[info.name].value * (1 if info.higher_is_better else -1)
 
-    def text(row: TableRow) -> str:
-        return with_interval(row.metrics[info.name], digits, info.unit)
+def savings(data: ReportData) -> str:
+    """Beside one option for every layer, and beside what other tools make: at no more bytes, and at the same quality;
+    empty when ours was not measured."""
+    ours = _ours(data)
+    if ours is None:
+        return ""
+    sentences = []
+    for kind, others in (("uniform", "uniform choice"), ("outside", "file of another tool")):
+        rivals = [row for row in _measured(data) if row.kind == kind]
+        if rivals:
+            sentences += [_at_no_more_bytes(data, ours, rivals, others), _as_good(data, ours, rivals, others)]
+    return " ".join(filter(None, sentences))
 
-    way = "higher" if info.higher_is_better else "lower"
-    sentences = [f"{info.title} is {text(ours)}; {way} is better."]
-    no_larger = [row for row in uniform if row.bits <= ours.bits + 0.005]
-    if no_larger:
-        rival = max(no_larger, key=goodness)
-        ours_is = "better" if goodness(ours) > goodness(rival) else "worse"
-        sentences.append(
-            f"The best uniform choice that is no larger, “{rival.name}” ({rival.bits:.2f} bits per weight), "
-            f"reaches {text(rival)}: {_compared(ours.metrics[info.name], rival.metrics[info.name], ours_is)}."
+
+def _at_no_more_bytes(data: ReportData, ours: TableRow, rivals: list[TableRow], others: str) -> str:
+    no_larger = [row for row in rivals if row.bits <= ours.bits + 0.005]
+    if not no_larger:
+        return ""
+    info = data.objective
+    rival = max(no_larger, key=lambda row: _goodness(row, info))
+    ours_is = "better" if _goodness(ours, info) > _goodness(rival, info) else "worse"
+    text = with_interval(rival.metrics[info.name], digits_for([r.metrics[info.name] for r in (ours, rival)]), info.unit)
+    return (
+        f"The best {others} that is no larger, “{rival.name}” ({rival.bits:.2f} bits per weight), "
+        f"reaches {text}: {_compared(ours.metrics[info.name], rival.metrics[info.name], ours_is)}."
+    )
+
+
+def _as_good(data: ReportData, ours: TableRow, rivals: list[TableRow], others: str) -> str:
+    """How much smaller ours is than the smallest one that is as good."""
+    info = data.objective
+    as_good = [row for row in rivals if _goodness(row, info) >= _goodness(ours, info)]
+    if not as_good:
+        largest = max(row.bits for row in rivals)
+        return f"No {others} in the table is as good, up to {largest:.2f} bits per weight."
+    smallest = min(as_good, key=lambda row: row.bits)
+    said = f"The smallest {others} at least as good is “{smallest.name}” ({smallest.bits:.2f} bits per weight)"
+    saved = 1 - ours.nbytes / smallest.nbytes if smallest.nbytes else 0.0
+    return f"{said}: ours saves {100 * saved:.0f} % of its bytes." if saved > 0.005 else f"{said}."
+
+
+def needs(data: ReportData) -> str:
+    """Memory of the weights, and seconds of a picture as far as they were measured."""
+    if not data.ours_bytes:
+        return ""
+    said = [
+        f"{size_text(data.ours_bytes)} of memory for these weights, packed, in place of {size_text(data.full_bytes)}"
+    ]
+    if data.other_bytes:
+        said[0] += f"; the rest of the pipeline takes {size_text(data.other_bytes)} as before"
+    ours, seconds = _ours(data), [row.seconds for row in data.table if row.kind == "uniform" and row.seconds]
+    if ours is not None and ours.seconds and seconds:
+        usual = sorted(seconds)[len(seconds) // 2]
+        said.append(
+            f"A picture took {_seconds(ours.seconds)} here with packed weights, which are decoded when they are used, "
+            f"and {_seconds(usual)} with weights in 16 bits"
         )
-    as_good = [row for row in uniform if goodness(row) >= goodness(ours)]
-    if as_good:
-        smallest = min(as_good, key=lambda row: row.bits)
-        sentences.append(
-            f"The smallest uniform choice at least as good is “{smallest.name}” ({smallest.bits:.2f} bits per weight)."
-        )
-    elif uniform:
-        sentences.append("No uniform choice in the table is as good.")
-    return " ".join(sentences)
+    return ". ".join(said) + "."
+
+
+def _seconds(value: float) -> str:
+    return f"{number(value, decimals(value))} s"
+
+
+def _measured(data: ReportData) -> list[TableRow]:
+    """Rows of the table in which the objective was measured."""
+    name = data.objective.name
+    return [row for row in data.table if name in row.metrics and math.isfinite(row.metrics[name].value)]
+
+
+def _ours(data: ReportData) -> TableRow | None:
+    return next((row for row in _measured(data) if row.kind == "ours"), None)
+
+
+def _goodness(row: TableRow, info: MetricInfo) -> float:
+    return row.metrics[info.name].value * (1 if info.higher_is_better else -1)
 
 
 def _compared(ours: Estimate, other: Estimate, ours_is: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,25 +24,33 @@ from qua2sedimo.metrics.catalogue import BUILT_IN
 from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.metrics.estimator import MetricEstimator, References
 from qua2sedimo.options import Configuration, Option
+from qua2sedimo.quantizers import METHODS
 from qua2sedimo.study.choices import Choice
 from qua2sedimo.study.worker import check_replayable, crew
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
 
-#: What a user would do without this tool: one option for every layer.
-UNIFORM = tuple(Option(method, bits) for bits in (4, 3) for method in ("uaq", "kmeans_a", "kmeans_c"))
+#: What a user would do without this tool: one option for every layer, rounded to nearest levels.
+UNIFORM = tuple(map(Option.parse, ("uaq-6", "uaq-4", "kmeans_a-4", "kmeans_a-3")))
+#: What GGUF tools make of a denoiser: linear layers as the first of these types that fits the length of their rows,
+#: the others being what these tools fall back to, rounded to nearest levels; all other layers in 16 bits.
+OUTSIDE = {
+    "GGUF Q4_K": (Option("gguf_k", 4), Option("gguf_0", 5)),
+    "GGUF Q8_0": (Option("gguf_0", 8),),
+}
 _SHOWN = 12
 _ACTIVATIONS = (8, 6, 4)
 _WHAT = "comparing with uniform quantization"
 
-Kind = Literal["full", "uniform", "ours", "activations"]
+Kind = Literal["full", "uniform", "outside", "ours", "activations"]
 
 
 @dataclass(frozen=True)
 class Row:
     """One row of the table; ``pictures``: its first images, uint8 [n, height, width, channels].
 
-    ``kind`` is "activations" for ours with its activations rounded too.
+    ``kind`` is "activations" for ours with its activations rounded too. ``seconds``: those of a picture, if known, in
+    16-bit weights but for ours, whose weights are packed.
     """
 
     name: str
@@ -52,6 +60,7 @@ class Row:
     nbytes: int
     metrics: dict[str, Estimate]
     pictures: np.ndarray
+    seconds: float | None = None
 
 
 class KeptRow(Document):
@@ -65,6 +74,7 @@ class KeptRow(Document):
     images: int
     digest: str | None
     metrics: dict[str, Estimate]
+    seconds: float | None = None
 
     @classmethod
     def upgraded(cls, content: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -139,6 +149,9 @@ def _lines(study: Workspace, choice: Choice | None, packed: str | Path, act_bits
     for option in UNIFORM:
         configuration = study.space.uniform(option)
         lines.append(_Line(f"uniform {option}", "uniform", configuration, {"configuration": configuration.to_json()}))
+    for name, types in OUTSIDE.items():
+        configuration = _as_outside(study.space.shapes, types)
+        lines.append(_Line(name, "outside", configuration, {"configuration": configuration.to_json()}))
     if choice is None:
         return lines
     asked, own = f"{choice.bits_asked:.4g}", choice.configuration
@@ -149,6 +162,16 @@ def _lines(study: Workspace, choice: Choice | None, packed: str | Path, act_bits
             how["choice"] = choice.name
         lines.append(_Line(f"ours, W{asked}A{bits}", "activations", own, how))
     return lines
+
+
+def _as_outside(shapes: Mapping[str, tuple[int, ...]], types: Sequence[Option]) -> Configuration:
+    """Every layer as the first type that fits it, in 16 bits if none does or it is no linear layer."""
+
+    def option(shape: tuple[int, ...]) -> Option:
+        fitting = (o for o in types if len(shape) == 2 and METHODS[o.method].fits(shape, o.number))
+        return next(fitting, Option("half", 16))
+
+    return Configuration({layer: option(shape) for layer, shape in shapes.items()})
 
 
 def _path(study: Workspace, line: _Line) -> Path:
@@ -169,7 +192,8 @@ class _Comparison:
         if not (path.exists() and path.with_suffix(".safetensors").exists()):
             return None
         found = KeptRow.load(path)
-        return found if found.model_copy(update={"metrics": {}}) == self._file(line, {}) else None
+        same = found.model_copy(update={"metrics": {}, "seconds": None}) == self._file(line, {}, None)
+        return found if same else None
 
     def row(self, line: _Line) -> Row:
         kept, space = self.kept(line), self.study.space
@@ -177,7 +201,7 @@ class _Comparison:
         tensors, _ = load_tensors(_path(self.study, line).with_suffix(".safetensors"), KeptRow.remedy)
         pictures = tensors["pictures"].numpy()
         bits, nbytes = space.average_bits(line.configuration), space.nbytes(line.configuration)
-        return Row(line.name, line.kind, line.configuration, bits, nbytes, kept.metrics, pictures)
+        return Row(line.name, line.kind, line.configuration, bits, nbytes, kept.metrics, pictures, kept.seconds)
 
     def measure(self, lines: Sequence[_Line], crew: Crew, progress: Progress, total: int) -> None:
         """Generate the images of these rows, compare them with full precision, and store the rows."""
@@ -188,7 +212,7 @@ class _Comparison:
         progress(done, total, _WHAT)
         for line in lines:
             if line.paint is None:
-                self._keep(line, self._estimator.references.paired)
+                self._keep(line, self._estimator.references.paired, None)
                 done += 1
                 progress(done, total, _WHAT)
         painted = [line for line in lines if line.paint is not None]
@@ -196,24 +220,25 @@ class _Comparison:
         with _taken_over(self.study.folder / "comparison") as folder:
             files = [folder / f"{i}.safetensors" for i in range(len(painted))]
             jobs = [{**part, "to": str(to), **(line.paint or {})} for line, to in zip(painted, files)]
-            for i, _ in crew.each(jobs, _WHAT):
-                self._keep(painted[i], load_file(files[i])["images"])
+            for i, seconds in crew.each(jobs, _WHAT):
+                self._keep(painted[i], load_file(files[i])["images"], seconds / len(self.images))
                 files[i].unlink()
                 done += 1
                 progress(done, total, _WHAT)
 
-    def _keep(self, line: _Line, images: np.ndarray) -> None:
+    def _keep(self, line: _Line, images: np.ndarray, seconds: float | None) -> None:
         path = _path(self.study, line)
         shown = np.ascontiguousarray(to_uint8(images[:_SHOWN]))
         save_tensors(path.with_suffix(".safetensors"), {"pictures": shown})
-        self._file(line, self._estimator(images)).save(path)
+        self._file(line, self._estimator(images), seconds).save(path)
 
-    def _file(self, line: _Line, metrics: dict[str, Estimate]) -> KeptRow:
+    def _file(self, line: _Line, metrics: dict[str, Estimate], seconds: float | None) -> KeptRow:
         identity, protocol = self.study.identity, self.study.settings.protocol
         digest = line.configuration.digest if line.kind in ("ours", "activations") else None
         if digest is not None and self.choice is not None and self.choice.polished is not None:
             digest = f"{digest}-{self.choice.polished}"
-        return KeptRow(identity=identity, protocol=protocol, images=len(self.images), digest=digest, metrics=metrics)
+        of: dict[str, Any] = {"identity": identity, "protocol": protocol, "images": len(self.images), "digest": digest}
+        return KeptRow(**of, metrics=metrics, seconds=seconds)
 
     @cached_property
     def _estimator(self) -> MetricEstimator:

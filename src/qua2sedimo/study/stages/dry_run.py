@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qua2sedimo.study.settings import Effort
-from qua2sedimo.study.stages.compare import UNIFORM
+from qua2sedimo.study.stages.compare import OUTSIDE, UNIFORM
 from qua2sedimo.study.stages.plan import Plan
 from qua2sedimo.study.stages.polish import CHECKED, DECIDING
 from qua2sedimo.study.stages.search import least_images
@@ -51,6 +51,6 @@ def dry_run(study: Workspace, plan: Plan, effort: Effort, compared: int) -> list
         seen = _POLISHING_PASSES * plan.trial.generate / plan.trial.images * study.observed_images
         choice = 2 * study.candidates.weights  # at most: what a choice's own weights take
         stages.append(StageCost("polish the choice and check it", rounding + seen + images * image, images, choice))
-    rows = len(UNIFORM) + 3  # full precision twice, for distances, and ours
+    rows = len(UNIFORM) + len(OUTSIDE) + 3  # full precision twice, for distances, and ours
     stages.append(StageCost("export and load again, compare", plan.load + rows * compared * image, rows * compared))
     return stages
