@@ -6,6 +6,7 @@ import numpy as np
 
 from qua2sedimo.denoisers import WeightLayer
 from qua2sedimo.metrics.estimates import Estimate
+from qua2sedimo.options import Option
 from qua2sedimo.report import (
     GraphNode,
     LayerChoice,
@@ -17,7 +18,7 @@ from qua2sedimo.report import (
     TableRow,
 )
 from qua2sedimo.report.data import PointKind
-from qua2sedimo.sensitivity import LayerStep, OptionRow
+from qua2sedimo.sensitivity import ExpectedDamage, LayerStep, OptionRow
 from qua2sedimo.sensitivity.steps import Rated, step
 
 METRICS = [
@@ -85,7 +86,20 @@ def synthetic_data(blocks: int = 8, records: int = 120, side: int = 16, evil: st
         settings=f"model: avatars-pixart\ninputs: ['{evil}']\n",
         findings=[f"The time embedding and AdaLN projections lose most when they go from 4 to 3 bits.{evil}",
                   "The last block is more sensitive than the middle ones, by more than the spread of folds."],
+        code=f"import qua2sedimo{evil}\n",
+        other_bytes=412_000_000,
+        expected=_expected(layers),
     )  # fmt: skip
+
+
+def _expected(layers: list[WeightLayer]) -> list[ExpectedDamage]:
+    """Shares that fall along the network, and thirds that move from early to late steps."""
+    shares = 0.5 ** np.arange(len(layers))
+    late = np.linspace(0.1, 0.6, len(layers))
+    return [
+        ExpectedDamage(layer, Option("uaq", 3), float(share), (float(0.9 - at), 0.1, float(at)))
+        for layer, share, at in zip(layers, shares / shares.sum(), late)
+    ]
 
 
 def _nodes(layers: list[WeightLayer]) -> list[GraphNode]:

@@ -23,7 +23,7 @@ from .synthetic import synthetic_data
 
 EVIL = "<script>alert(1)</script>&\"'\\"
 ALL = ["pictures", "quality-against-bits", "sensitivity-map", "chosen-options", "sensitivity-by-operation",
-       "sensitivity-by-block", "options-by-operation", "predictor-quality", "predicted-against-measured"]  # fmt: skip
+       "sensitivity-by-block", "damage-by-step", "options-by-operation", "predictor-quality", "predicted-against-measured"]  # fmt: skip
 COMPARED = ["quality-against-bits", "sensitivity-by-operation", "sensitivity-by-block", "options-by-operation"]
 
 
@@ -91,9 +91,9 @@ def test_what_a_study_has_not_is_not_drawn(tmp_path: Path) -> None:
     some = dataclasses.replace(bare, options=[], steps=[], predictor=None, pictures=bare.pictures[:1])
     paths = write_figures(some, tmp_path)
     assert [path.stem for path in paths] == [
-        "quality-against-bits", "chosen-options", "options-by-operation", "captions"
+        "quality-against-bits", "chosen-options", "damage-by-step", "options-by-operation", "captions"
     ]  # fmt: skip
-    none = dataclasses.replace(some, points=[], choices=[], pictures=[], captions=[])
+    none = dataclasses.replace(some, points=[], choices=[], pictures=[], captions=[], expected=[])
     with pytest.raises(Qua2SeDiMoError, match="nothing to draw"):
         write_figures(none, tmp_path / "none")
     assert not (tmp_path / "none").exists()

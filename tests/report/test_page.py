@@ -85,7 +85,7 @@ def test_every_section_is_there_with_its_figures(page: str, data: ReportData) ->
         "provenance",
     ]
     charts = [a["data-chart"] for _, a in parsed.tags if "data-chart" in a]
-    assert sorted(charts) == sorted(specifications(page)) and len(charts) == 8
+    assert sorted(charts) == sorted(specifications(page)) and len(charts) == 9
     for text in (
         "3.49 bits per weight",
         "4.6 times smaller",
@@ -135,6 +135,7 @@ def test_a_study_without_scores_pictures_or_predictor_still_has_a_page(data: Rep
         findings=[],
         nodes=[],
         provenance={},
+        expected=[],
     )
     page = render_page(bare)
     assert [a.get("id") for tag, a in Tags(page).tags if tag == "section"] == ["comparison", "provenance"]

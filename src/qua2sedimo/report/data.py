@@ -9,6 +9,7 @@ import numpy as np
 
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.metrics.estimates import Estimate
+from qua2sedimo.sensitivity import ExpectedDamage
 from qua2sedimo.sensitivity.tables import LayerStep, OptionRow
 
 RowKind = Literal["full", "uniform", "outside", "ours", "activations"]
@@ -107,7 +108,7 @@ class ReportData:
 
     ``steps``: what a bit costs each layer, in ``cost_unit``. ``commands`` repeat the study in a folder with its
     study.yaml, the text ``settings``. ``code``: Python that loads the packed model. ``other_bytes``: what of the
-    pipeline is not quantized.
+    pipeline is not quantized. ``expected``: what gradients expect of every layer; empty without gradients.
 
     Raises ``Qua2SeDiMoError`` unless each model has a picture for each caption.
     """
@@ -139,6 +140,7 @@ class ReportData:
     settings: str = ""
     code: str = ""
     other_bytes: int = 0
+    expected: list[ExpectedDamage] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for row in self.pictures:

@@ -4,6 +4,7 @@ from qua2sedimo.sensitivity.block_scores import block_level, block_scores
 from qua2sedimo.sensitivity.block_settings import BlockScores, BlockSettings
 from qua2sedimo.sensitivity.effects import Effects, option_effects
 from qua2sedimo.sensitivity.expected import (
+    THIRDS,
     ExpectedDamage,
     ExpectedOfGroup,
     expected_by,
@@ -36,6 +37,7 @@ __all__ = [
     "OptionScore",
     "Scores",
     "Sensitivity",
+    "THIRDS",
     "block_level",
     "block_scores",
     "distributions",

@@ -12,6 +12,7 @@ from qua2sedimo.report.charts.bars import options_by_operation
 from qua2sedimo.report.charts.picture_grid import FEW, MOST, numbered, picture_grid
 from qua2sedimo.report.charts.quality import axis_title, counted, quality_against_bits
 from qua2sedimo.report.charts.style import option_key, uneven
+from qua2sedimo.report.charts.thirds import damage_by_step
 from qua2sedimo.report.charts.trust import predicted_against_measured, predictor_quality
 from qua2sedimo.report.data import ReportData
 from qua2sedimo.sensitivity.tables import LayerStep
@@ -112,7 +113,15 @@ def sensitivity_figures(data: ReportData, width: Width = 720) -> list[Figure]:
         f"The share of each operation's layers that got each option. {option_key()}",
         data.choices and options_by_operation({"": data.choices}, width),
     )
-    return [figure for figure in (cost, chosen, operations, depth, options) if figure.chart]
+    steps = Figure(
+        "damage-by-step",
+        "Which steps suffer",
+        "The damage to the denoiser's output that gradients expect if every layer had about 3 bits, by operation: as a "
+        "share of all, and of it in the early steps, which decide what a picture shows, the middle ones, and the late "
+        "ones, which draw details. Nothing was measured for it.",
+        data.expected and damage_by_step(data.expected, width),
+    )
+    return [figure for figure in (cost, chosen, operations, depth, steps, options) if figure.chart]
 
 
 def roots(steps: Sequence[LayerStep]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from qua2sedimo.report.data import ReportData
+from qua2sedimo.sensitivity import THIRDS
 
 Table = dict[str, list[Any]]
 #: Of an option and a chosen option, as attributes of its row.
@@ -45,6 +46,10 @@ def study_tables(data: ReportData) -> dict[str, Any]:
         "measurements": _table(
             ["kind", "name", "average_bits", "value", "low", "high"],
             ([p.kind, p.label, p.bits, p.quality.value, p.quality.low, p.quality.high] for p in data.points),
+        ),
+        "expected": _table(
+            ["layer", "option", "share", *THIRDS],
+            ([e.layer.name, str(e.option), e.share, *e.thirds] for e in data.expected),
         ),
         "unseen": _table(["predicted", "measured"], quality.pairs if quality else []),
         "graph": _table(["name", "kind", "block", "inputs"], ([n.name, n.kind, n.block, n.inputs] for n in data.nodes)),
