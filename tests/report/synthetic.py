@@ -17,7 +17,7 @@ from qua2sedimo.report import (
     ReportData,
     TableRow,
 )
-from qua2sedimo.report.data import PointKind
+from qua2sedimo.report.data import OtherSize, PointKind
 from qua2sedimo.sensitivity import ExpectedDamage, LayerStep, OptionRow
 from qua2sedimo.sensitivity.steps import Rated, step
 
@@ -89,6 +89,8 @@ def synthetic_data(blocks: int = 8, records: int = 120, side: int = 16, evil: st
         code=f"import qua2sedimo{evil}\n",
         other_bytes=412_000_000,
         expected=_expected(layers),
+        sizes=[OtherSize(b, int(b * 865_152 / 8), 6 * (b - 3.5), {f"FF 1{evil}": b - 0.5, "AdaLN": b + 1})
+               for b in (2.5, 3.0, 3.5, 4.0)],
     )  # fmt: skip
 
 

@@ -187,6 +187,29 @@ def column(page: Any, number: int) -> list[float]:
     return [float(value) for value in cells.evaluate_all("cells => cells.map(cell => cell.dataset.value)")]
 
 
+def test_the_slider_of_sizes_tells_what_each_would_be_like(page: Any, data: ReportData) -> None:
+    slider = page.locator("#size")
+    assert slider.input_value() == "2" and "about as good as this choice" in page.locator("#size-change").inner_text()
+    slider.fill("0")
+    assert page.locator("#size-bits").inner_text().startswith("2.50 bits per weight, 270 kB")
+    assert "6.0 dB worse" in page.locator("#size-change").inner_text()
+    assert page.locator("#size-near").inner_text() == "Nothing was measured near this size."
+    assert page.locator("#size-picture").is_hidden()
+    bars = page.locator("#size-bars > div")
+    assert bars.count() == 2 and bars.nth(1).inner_text().split() == ["AdaLN", "3.50"]
+    slider.fill("1")
+    near = page.locator("#size-near").inner_text()
+    assert near.startswith("Measured near this size: “uaq-3") and near.endswith("with 3.13 bits, 18.2 dB.")
+    slider.fill("3")
+    assert "3.0 dB better" in page.locator("#size-change").inner_text()
+
+
+def test_the_code_that_loads_the_model_can_be_copied(page: Any) -> None:
+    page.locator("#copy-code").click()
+    page.wait_for_function("['Copied', 'Selected'].includes(document.getElementById('copy-code').textContent)")
+    assert "import qua2sedimo" in page.evaluate("String(getSelection())")
+
+
 def test_the_layer_table_sorts(page: Any) -> None:
     head = page.locator("#layer-table thead th").nth(6)
     head.get_by_role("button").click()

@@ -13,7 +13,7 @@ from qua2sedimo.formats.text import short_size, size_text
 from qua2sedimo.metrics.estimates import Estimate
 from qua2sedimo.report import MeasuredPoint, MetricInfo, ReportData
 from qua2sedimo.report.charts.boxes import step_rows
-from qua2sedimo.report.charts.figures import all_figures
+from qua2sedimo.report.charts.figures import all_figures, quality_figures
 from qua2sedimo.report.charts.labels import label_places
 from qua2sedimo.report.charts.render import svg_of
 from qua2sedimo.report.charts.style import NOTHING, cost_scale, in_order, short_option, uneven
@@ -114,6 +114,17 @@ def test_other_tools_are_compared_apart_from_uniform_options() -> None:
     said = savings(dataclasses.replace(data, table=[*data.table, outside]))
     assert f"smallest file of another tool at least as good is “GGUF X” ({bits:.2f} bits" in said
     assert "ours saves 50 % of its bytes" in said
+
+
+def test_candidates_that_look_better_than_ours_are_explained() -> None:
+    data = synthetic_data(blocks=1)
+    ours = next(point for point in data.points if point.kind == "ours")
+    better = Estimate(ours.quality.value + 1, ours.quality.value, ours.quality.value + 2, 16)
+    (plain,) = quality_figures(dataclasses.replace(data, points=[p for p in data.points if p.kind != "candidate"]))
+    lucky = MeasuredPoint(ours.bits, better, "candidate", "candidate 3")
+    (told,) = quality_figures(dataclasses.replace(data, points=[*data.points, lucky]))
+    assert "better than ours" not in plain.text
+    assert re.search(r"candidates? looks? better than ours: .* at most 16 pictures", told.text)
 
 
 def test_seconds_of_a_picture_are_told_only_where_they_were_measured() -> None:

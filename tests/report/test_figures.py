@@ -22,8 +22,10 @@ from qua2sedimo.report.text import escaped
 from .synthetic import synthetic_data
 
 EVIL = "<script>alert(1)</script>&\"'\\"
-ALL = ["pictures", "quality-against-bits", "sensitivity-map", "chosen-options", "sensitivity-by-operation",
-       "sensitivity-by-block", "damage-by-step", "options-by-operation", "predictor-quality", "predicted-against-measured"]  # fmt: skip
+ALL = [
+    "pictures", "quality-against-bits", "sensitivity-map", "chosen-options", "sensitivity-by-operation",
+    "sensitivity-by-block", "damage-by-step", "options-by-operation", "predictor-quality", "predicted-against-measured",
+]  # fmt: skip
 COMPARED = ["quality-against-bits", "sensitivity-by-operation", "sensitivity-by-block", "options-by-operation"]
 
 

@@ -24,6 +24,7 @@ from qua2sedimo.images.pictures import to_uint8
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.quantizers import QuantizedWeight, dequantize_weight
 from qua2sedimo.records.measurement import Measurement
+from qua2sedimo.report.fill.sizes import other_sizes
 from qua2sedimo.runtime import QuantizedLayer
 from qua2sedimo.search import Budget, Constraints, by_gradients
 from qua2sedimo.study.choices import save_choice
@@ -105,6 +106,21 @@ def test_it_has_the_least_expected_damage_of_what_fits(quick: Quick) -> None:
     for nbytes, cost, layer in changes:
         better = [c for b, c, n in changes if n != layer and b + nbytes <= spare]
         assert not better or min(better) + cost >= -1e-12
+
+
+def test_other_sizes_are_expected_to_be_better_the_larger_they_are(quick: Quick) -> None:
+    sizes = other_sizes(quick.study.workspace, quick.choice)
+    space = quick.study.workspace.space
+    assert [s.bits for s in sizes] == sorted({s.bits for s in sizes}) and len(sizes) > 4
+    assert all(8 * s.nbytes <= s.bits * space.weights for s in sizes)
+    changes = [s.change for s in sizes]
+    assert changes == sorted(changes) and changes[0] < 0 < changes[-1]
+    below, above = max(s.bits for s in sizes if s.bits < BITS), min(s.bits for s in sizes if s.bits > BITS)
+    assert {s.bits: s.change for s in sizes}[below] <= 0 <= {s.bits: s.change for s in sizes}[above]
+    layers = quick.study.workspace.graph.layers.values()
+    for size in sizes:
+        weights = {o: sum(u.weights for u in layers if u.operation == o) for o in size.operations}
+        assert sum(bits * weights[o] for o, bits in size.operations.items()) == pytest.approx(8 * size.nbytes)
 
 
 def test_the_sampler_near_stays_by_what_statistics_expect(quick: Quick) -> None:

@@ -70,6 +70,17 @@ class MeasuredPoint:
 
 
 @dataclass(frozen=True)
+class OtherSize:
+    """What another size would be like: average bits, bytes, the expected ``change`` of quality from the report's choice
+    in dB, positive if better, and the average bits of each operation's weights."""
+
+    bits: float
+    nbytes: int
+    change: float
+    operations: dict[str, float]
+
+
+@dataclass(frozen=True)
 class LayerChoice(OptionRow):
     """The option chosen for one layer, the layer's weight shape, and the reason: in a word or two, and in sentences."""
 
@@ -108,7 +119,8 @@ class ReportData:
 
     ``steps``: what a bit costs each layer, in ``cost_unit``. ``commands`` repeat the study in a folder with its
     study.yaml, the text ``settings``. ``code``: Python that loads the packed model. ``other_bytes``: what of the
-    pipeline is not quantized. ``expected``: what gradients expect of every layer; empty without gradients.
+    pipeline is not quantized. ``expected`` and ``sizes``: what gradients expect of every layer, and of other sizes;
+    empty without gradients.
 
     Raises ``Qua2SeDiMoError`` unless each model has a picture for each caption.
     """
@@ -141,6 +153,7 @@ class ReportData:
     code: str = ""
     other_bytes: int = 0
     expected: list[ExpectedDamage] = field(default_factory=list)
+    sizes: list[OtherSize] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for row in self.pictures:

@@ -70,10 +70,32 @@ def quality_figures(data: ReportData, width: Width = 720) -> list[Figure]:
     text = (
         f"Each mark is one measured configuration, a choice of an option for every layer: {counted(data.points)}. "
         "Vertical lines are 95 % intervals, within which the mean over very many pictures probably lies. The stepped "
-        f"line is the Pareto frontier, the best measured at each size. {budget}{LUCK} {SIZES}"
+        f"line is the Pareto frontier, the best measured at each size. {budget}{_luckier(data)}{LUCK} {SIZES}"
     )
     chart = quality_against_bits(data.points, data.objective, width, data.budget_bits)
     return [Figure("quality-against-bits", f"{data.objective.title} against size", text, chart, least=_LABELLED)]
+
+
+def _luckier(data: ReportData) -> str:
+    """Why marks that look better than ours, at no larger size, were not chosen."""
+    ours = next((point for point in data.points if point.kind == "ours"), None)
+    if ours is None:
+        return ""
+    sign = 1 if data.objective.higher_is_better else -1
+    above = [
+        point for point in data.points
+        if point.kind in ("candidate", "frontier") and point.bits <= ours.bits + 0.005
+        and sign * point.quality.value > sign * ours.quality.value
+    ]  # fmt: skip
+    if not above:
+        return ""
+    images, fresh = (max(point.quality.images for point in points) for points in (above, [ours]))
+    which = "1 candidate looks" if len(above) == 1 else f"{len(above)} candidates look"
+    return (
+        f"{which} better than ours: they were measured on at most {images} pictures and compared with many others, so "
+        "that luck is in them; ours is the one that did best on further pictures, and was then measured on "
+        f"{fresh} new ones. "
+    )
 
 
 def sensitivity_figures(data: ReportData, width: Width = 720) -> list[Figure]:

@@ -31,6 +31,7 @@ from qua2sedimo.report.data import (
 from qua2sedimo.report.fill.layers import cost_unit, graph_nodes, layer_choices, layer_options, layer_steps
 from qua2sedimo.report.fill.packed_model import loading_code, read_packed
 from qua2sedimo.report.fill.predictor import predictor_quality
+from qua2sedimo.report.fill.sizes import other_sizes
 from qua2sedimo.sensitivity import expected_damage
 from qua2sedimo.study.choices import Choice
 from qua2sedimo.study.stages.compare import Row
@@ -88,6 +89,7 @@ def report_data(
         settings=(study.folder / "study.yaml").read_text(encoding="utf-8"),
         code=loading_code(read_packed(packed), str(packed)) if packed is not None else "",
         other_bytes=_other_bytes(study),
+        sizes=other_sizes(study, choice) if choice else [],
         expected=expected_damage(study.graph.layers, study.bank) if study.settings.compensates else [],
     )
 

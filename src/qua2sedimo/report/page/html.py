@@ -24,7 +24,7 @@ from qua2sedimo.sensitivity.steps import Step
 
 #: The two layers of one map: the reader switches between them.
 _MAPS = ("sensitivity-map", "chosen-options")
-_SCRIPTS = ("theme.js", "copy.js", "segments.js", "pictures.js", "layers.js", "graph.js", "downloads.js")
+_SCRIPTS = ("theme.js", "copy.js", "segments.js", "pictures.js", "sizes.js", "layers.js", "graph.js", "downloads.js")
 
 
 def write_report(data: ReportData, out: Path) -> Path:
@@ -58,6 +58,7 @@ def render_page(data: ReportData) -> str:
         ],
         figures=figures,
         specifications={f.name: f.chart.to_dict() for group in figures.values() for f in group},
+        nearest_size=min(range(len(data.sizes)), key=lambda i: abs(data.sizes[i].bits - data.ours_bits), default=0),
         findings=list(dict.fromkeys(data.findings)),
         layers=_layer_rows(data),
         choices_of=_choices_of(data),

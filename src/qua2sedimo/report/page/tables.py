@@ -47,6 +47,10 @@ def study_tables(data: ReportData) -> dict[str, Any]:
             ["kind", "name", "average_bits", "value", "low", "high"],
             ([p.kind, p.label, p.bits, p.quality.value, p.quality.low, p.quality.high] for p in data.points),
         ),
+        "sizes": _table(
+            ["average_bits", "bytes", "change", *(operations := list(data.sizes[0].operations) if data.sizes else [])],
+            ([s.bits, s.nbytes, s.change, *(s.operations[o] for o in operations)] for s in data.sizes),
+        ),
         "expected": _table(
             ["layer", "option", "share", *THIRDS],
             ([e.layer.name, str(e.option), e.share, *e.thirds] for e in data.expected),
