@@ -378,6 +378,7 @@ def write_docs(rows: Mapping[str, Mapping[str, Any]]) -> None:
     write_table(PAGE, "sizes", _sizes_table(rows))
     write_table(PAGE, "transfer", _transfer_table(rows))
     write_table(PAGE, "counts", _counts_table(rows))
+    write_table(PAGE, "calls", _calls_table(rows))
     write_table(PAGE, "paper", _paper_table(rows))
     if _grouped(rows, r"(\S+) search"):
         write_table(PAGE, "search", _search_table(rows))
@@ -407,9 +408,8 @@ def _sizes_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     sized = _grouped(rows, rf"(\S+) ({NEAREST}|{PLAIN}|{QUICK})") | _grouped(rows, r"(uniform) (\S+)")
     body = []
     for (model, bits, how), of in sorted(sized.items()):
-        spread = f" ± {np.std([r['psnr'] for r in of], ddof=1):.1f}" if len(of) > 1 else ""
         body.append([
-            model, bits, how, _mean(of, "average_bits", 3), f"{_mean(of, 'psnr')}{spread}", _mean(of, "features", 4),
+            model, bits, how, _mean(of, "average_bits", 3), _mean_spread(of, "psnr"), _mean(of, "features", 4),
             _mean(of, "frechet_full", 2), _mean(of, "accuracy", 3), str(len(of)),
         ])  # fmt: skip
     head = ["model", "size", "choice and rounding", "bits", "PSNR, dB", "features", "Fréchet", "accuracy", "seeds"]
@@ -428,10 +428,28 @@ def _transfer_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _counts_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     found = _grouped(rows, r"observed (\d+(?: in \d+ steps)?)")
     body = [
-        [model, count, _mean(of, PLAIN), _mean(of, "psnr"), "yes" if all(r["polished"] for r in of) else "not always"]
+        [model, count, _mean_spread(of, PLAIN), _mean_spread(of, "psnr"),
+         f"{sum(r['polished'] for r in of)} of {len(of)}"]
         for (model, count), of in sorted(found.items(), key=lambda item: (item[0][0], *_numbers(item[0][1])))
-    ]
+    ]  # fmt: skip
     return _table(["model", "images observed", "not polished, dB", "quick, dB", "polish kept"], body)
+
+
+def _calls_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A column for each number of calls; separate parts of all calls stand beside each other."""
+    found = _grouped(rows, r"weighed (\d+) part \d+")
+    models = sorted({model for model, _ in found})
+    body = [
+        [model, *(" · ".join(f"{r['psnr']:.1f}" for r in found.get((model, str(count)), ())) for count in _WEIGHED)]
+        for model in models
+    ]
+    return _table(["model", *(f"{count} calls" for count in _WEIGHED)], body)
+
+
+def _mean_spread(of: list[Mapping[str, Any]], name: str) -> str:
+    """The mean over seeds, with their standard deviation where there are several."""
+    spread = f" ± {np.std([row[name] for row in of], ddof=1):.1f}" if len(of) > 1 else ""
+    return f"{_mean(of, name)}{spread}"
 
 
 def _numbers(text: str) -> list[int]:

@@ -21,7 +21,7 @@ from safety_study import essence, unequal
 
 _NEW = ("export", "study", "new", "--choice")
 _MEASURE = ("measure", "study", "--configurations", "22")
-_REPORT = ("report", "study", "--bits", BITS, "--images", "8")
+_REPORT = ("report", "study", "--bits", BITS, "--fresh-images", "8")
 #: By state and the beginning of a file's name: the commands that read it.
 _READERS: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
     "reported": {
@@ -31,7 +31,7 @@ _READERS: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
         "study/bank/": ((*_NEW, OTHER), _MEASURE, ("quantize", "study"), ("quick", "study", "--bits", "3.0")),
         "study/statistics/": (("observe", "study"), ("quick", "study", "--bits", "3.0")),
         "study/records.db": (("records", "study", "--format", "json"), ("fit", "study"),
-                             ("frontier", "study", "--images", "2")),
+                             ("frontier", "study", "--fresh-images", "2")),
         "study/predictor/": (("explain", "study"), ("choose", "study", "--bits", "3.4", "--candidates", "1")),
         "study/choices/": ((*_NEW, OTHER), (*_NEW, BITS), (*_NEW, "uaq"),
                            ("diff", f"study/choices/{BITS}.json", f"study/choices/{OTHER}.json")),
@@ -43,7 +43,7 @@ _READERS: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
         "study/comparison/": (_REPORT,),
         "study/packed": (_REPORT,),
         "out/": (("generate", "out", "--prompt", "1", "--out", "new"), ("card", "out", "--force"),
-                 ("evaluate", "out", "--base", "model", "--images", "2")),
+                 ("evaluate", "out", "--base", "model", "--fresh-images", "2")),
         "out-sdnq/": (("card", "out-sdnq", "--force"),),
         "out-plain/": (("generate", "out-plain", "--prompt", "1", "--out", "new"), ("card", "out-plain", "--force")),
     },

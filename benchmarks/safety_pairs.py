@@ -81,7 +81,7 @@ def _one_by_one(ground: Ground, state: str, lines: list[tuple[str, ...]]) -> dic
 def _words(name: str, who: str) -> tuple[str, ...]:
     """A command that has something to do in a study that is finished."""
     more = {"measure": ("measure", "study", "--configurations", "26"),
-            "frontier": ("frontier", "study", "--images", "4"),
+            "frontier": ("frontier", "study", "--fresh-images", "4"),
             "choose": ("choose", "study", "--bits", "3.4", "--candidates", "2"),
             "search": ("search", "study", "--bits", "3.4", "--image-budget", "400"),
             "records": ("records", "study", "--out", f"{who}.csv")}  # fmt: skip

@@ -20,7 +20,16 @@ from tests.pages import ROOT, Code
 from qua2sedimo import cli, zoo
 
 #: Numbers that make a command long, and the most a test takes.
-AT_MOST = {"--configurations": 20, "--images": 8, "--image-budget": 8, "--candidates": 2, "--count": 2}
+AT_MOST = {
+    "--configurations": 20, "--images": 8, "--fresh-images": 8, "--image-budget": 8, "--candidates": 2, "--count": 2,
+}  # fmt: skip
+    "--configurations": 20,
+    "--images": 8,
+    "--fresh-images": 8,
+    "--image-budget": 8,
+    "--candidates": 2,
+    "--count": 2,
+}
 #: Names in pages that the tests' pipeline lacks, and what it has instead.
 INSTEAD = {
     "pos_embed*": "conv_in*",
@@ -140,7 +149,10 @@ def quick_arguments(text: str) -> str:
 
 
 #: Images that a test takes where a page leaves the default.
-_FEW_IMAGES = {"init": "2", "run": "2", "report": "8", "frontier": "2", "evaluate": "2"}
+_FEW_IMAGES = {
+    "init": ("--images", "2"), "run": ("--images", "2"),
+    "report": ("--fresh-images", "8"), "frontier": ("--fresh-images", "2"), "evaluate": ("--fresh-images", "2"),
+}  # fmt: skip
 
 
 def with_few_steps(words: list[str], model: str = "") -> list[str]:
@@ -148,7 +160,8 @@ def with_few_steps(words: list[str], model: str = "") -> list[str]:
 
     To evaluate an export of ``model``, a folder where pages have a shipped one, it has to be told where that is.
     """
-    few = ["--images", _FEW_IMAGES[words[0]]] if words[0] in _FEW_IMAGES and "--images" not in words else []
+    few = list(_FEW_IMAGES.get(words[0], ()))
+    few = [] if few and few[0] in words else few
     if words[0] == "evaluate" and model and "--base" not in words:
         few += ["--base", model]
     if words[0] not in ("init", "run"):

@@ -342,13 +342,13 @@ def test_the_stages_one_by_one_end_in_pictures_of_the_packed_model(  # type: ign
     assert stored["average_bits"] <= 4.5 and f"{stored['average_bits']:.4f}" in exported.out
     config = json.loads((out / "transformer" / "config.json").read_text())
     assert config["quantization_config"]["act_bits"] == 8
-    assert "came from a folder 'small' and does not say where it is" in run("evaluate", out, "--images", 2).err
-    measured = run("evaluate", out, "--images", 2, "--base", model)
+    assert "came from a folder 'small' and does not say where it is" in run("evaluate", out, "--fresh-images", 2).err
+    measured = run("evaluate", out, "--fresh-images", 2, "--base", model)
     assert measured.status == 0 and "psnr: " in measured.out, measured.err
     assert json.loads((out / "evaluation.json").read_text())["metrics"]["psnr"]["images"] == 2
     (out / "evaluation.json").unlink()
     (out / "evaluation.json").mkdir()  # as good as a folder that can only be read
-    unkept = run("evaluate", out, "--images", 2, "--base", model)
+    unkept = run("evaluate", out, "--fresh-images", 2, "--base", model)
     assert unkept.status == 0 and "psnr: " in unkept.out and "was not kept" in unkept.err
     one = tmp_path / "one" / "picture.PNG"
     assert f"1 picture: {one}" in run("generate", out, "--prompt", 3, "--out", one).out and one.is_file()
@@ -387,7 +387,7 @@ def test_an_exported_model_is_called_as_it_was_measured(  # type: ignore[no-unty
     save_configuration(opened.workspace, configuration, out, {"arguments": opened.workspace.settings.arguments})
     for name, more in (("plain", ()), ("named", ("--arguments", FEW_STEPS))):
         assert run("generate", out, "--prompt", 3, "--out", tmp_path / name, *more).status == 0
-    assert "does not say which model" in run("evaluate", out, "--images", 2).err
+    assert "does not say which model" in run("evaluate", out, "--fresh-images", 2).err
     assert "is not an exported model" in run("evaluate", tmp_path).err
     plain, named = (np.asarray(Image.open(tmp_path / name / "0000.png")) for name in ("plain", "named"))
     assert np.array_equal(plain, named)
@@ -405,7 +405,7 @@ def test_one_command_goes_from_a_pipeline_to_a_report(run, model: Path, tmp_path
     assert rows[-1]["name"] == "ours, 4.5 bits" and rows[-1]["average_bits"] <= 4.5
     assert f"= {rows[-1]['average_bits']:.4f} average bits" in ended.out
     assert run(*command).status == 0
-    assert run("report", folder, "--bits", 4.5, "--images", 8).status == 0
+    assert run("report", folder, "--bits", 4.5, "--fresh-images", 8).status == 0
     drawn = run("figures", folder, "--format", "svg")
     assert drawn.status == 0 and "yet" not in drawn.out, drawn.err
     assert len(list((folder / "figures").glob("*.svg"))) == 9 and (folder / "figures" / "pictures.svg").is_file()

@@ -82,7 +82,7 @@ def test_choices_are_printed_as_json_and_nothing_beside_it(run, copy: Path, tmp_
     assert json.loads(run("polish", copy, "3.0", "--json").out) == found[1:]
     out = tmp_path / "out"
     assert run("export", copy, out, "--choice", "3.0").status == 0
-    measured = run("evaluate", out, "--images", 2, "--base", model, "--json")
+    measured = run("evaluate", out, "--fresh-images", 2, "--base", model, "--json")
     assert json.loads(measured.out)["metrics"]["psnr"]["images"] == 2
 
 

@@ -37,3 +37,15 @@ def test_a_command_with_earlier_names_does_the_same(run, model: Path, tmp_path: 
     old = run("inspect", model, "--options", layer, "--set", "uaq-4")
     new = run("inspect", model, "--details", layer, "--options", "uaq-4")
     assert old.status == new.status == 0 and old.out == new.out and "uaq-4" in new.out and "row-4" not in new.out
+
+
+def test_an_option_has_one_default_in_all_commands() -> None:
+    """But where it names what is written, or where no size stands for several."""
+    found: dict[str, set[str]] = {}
+    for command in typer.main.get_command(cli.app).commands.values():  # type: ignore[attr-defined]
+        for parameter in command.params:
+            if not getattr(parameter, "hidden", False):
+                for name in parameter.opts if parameter.param_type_name == "option" else ():
+                    found.setdefault(name, set()).add(str(parameter.default))
+    several = {name for name, defaults in found.items() if len(defaults) > 1}
+    assert several == {"--out", "--format", "--bits"}

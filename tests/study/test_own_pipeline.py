@@ -97,7 +97,7 @@ def test_what_needs_another_process_is_refused_before_anything_is_measured(tmp_p
     assert "Study(FOLDER, pipeline)" in str(caught.value.remedy)
 
 
-@pytest.mark.parametrize("command", ["generate OUT --prompt 1", "evaluate OUT --images 2", "card OUT"])
+@pytest.mark.parametrize("command", ["generate OUT --prompt 1", "evaluate OUT --fresh-images 2", "card OUT"])
 def test_a_command_that_would_have_to_build_the_denoiser_says_how_it_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:

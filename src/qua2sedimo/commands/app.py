@@ -144,7 +144,9 @@ Batch = Annotated[
     typer.Option(help="Images per pipeline call. Default: as many as fit, at most 16.", min=1, max=LEARNING.size),
 ]
 Configurations = Annotated[int, typer.Option(help="Random configurations to measure in total.", min=20, max=MOST)]
-Images = Annotated[int, typer.Option(help="Images per configuration.", min=2, max=LEARNING.size)]
+Images = Annotated[int, typer.Option(help="Images that each configuration is measured on.", min=2, max=LEARNING.size)]
+#: The default of :data:`Images`, and that of images which judge: ``--fresh-images``.
+USUAL_IMAGES, FRESH_IMAGES = 8, 64
 WorkerCount = Annotated[
     int | None,
     typer.Option(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qua2sedimo.commands.app import (
+    FRESH_IMAGES,
     MOST,
     Arguments,
     AsJson,
@@ -223,7 +224,9 @@ def evaluate(
     folder: ExportFolder,
     prompt: Prompts = None,
     arguments: Arguments = "{}",
-    images: Annotated[int, typer.Option(help="Pictures to compare.", min=2, max=EVALUATION.size // 2)] = 16,
+    images: Annotated[
+        int, typer.Option("--fresh-images", help="Images to compare.", min=2, max=EVALUATION.size // 2)
+    ] = FRESH_IMAGES,
     metric: Annotated[
         list[str] | None, typer.Option("--metric", help="A metric by name; repeatable. Default: psnr.")
     ] = None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qua2sedimo.commands.app import (
+    FRESH_IMAGES,
     Bits,
     ExportFolder,
     RayAddress,
@@ -34,8 +35,11 @@ def report(
     study: StudyFolder,
     bits: Bits = 3.5,
     images: Annotated[
-        int, typer.Option(help="Images for each row of the table.", min=8, max=COMPARISON.size // 2)
-    ] = 96,
+        int,
+        typer.Option(
+            "--fresh-images", help="Images that each row of the table is measured on.", min=8, max=COMPARISON.size // 2
+        ),
+    ] = FRESH_IMAGES,
     workers: WorkerCount = None,
     ray: RayAddress = None,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qua2sedimo.commands.app import MOST, AsJson, RayAddress, StudyFolder, WorkerCount, app, workers_of
+from qua2sedimo.commands.app import FRESH_IMAGES, MOST, AsJson, RayAddress, StudyFolder, WorkerCount, app, workers_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.text import command
 from qua2sedimo.images.ledger import FRONTIER
@@ -234,7 +234,9 @@ def search(
 @app.command(rich_help_panel=_PANEL)
 def frontier(
     study: StudyFolder,
-    images: Annotated[int, typer.Option(help="Fresh images per point.", min=2, max=FRONTIER.size)] = 16,
+    images: Annotated[
+        int, typer.Option("--fresh-images", help="Images that each point is measured on.", min=2, max=FRONTIER.size)
+    ] = FRESH_IMAGES,
     workers: WorkerCount = None,
     ray: RayAddress = None,
 ) -> None:

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 
 #: Command → earlier name of an option → its name.
 EARLIER: Mapping[str, Mapping[str, str]] = {
+    "evaluate": {"--images": "--fresh-images"},
+    "frontier": {"--images": "--fresh-images"},
     "generate": {"--to": "--out"},
     "inspect": {"--set": "--options"},
     "measure": {"--configs": "--configurations"},
     "plan": {"--configs": "--configurations"},
+    "report": {"--images": "--fresh-images"},
     "search": {"--images": "--image-budget"},
 }
 

@@ -9,7 +9,9 @@ import typer
 
 from qua2sedimo import zoo
 from qua2sedimo.commands.app import (
+    FRESH_IMAGES,
     SAFETY_CHECKER,
+    USUAL_IMAGES,
     Arguments,
     Batch,
     Bits,
@@ -49,7 +51,6 @@ if TYPE_CHECKING:
     from qua2sedimo.measuring.run import Workers
 
 _PANEL = "Start"
-_COMPARED = 96  # images of each row of a run's table
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -58,7 +59,7 @@ def demo(
     model: Annotated[str, typer.Option(help=f"One of {', '.join(zoo.ENTRIES)}.")] = "avatars-pixart",
     bits: Bits = 3.5,
     configurations: Configurations = 100,
-    images: Images = 4,
+    images: Annotated[int, typer.Option(min=2, hidden=True)] = 4,  # few: a demo is to end soon
     workers: WorkerCount = None,
     ray: RayAddress = None,
 ) -> None:
@@ -66,7 +67,7 @@ def demo(
     if model not in zoo.ENTRIES:
         raise Qua2SeDiMoError(f"unknown zoo model '{model}'", f"Known: {', '.join(zoo.ENTRIES)}.")
     settings = settings_for(model, None, "{}", "default", images, None, 0)
-    _everything(out / model, settings, bits, configurations, workers_of(workers, ray), compared=64, act_bits=(8, 6))
+    _everything(out / model, settings, bits, configurations, workers_of(workers, ray), act_bits=(8, 6))
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -83,7 +84,7 @@ def run(
     observe: Observe = None,
     effort: Efforts = "search",
     configurations: Configurations = 100,
-    images: Images = 6,
+    images: Images = USUAL_IMAGES,
     component: Component = None,
     keep: Keep = None,
     seed: Seed = 0,
@@ -124,7 +125,7 @@ def _dry_run(folder: Path, settings: StudySettings, bits: float, configurations:
         budget_bytes(study.workspace.reachable, Budget(bits))
         with progress() as report:
             made = study.plan(configurations, progress=report)
-        stages = dry_run(study.workspace, made, effort, _COMPARED)
+        stages = dry_run(study.workspace, made, effort, FRESH_IMAGES)
     console.print(dry_run_table(stages, made))
 
 
@@ -134,7 +135,7 @@ def _everything(
     bits: float,
     configurations: int,
     workers: Workers,
-    compared: int = _COMPARED,
+    compared: int = FRESH_IMAGES,
     act_bits: tuple[int, ...] = (),
     effort: Effort = "search",
 ) -> None:
@@ -186,7 +187,7 @@ def init(
     program: For = None,
     rounding: Rounding = None,
     observe: Observe = None,
-    images: Images = 16,
+    images: Images = USUAL_IMAGES,
     component: Component = None,
     keep: Keep = None,
     seed: Seed = 0,

@@ -105,7 +105,7 @@ def compare(
     study: Workspace,
     choice: Choice,
     packed: str | Path,
-    images: int = 96,
+    images: int = 64,
     progress: Progress = silent,
     act_bits: tuple[int, ...] = (),
     workers: Workers = Workers(),
