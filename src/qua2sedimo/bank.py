@@ -54,6 +54,7 @@ from qua2sedimo.quantizers import (
     each,
     quantization_error,
 )
+from qua2sedimo.system.memory import return_memory
 
 FORMAT = 2
 _BEFORE = 1  # errors without those of outputs; every option kept
@@ -186,6 +187,7 @@ class Bank:
             if lacks:
                 with _named(layer):
                     _write_layer(path, layer, weights(layer), tried.options[layer], observed(layer), prune)
+                return_memory()
                 checksum = sha256(path)
                 with writing:
                     add_finished(folder / _SUMS, layer, checksum)

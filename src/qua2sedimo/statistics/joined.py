@@ -56,6 +56,11 @@ class JoinedStatistics:
         component, _, own = unit.partition(".")
         return self.parts[component].moment(own)
 
+    def forget_moments(self) -> None:
+        """Free the moments that are kept for being asked for again."""
+        for part in self.parts.values():
+            part.forget_moments()
+
     def gradient(self, unit: str) -> torch.Tensor | None:
         """Squared gradients at a unit's outputs, fp64 [channels]; None if there are none."""
         component, _, own = unit.partition(".")

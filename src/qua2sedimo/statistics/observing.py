@@ -33,6 +33,7 @@ from qua2sedimo.statistics.store import (
     write_gradients,
     write_moment,
 )
+from qua2sedimo.system.memory import return_memory
 from qua2sedimo.system.progress import Progress, silent
 
 #: Of the recorded calls, one in this many has a backward pass.
@@ -78,6 +79,7 @@ def observe(folder: Path, what: Observation, progress: Progress = silent) -> Sta
     with alone(folder, lambda: progress(0, 1, "waiting for another process that observes")):
         if not Statistics.is_finished(folder):
             _observe(folder, what, progress)
+            return_memory()
     return Statistics(folder, what.key, what.graph.layers)
 
 

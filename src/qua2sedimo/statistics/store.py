@@ -99,6 +99,10 @@ class Statistics:
         found = self._read(self._place[unit]) if unit in self._place else None
         return found if found is not None and found.usable else None
 
+    def forget_moments(self) -> None:
+        """Free the moments that are kept for being asked for again."""
+        self._read.cache_clear()
+
     def gradient(self, unit: str) -> torch.Tensor | None:
         """Squared gradients at a unit's output channels, fp64 [channels]; None if there are none."""
         return self._gradients.get(self._layers[unit].module)

@@ -41,6 +41,7 @@ from qua2sedimo.study.choices import Choice, choice_name, load_values
 from qua2sedimo.study.model import StudiedModel
 from qua2sedimo.study.parts import DenoiserPart
 from qua2sedimo.study.weighing import weigh
+from qua2sedimo.system.memory import return_memory
 from qua2sedimo.system.progress import Progress, silent
 
 #: Where files are written: what interrupted processes left there is removed.
@@ -254,10 +255,14 @@ class Workspace(StudiedModel):
             return Bank(folder, space, self.identity)
         tried = within_reach(space, self._stakes) if self.prunes else space
         total = len(space.layers)
-        return Bank.build(
+        bank = Bank.build(
             folder, space, self.identity, self.weight, lambda done: progress(done, total, "quantizing layers"),
             self.quantizing_threads, self.observed, self.prunes, tried,
         )  # fmt: skip
+        if self.settings.compensates:
+            self.statistics.forget_moments()
+        return_memory()
+        return bank
 
     @property
     def quantizing_threads(self) -> int:

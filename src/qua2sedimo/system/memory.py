@@ -1,9 +1,11 @@
-"""Running out of memory, on any device: recognised in one place, and reported by one message with its remedies."""
+"""Memory of the process: running out of it, on any device, recognised in one place and reported by one message with its
+remedies; and returned to the system."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from qua2sedimo.errors import Qua2SeDiMoError
 
@@ -29,6 +31,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 def out_of_memory(message: str) -> Qua2SeDiMoError:
     """The error for whatever does not fit into memory, which ``message`` says, with the remedies."""
     return Qua2SeDiMoError(message, REMEDY)
+
+
+def return_memory() -> None:
+    """Give freed memory back to the system, where the C library can: it keeps what threads freed in holes between what
+    is in use, which are gigabytes after large tensors of many sizes."""
+    with suppress(OSError, AttributeError, TypeError):  # no glibc: other libraries return memory by themselves
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager
