@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qua2sedimo.commands.app import StudyFolder, app
+from qua2sedimo.commands.app import StudyFolder, app, onward
 from qua2sedimo.formats.text import command
 from qua2sedimo.terminal.console import console, interval, say
 from qua2sedimo.terminal.progress import progress
@@ -66,7 +66,7 @@ def explain(
             console.print(expected_table(sums, by))
     if expected and not (study / "predictor" / "predictor.json").exists():
         say(f"All layers: {study / f'sensitivity-expected.{tables.value}'}")
-        say(f"Next: {command('quick', study, '--bits', 3.5)}, or measure images: {command('measure', study)}")
+        say(onward(study, compensates=True))
         return
     found = opened.sensitivity(tables.value)
     for by in ("operation", "stage", "block"):

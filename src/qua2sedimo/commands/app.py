@@ -284,3 +284,13 @@ def pipeline_arguments(text: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise Qua2SeDiMoError(f"--arguments is no JSON object: {text[:80]}", "Example: '{\"num_inference_steps\": 12}'")
     return given
+
+
+def onward(study: Path, compensates: bool) -> str:
+    """What may follow once a study is made: a choice by statistics, which needs no measurement, or measuring."""
+    from qua2sedimo.formats.text import command
+
+    measure = command("measure", study)
+    if not compensates:
+        return f"Next: {measure}"
+    return f"Next: {command('quick', study, '--bits', 3.5)}, or measure images: {measure}"

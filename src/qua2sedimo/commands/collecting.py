@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qua2sedimo.commands.app import MOST, SAFETY_CHECKER, RayAddress, StudyFolder, WorkerCount, app, workers_of
+from qua2sedimo.commands.app import MOST, SAFETY_CHECKER, RayAddress, StudyFolder, WorkerCount, app, onward, workers_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.terminal.console import say
 from qua2sedimo.terminal.progress import progress
@@ -39,7 +39,7 @@ def observe(study: StudyFolder) -> None:
 @app.command(rich_help_panel=_PANEL)
 def quantize(study: StudyFolder) -> None:
     """Quantize every layer under every option, once; other commands do it when they need it."""
-    from qua2sedimo.formats.text import command, size_text
+    from qua2sedimo.formats.text import size_text
     from qua2sedimo.study import Study
 
     opened = Study(study)
@@ -49,7 +49,7 @@ def quantize(study: StudyFolder) -> None:
     options = sum(map(len, opened.workspace.space.options.values()))
     say(
         f"{options} options of {len(opened.workspace.space.layers)} layers in {study / 'bank'}: {size_text(nbytes)}. "
-        f"Next: {command('measure', study)}"
+        f"{onward(study, opened.workspace.settings.compensates)}"
     )
 
 

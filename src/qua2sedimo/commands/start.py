@@ -37,6 +37,7 @@ from qua2sedimo.commands.app import (
     app,
     effort_of,
     measured_by,
+    onward,
     settings_for,
     workers_of,
 )
@@ -199,7 +200,6 @@ def init(
     loading: Loading,
 ) -> None:
     """Make a study folder with its study.yaml, to edit and to measure stage by stage."""
-    from qua2sedimo.formats.text import command
     from qua2sedimo.images.generate import has_safety_checker
     from qua2sedimo.study import Study
 
@@ -209,4 +209,5 @@ def init(
     made = Study.create(study, measured_by(aimed_at(settings, program), sampler, listed, metric, batch))
     if has_safety_checker(made.workspace.pipeline):
         say(SAFETY_CHECKER)
-    say(f"{study / 'study.yaml'}: {len(made.workspace.settings.inputs)} inputs. Next: {command('measure', study)}")
+    settings = made.workspace.settings
+    say(f"{study / 'study.yaml'}: {len(settings.inputs)} inputs. {onward(study, settings.compensates)}")
