@@ -1,4 +1,4 @@
-"""Pictures of the included models by full precision, by quick choices of each size, and by uniform options.
+"""Pictures of the included models by full precision, by quick choices of each size, as a GGUF file, and by a uniform option.
 
     python benchmarks/pictures.py [--models avatars-pixart …] [--count 8] [--work FOLDER]
 
@@ -19,9 +19,10 @@ from compensation import QUICK, ROOT, ROWS, Judge, nearest_values, opened
 from qua2sedimo import zoo
 from qua2sedimo.images.pictures import to_uint8
 from qua2sedimo.options import Option
+from qua2sedimo.study.stages.compare import OUTSIDE, as_outside
 
 IMAGES = ROOT / "docs" / "images"
-_UNIFORM = ("uaq-4", "uaq-3")
+_TOOL, _UNIFORM = "GGUF Q4_K", "uaq-3"
 _SIDE, _GAP, _LABEL = 96, 4, 190  # of a picture, between pictures, and of the text before them, in pixels
 
 
@@ -40,12 +41,11 @@ def main() -> None:
         for bits in asked.bits:
             psnr = figures[f"{model} 0 {bits:g} {QUICK}"]["psnr"]
             rows.append((f"ours, {bits:g} bits\n{psnr:.1f} dB", study.workspace.values(study.quick(bits))))
-        for text in _UNIFORM:
-            uniform = space.uniform(Option.parse(text))
-            values, average = nearest_values(near, uniform), space.average_bits(uniform)
-            key = f"{model} 0 uniform {text}"
-            psnr = figures[key]["psnr"] if key in figures else Judge(study, 64)(values)["psnr"]
-            rows.append((f"uniform, {average:.1f} bits\n{psnr:.1f} dB", values))
+        others = {_TOOL: as_outside(space.shapes, OUTSIDE[_TOOL]), "uniform": space.uniform(Option.parse(_UNIFORM))}
+        for name, configuration in others.items():
+            values, average = nearest_values(near, configuration), space.average_bits(configuration)
+            psnr = Judge(study, 64)(values)["psnr"]
+            rows.append((f"{name}, {average:.1f} bits\n{psnr:.1f} dB", values))
         made = []
         for _, values in rows:
             judge.write(values)

@@ -150,7 +150,7 @@ def _lines(study: Workspace, choice: Choice | None, packed: str | Path, act_bits
         configuration = study.space.uniform(option)
         lines.append(_Line(f"uniform {option}", "uniform", configuration, {"configuration": configuration.to_json()}))
     for name, types in OUTSIDE.items():
-        configuration = _as_outside(study.space.shapes, types)
+        configuration = as_outside(study.space.shapes, types)
         lines.append(_Line(name, "outside", configuration, {"configuration": configuration.to_json()}))
     if choice is None:
         return lines
@@ -164,7 +164,7 @@ def _lines(study: Workspace, choice: Choice | None, packed: str | Path, act_bits
     return lines
 
 
-def _as_outside(shapes: Mapping[str, tuple[int, ...]], types: Sequence[Option]) -> Configuration:
+def as_outside(shapes: Mapping[str, tuple[int, ...]], types: Sequence[Option]) -> Configuration:
     """Every layer as the first type that fits it, in 16 bits if none does or it is no linear layer."""
 
     def option(shape: tuple[int, ...]) -> Option:
