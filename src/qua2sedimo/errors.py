@@ -43,12 +43,22 @@ def failures_of(pipeline: str) -> Iterator[None]:
     except (Qua2SeDiMoError, Stopped):
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines()
-        raise Qua2SeDiMoError(
-            f"{pipeline} failed when called: {type(error).__name__}{': ' if lines else ''}{lines[0] if lines else ''}",
-            remedy_for(
-                error,
-                "Check the pipeline's arguments: --arguments, or 'arguments:' in study.yaml. If the pipeline alone "
-                "fails in the same way, the model or an installed package is the cause.",
-            ),
-        ) from error
+        raise failed(pipeline, first_line(error), error) from error
+
+
+def failed(pipeline: str, said: str, error: Exception) -> Qua2SeDiMoError:
+    """The error for a call of a diffusers pipeline that failed with ``error``, of which ``said`` tells."""
+    return Qua2SeDiMoError(
+        f"{pipeline} failed when called: {said}",
+        remedy_for(
+            error,
+            "Check the pipeline's arguments: --arguments, or 'arguments:' in study.yaml. If the pipeline alone "
+            "fails in the same way, the model or an installed package is the cause.",
+        ),
+    )
+
+
+def first_line(error: Exception) -> str:
+    """``ValueError: its message``, up to the message's first line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}{': ' if lines else ''}{lines[0] if lines else ''}"

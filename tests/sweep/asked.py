@@ -186,7 +186,7 @@ def _not_numbers(asked: Asked) -> str:
     try:
         study.measure(1)
     except Qua2SeDiMoError as error:
-        said = "NaN" in error.message or "not finite" in error.message
+        said = "nan" in error.message.lower() or "not finite" in error.message
         return YES if said and not study.workspace.records.all() else f"refused for another reason: {error.message}"
     return "measured"
 

@@ -19,4 +19,5 @@ def test_a_pipeline_class_is_loaded_changed_and_saved_as_people_do(name: str, tm
     if name not in in_scope():
         pytest.skip(f"diffusers {diffusers.__version__} has no {name}")
     found = asked_of(name, tmp_path)
-    assert not {question: answer for question, answer in found.items() if answer != YES and answer[:4] != "n/a:"}
+    fine = (YES, "n/a:", "refused: diffusers cannot")  # what diffusers cannot do is said so
+    assert not {question: answer for question, answer in found.items() if not answer.startswith(fine)}

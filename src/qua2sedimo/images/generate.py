@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from qua2sedimo.errors import Qua2SeDiMoError, Stopped, failures_of
+from qua2sedimo.errors import Qua2SeDiMoError, Stopped, failed, failures_of, first_line
 from qua2sedimo.images.own import parameters_of
 from qua2sedimo.images.prompts import PromptMemory
 from qua2sedimo.images.soundness import check_finite, check_informative
@@ -147,8 +147,13 @@ class Generator:
         try:
             output = pipeline(**self.call_arguments(indices[:1]))
         except Exception as error:
-            self._takes_lists = None  # lists are not the cause
-            raise failure from error
+            self._takes_lists = None  # lists are not the only cause
+            if is_out_of_memory(error) or isinstance(error, (Qua2SeDiMoError, Stopped)):
+                raise
+            if first_line(error) == first_line(failure):
+                raise failure from error
+            said = f"{first_line(error)} (with lists of inputs and generators: {first_line(failure)})"
+            raise failed(type(pipeline).__name__, said, error) from error
         self.one_by_one = True
         return output
 
