@@ -242,7 +242,7 @@ def test_a_layer_tells_why_and_what_else_it_could_have_had(page: Any, data: Repo
     layer.click()
     detail = page.locator("#layer-table .detail")
     choice = next(c for c in data.choices if c.layer == "transformer_blocks.0.ff.net.2")
-    assert detail.locator("p").inner_text() == f"{choice.option}, decided by: the budget. {choice.reason}"
+    assert detail.locator("p").inner_text() == f"{choice.option}: the budget. {choice.reason}"
     assert detail.locator("tbody tr").count() == 18
     assert detail.locator(".chosen td").first.inner_text() == choice.option
     layer.click()

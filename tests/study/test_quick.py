@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from qua2sedimo.images.pictures import to_uint8
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.quantizers import QuantizedWeight, dequantize_weight
 from qua2sedimo.records.measurement import Measurement
+from qua2sedimo.report.fill.layers import layer_choices
 from qua2sedimo.report.fill.sizes import other_sizes
 from qua2sedimo.runtime import QuantizedLayer
 from qua2sedimo.search import Budget, Constraints, by_gradients
@@ -121,6 +123,15 @@ def test_other_sizes_are_expected_to_be_better_the_larger_they_are(quick: Quick)
     for size in sizes:
         weights = {o: sum(u.weights for u in layers if u.operation == o) for o in size.operations}
         assert sum(bits * weights[o] for o, bits in size.operations.items()) == pytest.approx(8 * size.nbytes)
+
+
+def test_without_a_predictor_layers_still_tell_why_they_have_their_option(quick: Quick) -> None:
+    chosen = layer_choices(quick.study.workspace, quick.choice, None)
+    said = [one.decided for one in chosen]
+    assert all(said) and len(set(said)) > len(said) / 2  # words that differ from row to row
+    costs = [one for one in chosen if "would cost" in one.decided]
+    assert costs and all(re.search(r"would cost [\d.]+ dB|less than 0.001 dB", one.decided) for one in costs)
+    assert all("would save" in one.reason and "dB" in one.reason for one in costs)
 
 
 def test_the_sampler_near_stays_by_what_statistics_expect(quick: Quick) -> None:

@@ -47,19 +47,47 @@ def cost_unit(found: Sensitivity) -> str:
 
 
 def layer_choices(study: Workspace, choice: Choice, found: Sensitivity | None) -> list[LayerChoice]:
-    """The chosen options with the reasons; without sensitivities neither scores nor reasons."""
-    because = {reason.layer: reason for reason in why(study, choice)} if found else {}
+    """The chosen options with the reasons: by sensitivities or, without these, by what is expected of the options."""
+    known = found is not None or study.objective.in_decibels
+    because = {reason.layer: reason for reason in why(study, choice)} if known else {}
+    unit = study.objective.unit or "score"
     rows = {(row.layer, row.option): row for row in found.rows} if found else {}
     chosen = []
     for name in sorted(choice.configuration, key=study.graph.index.__getitem__):
         option, layer = choice.configuration[name], study.graph.layers[name]
         row = rows.get((name, str(option))) or option_row(layer, option, study.bank.errors[name][option].relative)
         decided, sentences = "", ""
-        if found:
-            decided = DECIDED[because[name].why]
-            sentences = _sentences(because[name], found.effects[name], cost_unit(found))
+        if known:
+            effects = found.effects[name] if found else _expected(because[name])
+            decided = _decided(because[name], unit)
+            sentences = _sentences(because[name], effects, cost_unit(found) if found else unit)
         chosen.append(LayerChoice(**asdict(row), shape=layer.shape, decided=decided, reason=sentences))
     return chosen
+
+
+def _decided(reason: LayerReason, unit: str) -> str:
+    """Why the option is not smaller, or not larger, in a few words."""
+    if reason.why == "budget" and reason.cheaper is not None:
+        return f"{reason.cheaper} would cost {_plain(reason.cost)} {unit}"
+    if reason.why == "least" and reason.better is not None:
+        return f"smallest; {reason.better} would gain {_plain(reason.gain)} {unit}"
+    return DECIDED[reason.why]
+
+
+def _plain(amount: float) -> str:
+    return number(amount, max(1, decimals(amount, 1))) if abs(amount) >= 0.0005 else "less than 0.001"
+
+
+def _expected(reason: LayerReason) -> dict[Option, tuple[float, ...]]:
+    """Of the option and its neighbours, what the objective is expected to be beside the option."""
+    found: dict[Option, tuple[float, ...]] = {}
+    if reason.option is not None:
+        found[reason.option] = (0.0,)
+    if reason.cheaper is not None:
+        found[reason.cheaper] = (-reason.cost,)
+    if reason.better is not None:
+        found[reason.better] = (reason.gain,)
+    return found
 
 
 def _sentences(reason: LayerReason, effects: Mapping[Option, tuple[float, ...]], unit: str) -> str:

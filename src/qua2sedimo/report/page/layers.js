@@ -34,7 +34,7 @@ const layerTable = (() => {
     const inside = document.createElement("td");
     inside.colSpan = heads.length;
     const why = document.createElement("p");
-    why.textContent = `${layer[column.option]}, decided by: ${layer[column.decided]}. ${layer[column.reason]}`;
+    why.textContent = `${layer[column.option]}: ${layer[column.decided]}. ${layer[column.reason]}`;
     const small = document.createElement("table");
     const head = small.createTHead().insertRow();
     const unit = study.about.cost_unit;
