@@ -111,7 +111,7 @@ def test_the_table_has_intervals_and_marks_the_export() -> None:
     assert "| SA-Q | 3 | 3.73 | 1.40 kB | 1 | 2 |" in text
 
 
-def test_what_was_measured_on_the_export_comes_before_the_study() -> None:
+def test_the_larger_measurement_comes_first_that_of_the_export_where_they_are_equal() -> None:
     measured = [synthetic_data(blocks=1).table[0], dataclasses.replace(synthetic_data(blocks=1).table[1], name=OWN)]
     infos = synthetic_data(blocks=1).metric_infos[:1]
     both = synthetic_card(measured=measured, measured_infos=infos, measured_how=f"Measured here: {EVIL}")
@@ -121,6 +121,9 @@ def test_what_was_measured_on_the_export_comes_before_the_study() -> None:
     alone = render_card(dataclasses.replace(both, rows=[], own_row=""))
     assert "**this export**" in alone and "cannot be mixed" not in alone and "Not measured where" not in alone
     assert not re.search(r"(?<!\\)<script", text)
+    few = [dataclasses.replace(row, metrics={"psnr": Estimate(27.0, 26.0, 28.0, 16)}) for row in measured]
+    text = render_card(dataclasses.replace(both, measured=few))
+    assert text.index("cannot be mixed") < text.index("| **ours, 3.5 bits** |") < text.index("| **this export** |")
 
 
 def test_an_evaluation_is_kept_in_the_export_and_told_by_its_card(study: Study, tmp_path: Path) -> None:

@@ -94,13 +94,13 @@ def _sizes(data: CardData) -> list[tuple[str, str]]:
 
 
 def _tables(data: CardData) -> list[dict[str, Any]]:
-    """The tables of quality: first what was measured on the export itself, then the study's comparison."""
+    """The tables of quality, that of more images first: of the export itself, and of the study's comparison."""
     found = []
     if data.measured:
         found.append({"how": data.measured_how, **_metrics(data.measured, data.measured_infos, OWN)})
     if data.rows:
         found.append({"how": "", **_metrics(data.rows, data.metric_infos, data.own_row)})
-    return found
+    return sorted(found, key=lambda table: -max(table["images"], default=0))
 
 
 def _metrics(shown: list[TableRow], known: list[MetricInfo], own: str) -> dict[str, Any]:
