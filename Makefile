@@ -5,12 +5,13 @@ BIN    := $(VENV)/bin
 # Tests use one thread each, and a process for every core; what a file's tests share is made once.
 PARALLEL ?= -n auto --dist loadfile
 
-.PHONY: help demo test test-all lint bench format docs clean
+.PHONY: help demo test test-all lint bench figures format docs clean
 
 help:
 	@echo "make demo      shrink a shipped text-to-image model to 3.5 bits, with a report (minutes)"
 	@echo "make test      the tests (minutes)        make test-all  also the slow ones"
 	@echo "make lint      ruff, mypy, layers       make bench     the benchmarks in docs/ (hours)"
+	@echo "make figures   pictures and tables of the pages again (under an hour)"
 	@echo "make docs      pages and API reference as a web site in build/docs"
 
 # A broken or half-made environment is made anew; the stamp is written last.
@@ -53,6 +54,11 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/metrics.py --ratios
 	for script in predictor sensitivity additive; do \
 	    $(BIN)/python benchmarks/$$script.py benchmarks/results/avatars-pixart || exit 1; done
+
+# Pictures by size and the tables of kept rows; quick choices of three models are made where there are none.
+figures: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/pictures.py
+	for script in compensation peers full_size; do $(BIN)/python benchmarks/$$script.py --docs || exit 1; done
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/site/build.py
