@@ -50,7 +50,7 @@ def explain(
     study: StudyFolder,
     tables: Annotated[Tables, typer.Option("--tables", help="Format of the written tables.")] = Tables.csv,
 ) -> None:
-    """Show what a bit costs where: by gradients, and once a predictor is fitted, by the measured images."""
+    """Show what is sensitive: by gradients and, once a predictor is fitted, by the measured images."""
     from qua2sedimo.formats.tabular import require_pyarrow
     from qua2sedimo.sensitivity import expected_by, step_distributions
     from qua2sedimo.study import Study

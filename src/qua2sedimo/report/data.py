@@ -117,8 +117,8 @@ class PredictorQuality:
 class ReportData:
     """Everything one report shows; ``options``, ``steps``, ``choices`` and ``nodes`` are in the order of the data flow.
 
-    ``steps``: what a bit costs each layer, in ``cost_unit``. ``commands`` repeat the study in a folder with its
-    study.yaml, the text ``settings``. ``code``: Python that loads the packed model. ``other_bytes``: what of the
+    ``steps``: what each layer loses from 4 to 3 bits, in ``cost_unit``. ``commands`` repeat the study in a folder with
+    its study.yaml, the text ``settings``. ``code``: Python that loads the packed model. ``other_bytes``: what of the
     pipeline is not quantized. ``expected`` and ``sizes``: what gradients expect of every layer, and of other sizes;
     empty without gradients.
 

@@ -130,7 +130,7 @@ class Workspace(StudiedModel):
 
     @property
     def _is_large(self) -> bool:
-        """Whether an image is dear to observe: then they are fewer, in fewer steps, one in each call."""
+        """Whether an image takes long to observe: then there are fewer, in fewer steps, one in each call."""
         return self.candidates.weights >= _SMALL
 
     @property

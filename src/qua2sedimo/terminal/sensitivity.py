@@ -12,7 +12,7 @@ from qua2sedimo.terminal.console import table
 
 
 def sensitivity_table(groups: Sequence[Distribution], by: str, unit: str, most: int = 12) -> Table:
-    """What going from 4 to 3 bits costs by group, dearest first: 80 columns, at most ``most`` rows."""
+    """What groups lose from 4 to 3 bits, the most sensitive first: 80 columns, at most ``most`` rows."""
     low, high = min((g.low for g in groups), default=0.0), max((g.high for g in groups), default=1.0)
     made = table(
         Column(by, no_wrap=True, overflow="ellipsis", max_width=22),

@@ -1,4 +1,4 @@
-"""Box plots of what a bit costs: the layers of each operation, and of each block along the network's depth."""
+"""Box plots of sensitivity: the layers of each operation, and of each block along the network's depth."""
 
 from __future__ import annotations
 

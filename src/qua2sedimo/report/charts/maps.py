@@ -1,4 +1,4 @@
-"""Maps of operation by block: what a bit costs, and which options were chosen."""
+"""Maps of operation by block: sensitivity, and which options were chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two studies in one chart: their frontiers, what a bit costs their operations and blocks, and what was chosen."""
+"""Two studies in one chart: their frontiers, the sensitivity of their operations and blocks, and what was chosen."""
 
 from __future__ import annotations
 
@@ -146,14 +146,14 @@ def costs_by_block(steps: Steps, unit: str, width: int) -> Any:
     spoken = []
     for study, found in steps.items():
         medians = medians_by(found, "block")
-        order, dearest = in_order(medians), max(medians, key=lambda block: medians[block])
+        order, worst = in_order(medians), max(medians, key=lambda block: medians[block])
         x = alt.X("block:N", title=None, axis=axis, scale=alt.Scale(domain=order, type="band"))
         y = alt.Y("cost:Q", title=None if panels else cost_title(unit), scale=scale)
         size = max(5, min(16, 240 // len(order)))
         title = alt.TitleParams(study, anchor="start", fontSize=12.5, fontWeight=500)
         plot = _boxes({study: found}, "block", {"x": x, "y": y}, size, list(steps))
         panels.append(plot.properties(width=width // 2 - 50, height=220, title=title))
-        spoken.append(f"{study}: most in {dearest} ({medians[dearest]:.2f})")
+        spoken.append(f"{study}: most in {worst} ({medians[worst]:.2f})")
     said = f"Box plots of what going from 4 to 3 bits costs, by block. {'; '.join(spoken)}."
     return finish(alt.hconcat(*panels, spacing=14), said)
 
