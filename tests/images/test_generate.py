@@ -355,6 +355,40 @@ class Crowded(Painter):
         return Painter(np.zeros((batch_size, 2, 2, 3)))
 
 
+class OneAtATime:
+    """Takes a list of one prompt, and fails with several."""
+
+    def __init__(self) -> None:
+        self.seen: list[object] = []
+
+    def __call__(self, prompt: object, generator: object, output_type: str, num_inference_steps: int = 2) -> Painter:
+        self.seen.append(prompt)
+        if isinstance(prompt, list) and len(prompt) > 1:
+            raise RuntimeError("The size of tensor a (2) must match the size of tensor b (4)")
+        return Painter(np.zeros((1, 2, 2, 3)))
+
+
+def test_that_a_list_of_one_is_taken_does_not_say_that_several_are() -> None:
+    generator = Generator(OneAtATime(), Generation(["a", "b", "c"], batch=4))
+    assert len(generator(0, 1)) == 1 and not generator.one_by_one
+    assert len(generator(0, 3)) == 3 and generator.one_by_one
+    assert generator.pipeline.seen[-1] == "c"
+
+
+class Broken:
+    """Fails with lists, and with one image for another reason."""
+
+    def __call__(self, prompt: object, generator: object, output_type: str, num_inference_steps: int = 2) -> Painter:
+        raise TypeError("no lists") if isinstance(prompt, list) else ValueError("probabilities are nan")
+
+
+def test_a_pipeline_that_fails_in_two_ways_tells_both() -> None:
+    with pytest.raises(
+        Qua2SeDiMoError, match=r"Broken failed when called: ValueError: probabilities are nan.*no lists"
+    ):
+        Generator(Broken(), Generation(["a", "b"], batch=2))(0, 2)
+
+
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     RuntimeError("MPS backend out of memory (MPS allocated: 9.05 GB)"),

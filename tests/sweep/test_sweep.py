@@ -11,9 +11,10 @@ from tests.sweep.check import STAGES, walk
 from tests.sweep.entries import ENTRIES
 from tests.sweep.registry import EXCLUDED, in_scope
 
-#: Labels beside a batch size; a copied scheduler; no lists of prompts or generators; text to image.
+#: Labels beside a batch size; a copied scheduler; no lists of prompts or generators; lists of one alone; text to image.
 REPRESENTATIVE = (
-    "ConsistencyModelPipeline", "SkyReelsV2DiffusionForcingPipeline", "AmusedPipeline", "StableDiffusion3Pipeline",
+    "ConsistencyModelPipeline", "SkyReelsV2DiffusionForcingPipeline", "AmusedPipeline", "PRXPipeline",
+    "StableDiffusion3Pipeline",
 )  # fmt: skip
 
 

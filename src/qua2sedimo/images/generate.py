@@ -141,7 +141,8 @@ class Generator:
                 raise
             failure = error
         else:
-            self._takes_lists = self._takes_lists is not False
+            if len(indices) > 1:  # a list of one may pass where several do not
+                self._takes_lists = self._takes_lists is not False
             return output
         self._takes_lists = False
         try:
