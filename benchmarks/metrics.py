@@ -5,8 +5,9 @@
 
 For n = 4, 8, 16, …: 30 times n images are drawn, the same for every configuration as in a study, and the configurations
 are ranked by them; the correlation with the ranks by all images there are is averaged, with its 5 % quantile.
-Prints a table a model, and writes what `qua2sedimo metrics` reads, and from it the measured part of docs/metrics.md and
-its figure. Models that are not asked for, or have no images in FOLDER, keep what was measured of them before.
+Prints a table a model, and writes what `qua2sedimo metrics` reads, and from it the figure and the measured parts of
+docs/metrics.md and docs/metrics-images.md. Models that are not asked for, or have no images in FOLDER, keep what was
+measured of them before.
 """
 
 from __future__ import annotations

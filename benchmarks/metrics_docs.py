@@ -1,8 +1,9 @@
-"""What docs/metrics.md says was measured, and its figure, from the curves that benchmarks/metrics.py keeps.
+"""What docs/metrics.md and docs/metrics-images.md say was measured, and the figure, from the curves that
+benchmarks/metrics.py keeps.
 
     python benchmarks/metrics_docs.py
 
-Writes both anew and measures nothing.
+Writes all anew and measures nothing.
 """
 
 from __future__ import annotations
@@ -63,15 +64,19 @@ def rows(model: dict[str, Any]) -> list[str]:
 
 
 def measured_text(content: dict[str, Any]) -> str:
-    """The measured part of docs/metrics.md."""
+    """The measured part of docs/metrics.md: how many images are enough, in short."""
     models = content["models"]
     (first, *_) = models.values()
     few, _, real = first["references"]
     uneven = UNEVEN if len({model["most"] for model in models.values()}) > 1 else ""
-    lines = [PREAMBLE.format(**first, few=few, real=real, uneven=uneven), *overview(models), ""]
-    lines += ["![Rank correlation against number of images, a panel a metric](figures/metrics-images.svg)", ""]
-    for name, model in models.items():
-        lines += [f"### {name}", "", ABOUT.format(**model), "", *rows(model), ""]
+    return "\n".join([PREAMBLE.format(**first, few=few, real=real, uneven=uneven), *overview(models), ""])
+
+
+def details_text(content: dict[str, Any]) -> str:
+    """The measured part of docs/metrics-images.md: the curves."""
+    lines = ["![Rank correlation against number of images, a panel a metric](figures/metrics-images.svg)", ""]
+    for name, model in content["models"].items():
+        lines += [f"## {name}", "", ABOUT.format(**model), "", *rows(model), ""]
     times = ", ".join(f"{ratio:.1f} ({size})" for size, ratio in content["frechet_ratios"].items())
     lines.append(f"Time of torchmetrics' Fréchet distance relative to ours, without the features: {times}.")
     return "\n".join(lines)
@@ -106,10 +111,11 @@ def figure(models: dict[str, Any]) -> alt.FacetChart:
 
 
 def write_docs(content: dict[str, Any]) -> None:
-    """Put text and figure where the page shows them."""
+    """Put texts and figure where the pages show them."""
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure(content["models"]).save(FIGURE)
     write_measured("metrics.md", measured_text(content))
+    write_measured("metrics-images.md", details_text(content))
 
 
 if __name__ == "__main__":

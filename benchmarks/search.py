@@ -12,7 +12,7 @@ budget); ours, with snapshots of what it would answer after fewer images; the pa
 it was published with, and a search for a tenth of their images. All are judged by PSNR and Fréchet distance on the same
 images, which no procedure saw; ours at 3.5 bits also with activations rounded to 8 and 6 bits. Everything measured is
 kept in FOLDER: stopped, it goes on. Rows go to docs/figures/search.json, in the place of those of the same model, seed
-and objective (``--tenth``: of the last two procedures alone); docs/search.md is written anew from all of them.
+and objective (``--tenth``: of the last two procedures alone); docs/search-results.md is written anew from all of them.
 """
 
 from __future__ import annotations

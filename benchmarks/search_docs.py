@@ -1,4 +1,4 @@
-"""What docs/search.md says was measured, and its figure, from the rows that benchmarks/search.py keeps.
+"""What docs/search-results.md says was measured, and its figure, from the rows that benchmarks/search.py keeps.
 
     python benchmarks/search_docs.py
 
@@ -151,7 +151,7 @@ def _stages(rows: list[Row]) -> list[list[Row]]:
 def write_docs(rows: list[Row]) -> None:
     """Put tables and figure where the page shows them."""
     figure(rows).save(FIGURE)
-    write_measured("search.md", tenth_table(rows) + "\n" + tables(rows) + "\n")
+    write_measured("search-results.md", tenth_table(rows) + "\n" + tables(rows) + "\n")
 
 
 if __name__ == "__main__":

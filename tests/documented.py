@@ -198,7 +198,10 @@ def in_full(text: str) -> str:
 
 
 #: What takes the longest goes with the slow tests; every other command of these pages runs in the quick ones too.
-_LONG = ("qua2sedimo run ", "qua2sedimo search ", "README.md", "first-result.md", "own-pipeline.md")
+_LONG = (
+    "qua2sedimo run ", "qua2sedimo search ", "README.md", "first-result.md", "own-pipeline.md", "which-size.md",
+    "judge-quality.md", "reproduce-the-paper.md",
+)  # fmt: skip
 
 
 def marked(value: Code | Path, name: str) -> object:

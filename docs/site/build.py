@@ -15,28 +15,53 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).parent.parent.parent
-#: The order in which pages are read; those not named here follow.
+#: The pages for each kind of reader, in the order in which they are read; those not named here follow.
 ORDER = (
-    ("Start", ("docs/install", "docs/first-result", "docs/own-pipeline", "docs/report", "docs/troubleshooting")),
+    ("Start", ("docs/install", "docs/first-result", "docs/scale", "docs/which-size")),
     (
-        "Use",
+        "Guides",
+        (
+            "docs/own-pipeline",
+            "docs/guides/sdxl-one-file",
+            "docs/guides/flux-or-sd3",
+            "docs/guides/video-two-denoisers",
+            "docs/guides/little-memory",
+            "docs/guides/judge-quality",
+            "docs/guides/load-elsewhere",
+            "docs/guides/share-on-the-hub",
+            "docs/guides/in-ci",
+            "docs/report",
+            "docs/search",
+            "docs/troubleshooting",
+        ),
+    ),
+    ("Comparisons", ("docs/compensation", "docs/comparison", "docs/gallery", "docs/search-results")),
+    (
+        "Research",
+        (
+            "docs/research/reproduce-the-paper",
+            "docs/research/extend",
+            "docs/research/records-in-pandas",
+            "docs/sensitivity",
+            "docs/sampling",
+            "docs/figures",
+        ),
+    ),
+    (
+        "Reference",
         (
             "docs/commands",
-            "docs/measuring",
+            "docs/stability",
             "docs/metrics",
-            "docs/sampling",
-            "docs/search",
-            "docs/compensation",
-            "docs/comparison",
-            "docs/runtime",
+            "docs/metrics-images",
+            "docs/measuring",
             "docs/formats",
-            "docs/figures",
-            "docs/safety",
+            "docs/runtime",
             "docs/coverage",
         ),
     ),
-    ("Understand", ("docs/gallery", "docs/sensitivity", "docs/method", "docs/architecture", "docs/zoo")),
-    ("Project", ("CHANGELOG", "CONTRIBUTING")),
+    ("Background", ("docs/method", "docs/architecture", "docs/zoo", "docs/safety")),
+    ("Questions and project", ("docs/faq", "docs/glossary", "CHANGELOG", "CONTRIBUTING")),
 )
 
 
@@ -74,7 +99,8 @@ def stage(folder: Path) -> None:
     (folder / "docs" / "api").mkdir()
     for module in public_modules():
         (folder / "docs" / "api" / f"{module.__name__}.rst").write_text(api_page(module), encoding="utf-8")
-    pages = ["CHANGELOG", "CONTRIBUTING", *sorted(f"docs/{page.stem}" for page in (folder / "docs").glob("*.md"))]
+    written = sorted(page.relative_to(folder).with_suffix("") for page in (folder / "docs").rglob("*.md"))
+    pages = ["CHANGELOG", "CONTRIBUTING", *(page.as_posix() for page in written)]
     with (folder / "README.md").open("a", encoding="utf-8") as front:
         front.write(toctrees(pages))
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import runpy
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,10 +15,23 @@ from tests.documented import marked, must, quick, quick_arguments, with_few_step
 from tests.pages import PAGES, ROOT, Block, blocks
 
 from qua2sedimo import StudySettings
+from qua2sedimo.metrics.catalogue import METRICS
 from qua2sedimo.options import Option
+from qua2sedimo.quantizers import LEVEL_METHODS, METHODS
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 RUNNABLE = [p for p in PAGES if any(b.page == p and b.language in ("bash", "sh", "python") for b in BLOCKS)]
+
+
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """What a page adds to the tables of methods and metrics is gone after it."""
+    tables: tuple[dict[str, Any], ...] = (METHODS, LEVEL_METHODS, METRICS)
+    kept = [dict(table) for table in tables]
+    yield
+    for table, before in zip(tables, kept):
+        table.clear()
+        table.update(before)
 
 
 @pytest.mark.parametrize("page", [marked(page, page.name) for page in RUNNABLE])
