@@ -23,13 +23,6 @@ from qua2sedimo import cli, zoo
 AT_MOST = {
     "--configurations": 20, "--images": 8, "--fresh-images": 8, "--image-budget": 8, "--candidates": 2, "--count": 2,
 }  # fmt: skip
-    "--configurations": 20,
-    "--images": 8,
-    "--fresh-images": 8,
-    "--image-budget": 8,
-    "--candidates": 2,
-    "--count": 2,
-}
 #: Names in pages that the tests' pipeline lacks, and what it has instead.
 INSTEAD = {
     "pos_embed*": "conv_in*",
