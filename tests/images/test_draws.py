@@ -81,6 +81,19 @@ def test_a_film_without_an_axis_for_several_is_one() -> None:
     assert made(OneFilm())(0, 2).shape == (2, 4 * SHAPE[0], *SHAPE[1:])
 
 
+def test_that_sound_is_not_compared_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Sounding(Fair):
+        def __call__(self, prompt: Any, generator: Any = None, output_type: str = "np") -> Any:
+            return SimpleNamespace(**vars(super().__call__(prompt, generator)), audio=torch.zeros(2, 9))
+
+    for pipeline, times in ((Sounding, 1), (OneFilm, 0)):
+        caplog.clear()
+        make = made(pipeline())
+        for start in (0, 4):
+            make.full_precision(start, start + 4)
+        assert caplog.text.count("makes sound too, which is not compared") == times
+
+
 @pytest.mark.parametrize("key", ["images", "image", "rgb"])
 def test_pictures_are_found_by_the_names_that_pipelines_give_them(key: str) -> None:
     class Named(Fair):

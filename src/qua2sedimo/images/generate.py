@@ -18,6 +18,7 @@ from qua2sedimo.images.own import parameters_of
 from qua2sedimo.images.prompts import PromptMemory
 from qua2sedimo.images.soundness import check_finite, check_informative
 from qua2sedimo.system.memory import is_out_of_memory, within_memory
+from qua2sedimo.system.notes import note
 
 #: Images per pipeline call: the default, and the most that is tried.
 BATCH = 16
@@ -29,8 +30,8 @@ INPUTS: Mapping[str, type[str] | type[int]] = {"prompt": str, "class_labels": in
 #: The argument for the number of steps, and those that replace it by a list.
 _STEPS, _SCHEDULES = "num_inference_steps", ("timesteps", "sigmas")
 
-#: Names that pipelines give to pictures and to films in what they return.
-_PICTURES, _FILMS = ("images", "image", "rgb"), ("frames", "video")
+#: Names that pipelines give to pictures, to films, and to the sound beside them in what they return.
+_PICTURES, _FILMS, _SOUNDS = ("images", "image", "rgb"), ("frames", "video"), ("audio", "sound")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Generator:
         self._takes_lists: bool | None = None  # unknown before the first call
         self._draws_known = False
         self._finite_only = False
+        self._sound_told = False
         self._input_name = input_argument(pipeline)
         self._prompts = PromptMemory(changing)
 
@@ -187,9 +189,20 @@ class Generator:
             )
         if self._finite_only:
             check_finite(images, type(self.pipeline).__name__)
+            self._tell_of_sound(output)
         elif not np.isfinite(images).all():
             images = np.nan_to_num(images, nan=0.0, posinf=1.0, neginf=0.0)  # a ruined image can still be measured
         return np.ascontiguousarray(images)  # safetensors ignores strides
+
+    def _tell_of_sound(self, output: Any) -> None:
+        """Say once that a sound is compared with nothing: what only it depends on seems to cost no quality."""
+        if self._sound_told or all(getattr(output, name, None) is None for name in _SOUNDS):
+            return
+        self._sound_told = True
+        note(
+            f"{type(self.pipeline).__name__} makes sound too, which is not compared: layers that only the sound needs "
+            "get the fewest bits. Keep them in more if you want it, for example with --min-bits '*audio*=8'."
+        )
 
 
 def pictures(pipeline: Any, output: Any) -> np.ndarray:
