@@ -47,6 +47,33 @@ def test_an_argument_that_no_file_can_hold_is_refused(tmp_path: Path) -> None:
         _write(tmp_path / "a.safetensors", RecordedCall((object(),), {}, ()))
 
 
+def test_arguments_that_share_memory_come_back(tmp_path: Path) -> None:
+    """Pipelines give the same mask for text and sound, or parts of one tensor."""
+    call = RecordedCall((REAL,), {"same": REAL, "part": REAL[1:], "moved": REAL.T}, (REAL,))
+    _write(tmp_path / "000000-0001.safetensors", call)
+    found = RecordedCalls(tmp_path)[0]
+    assert torch.equal(found.args[0], REAL) and torch.equal(found.cotangents[0], REAL)
+    assert all(torch.equal(found.kwargs[name], tensor) for name, tensor in call.kwargs.items())
+
+
+def test_calls_that_no_file_can_hold_are_left_out_where_there_are_others(tmp_path: Path) -> None:
+    what = observation("pixart")
+    plain, calls = what.denoiser.forward, []
+
+    def forward(*args: Any, mask: Any = None, **kwargs: Any) -> Any:
+        return plain(*args, **kwargs)
+
+    def every_other(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        calls.append(len(calls) % 2)
+        return args, {**kwargs, "mask": object() if calls[-1] else None}
+
+    what.denoiser.forward = forward
+    what.denoiser.register_forward_pre_hook(every_other, with_kwargs=True)
+    found = record_calls(what.generator, what.denoiser, what.images, tmp_path)
+    assert 0 < len(found) == calls.count(0) == calls.count(1)
+    assert all(call.kwargs["mask"] is None for call in found)
+
+
 class OneByOne(nn.Module):
     """A denoiser that is called for each half of its batch by itself, as pipelines do that guide in separate calls."""
 

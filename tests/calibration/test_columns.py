@@ -159,3 +159,11 @@ def test_unfolding_agrees_with_that_of_torch() -> None:
     module, x = nn.Conv2d(3, 1, (3, 2), (2, 1), (1, 2), (1, 2)), torch.randn(2, 3, 9, 8)
     expected = nn.functional.unfold(x, (3, 2), (1, 2), (1, 2), (2, 1)).transpose(1, 2).reshape(-1, 18)
     assert torch.equal(unfolded(module, x), expected)
+
+
+@pytest.mark.parametrize("module", [nn.Linear(4, 2), nn.Conv2d(4, 6, 3, groups=2)])
+def test_of_nothing_there_are_no_rows(module: nn.Module) -> None:
+    empty = torch.zeros(0, 5, 4) if isinstance(module, nn.Linear) else torch.zeros(0, 4, 5, 5)
+    some = torch.zeros(1, *empty.shape[1:])
+    rows, samples = columns(module, empty)
+    assert rows.shape == (0, columns(module, some)[0].shape[1]) and len(samples) == 0

@@ -34,6 +34,7 @@ from qua2sedimo.statistics import (
     find_sources,
     observe,
     observe_moments,
+    output_changes,
     squared_gradients,
 )
 
@@ -418,6 +419,22 @@ def test_without_memory_for_a_backward_pass_there_are_no_gradients(
     assert bank.costs() is None
     assert all(e.cost is None and e.output is not None for of in bank.errors.values() for e in of.values())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in what.denoiser.modules())
+
+
+def test_where_an_operation_has_no_backward_pass_there_are_no_gradients(tmp_path: Path) -> None:
+    what = observation(guidance=GUIDANCE)
+    plain = what.denoiser.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            raise NotImplementedError("FlexAttention does not support backward on CPU.")
+        return plain(*args, **kwargs)
+
+    what.denoiser.forward = forward
+    found = observe(tmp_path / "without", what)
+    assert not found.index.gradients and all(found.moment(unit) is not None for unit in what.units)
+    layers = {unit: what.graph.layers[unit] for unit in what.units}
+    assert output_changes(what.denoiser, layers, found.calls[:1], lambda *_: torch.zeros(1)) is None
 
 
 def test_where_memory_is_short_a_backward_pass_is_run_in_parts(monkeypatch: pytest.MonkeyPatch, seen: Seen) -> None:

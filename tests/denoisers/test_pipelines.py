@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DiTPipeline
-from tests.conftest import small_pipeline
+from diffusers import DiTPipeline, MotionAdapter
+from tests.conftest import small_dit, small_pipeline, small_unet
+from torch import nn
 
 from qua2sedimo.denoisers import capture_call, denoiser_of, load_pipeline
+from qua2sedimo.denoisers.pipelines import denoisers_of
+from qua2sedimo.denoisers.stored import denoisers_in
 from qua2sedimo.errors import Qua2SeDiMoError
 
 
@@ -98,6 +102,16 @@ def test_the_denoiser_is_found_and_a_wrong_component_is_refused_with_those_there
 
 
 ARGUMENTS = {"class_labels": [3], "num_inference_steps": 2, "guidance_scale": 1.0}
+
+
+def test_denoisers_of_unusual_names_are_found_by_their_class() -> None:
+    unet, adapter = small_unet(), MotionAdapter(block_out_channels=(32,), motion_num_attention_heads=2)
+    parts = {"motion_adapter": adapter, "text_encoder": nn.Linear(2, 2), "image_unet": unet, "prior": small_dit()}
+    pipeline = SimpleNamespace(components=parts, **parts)
+    index = {name: ["diffusers", type(module).__name__] for name, module in parts.items()}
+    for found in (denoisers_of(pipeline), denoisers_in({"_class_name": "Any", "absent": [None, None], **index})):
+        assert found == ["prior", "image_unet"]
+    assert denoiser_of(SimpleNamespace(components={"image_unet": unet}, image_unet=unet)) == ("image_unet", unet)
 
 
 def test_the_captured_call_runs_the_denoiser_as_the_pipeline_did(pipeline: DiTPipeline) -> None:

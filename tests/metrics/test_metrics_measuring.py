@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, DiTPipeline, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DiTPipeline,
+    UNet2DModel,
+)
+from diffusers.utils.torch_utils import randn_tensor
 from tests.conftest import Task, randomized, small_dit, small_pipeline, small_settings
 
 from qua2sedimo import Study
@@ -201,6 +212,31 @@ def test_latents_of_a_pipeline_without_autoencoder() -> None:
         images = make(0, 3)
     as_images = np.clip(latents.array(3).transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1)
     np.testing.assert_allclose(as_images, images, atol=1e-6)
+
+
+class Pieces(DiffusionPipeline):
+    """Makes a film piece by piece, each with sound that a copy of the scheduler makes."""
+
+    def __init__(self, scheduler: DDIMScheduler) -> None:
+        super().__init__()
+        self.register_modules(scheduler=scheduler)
+
+    def __call__(self, generator: Any, batch_size: int = 1, output_type: str = "np") -> Any:
+        for _ in range(2):
+            film, sound = (randn_tensor((batch_size, 1, 4, 4), generator=generator) for _ in range(2))
+            self.scheduler.set_timesteps(2)
+            beside = copy.deepcopy(self.scheduler)
+            for t in self.scheduler.timesteps:
+                film = self.scheduler.step(0.1 * film, t, film).prev_sample
+                sound = beside.step(0.1 * sound, t, sound).prev_sample
+        return SimpleNamespace(images=film.permute(0, 2, 3, 1).numpy())
+
+
+def test_of_a_film_in_pieces_with_sound_the_last_pictures_are_taken() -> None:
+    pipeline = Pieces(DDIMScheduler(clip_sample=False))
+    with final_latents(pipeline) as latents:
+        images = Generator(pipeline, Generation([], {}, 0, 2))(0, 3)
+    np.testing.assert_array_equal(latents.array(3).transpose(0, 2, 3, 1), images)
 
 
 def test_a_ruined_latent_counts_as_an_empty_one(pipeline: DiTPipeline) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from diffusers import MotionAdapter
 from tests.sweep.build import Tiny, tiny
+from tests.sweep.earlier import EARLIER
+from tests.sweep.later import LATER
 
 _SMALL = {"num_inference_steps": 2, "height": 16, "width": 16}
 _GUIDED = {**_SMALL, "guidance_scale": 3.0}
@@ -186,4 +188,4 @@ MORE: dict[str, Tiny] = {
     "PRXPixelPipeline": tiny(_UNBINNED, parts=_T5, transformer={"in_channels": 3}),
 }
 
-ENTRIES: dict[str, Tiny] = {**IMAGES, **VIDEOS, **MORE}
+ENTRIES: dict[str, Tiny] = {**IMAGES, **VIDEOS, **MORE, **EARLIER, **LATER}

@@ -41,7 +41,6 @@ _TORCHVISION = "its processor needs torchvision, which is not installed with thi
 _GUARD = "its safety checker needs cosmos_guardrail, which is not installed with this package"
 _EMBEDDINGS = "makes embeddings, not images; the pipeline that it is a part of is studied instead"
 _LOST = "diffusers cannot load what it saves: a class of a component is no longer exported"
-_UNWRITTEN = "no tiny instance has been written"
 
 #: Classes in scope without an entry, each with its reason.
 EXCLUDED: dict[str, str] = {
@@ -49,11 +48,9 @@ EXCLUDED: dict[str, str] = {
     "Cosmos2TextToImagePipeline": _GUARD,
     "Cosmos2_5_PredictBasePipeline": _GUARD,
     "CosmosTextToWorldPipeline": _GUARD,
-    "Cosmos3OmniPipeline": _UNWRITTEN,
     "BriaFibo2Pipeline": _TORCHVISION,
     "DreamLitePipeline": _TORCHVISION,
     "DreamLiteMobilePipeline": _TORCHVISION,
-    "Flux2Pipeline": _UNWRITTEN + "; Flux2KleinPipeline, with the same denoiser, has one",
     "GlmImagePipeline": _TORCHVISION,
     "Kandinsky5T2IPipeline": _TORCHVISION,
     "Kandinsky5T2VPipeline": _TORCHVISION,
@@ -65,25 +62,11 @@ EXCLUDED: dict[str, str] = {
     "StableCascadeCombinedPipeline": _LOST,
     "WuerstchenCombinedPipeline": _LOST,
     "TextToVideoZeroPipeline": "diffusers loads it only with a safety checker; TextToVideoZeroSDXLPipeline has one",
-    "ZImageOmniPipeline": _UNWRITTEN + "; ZImagePipeline, with the same denoiser, has one",
     "KandinskyPriorPipeline": _EMBEDDINGS,
     "KandinskyV22PriorPipeline": _EMBEDDINGS,
     "StableCascadePriorPipeline": _EMBEDDINGS,
     "WuerstchenPriorPipeline": _EMBEDDINGS,
-    "AltDiffusionPipeline": _UNWRITTEN,
-    "Ideogram4Pipeline": _UNWRITTEN,
-    "HeliosPipeline": _UNWRITTEN,
-    "HeliosPyramidPipeline": _UNWRITTEN,
-    "AnyFlowFARPipeline": _UNWRITTEN,
-    "KandinskyCombinedPipeline": _UNWRITTEN,
-    "KandinskyV22CombinedPipeline": _UNWRITTEN,
-    "LTX2Pipeline": _UNWRITTEN,
-    "LTX2ConditionPipeline": _UNWRITTEN,
-    "LTX2DFRPipeline": _UNWRITTEN,
-    "MotifVideoPipeline": _UNWRITTEN,
-    "StableUnCLIPPipeline": _UNWRITTEN,
-    "UnCLIPPipeline": _UNWRITTEN,
-    "UniDiffuserPipeline": _UNWRITTEN,
-    "VQDiffusionPipeline": _UNWRITTEN,
-    "VersatileDiffusionTextToImagePipeline": _UNWRITTEN,
+    "AltDiffusionPipeline": _LOST,
+    "UnCLIPPipeline": _LOST,
+    "VQDiffusionPipeline": _LOST,
 }

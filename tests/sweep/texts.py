@@ -38,6 +38,11 @@ def bert_tokenizer() -> Any:
     return transformers.BertTokenizer(vocab=vocabulary, model_max_length=_LENGTH)
 
 
+def multilingual_tokenizer() -> Any:
+    pieces = [(word, -float(number)) for number, word in enumerate(_numbered("<s>", "<pad>", "</s>", "<unk>"))]
+    return transformers.XLMRobertaTokenizer(vocab=pieces, model_max_length=_LENGTH)
+
+
 def gemma_tokenizer() -> Any:
     vocabulary = _numbered("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>")
     return transformers.GemmaTokenizer(vocab=vocabulary, merges=[], model_max_length=_LENGTH)
@@ -114,11 +119,12 @@ def decoder(config: type[Any], model: type[Any], **more: Any) -> Callable[..., A
 def qwen_vl(config: type[Any], model: type[Any]) -> Callable[..., Any]:
     """Maker of a vision-language model: its language part is small, and its eyes are smaller."""
 
-    def make(cls: type[Any], width: int, projection: int | None = None) -> Any:
+    def make(cls: type[Any], width: int, projection: int | None = None, layers: int = 2) -> Any:
         text = {
             **_DECODER,
             "hidden_size": width,
             "head_dim": width // 2,
+            "num_hidden_layers": layers,
             "bos_token_id": 1,
             "eos_token_id": 2,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 1]},
@@ -143,6 +149,37 @@ def qwen_vl(config: type[Any], model: type[Any]) -> Callable[..., Any]:
     return make
 
 
+_EYES = {
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "image_size": 8,
+    "patch_size": 4,
+}
+
+
+def mistral(cls: type[Any], width: int, projection: int | None = None) -> Any:
+    text = {**_DECODER, "model_type": "mistral", "hidden_size": width, "head_dim": width // 2}
+    eyes = {**_EYES, "model_type": "pixtral", "head_dim": 4}
+    return cls(transformers.Mistral3Config(text_config=text, vision_config=eyes, image_token_index=3))
+
+
+def gemma3(cls: type[Any], width: int, projection: int | None = None) -> Any:
+    text = {**_DECODER, "hidden_size": width, "head_dim": width // 2}
+    return cls(transformers.Gemma3Config(text_config=text, vision_config=_EYES, mm_tokens_per_image=4))
+
+
+def t5gemma2(cls: type[Any], width: int, projection: int | None = None) -> Any:
+    text = {**_DECODER, "hidden_size": width, "head_dim": width // 2}
+    text["dropout_rate"] = 0.0
+    return cls(transformers.T5Gemma2EncoderConfig(text_config=text, vision_config=_EYES, mm_tokens_per_image=4))
+
+
+def siglip2_eyes(cls: type[Any], width: int, projection: int | None = None) -> Any:
+    return cls(transformers.Siglip2VisionConfig(**{**_EYES, "hidden_size": width}, num_patches=4))
+
+
 def clip_eyes(cls: type[Any], width: int, projection: int | None = None) -> Any:
     return cls(
         transformers.CLIPVisionConfig(
@@ -165,6 +202,10 @@ ENCODERS: dict[str, Callable[..., Any]] = {
     "UMT5EncoderModel": t5,
     "BertModel": bert,
     "CLIPVisionModelWithProjection": clip_eyes,
+    "Siglip2VisionModel": siglip2_eyes,
+    "Mistral3ForConditionalGeneration": mistral,
+    "Gemma3ForConditionalGeneration": gemma3,
+    "T5Gemma2Encoder": t5gemma2,
     "GemmaPreTrainedModel": decoder(transformers.GemmaConfig, transformers.GemmaModel),
     "Gemma2PreTrainedModel": decoder(transformers.Gemma2Config, transformers.Gemma2Model),
     "LlamaModel": decoder(transformers.LlamaConfig, transformers.LlamaModel),

@@ -30,6 +30,8 @@ from qua2sedimo.denoisers.stored import (
     dtype_for,
     dtype_of,
     first_line,
+    in_order,
+    is_denoiser,
     read_index,
     refuse_own_code,
     refuse_reported,
@@ -130,7 +132,9 @@ def _from_folder(model: str, folder: Path, loading: Loading) -> Any:
 
 def denoisers_of(pipeline: Any) -> list[str]:
     """Names of the pipeline's denoisers; the first is the default."""
-    return [name for name in DENOISERS if isinstance(getattr(pipeline, name, None), nn.Module)]
+    usual = [name for name in DENOISERS if isinstance(getattr(pipeline, name, None), nn.Module)]
+    others = getattr(pipeline, "components", {}).items()
+    return in_order(usual, (name for name, module in others if is_denoiser(type(module))))
 
 
 def denoiser_of(pipeline: Any, component: str | None = None) -> tuple[str, nn.Module]:

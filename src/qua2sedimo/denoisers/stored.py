@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from qua2sedimo.formats.tensorfiles import (
 )
 
 _SAVE_AGAIN = "Save or download the pipeline again."
-#: Names of denoisers among a pipeline's components, in the order of preference.
+#: Usual names of denoisers among a pipeline's components, in the order of preference.
 DENOISERS = ("transformer", "unet", "transformer_2", "prior", "decoder", "denoiser")
+_FAMILIES = ("diffusers.models.transformers.", "diffusers.models.unets.")
+_NEVER_CALLED = ("MotionAdapter",)  # holds weights that AnimateDiff's pipelines copy to their denoiser
 INDEX = "model_index.json"
 _PACKED = "qua2sedimo"  # the quantization method of our own exports
 _WEIGHTS = re.compile(
@@ -178,8 +180,22 @@ def dtype_for(folder: Path, index: Mapping[str, Any], loading: Loading, variant:
 
 
 def denoisers_in(index: Mapping[str, Any]) -> list[str]:
-    """Names of the denoisers that a model_index.json lists."""
-    return [name for name in DENOISERS if name in components(index)]
+    """Names of the denoisers that a model_index.json lists: the usual names first, then others by their class."""
+    import diffusers
+
+    there = components(index)
+    own = {name: getattr(diffusers, str(cls), None) for name, (library, cls) in there.items() if library == "diffusers"}
+    return in_order(there, (name for name, cls in own.items() if is_denoiser(cls)))
+
+
+def in_order(names: Collection[str], denoisers: Iterable[str]) -> list[str]:
+    """Denoisers among a pipeline's components, the default first: those of usual names, then ``denoisers``."""
+    return list(dict.fromkeys([*(name for name in DENOISERS if name in names), *denoisers]))
+
+
+def is_denoiser(cls: Any) -> bool:
+    """Whether a class is one of diffusers' transformers and U-Nets."""
+    return getattr(cls, "__module__", "").startswith(_FAMILIES) and cls.__name__ not in _NEVER_CALLED
 
 
 def kept_in_fp32(cls: Any) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError, Stopped, failed, failures_of, first_line
+from qua2sedimo.images.draws import Draws
 from qua2sedimo.images.own import parameters_of
 from qua2sedimo.images.prompts import PromptMemory
 from qua2sedimo.images.soundness import check_finite, check_informative
 from qua2sedimo.system.memory import is_out_of_memory, within_memory
+from qua2sedimo.system.notes import note
 
 #: Images per pipeline call: the default, and the most that is tried.
 BATCH = 16
@@ -27,6 +29,9 @@ INPUTS: Mapping[str, type[str] | type[int]] = {"prompt": str, "class_labels": in
 
 #: The argument for the number of steps, and those that replace it by a list.
 _STEPS, _SCHEDULES = "num_inference_steps", ("timesteps", "sigmas")
+
+#: Names that pipelines give to pictures, to films, and to the sound beside them in what they return.
+_PICTURES, _FILMS, _SOUNDS = ("images", "image", "rgb"), ("frames", "video"), ("audio", "sound")
 
 
 @dataclass(frozen=True)
@@ -59,16 +64,18 @@ class Generator:
     """Calls a diffusers pipeline for images ``start`` to ``stop`` of a :class:`Generation`.
 
     Prompt embeddings are computed once, unless they depend on a module among ``changing``: those whose weights change
-    between calls. ``one_by_one`` becomes true when the pipeline draws from PyTorch's global generators, so that images
-    of a batch would depend on each other, or when it takes no list of prompts or generators: each image then gets its
-    own call.
+    between calls. ``one_by_one`` becomes true when the pipeline draws from PyTorch's global generators, or from one of
+    its generators more than from another, so that images of a batch would depend on each other, or when it takes no
+    list of prompts or generators: each image then gets its own call.
     """
 
     def __init__(self, pipeline: Any, generation: Generation, changing: Iterable[nn.Module] = ()) -> None:
         self.pipeline, self.generation = pipeline, generation
         self.one_by_one = False
         self._takes_lists: bool | None = None  # unknown before the first call
+        self._draws_known = False
         self._finite_only = False
+        self._sound_told = False
         self._input_name = input_argument(pipeline)
         self._prompts = PromptMemory(changing)
 
@@ -128,12 +135,16 @@ class Generator:
     def run(self, indices: Sequence[int], pipeline: Callable[..., Any] | None = None) -> Any:
         """The output of the pipeline, or of what is given in its place, called for these images.
 
-        A pipeline that fails with lists is tried again with plain values: the output is then of the first image only,
-        and :attr:`batch` is 1 from now on.
+        A pipeline that fails with lists is tried again with plain values, and one that draws from some of several
+        generators more than from others with the first: the output is then of the first image only, and :attr:`batch`
+        is 1 from now on.
         """
         pipeline = self.pipeline if pipeline is None else pipeline
+        arguments, drawn = self.call_arguments(indices), Draws()
+        watched = len(indices) > 1 and not self._draws_known
         try:
-            output = pipeline(**self.call_arguments(indices))
+            with drawn if watched else nullcontext():
+                output = pipeline(**arguments)
         except (Qua2SeDiMoError, Stopped):
             raise
         except Exception as error:
@@ -143,7 +154,11 @@ class Generator:
         else:
             if len(indices) > 1:  # a list of one may pass where several do not
                 self._takes_lists = self._takes_lists is not False
-            return output
+            self._draws_known = self._draws_known or watched
+            if not (watched and drawn.differ(arguments["generator"])):
+                return output
+            self.one_by_one = True
+            return pipeline(**self.call_arguments(indices[:1]))
         self._takes_lists = False
         try:
             output = pipeline(**self.call_arguments(indices[:1]))
@@ -161,15 +176,14 @@ class Generator:
     @torch.no_grad()  # not inference mode: what offloading moves within would be barred from gradients afterwards
     def _batch(self, indices: Sequence[int]) -> np.ndarray | None:
         """The images of one call; None if they must be made again, one by one."""
-        took_lists = self._takes_lists
+        took_lists, alone = self._takes_lists, self.one_by_one
         seeded = _seeded(self.generation.number(indices[0], 1))
         with self._prompts.remembering(self.pipeline), without_safety_checker(self.pipeline), seeded as drew:
             with within_memory(f"{len(indices)} images at once do not fit into memory"):
                 output = self.run(indices)
-            if drew() and len(indices) > 1:
-                self.one_by_one = True
-                return None
-        if self._takes_lists is False and took_lists is None:  # a failed call may have drawn from a global generator
+            self.one_by_one = self.one_by_one or (drew() and len(indices) > 1)
+        failed = self._takes_lists is False and took_lists is None  # and may have drawn from a global generator
+        if failed or self.one_by_one != alone:
             return None
         images = pictures(self.pipeline, output)
         if len(images) > len(indices) and "video_length" in parameters_of(self.pipeline):
@@ -181,20 +195,30 @@ class Generator:
             )
         if self._finite_only:
             check_finite(images, type(self.pipeline).__name__)
+            self._tell_of_sound(output)
         elif not np.isfinite(images).all():
             images = np.nan_to_num(images, nan=0.0, posinf=1.0, neginf=0.0)  # a ruined image can still be measured
         return np.ascontiguousarray(images)  # safetensors ignores strides
+
+    def _tell_of_sound(self, output: Any) -> None:
+        """Say once that a sound is compared with nothing: what only it depends on seems to cost no quality."""
+        if self._sound_told or all(getattr(output, name, None) is None for name in _SOUNDS):
+            return
+        self._sound_told = True
+        note(
+            f"{type(self.pipeline).__name__} makes sound too, which is not compared: layers that only the sound needs "
+            "get the fewest bits. Keep them in more if you want it, for example with --min-bits '*audio*=8'."
+        )
 
 
 def pictures(pipeline: Any, output: Any) -> np.ndarray:
     """A pipeline's output as float32 [n, height, width, channels]; videos as [n, frames · height, …].
 
-    Raises :class:`Qua2SeDiMoError` if it has neither ``images`` nor ``frames``.
+    Raises :class:`Qua2SeDiMoError` if it has neither pictures nor films.
     """
     name = type(pipeline).__name__
-    found = next((getattr(output, key) for key in ("images", "rgb") if hasattr(output, key)), None)
-    film = found is None
-    found = getattr(output, "frames", None) if film else found
+    key = next((key for key in (*_PICTURES, *_FILMS) if getattr(output, key, None) is not None), "")
+    found = getattr(output, key, None)
     if found is None:
         given = ", ".join(output.keys()) if hasattr(output, "keys") else type(output).__name__
         raise Qua2SeDiMoError(
@@ -204,7 +228,8 @@ def pictures(pipeline: Any, output: Any) -> np.ndarray:
     if any(isinstance(image, torch.Tensor) for image in found):
         raise Qua2SeDiMoError(f"{name} returns tensors", "Remove return_dict and output_type from 'arguments'.")
     images = np.asarray(found, dtype=np.float32)
-    if film:
+    if key in _FILMS:
+        images = images[None] if key == "video" and images.ndim == 4 else images  # there is one
         if images.ndim != 5:
             raise Qua2SeDiMoError(f"{name} returns frames of shape {images.shape}, not [n, frames, h, w, channels]")
         return images.reshape(len(images), -1, *images.shape[3:])

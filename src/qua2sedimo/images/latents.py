@@ -1,7 +1,7 @@
 """A pipeline's final latents, taken from its scheduler's last step.
 
 They are the denoiser's own result, before any autoencoder. ``scheduler.step`` is observed, so that pipelines need no
-callback.
+callback. Of a film that is made in pieces, they are those of the last piece.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ class FinalLatents:
     def __init__(self, pipeline: str) -> None:
         self._pipeline = pipeline
         self._calls: list[torch.Tensor | None] = []
+        self._by_original = False
 
     def begin(self) -> None:
         self._calls.append(None)
+        self._by_original = False
 
-    def remember(self, sample: torch.Tensor) -> None:
-        if not self._calls:
-            self.begin()
-        self._calls[-1] = sample
+    def remember(self, sample: torch.Tensor, original: bool) -> None:
+        """``original``: whether the pipeline's scheduler itself stepped, and not a copy. Copies may step in its place,
+        or beside it, with the sound of a film."""
+        if original or not self._by_original:
+            self._calls[-1] = sample
+        self._by_original = self._by_original or original
 
     def array(self, images: int) -> np.ndarray:
         """Latents float32 [images, ...] of all calls together.
@@ -66,14 +70,14 @@ def final_latents(pipeline: Any) -> Iterator[FinalLatents]:
         raise Qua2SeDiMoError(f"{name} has no scheduler whose steps give latents", "Leave out metric 'latent_mse'.")
     found = FinalLatents(name)
 
-    def remember(result: Any) -> None:
-        found.remember(result[0] if isinstance(result, tuple) else result.prev_sample)
+    def remember(result: Any, original: bool) -> None:
+        found.remember(result[0] if isinstance(result, tuple) else result.prev_sample, original)
 
     def begin(*args: Any, **kwargs: Any) -> Arguments:
         found.begin()
         return args, kwargs
 
-    with observed(scheduler, "step", after=remember), observed(scheduler, "set_timesteps", before=begin):
+    with observed(scheduler, "step", after=remember), observed(pipeline, "__call__", before=begin):
         yield found
 
 
@@ -88,11 +92,12 @@ def observed(
     thing: Any,
     name: str,
     before: Callable[..., Arguments] = lambda *args, **kwargs: (args, kwargs),
-    after: Callable[[Any], object] = lambda result: None,
+    after: Callable[[Any, bool], object] = lambda result, original: None,
 ) -> Iterator[None]:
     """Within, calls of a method of this object, and of copies that are made of it, are observed.
 
-    ``before`` takes the method's arguments and gives those to call it with; ``after`` takes the result.
+    ``before`` takes the method's arguments and gives those to call it with; ``after`` takes the result, and whether it
+    is that of the object itself.
     """
     cls = type(thing)
     method = getattr(cls, name)
@@ -101,7 +106,7 @@ def observed(
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = before(*args, **kwargs)
         result = method(self, *args, **kwargs)
-        after(result)
+        after(result, self is thing)
         return result
 
     # A subclass, not an attribute: pipelines copy their scheduler, and a copied attribute would call the original.

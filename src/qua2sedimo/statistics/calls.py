@@ -138,9 +138,9 @@ def record_calls(
     """Generate ``images`` in full precision and keep calls of the denoiser in ``folder``: all, or where there are many,
     half of each batch's, in turn the even and the odd ones.
 
-    A text encoder's calls, before the first step, are all kept. Images whose calls are complete are marked, and not
-    generated again. Raises :class:`Qua2SeDiMoError` if an argument
-    cannot be kept, or the denoiser is not called.
+    A text encoder's calls, before the first step, are all kept. Calls with an argument that cannot be kept are left
+    out. Images whose calls are complete are marked, and not generated again. Raises :class:`Qua2SeDiMoError` if no call
+    can be kept, or the denoiser is not called.
     """
     folder.mkdir(parents=True, exist_ok=True)
     low = images.start
@@ -157,6 +157,7 @@ def record_calls(
                 continue
             if not made:
                 raise Qua2SeDiMoError(f"{type(generator.pipeline).__name__} never called {type(denoiser).__name__}")
+            made = [call for call in made if not _foreign(call)] or made
             batch = (low - images.start) // generator.batch
             once = is_encoder(denoiser)
             kept = range(batch % 2, len(made), 2) if len(made) >= _MANY and not once else range(len(made))
@@ -199,8 +200,10 @@ def _calls(generator: Generator, denoiser: nn.Module, indices: range) -> list[Re
     def begin(**arguments: Any) -> Any:
         try:
             return recorded(function, arguments)
-        except RuntimeError as error:  # some pipelines leave torch between the denoiser and the guided output
-            if "requires grad" not in str(error):
+        except RuntimeError as error:
+            # Some pipelines leave torch between the denoiser and the guided output, or pass what a call gave, such as
+            # keys and values, to the next one, whose attention may have no backward pass.
+            if "requires grad" not in str(error) and not isinstance(error, NotImplementedError):
                 raise
         recorder.differentiates = False
         return recorded(pipeline, arguments)
@@ -353,7 +356,16 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
+def _foreign(call: RecordedCall) -> str:
+    """The class of an argument that no file can hold; empty if there is none."""
+    leaves = pytree.tree_leaves((call.args, call.kwargs))
+    return next((type(leaf).__name__ for leaf in leaves if not isinstance(leaf, (torch.Tensor, *_PLAIN))), "")
+
+
 def _write(path: Path, call: RecordedCall) -> None:
+    foreign = _foreign(call)
+    if foreign:
+        raise Qua2SeDiMoError(f"an argument of the denoiser is a {foreign}, which cannot be kept")
     leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
     tensors: dict[str, torch.Tensor] = {}
     plain: list[Any] = []
@@ -364,11 +376,13 @@ def _write(path: Path, call: RecordedCall) -> None:
                 name, real = _COMPLEX + name, torch.view_as_real(leaf.resolve_conj())
             tensors[name] = real.contiguous()
             plain.append(None)
-        elif isinstance(leaf, _PLAIN):
-            plain.append(leaf)
         else:
-            raise Qua2SeDiMoError(f"an argument of the denoiser is a {type(leaf).__name__}, which cannot be kept")
+            plain.append(leaf)
     tensors |= {f"cotangent.{i}": g.contiguous() for i, g in enumerate(call.cotangents)}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():  # an argument may be given twice, which a file cannot hold
+        tensors[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in seen else tensor
+        seen.add(tensor.untyped_storage().data_ptr())
     used = {} if call.used is None else {"used": list(call.used)}
     save_tensors(path, tensors, {"spec": pytree.treespec_dumps(spec), "plain": plain, **used})
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from qua2sedimo.denoisers import WeightLayer
 from qua2sedimo.statistics.calls import RecordedCall, frozen
-from qua2sedimo.statistics.gradients import checkpointed
+from qua2sedimo.statistics.gradients import checkpointed, without_backward
 from qua2sedimo.system.memory import is_out_of_memory
 
 #: ⟨G, Ŵ − W⟩ of each option of a unit, [options]; G is fp32 in the shape of its weight. Asked for in every call.
@@ -27,8 +27,8 @@ def output_changes(
     positions and channels, with and without the prompt, go together. Units that no call reaches are left out.
 
     The gradient of a weight is dropped as soon as its units are done, so that there is one at a time. A call that does
-    not fit is run in halves; None if one sample does not fit either, or where weights are elsewhere until they are used
-    (offloading).
+    not fit is run in halves; None if one sample does not fit either, where an operation has no backward pass, or where
+    weights are elsewhere until they are used (offloading).
     """
     if any(p.is_meta for p in denoiser.parameters()):
         return None
@@ -41,7 +41,7 @@ def output_changes(
                     found.setdefault(unit, torch.zeros(len(changes), len(calls)))[:, number] = changes
                 progress(number + 1)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not without_backward(error):
             raise
         return None
     return found

@@ -41,6 +41,8 @@ def unit_columns(
     and unfolded until ``most`` is reached; of a grouped one, what each group sees is a row of its own.
     """
     x = x.detach()
+    if not x.numel():  # some layers are called also where there is nothing, such as an earlier piece of a film
+        return torch.zeros(0, math.prod(unit.shape[1:]), device=x.device), torch.arange(0)
     if isinstance(module, nn.Linear):
         rows = x.reshape(-1, x.shape[-1])
         numbers = torch.arange(len(rows))

@@ -26,8 +26,8 @@ def squared_gradients(
 
     The cost of an option is Σ_c G_c·e_c with e_c its output error in channel c: the squared change of the guided output
     that is expected to first order, if errors at different positions are independent. A call whose backward pass does
-    not fit into memory is run in halves, down to one sample; None if that does not fit either, or where no gradients
-    reach the denoiser's outputs.
+    not fit into memory is run in halves, down to one sample; None if that does not fit either, where no gradients reach
+    the denoiser's outputs, or where one of its operations has no backward pass.
     """
     totals: dict[str, torch.Tensor] = {}
     found: dict[str, torch.Tensor] = {}  # of the call, or part of a call, that is run
@@ -52,13 +52,19 @@ def squared_gradients(
                     totals[name] = totals.get(name, torch.zeros_like(value)) + value
                 progress(len(calls) - min(len(waiting), len(calls)))
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not without_backward(error):
             raise
         return None
     finally:
         for handle in handles:
             handle.remove()
     return {name: total / len(calls) for name, total in totals.items()} or None
+
+
+def without_backward(error: BaseException) -> bool:
+    """Whether a backward pass does not fit into memory, or an operation has none here: flex attention has none on a
+    CPU."""
+    return is_out_of_memory(error) or isinstance(error, NotImplementedError)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import transformers
 
 from qua2sedimo.denoisers import weight_of
 from qua2sedimo.denoisers.names import operation_type
-from qua2sedimo.denoisers.pipelines import DENOISERS
+from qua2sedimo.denoisers.stored import denoisers_in
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import read_object
 from qua2sedimo.images.generate import input_argument
@@ -89,7 +89,7 @@ def read_packed(folder: Path) -> PackedModel:
         for unit in own
     ]
     index = read_object(folder / "model_index.json") if component else {}
-    whole = tuple(n for n in DENOISERS if n not in read and (index.get(n) or [None])[0] is not None)
+    whole = tuple(name for name in denoisers_in(index) if name not in read)
     with quiet():  # some pipelines print when they are imported
         pipeline = getattr(diffusers, str(index.get("_class_name")), None)
     classes = " and ".join(dict.fromkeys(name for name, _, _ in read.values()))
