@@ -1,4 +1,4 @@
-"""Pictures of the included models by full precision, by quick choices of each size, as a GGUF file, and by a uniform option.
+"""Pictures of the included models: full precision, quick choices of each size, a GGUF file, and a uniform option.
 
     python benchmarks/pictures.py [--models avatars-pixart …] [--count 8] [--work FOLDER]
 

@@ -182,8 +182,8 @@ class Generator:
             with within_memory(f"{len(indices)} images at once do not fit into memory"):
                 output = self.run(indices)
             self.one_by_one = self.one_by_one or (drew() and len(indices) > 1)
-        failed = self._takes_lists is False and took_lists is None  # and may have drawn from a global generator
-        if failed or self.one_by_one != alone:
+        again = self._takes_lists is False and took_lists is None  # what failed may have drawn from a global generator
+        if again or self.one_by_one != alone:
             return None
         images = pictures(self.pipeline, output)
         if len(images) > len(indices) and "video_length" in parameters_of(self.pipeline):
