@@ -268,8 +268,8 @@ def test_a_comparison_that_was_killed_leaves_no_pictures(finished: Finished, tmp
     if child == 0:
         keep = _Comparison._keep
 
-        def kept(self: _Comparison, line: Any, images: np.ndarray) -> None:
-            keep(self, line, images)
+        def kept(self: _Comparison, line: Any, images: np.ndarray, seconds: float | None) -> None:
+            keep(self, line, images, seconds)
             if line.kind == "uniform":
                 os.kill(os.getpid(), signal.SIGKILL)
 
