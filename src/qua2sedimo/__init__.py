@@ -1,4 +1,4 @@
-"""Qua²SeDiMo: which layers of a diffusion denoiser bear low-bit weights, and a packed model that uses it."""
+"""Qua²SeDiMo: which layers of a diffusion denoiser tolerate low-bit weights, and a packed model that uses it."""
 
 from qua2sedimo.api import quantize
 from qua2sedimo.errors import Qua2SeDiMoError

@@ -78,7 +78,7 @@ def explain(
     for sentence in found.findings:
         say(f"• {sentence}")
     if found.steps and not found.findings:
-        say("The folds do not agree on what costs most: measure more configurations.")
+        say("No group stands out, since the folds disagree: measure more configurations.")
     names = f"{study / f'sensitivity.{tables.value}'}, {study / f'sensitivity-groups.{tables.value}'}"
     say(f"All options of all layers, and distributions by group: {names}")
     say(f"Next: {command('choose', study, '--bits', 3.5)}")

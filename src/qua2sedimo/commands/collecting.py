@@ -96,7 +96,9 @@ def records(
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of stdout.", metavar="FILE")] = None,
     repaired: Annotated[
         bool,
-        typer.Option("--repair", help="Of a damaged records.db, keep all measurements that are whole; print nothing."),
+        typer.Option(
+            "--repair", help="Repair a damaged records.db: keep every undamaged measurement."
+        ),
     ] = False,
 ) -> None:
     """Print all measurements as a table: one line per configuration, with metrics, seconds, memory and errors."""
@@ -105,7 +107,7 @@ def records(
     if repaired:
         whole, lost, damaged = repair(study / "records.db")
         kept_at = f"; the damaged file is {damaged}" if damaged else ", nothing is damaged"
-        say(f"{whole} measurements are whole, {lost} were lost{kept_at}")
+        say(f"{whole} measurements are undamaged, {lost} were lost{kept_at}")
         return
     kept = Records.existing(study / "records.db")
     if form is None:

@@ -175,7 +175,7 @@ def polish(
     name: Annotated[str, typer.Argument(help="A choice by its file in choices/, without .json.", metavar="CHOICE")],
     as_json: AsJson = False,
 ) -> None:
-    """Round the weights of a choice again from input to output; kept if most images come nearer."""
+    """Round the weights of a choice again from input to output; kept if most images come nearer to full precision."""
     from qua2sedimo.study import Study
     from qua2sedimo.study.stages.frontier import named_choice
 

@@ -44,9 +44,9 @@ def decoded_file(path: Path) -> Iterator[Path]:
         if quantized:
             most = ", ".join(sorted(quantized, key=lambda kind: -quantized[kind])[:3])
             note(
-                f"{path} was quantized already ({most}): its decoded weights are taken for the original, so its errors "
-                "add to those made here, and no measurement shows them. The checkpoint it was made from gives better "
-                "results."
+                f"{path} was quantized already ({most}): its decoded weights are used as the original, so the errors "
+                "of both quantizations add up, and no measurement shows the first. The checkpoint it was made from "
+                "gives better results."
             )
         yield copy
 

@@ -72,5 +72,5 @@ def budget_bytes(space: SearchSpace, budget: Budget, allowed: Allowed | None = N
     ]
     remedy = f"; what binds is {', '.join(binding)}." if binding else "; wider options reach further."
     raise Qua2SeDiMoError(
-        f"no configuration of these options is as small as {asked}", f"With every overhead counted, {reach}{remedy}"
+        f"no configuration of these options is as small as {asked}", f"Including all overhead, {reach}{remedy}"
     )

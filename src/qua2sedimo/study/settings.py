@@ -46,7 +46,7 @@ class StudySettings(BaseModel):
     ``observe``: images that these statistics are taken from, ``auto`` for 128 of a small denoiser, 24 of a large one;
     ``observe_inputs``: what they show in turn with the study's inputs, ``auto`` for varied prompts or classes;
     ``observe_steps``: in how many steps they are generated at most, ``auto`` for as many as other images of a small
-    denoiser, 8 of a large one;
+    denoiser, 6 of a large one;
     ``memory``: gigabytes for them while they are taken. ``target``: another program that must load the result; layers
     are then not split or tied, and only what its format holds is tried.
 

@@ -41,7 +41,9 @@ def layer_tree(inspection: Inspection, pattern: str, width: int) -> Table:
             shape = "×".join(map(str, unit.shape))
             made.add_row(Text(f"  {unit.name[len(prefix[block]) :]}{_copies(unit)}"), unit.operation, shape, *cells)
     if len(shown) < len(space.union):
-        made.caption = f"{len(space.union) - len(shown)} more options do not fit: --json has all, --set selects some."
+        made.caption = (
+            f"{len(space.union) - len(shown)} more options do not fit: --json has all, --options selects some."
+        )
     return made
 
 

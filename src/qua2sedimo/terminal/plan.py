@@ -27,7 +27,7 @@ def plan_tables(plan: Plan) -> list[Table]:
     title = f"{plan.configurations} configurations{done}: {plan.left * plan.images:,} images"
     every = table("", "time", title=title)
     if plan.observe:
-        every.add_row("observe what layers see, once", duration(plan.observe))
+        every.add_row("observe calibration statistics, once", duration(plan.observe))
     if plan.quantize:
         every.add_row("quantize every option of every layer, once", duration(plan.quantize))
     for workers, seconds in plan.workers.items():
@@ -45,7 +45,7 @@ def plan_tables(plan: Plan) -> list[Table]:
 
 def dry_run_table(stages: Sequence[StageCost], plan: Plan) -> Table:
     """The stages of a run, one a line, and all together."""
-    found = table("", "time", "images", "disk", title=f"What this run would take, on {plan.device}: about")
+    found = table("", "time", "images", "disk", title=f"Estimate for this run, on {plan.device}")
     for stage in stages:
         images, disk = (f"{stage.images:,}" if stage.images else ""), (size_text(stage.disk) if stage.disk else "")
         found.add_row(stage.name, duration(stage.seconds), images, disk)

@@ -41,7 +41,7 @@ def expected_table(groups: Sequence[ExpectedOfGroup], by: str, most: int = 12) -
         "early",
         "middle",
         "late",
-        title=f"Expected damage at about 3 bits by {by}, from gradients, and its steps",
+        title=f"Expected damage at about 3 bits by {by} (from gradients), and by third of the sampling steps",
     )
     for group in groups[:most]:
         shares = (f"{100 * share:.0f} %" for share in group.thirds)

@@ -33,7 +33,7 @@ def dry_run(study: Workspace, plan: Plan, effort: Effort, compared: int) -> list
     image = plan.trial.total / plan.trial.images  # seconds of one, with its share of switching and comparing
     stages = []
     if plan.observe:
-        stages.append(StageCost("observe what layers see", plan.observe, study.observed_images, plan.statistics))
+        stages.append(StageCost("observe calibration statistics", plan.observe, study.observed_images, plan.statistics))
     if plan.quantize:
         stages.append(StageCost("quantize every option of every layer", plan.quantize, 0, plan.bank))
     if effort != "quick":
