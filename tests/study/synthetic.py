@@ -43,6 +43,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> Seen:
             if job["do"] == "paint":
                 Path(job["to"]).parent.mkdir(exist_ok=True)
                 save_file({"images": pictures(images)}, job["to"])
+                return json.dumps(0.01)  # seconds
             return json.dumps(measured(study, configuration, images) if job["do"] == "measure" else None)
 
         return work
