@@ -274,8 +274,10 @@ def test_a_comparison_that_was_killed_leaves_no_pictures(finished: Finished, tmp
                 os.kill(os.getpid(), signal.SIGKILL)
 
         _Comparison._keep = kept  # type: ignore[method-assign]
-        Study(folder, small_pipeline()).compare(finished.choice, finished.out, IMAGES)
-        os._exit(0)
+        try:
+            Study(folder, small_pipeline()).compare(finished.choice, finished.out, IMAGES)
+        finally:
+            os._exit(0)  # whatever happens, the child must not go on with other tests
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert len(list((folder / "comparison").glob(".qua2sedimo-*.tmp/*.safetensors"))) == 1
     rows = Study(folder, small_pipeline()).compare(finished.choice, finished.out, IMAGES)
