@@ -421,10 +421,13 @@ def test_figures_say_what_a_study_lacks_and_refuse_what_cannot_be_drawn(  # type
     run, refused, study: Path, tmp_path: Path
 ) -> None:
     assert "nothing to draw" in refused("figures", study)
+    assert not (study / "bank").exists()  # nothing is quantized to draw it
     Study(study).measure(3)
     drawn = run("figures", study, tmp_path / "out", "--format", "png")
     assert drawn.status == 0 and f"the pictures of both yet: qua2sedimo report {study}" in drawn.out
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["captions.md", "quality-against-bits.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "captions.md", "damage-by-step.png", "quality-against-bits.png"
+    ]  # fmt: skip
     assert "figure format 'gif'" in refused("figures", study, "--format", "gif")
     assert "is the study itself" in refused("figures", study, "--compare", study)
     assert "study.yaml is missing" in refused("figures", study, "--compare", tmp_path)

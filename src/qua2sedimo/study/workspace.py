@@ -413,8 +413,12 @@ class Workspace(StudiedModel):
     @property
     def reachable(self) -> SearchSpace:
         """What can be chosen, as far as it is known without a bank."""
-        finished = self.is_observed and Bank.is_finished(self.folder / "bank", self.candidates)
-        return self.space if finished or not self.prunes else self.candidates
+        return self.space if self.is_quantized or not self.prunes else self.candidates
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the bank is there, with the statistics it needs."""
+        return self.is_observed and Bank.is_finished(self.folder / "bank", self.candidates)
 
     def choices(self) -> list[Choice]:
         """The stored choices for this space and these weights."""

@@ -90,7 +90,7 @@ def report_data(
         code=loading_code(read_packed(packed), str(packed)) if packed is not None else "",
         other_bytes=_other_bytes(study),
         sizes=other_sizes(study, choice) if choice else [],
-        expected=expected_damage(study.graph.layers, study.bank) if study.settings.compensates else [],
+        expected=expected_damage(study.graph.layers, study.bank) if study.is_quantized else [],
     )
 
 
