@@ -206,8 +206,8 @@ def test_the_slider_of_sizes_tells_what_each_would_be_like(page: Any, data: Repo
 
 def test_the_code_that_loads_the_model_can_be_copied(page: Any) -> None:
     page.locator("#copy-code").click()
-    page.wait_for_function("['Copied', 'Selected'].includes(document.getElementById('copy-code').textContent)")
-    assert "import qua2sedimo" in page.evaluate("String(getSelection())")
+    page.locator("#copy-code", has_text=re.compile("Copied|Selected")).wait_for()
+    assert "import qua2sedimo" in page.evaluate("() => String(getSelection())")
 
 
 def test_the_layer_table_sorts(page: Any) -> None:
