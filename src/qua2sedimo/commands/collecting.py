@@ -96,9 +96,7 @@ def records(
     out: Annotated[Path | None, typer.Option(help="Write to this file instead of stdout.", metavar="FILE")] = None,
     repaired: Annotated[
         bool,
-        typer.Option(
-            "--repair", help="Repair a damaged records.db: keep every undamaged measurement."
-        ),
+        typer.Option("--repair", help="Repair a damaged records.db: keep every undamaged measurement."),
     ] = False,
 ) -> None:
     """Print all measurements as a table: one line per configuration, with metrics, seconds, memory and errors."""
