@@ -408,7 +408,7 @@ def test_one_command_goes_from_a_pipeline_to_a_report(run, model: Path, tmp_path
     assert run("report", folder, "--bits", 4.5, "--fresh-images", 8).status == 0
     drawn = run("figures", folder, "--format", "svg")
     assert drawn.status == 0 and "yet" not in drawn.out, drawn.err
-    assert len(list((folder / "figures").glob("*.svg"))) == 9 and (folder / "figures" / "pictures.svg").is_file()
+    assert len(list((folder / "figures").glob("*.svg"))) == 10 and (folder / "figures" / "pictures.svg").is_file()
     told = run("card", folder / "packed-4.5", "--license", "mit", "--base", "owner/base")
     assert told.status == 0 and "unknown" not in told.out and "no quality" not in told.out, told.err
     text = (folder / "packed-4.5" / "README.md").read_text()
