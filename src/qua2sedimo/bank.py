@@ -53,6 +53,7 @@ from qua2sedimo.quantizers import (
     dequantize_weight,
     each,
     quantization_error,
+    telling_rows,
 )
 from qua2sedimo.system.memory import return_memory
 
@@ -410,8 +411,7 @@ def _some_rows(weight: torch.Tensor, observed: Observed) -> tuple[torch.Tensor, 
     heavy = weight.reshape(len(weight), -1).float().square().sum(dim=1).cpu()
     if observed.gradient is not None:
         heavy *= observed.gradient.cpu().float()
-    worst = heavy.topk(max(1, len(heavy) // _SAMPLED)).indices
-    rows = torch.cat([torch.arange(0, len(heavy), _SAMPLED), worst]).unique()
+    rows = telling_rows(heavy, _SAMPLED)
     gradient = None if observed.gradient is None else observed.gradient[rows.to(observed.gradient.device)]
     return weight[rows.to(weight.device)], replace(observed, gradient=gradient)
 

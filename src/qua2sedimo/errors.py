@@ -43,7 +43,7 @@ def failures_of(pipeline: str) -> Iterator[None]:
     except (Qua2SeDiMoError, Stopped):
         raise
     except Exception as error:
-        raise failed(pipeline, first_line(error), error) from error
+        raise failed(pipeline, described(error), error) from error
 
 
 def failed(pipeline: str, said: str, error: Exception) -> Qua2SeDiMoError:
@@ -58,7 +58,13 @@ def failed(pipeline: str, said: str, error: Exception) -> Qua2SeDiMoError:
     )
 
 
-def first_line(error: Exception) -> str:
+def described(error: BaseException) -> str:
     """``ValueError: its message``, up to the message's first line."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or the exception's class if it has none."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}{': ' if lines else ''}{lines[0] if lines else ''}"
+    return lines[0] if lines else type(error).__name__

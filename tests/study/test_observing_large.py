@@ -60,7 +60,7 @@ def test_a_large_denoiser_is_observed_one_image_at_a_time_in_few_steps(
 ) -> None:
     pipeline = small_pipeline()
     _, of_small = observed(tmp_path / "small", pipeline)
-    monkeypatch.setattr(workspace, "_SMALL", 1)
+    monkeypatch.setattr(workspace, "LARGE", 1)
     study, of_large = observed(tmp_path / "large", pipeline)
     assert len(of_small) == 2 * STEPS and len(of_large) == 3 * 6  # two calls of at most two images; three of one
     assert max(of_small) == 2 * max(of_large)

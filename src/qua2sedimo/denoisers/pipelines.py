@@ -29,13 +29,13 @@ from qua2sedimo.denoisers.stored import (
     denoisers_in,
     dtype_for,
     dtype_of,
-    first_line,
     in_order,
     is_denoiser,
     read_index,
     refuse_own_code,
     refuse_reported,
     variant_for,
+    without_advice,
 )
 from qua2sedimo.errors import Qua2SeDiMoError, failures_of
 from qua2sedimo.formats.tensorfiles import Checkpoint
@@ -93,7 +93,7 @@ def _downloaded(model: str, loading: Loading) -> Path:
         if "custom code" in str(error) or "trust_remote_code" in str(error):
             refuse_own_code(model, "Python files on the hub")
         raise Qua2SeDiMoError(
-            f"cannot load pipeline '{model}': {first_line(error)}",
+            f"cannot load pipeline '{model}': {without_advice(error)}",
             "Check name, revision, variant and the network, or download the pipeline and pass its folder.",
         ) from error
 
@@ -121,7 +121,7 @@ def _from_folder(model: str, folder: Path, loading: Loading) -> Any:
         if damaged is not None:
             raise Qua2SeDiMoError(f"cannot load pipeline '{model}': {damaged.message}", damaged.remedy) from error
         raise Qua2SeDiMoError(
-            f"cannot load pipeline '{model}': {first_line(error)}",
+            f"cannot load pipeline '{model}': {without_advice(error)}",
             "Check that the folder is complete, and that its config.json files belong to its weights.",
         ) from error
     refuse_reported(str(folder), said)

@@ -21,12 +21,12 @@ from qua2sedimo.denoisers.stored import (
     as_loaded,
     components,
     denoisers_in,
-    first_line,
     read_index,
     refuse_incomplete,
     refuse_reported,
     some,
     stored_dtype,
+    without_advice,
 )
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.tensorfiles import Checkpoint, scratch_file
@@ -75,7 +75,7 @@ def _loaded(path: Path, checkpoint: Checkpoint, loading: Loading) -> Any:
         if "meta tensor" in str(error):  # transformers' models are converted and moved by diffusers
             raise Qua2SeDiMoError(f"{path} lacks weights of a text encoder that it has", _COMPLETE) from error
         raise Qua2SeDiMoError(
-            f"cannot load '{path}' with the configuration of '{origin}': {first_line(error)}",
+            f"cannot load '{path}' with the configuration of '{origin}': {without_advice(error)}",
             "The folder must have the configuration of this very architecture, and every component that the file "
             f"lacks. {_GIVE_CONFIG}",
         ) from error
@@ -148,8 +148,9 @@ def _from_hub(path: Path, name: str, loading: Loading) -> Path:
         with quiet():
             return Path(snapshot_download(name, revision=loading.revision, allow_patterns=_CONFIGURATIONS))
     except FAILURES as error:
+        why = without_advice(error)
         raise Qua2SeDiMoError(
-            f"{path} needs the configuration of '{name}' from the hub, which cannot be reached: {first_line(error)}",
+            f"{path} needs the configuration of '{name}' from the hub, which cannot be reached: {why}",
             f"Connect to the network. Or: {_GIVE_CONFIG}",
         ) from error
 
@@ -273,7 +274,7 @@ def _converted(path: Path, file: Path, kind: Any, config: Any, own: Mapping[str,
     except FAILURES as error:
         if 2 * fits(named) > len(own):
             return named
-        lacks = f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
+        lacks = f"it lacks {error}" if isinstance(error, KeyError) else without_advice(error)
         raise Qua2SeDiMoError(
             f"{path} cannot be converted to diffusers' names of {kind.__name__}: {lacks}",
             f"{_COMPLETE} {_GIVE_CONFIG}",

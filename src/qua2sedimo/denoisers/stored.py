@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from qua2sedimo.denoisers.loading import DTYPES, DtypeName, Loading, dtype_name
-from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.errors import Qua2SeDiMoError, first_line
 from qua2sedimo.formats.files import read_json, read_object
 from qua2sedimo.formats.float8 import FLOAT8
 from qua2sedimo.formats.tensorfiles import (
@@ -297,10 +297,9 @@ def _damage_of(path: Path) -> Qua2SeDiMoError | None:
     return None
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message without advice on diffusers' own arguments, or the exception's class."""
-    lines = str(error).strip().splitlines()
-    return lines[0].partition(" If you want to instead")[0] if lines else type(error).__name__
+def without_advice(error: BaseException) -> str:
+    """The first line of an exception's message, without advice on diffusers' own arguments."""
+    return first_line(error).partition(" If you want to instead")[0]
 
 
 def some(names: list[str]) -> str:

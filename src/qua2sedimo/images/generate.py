@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from qua2sedimo.errors import Qua2SeDiMoError, Stopped, failed, failures_of, first_line
+from qua2sedimo.errors import Qua2SeDiMoError, Stopped, described, failed, failures_of
 from qua2sedimo.images.draws import Draws
 from qua2sedimo.images.own import parameters_of
 from qua2sedimo.images.prompts import PromptMemory
@@ -166,9 +166,9 @@ class Generator:
             self._takes_lists = None  # lists are not the only cause
             if is_out_of_memory(error) or isinstance(error, (Qua2SeDiMoError, Stopped)):
                 raise
-            if first_line(error) == first_line(failure):
+            if described(error) == described(failure):
                 raise failure from error
-            said = f"{first_line(error)} (with lists of inputs and generators: {first_line(failure)})"
+            said = f"{described(error)} (with lists of inputs and generators: {described(failure)})"
             raise failed(type(pipeline).__name__, said, error) from error
         self.one_by_one = True
         return output

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.errors import Qua2SeDiMoError, first_line
 from qua2sedimo.images.pictures import to_uint8
 from qua2sedimo.system.quiet import quiet
 
@@ -56,7 +56,7 @@ def _load_clip(source: str) -> tuple[_ClipModel, _ClipProcessor]:
             processor = CLIPProcessor.from_pretrained(source, local_files_only=here_only)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise Qua2SeDiMoError(
-            f"clip_score: CLIP model '{source}' cannot be loaded: {_first_line(error)}",
+            f"clip_score: CLIP model '{source}' cannot be loaded: {first_line(error)}",
             "Check the network, or give a folder with a saved CLIPModel and CLIPProcessor: clip_score:FOLDER.",
         ) from error
     return _ClipModel(model.eval().requires_grad_(False)), _ClipProcessor(processor)
@@ -140,7 +140,7 @@ def _load_inception(source: str | None) -> torch.nn.Module:
             return NoTrainInceptionV3("inception-v3-compat", ["2048"], source)
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise Qua2SeDiMoError(
-            f"fid_inception: Inception's weights cannot be loaded from {source or 'the network'}: {_first_line(error)}",
+            f"fid_inception: Inception's weights cannot be loaded from {source or 'the network'}: {first_line(error)}",
             f"Check the network, or fetch torch-fidelity's {_INCEPTION_FILE} and name it: fid_inception:FILE.",
         ) from error
 
@@ -167,8 +167,3 @@ def inception_presence(source: str | None) -> str:
 def _rgb(images: np.ndarray) -> torch.Tensor:
     """uint8 [n, h, w, 1 or 3] as [n, 3, h, w]."""
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -1,5 +1,6 @@
 """How a weight is quantized: methods, packing, and the quantized weight as a value; only tensors in here."""
 
+from qua2sedimo.quantizers.compensation import telling_rows
 from qua2sedimo.quantizers.decoding import dequantize_traceable, dequantize_weight, levels_of
 from qua2sedimo.quantizers.error import EXPONENT, quantization_error
 from qua2sedimo.quantizers.gguf import GGUF_METHODS, blocks_of, from_blocks, type_of
@@ -37,6 +38,7 @@ __all__ = [
     "packed_length",
     "quantization_error",
     "stored_dtype",
+    "telling_rows",
     "type_of",
     "unpack",
 ]

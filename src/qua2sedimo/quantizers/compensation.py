@@ -127,7 +127,7 @@ def compensated(
 
     tried = [*(_FEW_FACTORS if target.large else _FACTORS), *(_MORE if bits <= 2 else ())]
     if target.large and (shared or len(tried) > _KEPT + 1):
-        some = _sampled(best.error.to(weight.device))
+        some = telling_rows(best.error.to(weight.device), _SAMPLED)
         of_some = parameters if shared else {name: tensor[some] for name, tensor in parameters.items()}
         tried = _promising(
             tried, target.strips_of(weight[some]), shared,
@@ -171,10 +171,11 @@ def _promising(
     return [values[i] for i in several[int(together.argmin())]]
 
 
-def _sampled(error: torch.Tensor) -> torch.Tensor:
-    """Numbers of rows that tell which factor is good: of all kinds, and those that err most by nearest rounding."""
-    worst = error.topk(max(1, len(error) // _SAMPLED)).indices
-    return torch.cat([torch.arange(0, len(error), _SAMPLED, device=error.device), worst]).unique()
+def telling_rows(counts: torch.Tensor, every: int) -> torch.Tensor:
+    """Numbers of rows by which things can be compared: one in ``every``, and as many of those that count most by
+    ``counts`` [rows]."""
+    most = counts.topk(max(1, len(counts) // every)).indices
+    return torch.cat([torch.arange(0, len(counts), every, device=counts.device), most]).unique()
 
 
 def _losses(

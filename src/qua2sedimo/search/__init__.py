@@ -3,7 +3,7 @@ up."""
 
 from qua2sedimo.search.argmax import argmax_configuration
 from qua2sedimo.search.budget import Budget, budget_bytes
-from qua2sedimo.search.constraints import Allowed, Constraints, allow
+from qua2sedimo.search.constraints import Allowed, Constraints, allow, kept_bytes
 from qua2sedimo.search.pareto import pareto_front
 from qua2sedimo.search.programs import Setting, Values, best_configurations, best_settings, non_dominated
 from qua2sedimo.search.proposals import propose
@@ -38,6 +38,7 @@ __all__ = [
     "by_gradients",
     "drawn",
     "in_decibels",
+    "kept_bytes",
     "most_likely",
     "non_dominated",
     "one_at_a_time",

@@ -23,6 +23,8 @@ from qua2sedimo.formats.tensorfiles import Checkpoint
 from qua2sedimo.images.generate import Generator
 
 T = TypeVar("T")
+#: Weights from which a denoiser is large: its images and calls take seconds, so that fewer are observed and weighed.
+LARGE = 100_000_000
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,12 @@ from qua2sedimo.bank import Bank
 from qua2sedimo.option_changes import LayerChanges
 from qua2sedimo.quantizers import inner_product
 from qua2sedimo.statistics import JoinedStatistics, RecordedCalls, Statistics, output_changes
-from qua2sedimo.study.parts import DenoiserPart
+from qua2sedimo.study.parts import LARGE, DenoiserPart
 from qua2sedimo.system.progress import Progress
 
 #: Calls with a backward pass. A mean of this many squares of normal numbers has a relative standard error of 0.18; of
 #: half as many, 0.25, which costs no quality that can be measured (docs/compensation.md), and a large denoiser minutes.
 _CALLS, _CALLS_LARGE = 64, 32
-#: Weights of a denoiser that has fewer calls.
-_LARGE = 100_000_000
 #: Calls after which what is known so far is kept.
 _KEPT_AFTER = 8
 #: Weights at a time whose product is summed up in fp32.
@@ -103,4 +101,4 @@ def _chosen(statistics: Statistics | JoinedStatistics, part: DenoiserPart) -> Re
 
 def weighed_calls(weights: int) -> int:
     """The calls that options of a denoiser with so many weights are weighed by, at most."""
-    return _CALLS_LARGE if weights >= _LARGE else _CALLS
+    return _CALLS_LARGE if weights >= LARGE else _CALLS

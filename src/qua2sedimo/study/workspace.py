@@ -39,7 +39,7 @@ from qua2sedimo.search import Budget, Constraints, Evidence, by_gradients
 from qua2sedimo.statistics import JoinedStatistics, Observation, Statistics, observe
 from qua2sedimo.study.choices import Choice, choice_name, load_values
 from qua2sedimo.study.model import StudiedModel
-from qua2sedimo.study.parts import DenoiserPart
+from qua2sedimo.study.parts import LARGE, DenoiserPart
 from qua2sedimo.study.weighing import weigh
 from qua2sedimo.system.memory import return_memory
 from qua2sedimo.system.progress import Progress, silent
@@ -50,7 +50,6 @@ _FOLDERS = (
     "statistics/calls",
 )  # fmt: skip
 _USUAL_BITS = 3.5  # the default budget of commands
-_SMALL = 100_000_000  # weights of a denoiser whose images are cheap to observe
 _OBSERVED_SMALL, _OBSERVED_LARGE = 128, 24
 _STEPS_LARGE = 6
 _TEXTS = 256  # prompts that are only encoded
@@ -131,7 +130,7 @@ class Workspace(StudiedModel):
     @property
     def _is_large(self) -> bool:
         """Whether an image takes long to observe: then there are fewer, in fewer steps, one in each call."""
-        return self.candidates.weights >= _SMALL
+        return self.candidates.weights >= LARGE
 
     @property
     def _most_observed_steps(self) -> int | None:

@@ -8,7 +8,7 @@ from itertools import count
 
 from qua2sedimo.options import Configuration, Option
 from qua2sedimo.report.data import OtherSize
-from qua2sedimo.search import best_configurations, by_gradients
+from qua2sedimo.search import best_configurations, by_gradients, kept_bytes
 from qua2sedimo.study.choices import Choice
 from qua2sedimo.study.workspace import Workspace
 
@@ -54,7 +54,7 @@ def _by_operation(study: Workspace, configuration: Configuration) -> dict[str, f
     for layer in study.space.layers:
         shape, unit = study.space.shapes[layer], study.graph.layers[layer]
         option = configuration.get(layer)
-        nbytes = option.nbytes(shape) if option is not None else 2 * math.prod(shape)
+        nbytes = option.nbytes(shape) if option is not None else kept_bytes(shape)
         of = sums.setdefault(unit.operation, [0.0, 0.0])
         of[0] += 8 * nbytes
         of[1] += math.prod(shape)

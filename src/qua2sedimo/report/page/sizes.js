@@ -15,7 +15,6 @@
     bars.append(line);
     return { bar, value };
   });
-  const bytes = (n) => n >= 999.5e6 ? `${(n / 1e9).toPrecision(3)} GB` : n >= 999.5e3 ? `${(n / 1e6).toPrecision(3)} MB` : `${(n / 1e3).toPrecision(3)} kB`;
   const unit = slider.dataset.unit;
   const measured = study.measurements.rows
     .filter(([kind, , , value]) => kind !== "random" && kind !== "full" && value !== null)
@@ -29,7 +28,7 @@
 
   function show() {
     const [bits, size, change, ...widths] = rows[slider.value];
-    document.getElementById("size-bits").textContent = `${bits.toFixed(2)} bits per weight, ${bytes(size)}`;
+    document.getElementById("size-bits").textContent = `${bits.toFixed(2)} bits per weight, ${size}`;
     const by = change === null ? "" : Math.abs(change) < 0.05 ? "about as good as this choice"
       : `${Math.abs(change).toFixed(1)} dB ${change > 0 ? "better" : "worse"} than this choice`;
     document.getElementById("size-change").textContent = by && `Expected by gradients: ${by}.`;

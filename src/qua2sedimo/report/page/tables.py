@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from qua2sedimo.formats.text import size_text
 from qua2sedimo.report.data import ReportData
 from qua2sedimo.sensitivity import THIRDS
 
@@ -48,8 +49,8 @@ def study_tables(data: ReportData) -> dict[str, Any]:
             ([p.kind, p.label, p.bits, p.quality.value, p.quality.low, p.quality.high] for p in data.points),
         ),
         "sizes": _table(
-            ["average_bits", "bytes", "change", *(operations := list(data.sizes[0].operations) if data.sizes else [])],
-            ([s.bits, s.nbytes, s.change, *(s.operations[o] for o in operations)] for s in data.sizes),
+            ["average_bits", "size", "change", *(operations := list(data.sizes[0].operations) if data.sizes else [])],
+            ([s.bits, size_text(s.nbytes), s.change, *(s.operations[o] for o in operations)] for s in data.sizes),
         ),
         "expected": _table(
             ["layer", "option", "share", *THIRDS],
