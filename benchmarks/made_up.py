@@ -36,7 +36,7 @@ class MadeUp:
             n: {o: SimpleNamespace(relative=4.0**-o.bits * chance.uniform(0.5, 2)) for o in space.options[n]}
             for n in space.layers
         }
-        bank: Any = SimpleNamespace(errors=errors)
+        bank: Any = SimpleNamespace(errors=errors, costs=lambda: None)
         return cls(graph, space, bank, Encoding(graph, space, bank), chance)
 
 

@@ -7,22 +7,18 @@ import numpy as np
 from qua2sedimo.damage import ALONE, DamageModel, Features, Observations
 
 LAYERS, BITS = 24, np.arange(2, 7)
-KINDS = {
-    "operation": [i % 4 for i in range(LAYERS)],
-    "block": [i // 6 for i in range(LAYERS)],
-    "layer": list(range(LAYERS)),
-}
 RNG = np.random.default_rng(0)
 TRUE = -4 + np.repeat(RNG.normal(size=4), 6) + RNG.normal(size=LAYERS)
 
 
 def features(own: float = 0.0, layers: int = LAYERS, options: int = len(BITS)) -> Features:
-    """ln error, −1.4 a bit; the level; which of four operations, of four blocks, and which layer it is."""
+    """ln error, −1.4 a bit; the level; which of four operations, of blocks of six layers, and which layer it is."""
     errors = np.broadcast_to(-1.4 * BITS[:options], (layers, options))[..., None]
     columns = [errors, np.ones_like(errors)]
     groups, start = {"error": slice(0, 1), "level": slice(1, 2)}, 2
-    for name, kinds in KINDS.items():
-        one_hot = np.eye(max(kinds[:layers]) + 1)[kinds[:layers]]
+    place = np.arange(layers)
+    for name, kinds in {"operation": place % 4, "block": place // 6, "layer": place}.items():
+        one_hot = np.eye(max(kinds) + 1)[kinds]
         columns.append(np.broadcast_to(one_hot[:, None], (layers, options, one_hot.shape[1])))
         groups[name], start = slice(start, start + one_hot.shape[1]), start + one_hot.shape[1]
     mean, deviation = np.zeros(start), np.ones(start)

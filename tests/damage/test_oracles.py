@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import approx_fprime, minimize
+from scipy.stats import multivariate_normal
 from tests.damage.made_up import alone, features, seen
 
 from qua2sedimo.damage import DamageModel, Features, Observations, fit_damage
@@ -129,15 +130,26 @@ def test_left_out_predictions_are_those_of_the_linearised_model_without_the_reco
 
 
 def test_noise_is_where_squared_residuals_are_what_free_records_would_have(fitted: Fitted) -> None:
-    """σ²·(free + 20) = Σ residual² + 20·σ₀²: the evidence is stationary there, with 20 assumed records of σ₀."""
+    """σ²·(free + 20) = Σ residual² + 20·σ₀²: the evidence is stationary there, with 20 assumed records of σ₀, which is
+    at most half of what these records differ by."""
     model, dense, optimum, noise = fitted
     jacobian, covariance = dense.jacobian(optimum), dense.posterior(optimum, noise)[1]
     taken = np.einsum("ij,jk,ik->i", jacobian, covariance, jacobian) / noise**2
     residual = dense.records.log_error - dense.y(optimum)
     for kind, assumed in enumerate((0.55, 0.3)):
         of = dense.records.kind == kind
+        assumed = min(assumed, dense.records.log_error[of].std() / 2)
         expected = ((residual[of] ** 2).sum() + 20 * assumed**2) / ((1 - taken[of]).sum() + 20)
         assert model.noise[kind] == pytest.approx(expected**0.5, rel=0.06)
+
+
+def test_the_evidence_is_the_density_of_the_records_under_the_linearised_model(fitted: Fitted) -> None:
+    model, dense, optimum, noise = fitted
+    jacobian, records = dense.jacobian(optimum), dense.records.log_error
+    mean = dense.y(optimum) + jacobian @ (dense.mean - optimum)
+    covariance = (jacobian * dense.deviation**2) @ jacobian.T + np.diag(noise**2)
+    expected = multivariate_normal(mean, covariance).logpdf(records) + len(records) / 2 * np.log(2 * np.pi)
+    assert model.log_evidence == pytest.approx(expected, abs=0.3)
 
 
 @settings(max_examples=25, deadline=None)

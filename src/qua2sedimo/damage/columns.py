@@ -77,6 +77,14 @@ class Features:
         places = _places({name: self.mean[self.groups[name]].size for name in groups})
         return Features(self.values[..., columns], self.offered, places, self.mean[columns], self.deviation[columns])
 
+    def differing(self, factor: float) -> Features:
+        """The same if options of equal error and cost differ ``factor`` times as much as this prior expects."""
+        deviation = self.deviation.copy()
+        for name, columns in self.groups.items():
+            if name not in ("error", "cost", "level"):
+                deviation[columns] *= factor
+        return replace(self, deviation=deviation, own=factor * self.own)
+
     def believing(self, deviations: Mapping[str, float]) -> Features:
         """The same with prior standard deviations of groups of at most these, and without effects of single options."""
         deviation = self.deviation.copy()

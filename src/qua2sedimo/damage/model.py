@@ -14,7 +14,7 @@ N that of the noise, everything follows from K = J·S·Jᵀ + N, of records × r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -38,8 +38,14 @@ _UNREACHED = 1e3  # a κ at which nothing saturates
 #: layers measured once cannot tell noise from their spread, and a layer alone is not quite a layer among others.
 _ALONE_NOISE, _NOISE, _ASSUMED = 0.55, 0.3, 20
 _LEAST_NOISE = 0.02
+#: Of records that differ little the noise is assumed to be at most this share of their standard deviation.
+_NOISE_SHARE = 0.5
+#: Layers, blocks, operations, methods and options may differ by these factors times as much as is expected of pictures;
+#: the prior probability of a factor is proportional to e^−|ln factor|.
+_DIFFERING = (1.0, 0.3, 0.1)
 _LEAST_POWER = 0.1  # more error is never better
 _GOOD, _BETTER = 0.9, 0.01
+_TELLING = 20  # records from which another unit than decibels is tried
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +69,14 @@ class DamageModel:
     """Parameters of the model, most likely or drawn: w, κ, δ, ε of each set of images, v.
 
     ``noise``: standard deviation of each kind of record, in nepers. ``left_out``: what a fit without a record, of the
-    model linearised, would have predicted for it [records].
+    model linearised, would have predicted for it [records]. ``log_evidence``: of the records under this prior, of the
+    model linearised, but for a constant.
     """
 
     features: Features
     noise: np.ndarray
     left_out: np.ndarray
+    log_evidence: float
     parameters: np.ndarray
     _posterior: _Posterior
 
@@ -109,27 +117,37 @@ class DamageModel:
         drawn = self.parameters + spread * self._posterior.deviation(rng)
         for power in self.features.powers:
             drawn[power] = np.maximum(drawn[power], _LEAST_POWER)
-        return DamageModel(self.features, self.noise, self.left_out, drawn, self._posterior)
+        return replace(self, parameters=drawn)
 
 
 def fit_damage(features: Features, seen: Observations) -> DamageModel:
     """The most likely model. Works from a single record on; without any, the prior is the model.
 
+    How much layers differ is expected as in pictures, unless the records are likelier if they differ less: then few
+    records do not mislead where errors alone say nearly everything.
+    """
+    if not len(seen.kind):
+        return _fit(features, seen)
+    fits = [(by, _fit(features.differing(by), seen)) for by in _DIFFERING]
+    return max(fits, key=lambda fit: fit[1].log_evidence - abs(np.log(fit[0])))[1]
+
+
+def _fit(features: Features, seen: Observations) -> DamageModel:
+    """The most likely model under the prior of ``features``.
+
     The noise of each kind is estimated from the residuals once the parameters have settled, and both are repeated until
     neither changes: before, all that the parameters have yet to learn would be taken for noise.
     """
-    problem = _Problem(features, seen)
-    kinds = np.arange(int(seen.kind.max(initial=-1)) + 1)
-    assumed = np.where(kinds == ALONE, _ALONE_NOISE, _NOISE)
+    problem, assumed = _Problem(features, seen), _assumed_noise(seen)
     parameters, noise = problem.mean, assumed
     for _ in range(_ROUNDS):
         parameters = problem.most_likely(parameters, noise[seen.kind])
-        posterior, residual, left_out = problem.around(parameters, noise[seen.kind])
+        posterior, residual, left_out, log_evidence = problem.around(parameters, noise[seen.kind])
         estimated = _noise(seen.kind, residual, posterior.free, assumed)
         if np.abs(np.log(estimated / noise)).max(initial=0.0) < _SETTLED:
             break
         noise = estimated
-    return DamageModel(features, noise, left_out, parameters, posterior)
+    return DamageModel(features, noise, left_out, log_evidence, parameters, posterior)
 
 
 def fit_gain(
@@ -137,24 +155,31 @@ def fit_gain(
 ) -> tuple[DamageModel, float]:
     """(model, nepers of error per unit of gain) of any objective ``gain`` [records], higher is better.
 
-    Gain is taken as decibels, unless another unit predicts records left out clearly better. ``alone``: (choices,
-    gain) of layers measured alone, on images of their own. ``left_out`` is of the records first, then of these.
+    Gain is taken as decibels, unless another unit predicts records left out better by more than chance. ``alone``:
+    (choices, gain) of layers measured alone, on images of their own. ``left_out`` is of the records first, then of
+    these.
     """
     few = alone or (choices[:0], gain[:0])
     kind = np.repeat([1, ALONE], [len(gain), len(few[1])])
     both, gains = np.concatenate([choices, few[0]]), np.concatenate([gain, few[1]])
     spread = _total(features.values @ features.mean, choices)[0].std()
     best: tuple[float, DamageModel, float] | None = None
-    others = [spread / gain.std() * factor for factor in (0.7, 1.4, 2.8)] if gain.std() > 0 else []
+    telling = len(gain) >= _TELLING and gain.std() > 0
+    others = [spread / gain.std() * factor for factor in (0.7, 1.4, 2.8)] if telling else []
     for unit in (DECIBEL, *others):
         model = fit_damage(features, Observations(both, -unit * gains, kind, kind))
         agreement = float(np.corrcoef(-model.left_out[: len(gain)], gain)[0, 1]) if others else 1.0
-        if best is None or agreement > best[0] + (_BETTER if best[2] == DECIBEL else 0):
+        if best is None or agreement > best[0] + (_clearly(best[0], len(gain)) if best[2] == DECIBEL else 0):
             best = agreement, model, float(unit)
         if best[0] > _GOOD:
             break
     assert best is not None
     return best[1:]
+
+
+def _clearly(correlation: float, records: int) -> float:
+    """By how much a correlation over so many records must be beaten: its standard error, or more."""
+    return max(_BETTER, (1 - correlation**2) / np.sqrt(records))
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,14 +299,17 @@ class _Problem:
                 break
         return parameters
 
-    def around(self, parameters: np.ndarray, noise: np.ndarray) -> tuple[_Posterior, np.ndarray, np.ndarray]:
-        """(posterior of the model linearised at ``parameters``, residuals, left-out predictions [records])."""
+    def around(self, parameters: np.ndarray, noise: np.ndarray) -> tuple[_Posterior, np.ndarray, np.ndarray, float]:
+        """(posterior, residuals, left-out predictions [records], log evidence) of the model linearised at
+        ``parameters``."""
         y, jacobian = self.predicted(parameters)
         inverse = np.linalg.inv(jacobian.kernel(self.variance) + np.diag(noise**2))
         residual = self.seen.log_error - y
-        explained = inverse @ (residual + jacobian @ (parameters - self.mean))
+        surprise = residual + jacobian @ (parameters - self.mean)
+        explained = inverse @ surprise
         left_out = self.seen.log_error - explained / np.diag(inverse)
-        return _Posterior(jacobian, self.variance, inverse, noise**2), residual, left_out
+        log_evidence = 0.5 * float(np.linalg.slogdet(inverse)[1] - surprise @ explained)
+        return _Posterior(jacobian, self.variance, inverse, noise**2), residual, left_out, log_evidence
 
 
 def _total(log_damage: np.ndarray, choices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -290,6 +318,17 @@ def _total(log_damage: np.ndarray, choices: np.ndarray) -> tuple[np.ndarray, np.
     terms = np.where(choices >= 0, terms, -np.inf)
     total = np.logaddexp.reduce(terms, axis=1)
     return total, np.exp(terms - total[:, None])
+
+
+def _assumed_noise(seen: Observations) -> np.ndarray:
+    """Standard deviation of each kind's noise before any residual is known [kinds]."""
+    kinds = np.arange(int(seen.kind.max(initial=-1)) + 1)
+    assumed = np.where(kinds == ALONE, _ALONE_NOISE, _NOISE)
+    for kind in kinds:
+        of_kind = seen.log_error[seen.kind == kind]
+        if len(of_kind) > 2:
+            assumed[kind] = max(_LEAST_NOISE, min(assumed[kind], _NOISE_SHARE * of_kind.std()))
+    return assumed
 
 
 def _noise(kind: np.ndarray, residual: np.ndarray, free: np.ndarray, assumed: np.ndarray) -> np.ndarray:
