@@ -357,16 +357,18 @@ def searched(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> No
         key, ours = f"{model} {seed} {bits:g} search", rows.rows.get(f"{model} {seed} {bits:g} {QUICK}")
         if key in rows.rows or ours is None:
             continue
-        copy = asked.work / f"{model}-{seed}-search"
+        copy = asked.work / f"{model}-{seed}-search-{bits:g}"  # of its own: no search knows what another measured
         if not copy.exists():
-            shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("choices", "records.db*"))
+            shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("choices", "search", "records.db*"))
         study = Study(copy)
         began = time.time()
-        choice = study.search(bits, _SEARCHED).choice
-        seconds = round(time.time() - began)
-        found = Judge(study, asked.images)(study.workspace.values(choice))
+        made = study.search(bits, _SEARCHED)
+        seconds, compared = round(time.time() - began), made.compared
+        found = Judge(study, asked.images)(study.workspace.values(made.choice))
         gain = mean_estimate(np.array(found["values"]) - np.array(ours["values"]))
         about = {"gain": round(gain.value, 2), "gain_low": round(gain.low, 2), "gain_high": round(gain.high, 2)}
+        if compared is not None:  # else both are the same configuration
+            about |= {"measuring": round(compared.measured - compared.gradients, 2), "kept": compared.gain >= 0}
         rows(key, lambda: {**found, **about, "images": _SEARCHED, "search_s": seconds})  # noqa: B023
 
 
@@ -469,8 +471,12 @@ def _search_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     body = []
     for (model, bits), of in sorted(_grouped(rows, r"(\S+) search").items()):
         gain = f"{_mean(of, 'gain', 2)} [{_mean(of, 'gain_low', 2)}, {_mean(of, 'gain_high', 2)}]"
-        body.append([model, bits, _mean(of, "psnr"), gain, _mean(of, "images", 0), _mean(of, "search_s", 0)])
-    return _table(["model", "size", "search, dB", "more than quick [95 %]", "images", "seconds"], body)
+        measured = [row for row in of if "measuring" in row]
+        adds = _mean(measured, "measuring", 2) if measured else "the same"
+        kept = "–" if not measured else "yes" if all(row["kept"] for row in measured) else "no"
+        body.append([model, bits, adds, kept, _mean(of, "psnr"), gain, _mean(of, "search_s", 0)])
+    header = ["model", "size", "found, dB more than gradients", "kept", "search, dB", "more than quick [95 %]", "seconds"]
+    return _table(header, body)
 
 
 if __name__ == "__main__":

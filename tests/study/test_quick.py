@@ -23,16 +23,19 @@ from qua2sedimo import Choice, Qua2SeDiMoError, Study, quantize
 from qua2sedimo.images.ledger import FINALS, LEARNING, OBSERVED
 from qua2sedimo.images.pictures import to_uint8
 from qua2sedimo.measuring.measurer import Measurer
+from qua2sedimo.options import Configuration, Option
 from qua2sedimo.quantizers import QuantizedWeight, dequantize_weight
 from qua2sedimo.records.measurement import Measurement
 from qua2sedimo.report.fill.layers import layer_choices
 from qua2sedimo.report.fill.sizes import other_sizes
 from qua2sedimo.runtime import QuantizedLayer
-from qua2sedimo.search import Budget, Constraints, by_gradients
-from qua2sedimo.study.choices import save_choice
+from qua2sedimo.search import Budget, Constraints, best_configurations, by_gradients
+from qua2sedimo.study.choices import Candidate, save_choice
+from qua2sedimo.study.stages import last_comparison
 from qua2sedimo.study.stages import polish as polish_stage
 from qua2sedimo.study.stages import search as search_stage
 from qua2sedimo.study.worker import activations_at
+from qua2sedimo.terminal.candidates import comparison_text
 
 BITS = 2.6
 
@@ -390,9 +393,64 @@ def test_a_search_ends_with_a_polished_choice_if_that_is_better(
     found = study.search(3.6, 70).choice
     won = next(c for c in found.candidates if c.configuration == found.configuration)
     assert found.origin == "search" and (found.polished is not None) == polished
-    assert (found.measured == won.measured) == (not polished)
+    assert found.measured == won.measured and not list((study.folder / "search").glob("*.safetensors"))
     before = len(measured)
     assert study.search(3.6, 70).choice == found and len(measured) == before
+
+
+def test_a_search_that_finds_nothing_better_keeps_the_choice_of_gradients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here what was measured is polished to nearly nothing."""
+    study = Study.create(tmp_path / "study", settings(options="row-2,row-3,row-4", images=2), small_pipeline())
+    study.quantize()
+    inside = study.workspace
+    rival = next(best_configurations(inside.space, by_gradients(inside.unmeasured), int(3.6 * inside.space.weights / 8)))
+
+    def ruined(study: Any, configuration: Any, progress: Any) -> dict[str, QuantizedWeight]:
+        if configuration == rival:
+            return {}
+        return worse(None, None, None, None, None, configuration, study.bank.values(configuration))
+
+    other = Configuration({n: Option.parse("row-2") for n in inside.space.layers})
+    decided = Candidate(origin="search", configuration=other, average_bits=2.5, predicted=20.0, measured={"psnr": 20.0})
+    monkeypatch.setattr(last_comparison, "better_weights", ruined)
+    monkeypatch.setattr(search_stage, "_decide", lambda *_: (decided, {"candidates": [decided], "p_value": None}))
+    found = study.search(3.6, 70)
+    assert found.compared is not None and found.compared.gain < 0
+    assert found.compared.gradients > found.compared.measured
+    assert found.choice.configuration == rival and found.choice.origin == "search"
+    assert found.choice.measured["psnr"] == pytest.approx(found.compared.gradients)
+    assert {c.origin for c in found.choice.candidates} == {"search", "gradients"}
+    assert study.search(3.6, 70).choice == found.choice
+    assert unchanged(inside.pipeline)
+    assert "the latter is kept" in comparison_text(found.compared, "psnr")
+
+
+def test_a_search_interrupted_between_two_polishings_does_not_repeat_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study.create(tmp_path / "study", settings(options="row-2,row-3,row-4", images=2), small_pipeline())
+    study.quantize()
+    space = study.workspace.space
+    other = Configuration({n: Option.parse("row-2") for n in space.layers})
+    decided = Candidate(origin="search", configuration=other, average_bits=2.5, predicted=20.0, measured={"psnr": 20.0})
+    monkeypatch.setattr(search_stage, "_decide", lambda *_: (decided, {"candidates": [decided], "p_value": None}))
+    plain, asked = last_comparison.better_weights, list[Configuration]()
+
+    def stopped(study: Any, configuration: Any, progress: Any) -> Any:
+        asked.append(configuration)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return plain(study, configuration, progress)
+
+    monkeypatch.setattr(last_comparison, "better_weights", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        study.search(3.6, 70)
+    assert unchanged(study.workspace.pipeline)
+    found = Study(study.folder, small_pipeline()).search(3.6, 70)
+    assert len(asked) == 3 and asked[1] == asked[2] != asked[0] == other
+    assert found.compared is not None and not list((study.folder / "search").glob("*.safetensors"))
 
 
 def test_a_search_interrupted_while_polishing_is_taken_up_there(tmp_path: Path) -> None:

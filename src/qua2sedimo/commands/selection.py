@@ -209,12 +209,12 @@ def search(
 ) -> None:
     """Search for the best configuration within each size; needs no fitted predictor.
 
-    Measures layers alone, then candidates in rounds, and the finalists on fresh images. Run the same command again to
-    resume.
+    Measures layers alone, then candidates in rounds, and the finalists on fresh images; at last it compares with the
+    choice that quick would make. Run the same command again to resume.
     """
     from qua2sedimo.study import Study
     from qua2sedimo.study.stages.search import check_search
-    from qua2sedimo.terminal.candidates import rounds_table
+    from qua2sedimo.terminal.candidates import comparison_text, rounds_table
 
     opened, measuring = Study(study), workers_of(workers, ray)
     budgets, limits = budgets_of(bits, nbytes, ratio), constraints_of(keep, min_bits, methods, methods_at_most)
@@ -227,6 +227,8 @@ def search(
             found = opened.search(budget, image_budget, report, limits, workers=measuring)
         if found.rounds and not as_json:
             console.print(rounds_table(found, opened.workspace.settings.objective))
+        if found.compared and not as_json:
+            say(comparison_text(found.compared, opened.workspace.settings.objective))
         said(found.choice, opened.workspace.choice_path(budget, limits))
     said.end()
 

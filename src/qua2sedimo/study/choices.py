@@ -169,12 +169,12 @@ def save_choice(folder: Path, choice: Choice, values: Mapping[str, QuantizedWeig
         choice.save(path)
         of_choice = re.compile(re.escape(choice.name) + r"-[0-9a-f]{16}\.safetensors")
         for file in folder.glob("*.safetensors"):
-            if of_choice.fullmatch(file.name) and file != _values_file(folder, choice.name, choice.polished or ""):
+            if of_choice.fullmatch(file.name) and file != values_file(folder, choice.name, choice.polished or ""):
                 file.unlink(missing_ok=True)
     return choice
 
 
-def _values_file(folder: Path, name: str, checksum: str) -> Path:
+def values_file(folder: Path, name: str, checksum: str) -> Path:
     """Where polished weights are; earlier versions had one name for all of a choice."""
     own, former = folder / f"{name}-{checksum}.safetensors", folder / f"{name}.safetensors"
     return former if former.exists() and not own.exists() else own
@@ -201,7 +201,7 @@ def save_values(folder: Path, name: str, values: Mapping[str, QuantizedWeight]) 
 
 def load_values(folder: Path, name: str, checksum: str) -> dict[str, QuantizedWeight]:
     """What :func:`save_values` wrote; raises :class:`Qua2SeDiMoError` if the file is missing or differs."""
-    path = _values_file(folder, name, checksum)
+    path = values_file(folder, name, checksum)
     if file_digest(path) != checksum:
         raise Qua2SeDiMoError(
             f"{path} is missing or damaged: its checksum differs from the choice's",

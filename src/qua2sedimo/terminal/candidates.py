@@ -10,6 +10,7 @@ from qua2sedimo.objective import Objective
 from qua2sedimo.study.choices import Choice
 from qua2sedimo.study.stages.frontier import Point
 from qua2sedimo.study.stages.search import Found
+from qua2sedimo.study.stages.search_log import Compared
 from qua2sedimo.terminal.console import interval, number, table
 
 
@@ -33,6 +34,16 @@ def rounds_table(found: Found, objective: str) -> Table:
     for r in found.rounds:
         made.add_row(str(r.number), str(r.spent), number(r.best), number(r.expected_gain), number(r.noise))
     return made
+
+
+def comparison_text(compared: Compared, objective: str) -> str:
+    """What measuring added, in a sentence."""
+    kept = "the former" if compared.gain >= 0 else "the latter"
+    return (
+        f"Polished, on {compared.images} fresh images: found by measuring {compared.measured:.2f} dB, by gradients "
+        f"alone {compared.gradients:.2f} dB ({objective}); half of the images gain {compared.gain:+.2f} dB or more, so "
+        f"{kept} is kept"
+    )
 
 
 def frontier_table(points: Sequence[Point], objective: str) -> Table:

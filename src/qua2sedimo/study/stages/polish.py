@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import numpy as np
 
 from qua2sedimo.denoisers.encoders import is_encoder
 from qua2sedimo.images.ledger import FINALS, LEARNING
+from qua2sedimo.options import Configuration
 from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.sequential import polished
 from qua2sedimo.statistics import JoinedStatistics, sample_name
@@ -40,12 +41,7 @@ def polished_and_kept(study: Workspace, choice: Choice, progress: Progress = sil
     if not study.settings.compensates:
         return save_choice(study.folder / "choices", choice)
     try:
-        values, found = study.bank.values(choice.configuration), dict[str, QuantizedWeight]()
-        for part in study.parts:
-            if is_encoder(part.denoiser):  # observed with far more prompts than there are calls to polish it with
-                continue
-            found |= _polished_part(study, part, choice, values, progress)
-        better: dict[str, QuantizedWeight] = found if found and _nearer(study, choice, found, progress) else {}
+        better = better_weights(study, choice.configuration, progress)
         if better or not choice.measured:
             choice = checked(study, choice, better)
     finally:  # also if it is interrupted, the live denoiser is as it was
@@ -53,15 +49,28 @@ def polished_and_kept(study: Workspace, choice: Choice, progress: Progress = sil
     return save_choice(study.folder / "choices", choice, better)
 
 
+def better_weights(
+    study: Workspace, configuration: Configuration, progress: Progress = silent
+) -> dict[str, QuantizedWeight]:
+    """The weights of a configuration rounded again in sequence; none if most of a few images are not nearer to full
+    precision with them. Leaves quantized weights in the live denoisers."""
+    values, found = study.bank.values(configuration), dict[str, QuantizedWeight]()
+    for part in study.parts:
+        if not is_encoder(part.denoiser):  # observed with far more prompts than there are calls to polish it with
+            found |= _polished_part(study, part, configuration, values, progress)
+    return found if found and _nearer(study, configuration, found, progress) else {}
+
+
 def _polished_part(
-    study: Workspace, part: DenoiserPart, choice: Choice, values: Mapping[str, QuantizedWeight], progress: Progress
+    study: Workspace, part: DenoiserPart, configuration: Configuration, values: Mapping[str, QuantizedWeight],
+    progress: Progress,
 ) -> dict[str, QuantizedWeight]:
     """The units of one denoiser rounded again."""
     statistics = study.statistics
     of_part = statistics.parts[part.component] if isinstance(statistics, JoinedStatistics) else statistics
     found = polished(
         part.denoiser, part.graph, of_part.sources, sample_name(part.denoiser), of_part.calls,
-        part.own(choice.configuration), part.own(values), lambda unit: study.original_weight(part.prefix + unit),
+        part.own(configuration), part.own(values), lambda unit: study.original_weight(part.prefix + unit),
         lambda unit, value: study.switch.write(part.prefix + unit, value), int(study.settings.memory * 1e9),
         lambda done, total: progress(done, total, f"polishing {part.component}".strip()),
     )  # fmt: skip
@@ -77,22 +86,34 @@ def checked(study: Workspace, choice: Choice, values: Mapping[str, QuantizedWeig
 
 
 def _nearer(
-    study: Workspace, choice: Choice, values: Mapping[str, QuantizedWeight], progress: Progress = silent
+    study: Workspace, configuration: Configuration, values: Mapping[str, QuantizedWeight], progress: Progress = silent
 ) -> bool:
-    """Whether the images of these weights are nearer to full precision than the choice's own, by median gain in PSNR.
+    """Whether the images of these weights are nearer to full precision than those of the bank's, by median gain in
+    PSNR.
 
     Not by the mean: where a small error early in sampling decides between two pictures, single images differ by 20 dB
     either way, and the mean of a few says more of them than of the weights.
     """
-    most = max(DECIDING, study.observed_images // 3)
-    gains = np.empty(0)
-    while len(gains) < most:
-        images = LEARNING.images(most - len(gains) if len(gains) else DECIDING, skip=len(gains))
-        progress(len(gains), most, "comparing images with and without polishing")
+
+    def gains(images: range) -> np.ndarray:
         deciding = study.measurer(images, metrics=("psnr",))
-        before, after = (np.array(deciding(choice.configuration, of).values["psnr"]) for of in ({}, values))
-        gains = np.append(gains, after - before)
-        if np.sum(gains > 0) not in _DISAGREE:
+        before, after = (np.array(deciding(configuration, of).values["psnr"]) for of in ({}, values))
+        return after - before
+
+    most, what = max(DECIDING, study.observed_images // 3), "comparing images with and without polishing"
+    return bool(np.median(agreed(LEARNING.images(most), gains, lambda done: progress(done, most, what))) > 0)
+
+
+def agreed(
+    images: range, gains: Callable[[range], np.ndarray], progress: Callable[[int], object] = lambda done: None
+) -> np.ndarray:
+    """The gain of one over another in each of the first :data:`DECIDING` images, or of all where these do not agree."""
+    found = np.empty(0)
+    while len(found) < len(images):
+        progress(len(found))
+        following = images[len(found) :] if len(found) else images[:DECIDING]
+        found = np.append(found, gains(following))
+        if np.sum(found > 0) not in _DISAGREE:
             break
-    progress(most, most, "comparing images with and without polishing")
-    return bool(np.median(gains) > 0)
+    progress(len(images))
+    return found

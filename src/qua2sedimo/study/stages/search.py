@@ -36,10 +36,10 @@ from qua2sedimo.study.measurements import images_spent, measure_all, per_image
 from qua2sedimo.study.settings import Effort
 from qua2sedimo.study.stages.choose import choose, kept_choice, search_owner
 from qua2sedimo.study.stages.fit import fit
+from qua2sedimo.study.stages.last_comparison import compared_and_kept
 from qua2sedimo.study.stages.measure import measure
-from qua2sedimo.study.stages.polish import polished_and_kept
 from qua2sedimo.study.stages.quick import quick
-from qua2sedimo.study.stages.search_log import Finals, Round, SearchLog, log_path
+from qua2sedimo.study.stages.search_log import Compared, Finals, Round, SearchLog, log_path
 from qua2sedimo.study.worker import crew
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
@@ -59,10 +59,12 @@ _DECIBELS = 10 / np.log(10)  # per unit of the natural logarithm of squared erro
 
 @dataclass(frozen=True)
 class Found:
-    """The choice of a search, and its rounds; no rounds if the same search was finished before."""
+    """The choice of a search, its rounds, and the last comparison, if there was one; neither if the same search was
+    finished before."""
 
     choice: Choice
     rounds: list[Round]
+    compared: Compared | None = None
 
 
 def search(
@@ -81,7 +83,8 @@ def search(
     draws from its posterior are measured on few images. Rounds end when the expected gain of a better model is below
     the noise of a final with the remaining images, or after three fifths of the images; later if the rest is too small
     to compare all finalists, and the final has only two. The best candidates compete on images of their own by
-    successive halving. Every decision and every measurement is recorded: the same call continues an interrupted search,
+    successive halving. At last the winner and the choice by gradients are both polished, and compared on fresh images;
+    these do not count. Every decision and every measurement is recorded: the same call continues an interrupted search,
     to the same choice.
 
     Raises :class:`Qua2SeDiMoError`, before any image is spent, if ``images`` are too few.
@@ -107,8 +110,9 @@ def search(
             log = _rounds(study, log, path, nbytes, allowed, progress)
             best, decided = _decide(study, log, progress)
         choice = Choice.of(best, study.space, search_owner(study), budget, constraints=limits, images=images, **decided)
-        choice = polished_and_kept(study, choice, progress)  # not before: interrupted here, the search is not finished
-    return Found(choice, log.rounds)
+        rival = next(best_configurations(study.space, by_gradients(study.unmeasured), nbytes, 1, allowed))
+        choice, compared = compared_and_kept(study, choice, rival, log, path, progress)
+    return Found(choice, log.rounds, compared)
 
 
 def _kept_search(study: Workspace, budget: Budget, constraints: Constraints, images: int) -> Choice | None:

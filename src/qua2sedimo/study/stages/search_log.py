@@ -42,10 +42,26 @@ class Finals(BaseModel):
     spent: int
 
 
+class Compared(BaseModel):
+    """The last comparison, in dB on the same ``images``: what was found by measuring, and by gradients alone.
+
+    ``gain``: the median over images of the former's gain over the latter, which decides.
+    """
+
+    model_config = ConfigDict(**STRICT, frozen=True)
+
+    measured: float
+    gradients: float
+    gain: float
+    images: int
+
+
 class SearchLog(Document):
     """search/NAME.json, for the search of choices/NAME.json with ``images`` images.
 
     ``owner`` identifies search space, weights and protocol; ``singles``: whether layers are measured alone.
+    ``polished``: for each configuration of the last comparison, by digest, the checksum of its polished weights in this
+    folder, "" if polishing was not kept.
     """
 
     remedy: ClassVar[str] = "Move it away: the search begins its rounds anew, and uses what was measured."
@@ -56,6 +72,8 @@ class SearchLog(Document):
     singles: bool
     rounds: list[Round] = Field(default_factory=list)
     finals: Finals | None = None
+    polished: dict[str, str] = Field(default_factory=dict)
+    compared: Compared | None = None
 
     @property
     def rounds_ended(self) -> bool:
