@@ -7,7 +7,6 @@ import pytest
 from scipy.stats import spearmanr
 from tests.conftest import Task
 from tests.damage.made_up import (
-    BITS,
     FEATURES,
     LAYERS,
     NOTHING,

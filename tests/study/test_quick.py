@@ -405,7 +405,9 @@ def test_a_search_that_finds_nothing_better_keeps_the_choice_of_gradients(
     study = Study.create(tmp_path / "study", settings(options="row-2,row-3,row-4", images=2), small_pipeline())
     study.quantize()
     inside = study.workspace
-    rival = next(best_configurations(inside.space, by_gradients(inside.unmeasured), int(3.6 * inside.space.weights / 8)))
+    rival = next(
+        best_configurations(inside.space, by_gradients(inside.unmeasured), int(3.6 * inside.space.weights / 8))
+    )
 
     def ruined(study: Any, configuration: Any, progress: Any) -> dict[str, QuantizedWeight]:
         if configuration == rival:

@@ -283,7 +283,7 @@ def test_an_objective_may_be_shares_of_several_metrics_in_decibels(tmp_path: Pat
     study.quantize()
     choice = study.search(BITS, 70).choice
     assert {"psnr", "features_db"} <= set(choice.measured) and choice.average_bits <= BITS
-    other = next(c for c in choice.candidates if c.configuration != choice.configuration and "gradients" != c.origin)
+    other = next(c for c in choice.candidates if c.configuration != choice.configuration and c.origin != "gradients")
     finals = [r for r in study.workspace.records.all("final") if r.configuration == other.configuration]
     values = [v for r in finals for v in study.workspace.objective.of_images(r.measurement.values)]
     assert study.workspace.objective.of(other.measured, choice.average_bits) == pytest.approx(sum(values) / len(values))

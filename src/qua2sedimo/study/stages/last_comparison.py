@@ -46,7 +46,9 @@ def compared_and_kept(
             measured = [side.measure(part) for side in sides]
             return measured[0] - measured[-1]
 
-        found = agreed(images, gains, lambda done: progress(done, len(images), "comparing with the choice of gradients"))
+        found = agreed(
+            images, gains, lambda done: progress(done, len(images), "comparing with the choice of gradients")
+        )
     finally:  # also if it is interrupted, the live denoiser is as it was
         study.switch.restore()
     best = sides[0] if np.median(found) >= 0 else sides[-1]

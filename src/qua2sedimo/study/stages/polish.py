@@ -62,7 +62,10 @@ def better_weights(
 
 
 def _polished_part(
-    study: Workspace, part: DenoiserPart, configuration: Configuration, values: Mapping[str, QuantizedWeight],
+    study: Workspace,
+    part: DenoiserPart,
+    configuration: Configuration,
+    values: Mapping[str, QuantizedWeight],
     progress: Progress,
 ) -> dict[str, QuantizedWeight]:
     """The units of one denoiser rounded again."""
