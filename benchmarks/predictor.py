@@ -121,7 +121,7 @@ def compare(study: Study, model: str, asked: argparse.Namespace, until: float) -
         for predictor, predicted in (cheap | dear)[name](known, given).items():
             about = {"model": model, "fit": name, "predictor": predictor, "records": size, "split": split}
             far, near = np.split(np.asarray(predicted), [held_out])
-            rows.append(about | judge(far, task.objective[unseen]) | {"near": _rank(near, task.near_objective)})
+            rows.append(about | judge(far, task.objective[unseen]) | {"near": rank(near, task.near_objective)})
         write_json(ROWS, rows)
     ceiling = noise_ceiling(study.workspace.records.all("sample"), study.workspace.objective)
     print(f"\n{model}: {count} records, {held_out} never seen; split-half ceiling {ceiling:.3f}")
@@ -156,13 +156,13 @@ def judge(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
     gain = 2 ** (3 * (true - true.min()) / (true.max() - true.min())) - 1
     discount = 1 / np.log2(2 + np.arange(10))
     return {
-        "rank": _rank(predicted, true),
+        "rank": rank(predicted, true),
         "ndcg10": round(float((gain[found] * discount).sum() / (np.sort(gain)[::-1][:10] * discount).sum()), 4),
         "regret10": round(float(true.max() - true[found].max()), 3),
     }
 
 
-def _rank(predicted: np.ndarray, true: np.ndarray) -> float:
+def rank(predicted: np.ndarray, true: np.ndarray) -> float:
     return round(float(spearmanr(predicted, true).statistic), 4)
 
 

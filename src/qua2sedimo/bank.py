@@ -46,6 +46,7 @@ from qua2sedimo.formats.temporary import clear_leftovers
 from qua2sedimo.option_changes import LayerChanges, OptionChanges
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.quantizers import (
+    LEVEL_METHODS,
     METHODS,
     Moment,
     QuantizedWeight,
@@ -244,6 +245,12 @@ class Bank:
                 f"{path} (layer '{layer}') is missing or damaged: its checksum differs", _REBUILD_FILE
             )
         return path
+
+    def near(self, layer: str, bits: float) -> Option:
+        """The option of a layer whose average bits are nearest to these: codes of levels, where it has some."""
+        shape, options = self.space.shapes[layer], self.space.options[layer]
+        codes = [o for o in options if o.method in LEVEL_METHODS] or options
+        return min(codes, key=lambda o: abs(8 * o.nbytes(shape) / math.prod(shape) - bits))
 
     def error_sum(self, configuration: Mapping[str, Option]) -> float:
         """Sum over layers of relative errors, the training-free predictor of damage."""

@@ -246,8 +246,12 @@ def test_one_image_that_turns_into_another_does_not_outweigh_the_others(
     assert choice.polished is not None
 
 
-def test_without_gradients_it_minimises_the_sum_of_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_says_what_options_change_it_minimises_the_sum_of_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a text encoder without gradients: its layers, changed one by one, say nothing of a picture."""
     monkeypatch.setattr("qua2sedimo.statistics.observing.squared_gradients", lambda *_, **__: None)
+    monkeypatch.setattr("qua2sedimo.study.weighing.is_encoder", lambda _: True)
     study = Study.create(tmp_path / "study", settings(), small_pipeline())
     choice = study.quick(BITS)
     bank, space = study.workspace.bank, study.workspace.space

@@ -63,7 +63,7 @@ def explain(
         expected = opened.expected_damage(tables.value, report)
     for by in ("operation", "stage", "block"):
         if len(sums := expected_by(expected, by)) > 1:
-            console.print(expected_table(sums, by))
+            console.print(expected_table(sums, by, opened.workspace.bank.changes.source))
     if expected and not (study / "predictor" / "predictor.json").exists():
         say(f"All layers: {study / f'sensitivity-expected.{tables.value}'}")
         say(onward(study, compensates=True))

@@ -119,8 +119,8 @@ class ReportData:
 
     ``steps``: what each layer loses from 4 to 3 bits, in ``cost_unit``. ``commands`` repeat the study in a folder with
     its study.yaml, the text ``settings``. ``code``: Python that loads the packed model. ``other_bytes``: what of the
-    pipeline is not quantized. ``expected`` and ``sizes``: what gradients expect of every layer, and of other sizes;
-    empty without gradients.
+    pipeline is not quantized. ``expected`` and ``sizes``: what is expected of every layer, and of other sizes, from
+    ``expected_from``; empty where nothing is.
 
     Raises ``Qua2SeDiMoError`` unless each model has a picture for each caption.
     """
@@ -153,6 +153,7 @@ class ReportData:
     code: str = ""
     other_bytes: int = 0
     expected: list[ExpectedDamage] = field(default_factory=list)
+    expected_from: str = "gradients"
     sizes: list[OtherSize] = field(default_factory=list)
 
     def __post_init__(self) -> None:

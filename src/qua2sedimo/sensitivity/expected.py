@@ -1,4 +1,4 @@
-"""Sensitivity before anything is measured: where, and in which steps, gradients expect damage at one width."""
+"""Sensitivity before any picture is measured: where, and in which steps, damage is expected at one width."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from qua2sedimo.bank import Bank
 from qua2sedimo.denoisers import WeightLayer
 from qua2sedimo.formats.tabular import write_rows
 from qua2sedimo.options import Option
-from qua2sedimo.quantizers import LEVEL_METHODS
 
 #: Average bits of the options that are compared.
 WIDTH = 3.0
@@ -77,11 +76,10 @@ def expected_damage(layers: Mapping[str, WeightLayer], bank: Bank) -> list[Expec
     found = []
     for name, changes in bank.changes.of.items():
         shape, options = bank.space.shapes[name], bank.space.options[name]
-        sizes = [8 * o.nbytes(shape) / layers[name].weights for o in options]
-        codes = [i for i, o in enumerate(options) if o.method in LEVEL_METHODS] or list(range(len(options)))
-        place = min(codes, key=lambda i: abs(sizes[i] - WIDTH))
-        squares = changes.values[place].double().square().numpy() * 4 ** (sizes[place] - WIDTH)
-        found.append((layers[name], options[place], squares, np.array(changes.places)))
+        option = bank.near(name, WIDTH)
+        size = 8 * option.nbytes(shape) / layers[name].weights
+        squares = changes.values[options.index(option)].double().square().numpy() * 4 ** (size - WIDTH)
+        found.append((layers[name], option, squares, np.array(changes.places)))
     total = sum(float(squares.mean()) for _, _, squares, _ in found)
     if total == 0:
         return []

@@ -3,6 +3,7 @@
 from qua2sedimo.statistics.calls import RecordedCall, RecordedCalls, record_calls
 from qua2sedimo.statistics.changes import output_changes
 from qua2sedimo.statistics.columns import positions, unit_columns
+from qua2sedimo.statistics.differences import OutputDifference
 from qua2sedimo.statistics.gradients import squared_gradients
 from qua2sedimo.statistics.joined import JoinedStatistics
 from qua2sedimo.statistics.moments import observe_moments
@@ -13,6 +14,7 @@ from qua2sedimo.statistics.store import Statistics
 __all__ = [
     "JoinedStatistics",
     "Observation",
+    "OutputDifference",
     "RecordedCall",
     "RecordedCalls",
     "Source",

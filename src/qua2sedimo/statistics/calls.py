@@ -63,16 +63,25 @@ class RecordedCall:
 
     def halves(self) -> tuple[RecordedCall, RecordedCall]:
         """The call with the first half of its samples, and with the others: tensors with a row a sample are cut."""
-        count, cut = self.samples, self.samples // 2
+        cut = self.samples // 2
+        return self._part(slice(cut)), self._part(slice(cut, None))
 
-        def part(a: int, b: int) -> RecordedCall:
-            args, kwargs, cotangents = pytree.tree_map(
-                lambda leaf: leaf[a:b] if torch.is_tensor(leaf) and leaf.dim() and len(leaf) == count else leaf,
-                (self.args, self.kwargs, self.cotangents),
-            )  # fmt: skip
-            return RecordedCall(args, kwargs, cotangents, self.used)
+    def of_image(self, number: int) -> RecordedCall:
+        """The call with the samples of one image, the ``number``-th in turn: that one and those that guide it, whose
+        cotangents have the same signs."""
+        signs = torch.sign(self.cotangents[0].float().flatten(1))
+        first = signs[number % self.samples]
+        alike = (signs * first).sum(dim=1).abs() >= torch.count_nonzero(first)
+        return self._part(alike.nonzero().flatten())
 
-        return part(0, cut), part(cut, count)
+    def _part(self, rows: slice | torch.Tensor) -> RecordedCall:
+        """The call with some of its samples."""
+        count = self.samples
+        args, kwargs, cotangents = pytree.tree_map(
+            lambda leaf: leaf[rows] if torch.is_tensor(leaf) and leaf.dim() and len(leaf) == count else leaf,
+            (self.args, self.kwargs, self.cotangents),
+        )  # fmt: skip
+        return RecordedCall(args, kwargs, cotangents, self.used)
 
     def named(self) -> dict[str, Any]:
         """Keyword arguments and, as ``"0"``, ``"1"``, …, positional ones."""

@@ -47,6 +47,11 @@ class JoinedStatistics:
         return all(part.has_gradients for part in self.parts.values())
 
     @property
+    def without_gradients(self) -> tuple[str, ...]:
+        """Names of denoisers whose gradients were not observed."""
+        return tuple(component for component, part in self.parts.items() if not part.has_gradients)
+
+    @property
     def images(self) -> int:
         """Images that each denoiser was observed on."""
         return min(part.images for part in self.parts.values())

@@ -79,6 +79,11 @@ class Statistics:
         return bool(self.index.gradients)
 
     @property
+    def without_gradients(self) -> tuple[str, ...]:
+        """Names of denoisers whose gradients were not observed; of the only one, ""."""
+        return () if self.has_gradients else ("",)
+
+    @property
     def images(self) -> int:
         """Images that were observed."""
         return self.index.images

@@ -1,4 +1,8 @@
-"""Weighing: what every option of a bank changes in the output, by the gradients of the layers' own weights."""
+"""Weighing: what every option of a bank changes in the output.
+
+By the gradients of the layers' own weights; where a denoiser has no backward pass, or it does not fit into memory, by
+running calls with one layer changed at a time.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from qua2sedimo.bank import Bank
+from qua2sedimo.denoisers.encoders import is_encoder
 from qua2sedimo.option_changes import LayerChanges
-from qua2sedimo.quantizers import inner_product
-from qua2sedimo.statistics import JoinedStatistics, RecordedCalls, Statistics, output_changes
+from qua2sedimo.options import Option
+from qua2sedimo.quantizers import QuantizedWeight, inner_product
+from qua2sedimo.statistics import JoinedStatistics, OutputDifference, RecordedCalls, Statistics, output_changes
 from qua2sedimo.study.parts import LARGE, DenoiserPart
 from qua2sedimo.system.progress import Progress
 
@@ -20,28 +26,29 @@ _CALLS, _CALLS_LARGE = 64, 32
 _KEPT_AFTER = 8
 #: Weights at a time whose product is summed up in fp32.
 _PART = 1 << 16
+#: Without gradients: calls that each layer is changed in, and the bits of the option that it is changed by.
+_ONE_BY_ONE, _WIDTH = 4, 3.0
+_LAYERS_KEPT_AFTER = 16
+_SMALLEST = 1e-12
 
 
 def weigh(
     bank: Bank, parts: Sequence[DenoiserPart], statistics: Statistics | JoinedStatistics,
     weight: Callable[[str], torch.Tensor], progress: Progress,
 ) -> None:  # fmt: skip
-    """Complete the bank's changes; interrupted, it goes on with the first calls that are missing.
+    """Add what gradients say of the options of these denoisers to the bank's changes; interrupted, it goes on with the
+    first calls that are missing.
 
     ``weight(layer)`` gives the original 16-bit weight. The live denoisers hold their original weights. A denoiser
     whose gradients do not fit into memory is left out.
     """
-    found = {layer: changes.values for layer, changes in bank.changes.of.items()}
-    places: dict[str, Sequence[float]] = {}
+    known = dict(bank.changes.of)
     chosen = {part.component: _chosen(statistics, part) for part in parts}
     total, before = sum(map(len, chosen.values())), 0
     products = _Products(bank, weight)
-
-    def keep(complete: bool) -> None:
-        bank.keep_changes({layer: LayerChanges(of, places[layer]) for layer, of in found.items()}, complete)
-
     for part in parts:
         calls, layers = chosen[part.component], [part.prefix + unit for unit in part.units]
+        found = {layer: known[layer].values for layer in layers if layer in known and not known[layer].measured}
         begun = [found[layer].shape[1] if layer in found else 0 for layer in layers]
         at = min((n for n in begun if n), default=0)  # a layer that no call reached so far has none
         while at < len(calls):
@@ -52,18 +59,62 @@ def weigh(
                 lambda done, first=before + at: progress(first + done, total, "weighing options"),  # type: ignore[misc]
             )  # fmt: skip
             if changes is None:
-                for layer in layers:
-                    found.pop(layer, None)
+                found = {}
                 break
             own = {part.prefix + unit: of for unit, of in changes.items()}
             for layer in {*own, *(layer for layer in layers if layer in found)}:
                 found[layer] = _with_more(found.get(layer), at, own.get(layer), len(some))
             at += len(some)
-            places |= dict.fromkeys(layers, calls.places[:at])
-            keep(complete=False)
-        places |= dict.fromkeys(layers, calls.places[:at])
+            known |= {layer: LayerChanges(of, calls.places[:at]) for layer, of in found.items()}
+            bank.keep_changes(known, complete=False)
+        for layer in layers:
+            known.pop(layer, None)
+        known |= {layer: LayerChanges(of, calls.places[:at]) for layer, of in found.items()}
         before += len(calls)
-    keep(complete=True)
+    bank.keep_changes(known, complete=False)
+
+
+def weigh_one_by_one(
+    bank: Bank, parts: Sequence[DenoiserPart], statistics: Statistics | JoinedStatistics,
+    write: Callable[[str, QuantizedWeight | None], None], progress: Progress,
+) -> None:  # fmt: skip
+    """Add what each layer of these denoisers changes in a few calls, of one image each, if it alone is quantized.
+
+    That is measured for its option of about three bits, and scaled for the others by the errors of the layer's output.
+    ``write(layer, value)`` puts a quantized weight into the live denoiser, or for None the original. Interrupted, it
+    goes on with the first layers that are missing. Text encoders, whose calls say nothing of a picture without
+    gradients, are left out.
+    """
+    known = dict(bank.changes.of)
+    parts = [part for part in parts if not is_encoder(part.denoiser)]
+    total, done = sum(len(part.units) for part in parts), 0
+    for part in parts:
+        calls = _of_part(statistics, part).calls.some(_ONE_BY_ONE)
+        difference: OutputDifference | None = None
+        for unit in part.units:
+            layer = part.prefix + unit
+            if layer not in known:
+                difference = difference or OutputDifference(part.denoiser, calls)
+                option = bank.near(layer, _WIDTH)
+                try:
+                    write(layer, bank.get(layer, option))
+                    changed = difference()
+                finally:
+                    write(layer, None)
+                known[layer] = LayerChanges(_scaled(bank, layer, option, changed), calls.places, measured=True)
+            done += 1
+            progress(done, total, "weighing options, layer by layer")
+            if done % _LAYERS_KEPT_AFTER == 0:
+                bank.keep_changes(known, complete=False)
+    bank.keep_changes(known, complete=False)
+
+
+def _scaled(bank: Bank, layer: str, option: Option, changed: torch.Tensor) -> torch.Tensor:
+    """Norms of changes of all options [options, calls], from the squared changes [calls] by one."""
+    errors = bank.errors[layer]
+    own = max(errors[option].relative, _SMALLEST)
+    factors = torch.tensor([errors[o].relative / own for o in bank.space.options[layer]], dtype=torch.float64)
+    return torch.outer(factors, changed).sqrt().float()
 
 
 def _with_more(earlier: torch.Tensor | None, at: int, more: torch.Tensor | None, count: int) -> torch.Tensor:
@@ -93,10 +144,15 @@ class _Products:
         return torch.tensor([inner_product(value, gradient) - own for value in values])
 
 
+def _of_part(statistics: Statistics | JoinedStatistics, part: DenoiserPart) -> Statistics:
+    return statistics.parts[part.component] if isinstance(statistics, JoinedStatistics) else statistics
+
+
 def _chosen(statistics: Statistics | JoinedStatistics, part: DenoiserPart) -> RecordedCalls:
     """The calls that are run."""
-    of_part = statistics.parts[part.component] if isinstance(statistics, JoinedStatistics) else statistics
-    return of_part.calls.some(weighed_calls(sum(part.graph.layers[unit].weights for unit in part.units)))
+    return _of_part(statistics, part).calls.some(
+        weighed_calls(sum(part.graph.layers[unit].weights for unit in part.units))
+    )
 
 
 def weighed_calls(weights: int) -> int:

@@ -40,7 +40,7 @@ from qua2sedimo.statistics import JoinedStatistics, Observation, Statistics, obs
 from qua2sedimo.study.choices import Choice, choice_name, load_values
 from qua2sedimo.study.model import StudiedModel
 from qua2sedimo.study.parts import LARGE, DenoiserPart
-from qua2sedimo.study.weighing import weigh
+from qua2sedimo.study.weighing import weigh, weigh_one_by_one
 from qua2sedimo.system.memory import return_memory
 from qua2sedimo.system.progress import Progress, silent
 
@@ -238,14 +238,26 @@ class Workspace(StudiedModel):
         if self.settings.compensates:
             self.observe(progress)
         bank = self._built_bank(progress)
-        if self.settings.compensates and self.statistics.has_gradients and not bank.changes.complete:
+        if self.settings.compensates and not bank.changes.complete:
             with alone(bank.folder, lambda: progress(0, 1, "waiting for another process that weighs options")):
                 bank = Bank(bank.folder, self.candidates, self.identity)
                 if not bank.changes.complete:
-                    self.full_precision_generator()
-                    with self.without_offload():  # gradients need the weights themselves
-                        weigh(bank, self.parts, self.statistics, self.weight, progress)
+                    self._weigh(bank, progress)
         return bank
+
+    def _weigh(self, bank: Bank, progress: Progress) -> None:
+        """Complete the bank's changes: by gradients or, in denoisers without any, layer by layer."""
+        self.full_precision_generator()
+        without = self.statistics.without_gradients
+        differentiated = [part for part in self.parts if part.component not in without]
+        if differentiated:
+            with self.without_offload():  # gradients need the weights themselves
+                weigh(bank, differentiated, self.statistics, self.weight, progress)
+        others = [part for part in self.parts if part.component in without]
+        if others:
+            switch = Switch(self.denoiser, bank, self.graph.layers, self.original_weights())
+            weigh_one_by_one(bank, others, self.statistics, switch.write, progress)
+        bank.keep_changes(bank.changes.of, complete=True)
 
     def _built_bank(self, progress: Progress) -> Bank:
         """Every option of every layer, as quantized now or before."""

@@ -30,8 +30,8 @@ def sensitivity_table(groups: Sequence[Distribution], by: str, unit: str, most: 
     return made
 
 
-def expected_table(groups: Sequence[ExpectedOfGroup], by: str, most: int = 12) -> Table:
-    """Where gradients expect damage, most for each weight first: 80 columns, at most ``most`` rows."""
+def expected_table(groups: Sequence[ExpectedOfGroup], by: str, source: str, most: int = 12) -> Table:
+    """Where damage is expected from ``source``, most for each weight first: 80 columns, at most ``most`` rows."""
     made = table(
         Column(by, no_wrap=True, overflow="ellipsis", max_width=22),
         "layers",
@@ -41,7 +41,7 @@ def expected_table(groups: Sequence[ExpectedOfGroup], by: str, most: int = 12) -
         "early",
         "middle",
         "late",
-        title=f"Expected damage at about 3 bits by {by} (from gradients), and by third of the sampling steps",
+        title=f"Expected damage at about 3 bits by {by} (from {source}), and by third of the sampling steps",
     )
     for group in groups[:most]:
         shares = (f"{100 * share:.0f} %" for share in group.thirds)

@@ -138,9 +138,9 @@ def sensitivity_figures(data: ReportData, width: Width = 720) -> list[Figure]:
     steps = Figure(
         "damage-by-step",
         "Which steps suffer",
-        "The damage to the denoiser's output that gradients expect if every layer had about 3 bits, by operation: as a "
-        "share of all, and of it in the early steps, which decide what a picture shows, the middle ones, and the late "
-        "ones, which draw details. Nothing was measured for it.",
+        f"The damage to the denoiser's output expected from {data.expected_from} if every layer had about 3 bits, by "
+        "operation: as a share of all, and of it in the early steps, which decide what a picture shows, the middle "
+        "ones, and the late ones, which draw details. No picture was measured for it.",
         data.expected and damage_by_step(data.expected, width),
     )
     return [figure for figure in (cost, chosen, operations, depth, steps, options) if figure.chart]

@@ -1,4 +1,4 @@
-"""Stacked bars: where gradients expect damage, by operation, and in which steps of sampling."""
+"""Stacked bars: where damage is expected, by operation, and in which steps of sampling."""
 
 from __future__ import annotations
 

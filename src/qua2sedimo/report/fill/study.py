@@ -91,6 +91,7 @@ def report_data(
         other_bytes=_other_bytes(study),
         sizes=other_sizes(study, choice) if choice else [],
         expected=expected_damage(study.graph.layers, study.bank) if study.is_quantized else [],
+        expected_from=study.bank.changes.source if study.is_quantized else "",
     )
 
 
@@ -221,7 +222,10 @@ def _rounding(study: Workspace, choice: Choice | None) -> dict[str, str]:
     said = {"rounding": f"compensated, by statistics of {found.images} images in full precision{polished}"}
     notes = found.notes()
     if not found.has_gradients:
-        said["gradients"] = "none, a backward pass did not fit into memory: costs are relative output errors"
+        said["gradients"] = (
+            "not of every denoiser, as a backward pass is not possible or does not fit into memory: there each layer "
+            "was changed by itself instead"
+        )
     if notes:
         shown = [f"{unit}: {note}" for unit, note in list(notes.items())[:_NOTES]]
         more = f"; and {len(notes) - _NOTES} more" if len(notes) > _NOTES else ""

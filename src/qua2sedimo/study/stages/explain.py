@@ -28,7 +28,7 @@ def explain(study: Workspace) -> Scores:
 
 
 def expected(study: Workspace, ending: str = "csv", progress: Progress = silent) -> list[ExpectedDamage]:
-    """Where gradients expect damage at about three bits, most first, without any measurement; empty without gradients.
+    """Where damage is expected at about three bits, most first, before a picture is measured; empty without statistics.
 
     The rows are stored in sensitivity-expected.csv, or with the extension .parquet.
     """
