@@ -6,9 +6,11 @@
 Measured are, on images that models may learn from: random configurations of the study's sampler; configurations near
 the frontier, that is the best by expected damage for 2 to 4 bits after a random factor for each layer; and each layer
 alone at its smallest option. Ranked are they by the sum of relative errors; by squared gradients, as if errors at
-different positions were independent; by what options change in the output; and by the damage model, which joins the
-latter with the relative error, before and after it has seen random configurations, or some near the frontier. Studies
-are those of benchmarks/compensation.py, measurements are kept in docs/figures/gradients.json: stopped, it goes on.
+different positions were independent; by what options change in the output; by the same with what layers do together,
+with early, middle or late steps alone, and where each layer is changed by itself instead, without gradients; and by the
+damage model, which joins changes with the relative error, before and after it has seen random configurations, or some
+near the frontier. Studies are those of benchmarks/compensation.py, measurements are kept in
+docs/figures/gradients.json: stopped, it goes on.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from qua2sedimo.images.ledger import LEARNING
 from qua2sedimo.metrics.distances import psnr
 from qua2sedimo.options import Configuration, Option
 from qua2sedimo.search import best_configurations, by_gradients
+from qua2sedimo.sensitivity import THIRDS
+from qua2sedimo.statistics import OutputDifference
 from qua2sedimo.study.evidence import smallest_option
 
 ROWS = ROOT / "docs" / "figures" / "gradients.json"
@@ -57,7 +61,10 @@ def main() -> None:
         for name, row in measured(study, wanted(study, asked.count), rows, asked.images):
             rows[name] = row
             write_json(ROWS, kept)
-        kept[model]["found"] = found = ranked(study, rows)
+        if "one by one" not in kept[model]:
+            kept[model]["one by one"] = one_by_one(study)
+            write_json(ROWS, kept)
+        kept[model]["found"] = found = ranked(study, rows, kept[model]["one by one"])
         kept[model]["taught"] = taught(study, rows)
         write_json(ROWS, kept)
         print(model, json.dumps(found, indent=1))
@@ -95,8 +102,22 @@ def measured(
     inside.switch.restore()
 
 
-def ranked(study: Study, rows: Rows) -> dict[str, dict[str, float]]:
-    """Spearman's rank correlation with the mean PSNR, of each way to rank, for each kind of configuration."""
+def one_by_one(study: Study) -> dict[str, float]:
+    """What each layer changes in four calls if it alone has its option of about three bits: what a study without
+    gradients uses."""
+    inside = study.workspace
+    inside.switch.restore()
+    difference, found = OutputDifference(inside.parts[0].denoiser, inside.statistics.calls.some(4)), {}
+    for layer in inside.space.layers:
+        inside.switch.write(layer, inside.bank.get(layer, inside.bank.near(layer, 3.0)))
+        found[layer] = float(f"{float(difference().mean()):.6g}")
+        inside.switch.write(layer, None)
+    return found
+
+
+def ranked(study: Study, rows: Rows, alone: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Spearman's rank correlation with the mean PSNR, of each way to rank, for each kind of configuration. ``alone``:
+    what each layer changes by itself."""
     inside = study.workspace
     bank = inside.bank
     names = {kind: [n for n in rows if n.startswith(kind)] for kind in KINDS}
@@ -114,10 +135,33 @@ def ranked(study: Study, rows: Rows) -> dict[str, dict[str, float]]:
     independent = {
         n: {o: e.relative if e.cost is None else e.cost for o, e in of.items()} for n, of in bank.errors.items()
     }
+    changes = {
+        n: {o: of.values[i].double().numpy() for i, o in enumerate(inside.space.options[n])}
+        for n, of in bank.changes.of.items()
+    }
+    third = np.minimum(3 * np.array(next(iter(bank.changes.of.values())).places), 2).astype(int)
+
+    def together(configuration: Configuration) -> float:
+        return float(np.square(sum(changes[n][o] for n, o in configuration.items())).mean())
+
+    def in_third(number: int) -> dict[str, dict[Option, float]]:
+        steps = third == number
+        return {n: {o: float(np.square(v[steps]).mean()) for o, v in of.items()} for n, of in changes.items()}
+
+    by_themselves = {
+        n: {o: alone[n] * relative[n][o] / max(relative[n][bank.near(n, 3.0)], 1e-12) for o in relative[n]}
+        for n in inside.space.layers
+    }
+    sums = {n: together(c) for n, c in configurations.items()}
     found = {
         "sum of relative errors": rank(relative),
         "squared gradients": rank(independent),
+        "layers changed one by one": rank(by_themselves),
         "changes of the output": rank(bank.costs() or relative),
+        "… with what layers do together": {
+            kind: _correlation([-sums[n] for n in of], [quality[n] for n in of]) for kind, of in names.items()
+        },
+        **{f"… in {name} steps alone": rank(in_third(i)) for i, name in enumerate(THIRDS)},
     }
     splits = [list(np.random.default_rng(s).permutation(names["random"])) for s in range(_SPLITS)]
     for count in _SEEN:

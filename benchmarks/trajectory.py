@@ -1,7 +1,8 @@
 """Is the denoiser's error along full-precision trajectories a cheaper measurement than pictures?
 
     python benchmarks/trajectory.py [--models digits-dit …] [--calls 10] [--work FOLDER]
-    python benchmarks/trajectory.py --docs       # only write the table of docs/metrics.md
+    python benchmarks/trajectory.py --search     # a search by this error, from the choice by gradients at 2.5 bits
+    python benchmarks/trajectory.py --docs       # only write the tables of docs/metrics.md
 
 The configurations, and their PSNR on 16 images, are those of benchmarks/gradients.py (run it first). For each, recorded
 calls of the denoiser are run again, one image each, at steps spread over the schedule; what counts is the mean over
@@ -15,23 +16,27 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import spearmanr
 
-from compensation import ROOT, opened
+from compensation import ROOT, Judge, opened
 from gradients import KINDS
 from gradients import ROWS as MEASURED
 from pages import write_table
-from qua2sedimo import zoo
+from qua2sedimo import Study, zoo
+from qua2sedimo.damage import DECIBEL
 from qua2sedimo.formats.files import write_json
+from qua2sedimo.metrics.estimates import mean_estimate
 from qua2sedimo.options import Configuration
-from qua2sedimo.statistics import RecordedCall
+from qua2sedimo.search import Measured, best_configurations, by_gradients, drawn, most_likely
+from qua2sedimo.statistics import OutputDifference
 
 ROWS = ROOT / "docs" / "figures" / "trajectory.json"
+_BITS, _SEARCHED, _JUDGED = 2.5, 240, 64  # of --search: size, configurations measured, fresh images
 _FEW, _COUNTS, _DRAWS = (2, 4, 8), (2, 5, 10), 20  # images of PSNR; calls; random halves and subsets
 
 
@@ -40,18 +45,24 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(zoo.ENTRIES))
     parser.add_argument("--calls", type=int, default=max(_COUNTS))
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "results" / "compensation")
-    parser.add_argument("--docs", action="store_true", help="Only write the table of the page.")
+    parser.add_argument("--search", action="store_true", help="Search by this error, and judge by pictures.")
+    parser.add_argument("--docs", action="store_true", help="Only write the tables of the page.")
     asked = parser.parse_args()
     kept: dict[str, Any] = json.loads(ROWS.read_text()) if ROWS.exists() else {}
     measured = json.loads(MEASURED.read_text())
     for model in [] if asked.docs else (m for m in asked.models if m in measured):
-        inside = opened(asked, model, 0).workspace
+        study = opened(asked, model, 0)
+        inside = study.workspace
+        if asked.search:
+            kept.setdefault(model, {"errors": {}})["searched"] = searched(study, asked.calls)
+            write_json(ROWS, kept)
+            continue
         rows, of = measured[model]["measured"], kept.setdefault(model, {"errors": {}})
         inside.switch.restore()
-        meter = Trajectory(inside.parts[0].denoiser, inside.statistics.calls.some(asked.calls))
+        meter = OutputDifference(inside.parts[0].denoiser, inside.statistics.calls.some(asked.calls))
         for name in (n for n in rows if n not in of["errors"]):
             inside.switch.apply(Configuration.from_json(rows[name]["configuration"]))
-            of["errors"][name] = [float(f"{e:.4g}") for e in meter()]
+            of["errors"][name] = [float(f"{e:.4g}") for e in meter().tolist()]
             if len(of["errors"]) % 20 == 0:
                 write_json(ROWS, kept)
         inside.switch.restore()
@@ -61,39 +72,32 @@ def main() -> None:
     write_docs(kept)
 
 
-class Trajectory:
-    """The squared error of the guided output in each of some calls, of one image each."""
-
-    def __init__(self, denoiser: torch.nn.Module, calls: Sequence[RecordedCall]) -> None:
-        self._denoiser = denoiser
-        chosen = [_one(call, number) for number, call in enumerate(calls)]
-        with torch.no_grad():
-            self._calls = [(call, call.run(denoiser)[0]) for call in chosen]
-
-    def __call__(self) -> list[float]:
-        """The mean over the output, for each call, of what the denoiser as it is now does otherwise."""
-        found = []
-        with torch.no_grad():
-            for call, full in self._calls:
-                # A cotangent is the guided output's derivative times a random sign, the same in all samples that guide
-                # one image: their sum is the error of the guided output times this sign.
-                weighed = (call.run(self._denoiser)[0] - full) * call.cotangents[0]
-                found.append(float(weighed.sum(dim=0).square().mean()))
-        return found
-
-
-def _one(call: RecordedCall, number: int) -> RecordedCall:
-    """The samples of one image of a call: those whose cotangents have the same signs."""
-    signs = torch.sign(call.cotangents[0].flatten(1))
-    first = signs[number % len(signs)]
-    agree = (signs * first).sum(dim=1).abs() >= (first != 0).sum()
-    own = agree.nonzero().flatten()
-
-    def part(leaf: Any) -> Any:
-        return leaf[own] if torch.is_tensor(leaf) and leaf.dim() and len(leaf) == len(signs) else leaf
-
-    args, kwargs, cotangents = torch.utils._pytree.tree_map(part, (call.args, call.kwargs, call.cotangents))
-    return RecordedCall(args, kwargs, cotangents, call.used)
+def searched(study: Study, calls: int) -> dict[str, Any]:
+    """Configurations of 2.5 bits near the choice by gradients, measured by the error along trajectories in rounds as a
+    search would measure pictures: the best of them and the choice by gradients, on fresh pictures, not polished."""
+    inside = study.workspace
+    space, known, chance = inside.space, inside.unmeasured, np.random.default_rng(0)
+    nbytes, judge = int(_BITS * space.weights / 8), Judge(study, _JUDGED)
+    inside.switch.restore()
+    difference = OutputDifference(inside.parts[0].denoiser, inside.statistics.calls.some(calls))
+    first = next(best_configurations(space, by_gradients(known), nbytes))
+    seen: dict[Configuration, float] = {}
+    while len(seen) < _SEARCHED:
+        values = [most_likely(known), *(drawn(known, chance, spread) for spread in (1, 1, 2, 1, 1, 2, 1))]
+        proposed = [first, *(next(best_configurations(space, of, nbytes)) for of in values)]
+        for configuration in (c for c in dict.fromkeys(proposed) if c not in seen):
+            inside.switch.apply(configuration)
+            seen[configuration] = -float(difference().log().mean()) / DECIBEL
+        known = replace(inside.unmeasured, measured=[Measured(1, c, quality) for c, quality in seen.items()])
+    best = max(seen, key=seen.__getitem__)
+    before, after = (judge(inside.bank.values(c)) for c in (first, best))
+    gain = mean_estimate(np.array(after["values"]) - np.array(before["values"]))
+    row = {
+        "measured": len(seen), "error_db": round(seen[best] - seen[first], 2), "gain": round(gain.value, 2),
+        "low": round(gain.low, 2), "high": round(gain.high, 2),
+    }  # fmt: skip
+    print(study.workspace.settings.model, json.dumps(row), flush=True)
+    return row
 
 
 def ranked(errors: Mapping[str, Sequence[float]], rows: Mapping[str, Any], steps: int) -> dict[str, dict[str, float]]:
@@ -131,6 +135,13 @@ def write_docs(kept: Mapping[str, Any]) -> None:
         cells = [" · ".join(f"{kept[m]['found'][name][kind]:.2f}" for kind in KINDS) for m in models]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     write_table("metrics.md", "trajectory", lines)
+    rows = {model: of["searched"] for model, of in kept.items() if "searched" in of}
+    lines = ["| model | configurations measured | error falls by, dB | gain in PSNR, dB [95 %] |", "|---|---|---|---|"]
+    for model, row in rows.items():
+        interval = f"{row['gain']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        lines.append(f"| {model} | {row['measured']} | {row['error_db']:.2f} | {interval} |")
+    if rows:
+        write_table("metrics.md", "trajectory-search", lines)
 
 
 if __name__ == "__main__":

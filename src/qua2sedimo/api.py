@@ -20,8 +20,8 @@ def quantize(
     prompts: Sequence[str | int] = (),
     *,
     arguments: Mapping[str, Any] | None = None,
-    effort: Effort = "search",
-    configurations: int = 100,
+    effort: Effort | None = None,
+    configurations: int | None = None,
     component: str | Sequence[str] | None = None,
     folder: str | Path | None = None,
     progress: Progress = silent,
@@ -31,12 +31,12 @@ def quantize(
     ``pipeline.save_pretrained(FOLDER)`` then writes a packed checkpoint for ``DiffusionPipeline.from_pretrained``.
     ``pipeline`` may also be a :class:`~qua2sedimo.CallablePipeline`: any module with a function that makes images.
 
-    Runs a whole study on ``prompts`` (or class labels; by default varied ones) with the pipeline's
-    ``arguments`` (steps, guidance, size). ``effort``: "quick" chooses by calibration statistics and measures only the
-    result; "search" measures ``configurations`` random configurations, then searches with up to twice as many images;
-    "paper" chooses by the predictor alone. ``component`` names the denoiser if the pipeline has several, or several
-    that share the budget, among which text encoders may be. With ``folder``, the study is kept there and can be
-    resumed, reported and exported; otherwise it is deleted.
+    Runs a whole study on ``prompts`` (or class labels; by default varied ones) with the pipeline's ``arguments``
+    (steps, guidance, size). ``effort``: "quick", the default, chooses by calibration statistics and measures only the
+    result; "search", the default with ``configurations``, measures so many random configurations (or 100), then
+    searches with up to twice as many images; "paper" chooses by the predictor alone. ``component`` names the denoiser
+    if the pipeline has several, or several that share the budget, among which text encoders may be. With ``folder``,
+    the study is kept there and can be resumed, reported and exported; otherwise it is deleted.
 
     Raises :class:`Qua2SeDiMoError` if the budget cannot be reached, or the pipeline has no denoiser.
     """

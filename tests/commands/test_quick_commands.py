@@ -167,6 +167,34 @@ def with_few_pictures(*arguments: Any, **more: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), "quick"),
+        (("--configurations", 20), "search"),
+        (("--rounding", "nearest"), "search"),
+        (("--options", "paper"), "search"),
+        (("--effort", "paper"), "paper"),
+        (("--effort", "search"), "search"),
+    ],
+)
+def test_a_run_takes_as_little_effort_as_chooses_well(  # type: ignore[no-untyped-def]
+    run, model: Path, tmp_path: Path, monkeypatch, words: tuple[Any, ...], expected: str
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("qua2sedimo.commands.start._everything", lambda *of, **more: seen.append((of, more)))
+    ended = run("run", model, tmp_path / "study", "--prompt", 1, "--arguments", FEW_STEPS, *words)
+    assert ended.status == 0, ended.err
+    ((arguments, _),) = seen
+    assert arguments[5] == expected
+
+
+def test_quick_measures_no_configurations_and_says_so(refused, model: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    words = ("--prompt", 1, "--arguments", FEW_STEPS, "--effort", "quick", "--configurations", 30)
+    message = refused("run", model, tmp_path / "study", *words)
+    assert "asks for 30" in message and "Leave one of them out" in message
+
+
+@pytest.mark.parametrize(
     ("option", "value", "known"),
     [("--effort", "much", "quick, search, paper"), ("--rounding", "up", "nearest, compensated")],
 )

@@ -40,7 +40,7 @@ def test_a_command_with_earlier_names_does_the_same(run, model: Path, tmp_path: 
 
 
 def test_an_option_has_one_default_in_all_commands() -> None:
-    """But where it names what is written, or where no size stands for several."""
+    """But where it names what is written, no size stands for several, or no number of configurations for none."""
     found: dict[str, set[str]] = {}
     for command in typer.main.get_command(cli.app).commands.values():  # type: ignore[attr-defined]
         for parameter in command.params:
@@ -48,4 +48,4 @@ def test_an_option_has_one_default_in_all_commands() -> None:
                 for name in parameter.opts if parameter.param_type_name == "option" else ():
                     found.setdefault(name, set()).add(str(parameter.default))
     several = {name for name, defaults in found.items() if len(defaults) > 1}
-    assert several == {"--out", "--format", "--bits"}
+    assert several == {"--out", "--format", "--bits", "--configurations"}

@@ -74,6 +74,7 @@ def test_all_stages_at_once_search_then_fit_and_measure_nothing_again(tmp_path: 
     assert each < spent <= max(3 * each, least_images())
     assert fitted(study.workspace)[0] is not None and study.explain().total()
     assert study.run(BITS, 20) == choice and images_spent(study.workspace) == spent
+    assert study.run(BITS) == choice  # without asking for more, what was found with more effort stays
     assert f"qua2sedimo search study --bits {BITS} --image-budget {max(3 * each, least_images())}" in _commands(
         study.workspace, choice
     )

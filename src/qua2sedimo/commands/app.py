@@ -14,7 +14,15 @@ from qua2sedimo.denoisers.loading import Loading
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import parse_json
 from qua2sedimo.images.ledger import LEARNING, OBSERVED
-from qua2sedimo.study.settings import MOST_SEED, SAMPLERS, Effort, RoundingName, StudySettings, Target
+from qua2sedimo.study.settings import (
+    MOST_SEED,
+    SAMPLERS,
+    Effort,
+    RoundingName,
+    StudySettings,
+    Target,
+    usual_effort,
+)
 
 if TYPE_CHECKING:
     from qua2sedimo.measuring.run import Workers
@@ -158,18 +166,38 @@ RayAddress = Annotated[
     typer.Option("--ray", help="Measure on the Ray cluster at this address; `auto` finds it.", metavar="HOST:PORT"),
 ]
 Efforts = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="`quick` (by statistics, in minutes), `search` (also measures candidates), `paper` (by the predictor)."
+        help="`quick` (by statistics, in minutes), `search` (also measures candidates), `paper` (by the predictor). "
+        "Default: `quick`; `search` with --configurations, or with nearest rounding.",
+    ),
+]
+#: Of commands that measure configurations only with more effort.
+AlsoMeasured = Annotated[
+    int | None,
+    typer.Option(
+        "--configurations",
+        help="Also measure so many random configurations, which show what layers cost in pictures (100 if the effort "
+        "is not `quick`).",
+        min=20,
+        max=MOST,
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
-def effort_of(text: str) -> Effort:
-    """The value of --effort; raises :class:`Qua2SeDiMoError` if it is unknown."""
+def effort_of(text: str | None, configurations: int | None, settings: StudySettings) -> Effort:
+    """The effort that --effort and --configurations ask for; raises :class:`Qua2SeDiMoError` if it is unknown, or if
+    they contradict each other."""
+    if text is None:
+        return usual_effort(settings, configurations)
     if text not in get_args(Effort):
         raise Qua2SeDiMoError(f"--effort: '{text}' is unknown", f"Known: {', '.join(get_args(Effort))}.")
+    if text == "quick" and configurations is not None:
+        raise Qua2SeDiMoError(
+            f"--effort quick measures no random configurations, --configurations asks for {configurations}",
+            "Leave one of them out.",
+        )
     return cast(Effort, text)
 
 

@@ -12,11 +12,11 @@ from qua2sedimo.commands.app import (
     FRESH_IMAGES,
     SAFETY_CHECKER,
     USUAL_IMAGES,
+    AlsoMeasured,
     Arguments,
     Batch,
     Bits,
     Component,
-    Configurations,
     Efforts,
     For,
     Images,
@@ -44,7 +44,7 @@ from qua2sedimo.commands.app import (
 from qua2sedimo.commands.loading import with_loading
 from qua2sedimo.denoisers.loading import Loading
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.study.settings import Effort, StudySettings
+from qua2sedimo.study.settings import USUAL_CONFIGURATIONS, Effort, StudySettings
 from qua2sedimo.terminal.console import console, say
 from qua2sedimo.terminal.progress import progress
 
@@ -59,7 +59,8 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the study, the report and the packed model.")] = Path("demo"),
     model: Annotated[str, typer.Option(help=f"One of {', '.join(zoo.ENTRIES)}.")] = "avatars-pixart",
     bits: Bits = 3.5,
-    configurations: Configurations = 100,
+    effort: Efforts = None,
+    configurations: AlsoMeasured = None,
     images: Annotated[int, typer.Option(min=2, hidden=True)] = 4,  # few: a demo is to end soon
     workers: WorkerCount = None,
     ray: RayAddress = None,
@@ -68,7 +69,8 @@ def demo(
     if model not in zoo.ENTRIES:
         raise Qua2SeDiMoError(f"unknown zoo model '{model}'", f"Known: {', '.join(zoo.ENTRIES)}.")
     settings = settings_for(model, None, "{}", "default", images, None, 0)
-    _everything(out / model, settings, bits, configurations, workers_of(workers, ray), act_bits=(8, 6))
+    asked = effort_of(effort, configurations, settings)
+    _everything(out / model, settings, bits, configurations, workers_of(workers, ray), asked, act_bits=(8, 6))
 
 
 @app.command(rich_help_panel=_PANEL)
@@ -83,8 +85,8 @@ def run(
     program: For = None,
     rounding: Rounding = None,
     observe: Observe = None,
-    effort: Efforts = "search",
-    configurations: Configurations = 100,
+    effort: Efforts = None,
+    configurations: AlsoMeasured = None,
     images: Images = USUAL_IMAGES,
     component: Component = None,
     keep: Keep = None,
@@ -98,19 +100,21 @@ def run(
     *,
     loading: Loading,
 ) -> None:
-    """Do everything for your own pipeline: measure, search, fit, export, compare, report.
+    """Do everything for your own pipeline: observe, quantize, choose, export, compare, report.
 
-    Random configurations show which layers are sensitive; a search near the size, with up to twice as many images,
-    finds the best configuration. Run the same command again to resume.
+    The configuration is chosen by calibration statistics. With --configurations, so many random ones are measured too:
+    they show what each layer costs in pictures, and a search with up to twice as many images follows. Run the same
+    command again to resume.
     """
     settings = settings_for(
         model, prompt, arguments, options, images, component, seed, keep, rounding, observe, loading
     )  # fmt: skip
     settings = measured_by(aimed_at(settings, program), "spread", None, None, batch)
+    asked = effort_of(effort, configurations, settings)
     if only_plan:
-        _dry_run(study, settings, bits, configurations, effort_of(effort))
+        _dry_run(study, settings, bits, configurations or USUAL_CONFIGURATIONS, asked)
         return
-    _everything(study, settings, bits, configurations, workers_of(workers, ray), effort=effort_of(effort))
+    _everything(study, settings, bits, configurations, workers_of(workers, ray), asked)
 
 
 def _dry_run(folder: Path, settings: StudySettings, bits: float, configurations: int, effort: Effort) -> None:
@@ -134,11 +138,11 @@ def _everything(
     folder: Path,
     settings: StudySettings,
     bits: float,
-    configurations: int,
+    configurations: int | None,
     workers: Workers,
+    effort: Effort,
     compared: int = FRESH_IMAGES,
     act_bits: tuple[int, ...] = (),
-    effort: Effort = "search",
 ) -> None:
     from rich.text import Text
 

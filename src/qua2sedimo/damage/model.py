@@ -41,10 +41,12 @@ _LEAST_NOISE = 0.02
 #: Of records that differ little the noise is assumed to be at most this share of their standard deviation.
 _NOISE_SHARE = 0.5
 #: Layers, blocks, operations, methods and options may differ by these factors times as much as is expected of pictures;
-#: the prior probability of a factor is proportional to e^−|ln factor|.
-_DIFFERING = (1.0, 0.3, 0.1)
+#: how likely that is before there are records, relative to the first.
+_DIFFERING = {1.0: 1.0, 0.3: 0.5, 0.1: 0.25}
 _LEAST_POWER = 0.1  # more error is never better
-_GOOD, _BETTER = 0.9, 0.01
+#: Another unit than decibels is not tried where left-out records correlate so well, and must be more likely by so many
+#: nepers.
+_GOOD, _CLEARLY = 0.9, 3.0
 _TELLING = 20  # records from which another unit than decibels is tried
 
 
@@ -128,8 +130,8 @@ def fit_damage(features: Features, seen: Observations) -> DamageModel:
     """
     if not len(seen.kind):
         return _fit(features, seen)
-    fits = [(by, _fit(features.differing(by), seen)) for by in _DIFFERING]
-    return max(fits, key=lambda fit: fit[1].log_evidence - abs(np.log(fit[0])))[1]
+    fits = [(_fit(features.differing(by), seen), np.log(prior)) for by, prior in _DIFFERING.items()]
+    return max(fits, key=lambda fit: fit[0].log_evidence + fit[1])[0]
 
 
 def _fit(features: Features, seen: Observations) -> DamageModel:
@@ -155,9 +157,8 @@ def fit_gain(
 ) -> tuple[DamageModel, float]:
     """(model, nepers of error per unit of gain) of any objective ``gain`` [records], higher is better.
 
-    Gain is taken as decibels, unless another unit predicts records left out better by more than chance. ``alone``:
-    (choices, gain) of layers measured alone, on images of their own. ``left_out`` is of the records first, then of
-    these.
+    Gain is taken as decibels, unless the records are clearly more likely in another unit. ``alone``: (choices, gain) of
+    layers measured alone, on images of their own. ``left_out`` is of the records first, then of these.
     """
     few = alone or (choices[:0], gain[:0])
     kind = np.repeat([1, ALONE], [len(gain), len(few[1])])
@@ -168,18 +169,19 @@ def fit_gain(
     others = [spread / gain.std() * factor for factor in (0.7, 1.4, 2.8)] if telling else []
     for unit in (DECIBEL, *others):
         model = fit_damage(features, Observations(both, -unit * gains, kind, kind))
-        agreement = float(np.corrcoef(-model.left_out[: len(gain)], gain)[0, 1]) if others else 1.0
-        if best is None or agreement > best[0] + (_clearly(best[0], len(gain)) if best[2] == DECIBEL else 0):
-            best = agreement, model, float(unit)
-        if best[0] > _GOOD:
+        # Per unit of gain: a density in nepers says more of a gain the more nepers its unit has.
+        evidence = model.log_evidence + len(gains) * np.log(unit / DECIBEL)
+        if best is None or evidence > best[0] + (_CLEARLY if best[2] == DECIBEL else 0):
+            best = evidence, model, float(unit)
+        if best[2] == DECIBEL and _agree(best[1], gain) > _GOOD:
             break
     assert best is not None
     return best[1:]
 
 
-def _clearly(correlation: float, records: int) -> float:
-    """By how much a correlation over so many records must be beaten: its standard error, or more."""
-    return max(_BETTER, (1 - correlation**2) / np.sqrt(records))
+def _agree(model: DamageModel, gain: np.ndarray) -> float:
+    """The correlation of left-out predictions with ``gain`` [records]; 1 where all are equal."""
+    return float(np.corrcoef(-model.left_out[: len(gain)], gain)[0, 1]) if gain.std() > 0 else 1.0
 
 
 @dataclass(frozen=True, eq=False)

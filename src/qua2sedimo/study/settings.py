@@ -28,6 +28,8 @@ MOST_SEED = 2**63 - 1
 SamplerName = Literal["spread", "stratified", "near", "paper", "singles", "list"]
 RoundingName = Literal["nearest", "compensated"]
 Effort = Literal["quick", "search", "paper"]
+#: Random configurations that are measured where none were asked for and the effort needs them.
+USUAL_CONFIGURATIONS = 100
 Target = Literal["sdnq", "gguf"]
 SAMPLERS: tuple[str, ...] = get_args(SamplerName)
 
@@ -223,3 +225,12 @@ def _unknown(name: str, known: tuple[str, ...], what: str) -> str:
     close = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
     return f"unknown {what} '{name}'; {hint}"
+
+
+def usual_effort(settings: StudySettings, configurations: int | None) -> Effort:
+    """The effort where none was asked for: as little as chooses well.
+
+    Gradients choose as well as searches do (docs/compensation.md); nearest rounding has none. Who asks for random
+    ``configurations`` wants them measured.
+    """
+    return "quick" if configurations is None and settings.compensates else "search"

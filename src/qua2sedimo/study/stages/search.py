@@ -33,7 +33,7 @@ from qua2sedimo.search.halving import paired_p, schedule, survivors
 from qua2sedimo.study.choices import Candidate, Choice
 from qua2sedimo.study.evidence import FEW, ROLES, check_objective, evidence, measure_singles
 from qua2sedimo.study.measurements import images_spent, measure_all, per_image
-from qua2sedimo.study.settings import Effort
+from qua2sedimo.study.settings import USUAL_CONFIGURATIONS, Effort, usual_effort
 from qua2sedimo.study.stages.choose import choose, kept_choice, search_owner
 from qua2sedimo.study.stages.fit import fit
 from qua2sedimo.study.stages.last_comparison import compared_and_kept
@@ -173,25 +173,30 @@ def _refuse_overspending(study: Workspace, nbytes: int, allowed: Allowed, images
 def run(
     study: Workspace,
     budget: float | Budget,
-    configurations: int = 100,
+    configurations: int | None = None,
     progress: Progress = silent,
     workers: Workers = Workers(),
-    effort: Effort = "search",
+    effort: Effort | None = None,
 ) -> Choice:
     """All stages from an empty folder to the choice.
 
-    ``effort`` "search": random configurations for the explanation, a search that spends up to twice as many images,
-    then the predictor, which is also fitted to single layers. "quick": calibration statistics alone
-    (:func:`~qua2sedimo.study.stages.quick.quick`). "paper": random configurations, and the predictor's candidates; also
-    if the objective is not in decibels.
+    ``effort`` "quick": calibration statistics alone (:func:`~qua2sedimo.study.stages.quick.quick`). "search": random
+    ``configurations`` for the explanation, a search that spends up to twice as many images, then the predictor, which
+    is also fitted to single layers. "paper": random configurations, and the predictor's candidates; also if the
+    objective is not in decibels. By default as :func:`~qua2sedimo.study.settings.usual_effort` says; a choice that was
+    made with more is then kept.
     """
     budget = budget if isinstance(budget, Budget) else Budget(budget)
     budget_bytes(study.reachable, budget)
+    if effort is None:
+        effort = usual_effort(study.settings, configurations)
+        if effort == "quick" and (found := kept_choice(study, budget)) is not None:
+            return found  # with more effort, made before
     if effort == "quick":
         return quick(study, budget, progress)
     study.build_bank(progress)
     with crew(study, workers, progress):
-        records = measure(study, configurations, progress)
+        records = measure(study, configurations or USUAL_CONFIGURATIONS, progress)
         if effort == "paper" or not study.objective.in_decibels:
             fit(study, progress=progress)
             return choose(study, budget, progress=progress)
