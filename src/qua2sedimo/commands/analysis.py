@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,10 @@ from qua2sedimo.commands.app import StudyFolder, app, onward
 from qua2sedimo.formats.text import command
 from qua2sedimo.terminal.console import console, interval, say
 from qua2sedimo.terminal.progress import progress
+
+if TYPE_CHECKING:
+    from qua2sedimo.sensitivity import ExpectedDamage, Sensitivity
+    from qua2sedimo.study import Study
 
 _PANEL = "Analyse"
 
@@ -64,11 +68,14 @@ def explain(
     for by in ("operation", "stage", "block"):
         if len(sums := expected_by(expected, by)) > 1:
             console.print(expected_table(sums, by, opened.workspace.bank.changes.source))
-    if expected and not (study / "predictor" / "predictor.json").exists():
+    fitted = (study / "predictor" / "predictor.json").exists()
+    if expected and not fitted:
+        _print_sources(opened, expected, None)
         say(f"All layers: {study / f'sensitivity-expected.{tables.value}'}")
         say(onward(study, compensates=True))
         return
     found = opened.sensitivity(tables.value)
+    _print_sources(opened, expected, found)
     for by in ("operation", "stage", "block"):
         groups = step_distributions(found.steps, by)
         if len(groups) > 1:
@@ -82,3 +89,15 @@ def explain(
     names = f"{study / f'sensitivity.{tables.value}'}, {study / f'sensitivity-groups.{tables.value}'}"
     say(f"All options of all layers, and distributions by group: {names}")
     say(f"Next: {command('choose', study, '--bits', 3.5)}")
+
+
+def _print_sources(study: Study, expected: list[ExpectedDamage], found: Sensitivity | None) -> None:
+    """What gradients, records and layers alone say, if at least two of them say something."""
+    from qua2sedimo.sensitivity import shares_by
+    from qua2sedimo.study.stages.explain import known_sources
+    from qua2sedimo.terminal.sensitivity import sources_table
+
+    known = known_sources(study.workspace, expected, found)
+    groups = shares_by(known, study.workspace.graph.layers, "operation")
+    if len(known) > 1 and len(groups) > 1:
+        console.print(sources_table(known, groups, "operation"))

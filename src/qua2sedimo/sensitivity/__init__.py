@@ -7,12 +7,14 @@ from qua2sedimo.sensitivity.expected import (
     THIRDS,
     ExpectedDamage,
     ExpectedOfGroup,
+    at_width,
     expected_by,
     expected_damage,
     write_expected,
 )
 from qua2sedimo.sensitivity.findings import findings
 from qua2sedimo.sensitivity.scores import OptionScore, Scores, op_scores
+from qua2sedimo.sensitivity.sources import Agreement, GroupShares, Source, agreements, shares_by, sources
 from qua2sedimo.sensitivity.summary import Sensitivity
 from qua2sedimo.sensitivity.tables import (
     Distribution,
@@ -26,18 +28,23 @@ from qua2sedimo.sensitivity.tables import (
 )
 
 __all__ = [
+    "Agreement",
     "BlockScores",
     "BlockSettings",
     "Distribution",
     "Effects",
     "ExpectedDamage",
     "ExpectedOfGroup",
+    "GroupShares",
     "LayerStep",
     "OptionRow",
     "OptionScore",
     "Scores",
     "Sensitivity",
+    "Source",
     "THIRDS",
+    "agreements",
+    "at_width",
     "block_level",
     "block_scores",
     "distributions",
@@ -48,6 +55,8 @@ __all__ = [
     "op_scores",
     "option_effects",
     "option_rows",
+    "shares_by",
+    "sources",
     "step_distributions",
     "write_expected",
     "write_tables",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,10 +76,9 @@ def expected_damage(layers: Mapping[str, WeightLayer], bank: Bank) -> list[Expec
     """
     found = []
     for name, changes in bank.changes.of.items():
-        shape, options = bank.space.shapes[name], bank.space.options[name]
-        option = bank.near(name, WIDTH)
-        size = 8 * option.nbytes(shape) / layers[name].weights
-        squares = changes.values[options.index(option)].double().square().numpy() * 4 ** (size - WIDTH)
+        option, factor = at_width(bank, name)
+        place = bank.space.options[name].index(option)
+        squares = changes.values[place].double().square().numpy() * factor
         found.append((layers[name], option, squares, np.array(changes.places)))
     total = sum(float(squares.mean()) for _, _, squares, _ in found)
     if total == 0:
@@ -88,6 +88,13 @@ def expected_damage(layers: Mapping[str, WeightLayer], bank: Bank) -> list[Expec
         for layer, option, squares, places in found
     ]
     return sorted(rows, key=lambda row: -row.share)
+
+
+def at_width(bank: Bank, layer: str) -> tuple[Option, float]:
+    """(the layer's option of about :data:`WIDTH` average bits, by what its damage is multiplied to be that at exactly
+    so many: a bit more or less counts as a factor of four)."""
+    option, shape = bank.near(layer, WIDTH), bank.space.shapes[layer]
+    return option, 4.0 ** (8 * option.nbytes(shape) / math.prod(shape) - WIDTH)
 
 
 def write_expected(rows: Sequence[ExpectedDamage], path: Path) -> None:

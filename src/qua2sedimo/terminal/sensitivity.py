@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Column, Table
 from rich.text import Text
 
-from qua2sedimo.sensitivity import Distribution, ExpectedOfGroup
+from qua2sedimo.sensitivity import Distribution, ExpectedOfGroup, GroupShares, Source, agreements
 from qua2sedimo.terminal.console import table
 
 
@@ -27,6 +27,26 @@ def sensitivity_table(groups: Sequence[Distribution], by: str, unit: str, most: 
         made.add_row(Text(group.name), *cells, Text(_strip(group, low, high), style="cyan"))
     if len(groups) > most:
         made.caption = f"{len(groups) - most} more in sensitivity-groups.csv"
+    return made
+
+
+def sources_table(known: Sequence[Source], groups: Sequence[GroupShares], by: str, most: int = 12) -> Table:
+    """What each source says of groups of layers, side by side, and how far sources agree on the order of layers."""
+    made = table(
+        Column(by, no_wrap=True, overflow="ellipsis", max_width=22),
+        "layers",
+        *(f"by {source.name}" for source in known),
+        title=f"Cost at about 3 bits by {by}, as a share of all layers', from each source",
+    )
+    for group in groups[:most]:
+        shares = ("–" if share is None else f"{100 * share:.2g} %" for share in group.shares)
+        made.add_row(Text(group.name), str(group.layers), *shares)
+    said = [
+        f"{a.first} and {a.second}: {a.correlation:.2f} [{a.low:.2f}, {a.high:.2f}] over {a.layers} layers"
+        for a in agreements(known)
+    ]
+    if said:
+        made.caption = "Rank correlation of layers: " + "; ".join(said)
     return made
 
 

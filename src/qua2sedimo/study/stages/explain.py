@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from qua2sedimo.search import one_at_a_time
 from qua2sedimo.sensitivity import (
     BlockScores,
     ExpectedDamage,
     Scores,
     Sensitivity,
+    Source,
+    at_width,
     block_scores,
     expected_damage,
     op_scores,
     option_effects,
+    sources,
     write_expected,
     write_tables,
 )
+from qua2sedimo.study.evidence import evidence
 from qua2sedimo.study.stages.fit import fitted, fitted_records, training_data
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress, silent
@@ -36,6 +43,21 @@ def expected(study: Workspace, ending: str = "csv", progress: Progress = silent)
     if rows:
         write_expected(rows, study.folder / f"sensitivity-expected.{ending}")
     return rows
+
+
+def known_sources(study: Workspace, expected: Sequence[ExpectedDamage], found: Sensitivity | None) -> list[Source]:
+    """What is known of layers: from gradients, from records if there is a predictor (``found``), and from layers
+    measured alone if all of them were and the objective is in decibels."""
+    space, bank = study.space, study.bank
+    alone: dict[str, float] = {}
+    if study.objective.in_decibels:
+        singles = evidence(study, ["single"])
+        if {name for m in singles.measured for name in m.configuration} >= set(space.layers):
+            values = one_at_a_time(singles)
+            for name in space.layers:
+                option, factor = at_width(bank, name)
+                alone[name] = -values[name][option] * factor
+    return sources(expected, bank.changes.source, found.steps if found is not None else [], alone)
 
 
 def block_scores_of(study: Workspace) -> BlockScores:
