@@ -69,3 +69,15 @@ def test_a_few_records_spoil_no_ranking_that_errors_alone_give(
 def test_many_records_of_layers_that_differ_rank_better_than_errors_alone(known: tuple[Features, np.ndarray]) -> None:
     learned, simple = zip(*ranks(known, 200, 1.0, 0.0))
     assert np.mean(learned) > np.mean(simple) + 0.1
+
+
+def test_predictions_are_right_on_average_where_all_records_have_the_same_images(
+    known: tuple[Features, np.ndarray],
+) -> None:
+    """What images have in common cannot be told from the level of all records: it was off by up to two decibels."""
+    features, table = known
+    layers, chance = np.arange(len(table)), np.random.default_rng(0)
+    choices = (chance.random((150, len(layers))) * features.offered.sum(axis=1)).astype(int)
+    quality = -np.log(table[layers, choices].sum(axis=1)) / DECIBEL
+    model, unit = fit_gain(features, choices[:100], quality[:100])
+    assert np.mean(-model.predict(choices[100:]) / unit) == pytest.approx(np.mean(quality[100:]), abs=0.1)

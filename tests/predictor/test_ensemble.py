@@ -14,6 +14,7 @@ from tests.conftest import Task
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.predictor import Ensemble, FitSettings, fit_ensemble
 from qua2sedimo.predictor.ensemble import Fold
+from qua2sedimo.predictor.training import Data, predict
 
 QUICK = FitSettings(epochs=20, channels=8, hops=2, folds=3)
 COUNT = 45
@@ -56,17 +57,20 @@ def test_a_folds_test_records_have_no_part_in_its_network(
 
 
 def test_a_folds_selection_records_do_not_train_its_hops(task: Task, records: tuple[np.ndarray, np.ndarray]) -> None:
-    """They choose between the states at the looks, here two, and the damages are fitted to them; that is all."""
+    """They choose between the states at the looks, here two, and whether the readout is kept; the damages are fitted to
+    them; that is all."""
     choices, objective = records
     once = FitSettings(**{**vars(QUICK), "epochs": 1})  # a look before the only epoch, and one after it
     selection = fit_ensemble(task.encoding, choices, objective, once).folds[1].test
-    rng, states = np.random.default_rng(0), []
+    rng, hops, readouts = np.random.default_rng(0), [], []
     for _ in range(5):
         changed = objective.copy()
         changed[selection] = rng.permutation(changed[selection]) + rng.normal()
         network = fit_ensemble(task.encoding, choices, changed, once).folds[0].network
-        states.append(torch.cat([p.flatten() for p in (*network.hops.parameters(), *network.regress.parameters())]))
-    assert len(torch.stack(states).unique(dim=0)) <= 2
+        hops.append(torch.cat([p.flatten() for p in network.hops.parameters()]))
+        readouts.append(torch.cat([p.flatten() for p in network.regress.parameters()]))
+    assert len(torch.stack(hops).unique(dim=0)) <= 2
+    assert len(torch.stack(readouts).unique(dim=0)) <= 4
 
 
 def test_hop_weights_come_from_the_selection_part_and_are_never_negative(
@@ -221,3 +225,21 @@ def test_damaged_files_are_refused_with_the_remedy(ensemble: Ensemble, tmp_path:
     with pytest.raises(Qua2SeDiMoError, match=str(tmp_path)) as caught:
         Ensemble.load(tmp_path, "owner")
     assert "fit" in str(caught.value.remedy)
+
+
+def test_what_the_readout_adds_spoils_no_ranking_where_it_learns_noise(task: Task) -> None:
+    """Damages add here, and nothing else does."""
+    choices, unseen = task.choices(60), task.choices(80, seed=9)
+    noisy = task.quality(choices, {}) + 3 * np.random.default_rng(0).normal(size=60)
+    ensemble, true = fit_ensemble(task.encoding, choices, noisy, FitSettings(epochs=6)), task.quality(unseen, {})
+    data = Data(task.encoding, unseen, true, [torch.tensor(r) for r in ensemble.folds[0].roots])
+
+    def ranks() -> list[float]:
+        found = (predict(fold.network, data, np.arange(80))[0].numpy() for fold in ensemble.folds)
+        return [float(spearmanr(values, true).statistic) for values in found]
+
+    whole = ranks()
+    for fold in ensemble.folds:
+        torch.nn.init.zeros_(fold.network.regress[-1].weight)
+        torch.nn.init.zeros_(fold.network.regress[-1].bias)
+    assert np.mean(whole) > np.mean(ranks()) - 0.01

@@ -168,7 +168,8 @@ def fit_gain(
     telling = len(gain) >= _TELLING and gain.std() > 0
     others = [spread / gain.std() * factor for factor in (0.7, 1.4, 2.8)] if telling else []
     for unit in (DECIBEL, *others):
-        model = fit_damage(features, Observations(both, -unit * gains, kind, kind))
+        # What images of layers alone have in common is part of what layers alone have.
+        model = fit_damage(features, Observations(both, -unit * gains, kind, np.zeros_like(kind)))
         # Per unit of gain: a density in nepers says more of a gain the more nepers its unit has.
         evidence = model.log_evidence + len(gains) * np.log(unit / DECIBEL)
         if best is None or evidence > best[0] + (_CLEARLY if best[2] == DECIBEL else 0):
@@ -243,9 +244,11 @@ class _Problem:
         self.alone = (seen.kind == ALONE).astype(float)
         sets = int(seen.images.max(initial=-1)) + 1
         self.images = np.eye(sets)[seen.images] if sets else np.zeros((0, 0))
+        several = len(np.unique(seen.images)) > 1
+        images = _IMAGES if several else 0.0  # of a single set: others are like it, as far as is known
         own = np.zeros(features.offered.size)
         self.mean = np.concatenate([features.mean, [_UNREACHED, 0.0], np.zeros(sets), own])
-        deviation = np.concatenate([features.deviation, [_LIMIT, _SHIFT], np.full(sets, _IMAGES), own + features.own])
+        deviation = np.concatenate([features.deviation, [_LIMIT, _SHIFT], np.full(sets, images), own + features.own])
         level, limit = features.groups["level"], features.mean.size
         if len(seen.kind):
             self.mean[level] += np.median(seen.log_error - self.predicted(self.mean)[0])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from torch import nn
 from torch.nn import functional
 
 from qua2sedimo.damage import fit_gain
@@ -94,11 +95,26 @@ def train(
         _descend(network, data, relevance, (training, selection), apart, settings, lambda e: progress(number, e))
     finally:
         torch.random.set_rng_state(generator)
+    _trust(network, data, selection, relevance[selection])
     _, hops = predict(network, data, selection)
     weights = [_correlation(norms(h), relevance[selection]) for h in hops]
     start(network, data, np.concatenate([training, selection]), scale)
     progress(number, settings.epochs)
     return network, scale, weights
+
+
+def _trust(network: HopNetwork, data: Data, selection: np.ndarray, relevance: torch.Tensor) -> None:
+    """Leave out what the readout adds to the sum of damages, unless it predicts records that taught neither clearly
+    better: by more than the standard error of what their squared errors fall by."""
+    last = network.regress[-1]
+    assert isinstance(last, nn.Linear)
+    with_it, kept = predict(network, data, selection)[0], _copy(network)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    without = predict(network, data, selection)[0]
+    gain = ((without.clamp(min=0) - relevance) ** 2 - (with_it.clamp(min=0) - relevance) ** 2).double()
+    if float(gain.mean()) > float(gain.std(correction=1)) / math.sqrt(len(gain)):
+        network.load_state_dict(kept)
 
 
 def start(network: HopNetwork, data: Data, records: np.ndarray, scale: Scale) -> torch.Tensor:
