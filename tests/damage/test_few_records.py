@@ -4,37 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
+from tests.sensitivity.untrained import untrained
 
-from qua2sedimo.damage import DECIBEL, Features, fit_gain, option_features
+from qua2sedimo.damage import DECIBEL, Features, fit_gain
 from qua2sedimo.denoisers import architecture, built_inputs, trace
-from qua2sedimo.options import SearchSpace
 
 CONFIG = Path(__file__).parent.parent / "denoisers" / "configs" / "pixart-alpha-512.json"
 
 
 @pytest.fixture(scope="module")
 def known() -> tuple[Features, np.ndarray]:
-    """The features of a PixArt-XL's options, and their relative errors [layers, options]: a factor of four a bit, and
-    one of up to four by chance."""
+    """The features of a PixArt-XL's options, and their relative errors but for a common factor [layers, options]: a
+    factor of four a bit, and one of up to four by chance."""
     model = architecture(CONFIG)
-    graph = trace(model, (), built_inputs(model), parts=True)
-    space = SearchSpace.of({name: layer.shape for name, layer in graph.layers.items()}, "wide")
-    chance = np.random.default_rng(0)
-    errors = {
-        n: {o: SimpleNamespace(relative=4.0**-o.bits * chance.uniform(0.5, 2)) for o in space.options[n]}
-        for n in space.layers
-    }
-    bank: Any = SimpleNamespace(errors=errors, costs=lambda: None)
-    features = option_features(graph, space, bank)
-    table = np.zeros(features.offered.shape)
-    table[features.offered] = [errors[n][o].relative for n in space.layers for o in space.options[n]]
-    return features, table
+    features = untrained(trace(model, (), built_inputs(model), parts=True), "wide", folds=0).encoding.damage
+    return features, np.exp(features.values[..., 0])
 
 
 def ranks(

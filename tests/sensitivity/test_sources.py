@@ -28,16 +28,18 @@ def test_agreement_is_the_rank_correlation_over_layers_that_both_know() -> None:
         Source("c", {"x": 1.0}),
     ]
     (found,) = agreements(known)
-    assert (found.first, found.second, found.layers) == ("a", "b", 25)
-    assert found.correlation == pytest.approx(spearmanr(first[5:], second[5:]).statistic)
-    assert found.low < found.correlation < found.high
+    assert (found.first, found.second, found.correlation.images) == ("a", "b", 25)
+    rank = found.correlation
+    assert rank.value == pytest.approx(spearmanr(first[5:], second[5:]).statistic)
+    assert rank.low < rank.value < rank.high
 
 
 def test_sources_that_are_equal_agree_and_constant_ones_say_nothing() -> None:
     shares = {f"layer{i}": float(i) for i in range(12)}
     same, constant = Source("b", shares), Source("c", dict.fromkeys(shares, 1.0))
     (found,) = agreements([Source("a", shares), same, constant])
-    assert (found.correlation, found.low, found.high) == pytest.approx((1.0, 1.0, 1.0))
+    rank = found.correlation
+    assert (rank.value, rank.low, rank.high) == pytest.approx((1.0, 1.0, 1.0))
 
 
 @pytest.fixture(scope="module")

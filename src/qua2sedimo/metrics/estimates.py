@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from qua2sedimo.formats.document import MaybeFloat
 
-_REPLICATES = 200
+_REPLICATES, _RANK_REPLICATES = 200, 400
 _SET_REPLICATES = 50  # fewer: each computes a set distance
 
 
@@ -50,6 +51,18 @@ def mean_estimate(values: np.ndarray, seed: int = 0) -> Estimate:
     draws = np.random.default_rng(seed).integers(len(values), size=(_REPLICATES, len(values)))
     low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
     return Estimate(float(values.mean()), float(low), float(high), len(values))
+
+
+def rank_estimate(a: np.ndarray, b: np.ndarray, seed: int = 0) -> Estimate:
+    """Spearman's rank correlation of two values of the same things [n], with a percentile bootstrap interval over
+    these; resamples in which one of the two is constant do not count."""
+    pairs, chance, found = np.stack([a, b]), np.random.default_rng(seed), []
+    for _ in range(_RANK_REPLICATES):
+        drawn = pairs[:, chance.integers(len(a), size=len(a))]
+        if np.ptp(drawn, axis=1).min() > 0:
+            found.append(float(spearmanr(*drawn).statistic))
+    low, high = np.quantile(found, [0.025, 0.975]) if found else (math.nan, math.nan)
+    return Estimate(float(spearmanr(*pairs).statistic), float(low), float(high), len(a))
 
 
 def set_estimate(

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from qua2sedimo.denoisers import WeightLayer
+from qua2sedimo.metrics.estimates import Estimate, rank_estimate
 from qua2sedimo.sensitivity.expected import ExpectedDamage
 from qua2sedimo.sensitivity.tables import LayerStep
 
-_REPLICATES, _LEAST = 1_000, 4  # of the bootstrap; layers that a correlation is told of
+_LEAST = 4  # layers that a correlation is told of
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Spearman's rank correlation of two sources over the ``layers`` that both know, with a 95 % bootstrap interval
-    over layers."""
+    """Spearman's rank correlation of two sources over the layers that both know."""
 
     first: str
     second: str
-    correlation: float
-    low: float
-    high: float
-    layers: int
+    correlation: Estimate
 
 
 @dataclass(frozen=True)
@@ -66,8 +62,7 @@ def agreements(known: Sequence[Source]) -> list[Agreement]:
             layers = [name for name in first.shares if name in second.shares]
             pairs = np.array([[first.shares[n], second.shares[n]] for n in layers])
             if len(layers) >= _LEAST and pairs.std(axis=0).min() > 0:
-                low, high = _interval(pairs)
-                found.append(Agreement(first.name, second.name, _rank(pairs), low, high, len(layers)))
+                found.append(Agreement(first.name, second.name, rank_estimate(*pairs.T)))
     return found
 
 
@@ -88,17 +83,3 @@ def _sum(source: Source, members: Sequence[str]) -> float | None:
 def _shares(values: Mapping[str, float]) -> dict[str, float]:
     total = sum(values.values())
     return {name: value / total for name, value in values.items()}
-
-
-def _rank(pairs: np.ndarray) -> float:
-    return float(spearmanr(*pairs.T).statistic)
-
-
-def _interval(pairs: np.ndarray) -> tuple[float, float]:
-    chance, found = np.random.default_rng(0), []
-    for _ in range(_REPLICATES):
-        drawn = pairs[chance.integers(len(pairs), size=len(pairs))]
-        if drawn.std(axis=0).min() > 0:
-            found.append(_rank(drawn))
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(low), float(high)

@@ -46,6 +46,10 @@ class JoinedStatistics:
         """Whether gradients were observed for every denoiser."""
         return all(part.has_gradients for part in self.parts.values())
 
+    def part(self, component: str) -> Statistics:
+        """The statistics of a component alone."""
+        return self.parts[component]
+
     @property
     def without_gradients(self) -> tuple[str, ...]:
         """Names of denoisers whose gradients were not observed."""

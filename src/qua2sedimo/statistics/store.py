@@ -78,6 +78,10 @@ class Statistics:
         """Whether gradients were observed."""
         return bool(self.index.gradients)
 
+    def part(self, component: str) -> Statistics:
+        """The statistics of a component: of the only denoiser, named "", all of them."""
+        return self
+
     @property
     def without_gradients(self) -> tuple[str, ...]:
         """Names of denoisers whose gradients were not observed; of the only one, ""."""

@@ -89,7 +89,7 @@ def weigh_one_by_one(
     parts = [part for part in parts if not is_encoder(part.denoiser)]
     total, done = sum(len(part.units) for part in parts), 0
     for part in parts:
-        calls = _of_part(statistics, part).calls.some(_ONE_BY_ONE)
+        calls = statistics.part(part.component).calls.some(_ONE_BY_ONE)
         difference: OutputDifference | None = None
         for unit in part.units:
             layer = part.prefix + unit
@@ -144,13 +144,9 @@ class _Products:
         return torch.tensor([inner_product(value, gradient) - own for value in values])
 
 
-def _of_part(statistics: Statistics | JoinedStatistics, part: DenoiserPart) -> Statistics:
-    return statistics.parts[part.component] if isinstance(statistics, JoinedStatistics) else statistics
-
-
 def _chosen(statistics: Statistics | JoinedStatistics, part: DenoiserPart) -> RecordedCalls:
     """The calls that are run."""
-    return _of_part(statistics, part).calls.some(
+    return statistics.part(part.component).calls.some(
         weighed_calls(sum(part.graph.layers[unit].weights for unit in part.units))
     )
 

@@ -42,7 +42,8 @@ def sources_table(known: Sequence[Source], groups: Sequence[GroupShares], by: st
         shares = ("–" if share is None else f"{100 * share:.2g} %" for share in group.shares)
         made.add_row(Text(group.name), str(group.layers), *shares)
     said = [
-        f"{a.first} and {a.second}: {a.correlation:.2f} [{a.low:.2f}, {a.high:.2f}] over {a.layers} layers"
+        f"{a.first} and {a.second}: {a.correlation.value:.2f} [{a.correlation.low:.2f}, {a.correlation.high:.2f}] over "
+        f"{a.correlation.images} layers"
         for a in agreements(known)
     ]
     if said:

@@ -8,15 +8,13 @@ from functools import partial
 import numpy as np
 from scipy.stats import spearmanr
 
-from qua2sedimo.metrics.estimates import Estimate
+from qua2sedimo.metrics.estimates import rank_estimate
 from qua2sedimo.objective import Objective
 from qua2sedimo.predictor.baselines import additive, one_hot, out_of_fold, ridge
 from qua2sedimo.records import Record
 from qua2sedimo.report.data import PredictorQuality
 from qua2sedimo.study.stages.fit import fitted, fitted_records, training_data
 from qua2sedimo.study.workspace import Workspace
-
-_REPLICATES = 400
 
 
 def predictor_quality(study: Workspace) -> PredictorQuality:
@@ -35,8 +33,8 @@ def predictor_quality(study: Workspace) -> PredictorQuality:
     }
     sign = study.objective.sign
     return PredictorQuality(
-        rank_correlation=_rank_correlation(predicted, objective),
-        baselines={name: _rank_correlation(values, objective) for name, values in baselines.items()},
+        rank_correlation=rank_estimate(predicted, objective),
+        baselines={name: rank_estimate(values, objective) for name, values in baselines.items()},
         pairs=[(float(sign * p), float(sign * m)) for p, m in zip(predicted, objective)],
         noise_ceiling=noise_ceiling(records, study.objective),
     )
@@ -54,11 +52,3 @@ def noise_ceiling(records: list[Record], objective: Objective) -> float | None:
     values = np.array(images)
     half = float(spearmanr(values[:, ::2].mean(axis=1), values[:, 1::2].mean(axis=1)).statistic)
     return math.sqrt(max(0.0, 2 * half / (1 + half))) if half > -1 else None
-
-
-def _rank_correlation(predicted: np.ndarray, objective: np.ndarray) -> Estimate:
-    rng = np.random.default_rng(0)
-    draws = [rng.integers(len(objective), size=len(objective)) for _ in range(_REPLICATES)]
-    replicates = [float(spearmanr(predicted[d], objective[d]).statistic) for d in draws]
-    low, high = np.nanquantile(replicates, [0.025, 0.975])
-    return Estimate(float(spearmanr(predicted, objective).statistic), float(low), float(high), len(objective))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from qua2sedimo.study.settings import Effort
 from qua2sedimo.study.stages.compare import OUTSIDE, UNIFORM
+from qua2sedimo.study.stages.last_comparison import COMPARED
 from qua2sedimo.study.stages.plan import Plan
 from qua2sedimo.study.stages.polish import CHECKED, DECIDING
 from qua2sedimo.study.stages.search import least_images
@@ -45,12 +46,14 @@ def dry_run(study: Workspace, plan: Plan, effort: Effort, compared: int) -> list
         if budget:
             stages.append(StageCost("search near the size, at most", budget * image, budget))
     if effort != "paper" and study.settings.compensates:
-        images = 3 * DECIDING + 2 * CHECKED
+        polished = 2 if effort == "search" else 1  # a search also polishes what gradients choose
+        images = polished * 3 * DECIDING + (3 * COMPARED if polished > 1 else 2 * CHECKED)
         each = max(1, len(study.reachable.layers)) / sum(map(len, study.reachable.options.values()))
         rounding = each * (plan.quantize or 0.0)
         seen = _POLISHING_PASSES * plan.trial.generate / plan.trial.images * study.observed_images
         choice = 2 * study.candidates.weights  # at most: what a choice's own weights take
-        stages.append(StageCost("polish the choice and check it", rounding + seen + images * image, images, choice))
+        seconds = polished * (rounding + seen) + images * image
+        stages.append(StageCost("polish the choice and check it", seconds, images, choice))
     rows = len(UNIFORM) + len(OUTSIDE) + 3  # full precision twice, for distances, and ours
     stages.append(StageCost("export and load again, compare", plan.load + rows * compared * image, rows * compared))
     return stages

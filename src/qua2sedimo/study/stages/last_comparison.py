@@ -20,8 +20,9 @@ from qua2sedimo.study.stages.search_log import Compared, SearchLog
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.progress import Progress
 
-#: The most images that decide, of those after the finals'.
-_DECIDING, _AFTER = 48, 1_000
+#: Images that decide at most.
+COMPARED = 48
+_AFTER = 1_000  # they come after those of the finals
 
 
 def compared_and_kept(
@@ -36,7 +37,7 @@ def compared_and_kept(
     if not study.settings.compensates:
         return save_choice(study.folder / "choices", choice), None
     rivals = list(dict.fromkeys([choice.configuration, rival]))
-    images = FINALS.images(_DECIDING, skip=_AFTER)
+    images = FINALS.images(COMPARED, skip=_AFTER)
     try:
         for configuration in rivals:
             log = _with_polished(study, configuration, log, path, progress)

@@ -12,7 +12,7 @@ from qua2sedimo.images.ledger import FINALS, LEARNING
 from qua2sedimo.options import Configuration
 from qua2sedimo.quantizers import QuantizedWeight
 from qua2sedimo.sequential import polished
-from qua2sedimo.statistics import JoinedStatistics, sample_name
+from qua2sedimo.statistics import sample_name
 from qua2sedimo.study.choices import Choice, save_choice
 from qua2sedimo.study.parts import DenoiserPart
 from qua2sedimo.study.workspace import Workspace
@@ -69,8 +69,7 @@ def _polished_part(
     progress: Progress,
 ) -> dict[str, QuantizedWeight]:
     """The units of one denoiser rounded again."""
-    statistics = study.statistics
-    of_part = statistics.parts[part.component] if isinstance(statistics, JoinedStatistics) else statistics
+    of_part = study.statistics.part(part.component)
     found = polished(
         part.denoiser, part.graph, of_part.sources, sample_name(part.denoiser), of_part.calls,
         part.own(configuration), part.own(values), lambda unit: study.original_weight(part.prefix + unit),
