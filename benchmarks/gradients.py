@@ -1,6 +1,6 @@
 """What gradients know of damage before anything is measured, and what measurements add.
 
-    python benchmarks/gradients.py [--models digits-dit …] [--count 60] [--images 16] [--work FOLDER]
+    python benchmarks/gradients.py [--models digits-dit …] [--count 60] [--images 16] [--alone 64] [--work FOLDER]
     python benchmarks/gradients.py --docs        # only write the tables of docs/sensitivity.md and docs/sampling.md
 
 Measured are, on images that models may learn from: random configurations of the study's sampler; configurations near
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(zoo.ENTRIES))
     parser.add_argument("--count", type=int, default=60, help="Random configurations, and as many near the frontier.")
     parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--alone", type=int, default=64, help="Images of each layer alone: they differ little.")
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "results" / "compensation")
     parser.add_argument("--docs", action="store_true", help="Only write the table of the page.")
     asked = parser.parse_args()
@@ -58,7 +59,7 @@ def main() -> None:
     for model in [] if asked.docs else asked.models:
         study = opened(asked, model, 0)
         rows: Rows = kept.setdefault(model, {}).setdefault("measured", {})
-        for name, row in measured(study, wanted(study, asked.count), rows, asked.images):
+        for name, row in measured(study, wanted(study, asked.count), rows, asked):
             rows[name] = row
             write_json(ROWS, kept)
         if "one by one" not in kept[model]:
@@ -87,18 +88,21 @@ def wanted(study: Study, count: int) -> Iterator[tuple[str, Configuration]]:
 
 
 def measured(
-    study: Study, configurations: Iterator[tuple[str, Configuration]], there: Mapping[str, Any], images: int
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """PSNR of each image, of the configurations that are not there."""
-    inside, which = study.workspace, LEARNING.images(images, skip=400)
+    study: Study, configurations: Iterator[tuple[str, Configuration]], there: Mapping[str, Any],
+    asked: argparse.Namespace,
+) -> Iterator[tuple[str, dict[str, Any]]]:  # fmt: skip
+    """PSNR of each image, of the configurations that lack some."""
+    inside, which = study.workspace, LEARNING.images(max(asked.images, asked.alone), skip=400)
     inside.switch.restore()
     full = inside.generator(which.start, which.stop)
     for name, configuration in configurations:
-        if name not in there:
+        known = list(there[name]["psnr"]) if name in there else []
+        images = range(len(known), asked.alone if name.startswith("alone") else asked.images)
+        if images:
             inside.switch.apply(configuration)
-            made = inside.generator(which.start, which.stop)
-            values = [round(float(v), 3) for v in psnr(made, full)]
-            yield name, {"configuration": configuration.to_json(), "psnr": values}
+            made = inside.generator(which.start + images.start, which.start + images.stop)
+            values = [round(float(v), 3) for v in psnr(made, full[images.start : images.stop])]
+            yield name, {"configuration": configuration.to_json(), "psnr": known + values}
     inside.switch.restore()
 
 
