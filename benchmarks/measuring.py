@@ -1,12 +1,13 @@
 """Seconds of a measured configuration beside the bare pipeline call, split in switch, generate and compare; memory.
 
     python benchmarks/measuring.py [--models digits-dit avatars-pixart avatars-unet] [--images 16] [--repeats 9]
-                                   [--metrics psnr features] [--clock process] [--work FOLDER]
+                                   [--metrics psnr] [--steps 1] [--clock process] [--work FOLDER]
 
 Every configuration is measured between two bare calls of the pipeline for the same images; columns are medians, the
 overhead is the median of the pairs, with its quartiles. One thread; seconds are the process's own CPU time unless
 ``--clock wall``, so that other programs of the machine count little. Each model is measured in a process of its own,
-whose bank lies on disk already: the peak of its memory is that of measuring. Writes benchmarks/results/measuring.json.
+whose bank lies on disk already: the peak of its memory is that of measuring. ``--steps 1`` is the worst case: a
+pipeline of one step without guidance. Writes benchmarks/results/measuring.json.
 """
 
 from __future__ import annotations
@@ -29,19 +30,24 @@ OPTIONS = "uaq-2,uaq-3,uaq-4,kmeans_a-3,kmeans_a-4,kmeans_c-4"
 CLOCKS = {"process": time.process_time, "wall": time.perf_counter}
 
 
-def study_of(model: str, images: int, metrics: list[str], folder: Path) -> Study:
-    settings = settings_for(model, None, "{}", OPTIONS, images, None, 0)
-    return Study.create(folder, settings.model_copy(update={"metrics": metrics}))
+def study_of(asked: argparse.Namespace, model: str, folder: Path) -> Study:
+    settings = settings_for(model, None, "{}", OPTIONS, asked.images, None, 0)
+    arguments = dict(settings.arguments)
+    if asked.steps is not None:
+        arguments["num_inference_steps"] = asked.steps
+        if asked.steps == 1 and "guidance_scale" in arguments:
+            arguments["guidance_scale"] = 1.0
+    return Study.create(folder, settings.model_copy(update={"metrics": asked.metrics, "arguments": arguments}))
 
 
 def build(asked: argparse.Namespace, model: str, folder: Path) -> None:
-    study_of(model, asked.images, asked.metrics, folder).quantize()
+    study_of(asked, model, folder).quantize()
 
 
 def measured(asked: argparse.Namespace, model: str, folder: Path) -> dict[str, Any]:
     """One row of the table."""
     torch.set_num_threads(1)
-    study = study_of(model, asked.images, asked.metrics, folder)
+    study = study_of(asked, model, folder)
     generator = TimedGenerator(study.workspace.pipeline, study.workspace.generator.generation)
     bare_seconds(generator, range(asked.images))
     before = peak_bytes()
@@ -76,7 +82,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["digits-dit", "avatars-pixart", "avatars-unet"])
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--metrics", nargs="+", default=["psnr", "features"])
+    parser.add_argument("--metrics", nargs="+", default=["psnr"])
+    parser.add_argument("--steps", type=int, help="Steps of an image; default: the zoo's own.")
     parser.add_argument("--clock", choices=CLOCKS, default="process")
     parser.add_argument("--work", type=Path, default=RESULTS / "measuring", help="where studies and banks are kept")
     asked = parser.parse_args()
@@ -88,8 +95,9 @@ def main() -> None:
     print("|---" * 13 + "|")
     for model in asked.models:
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            pool.apply(build, (asked, model, asked.work / model))
-            row = pool.apply(measured, (asked, model, asked.work / model))
+            folder = asked.work / (model if asked.steps is None else f"{model}-{asked.steps}")
+            pool.apply(build, (asked, model, folder))
+            row = pool.apply(measured, (asked, model, folder))
         rows.append(row)
         seconds = " | ".join(f"{row[name]:.3g}" for name in ("bare", "switch", "generate", "compare", "total"))
         low, high = row["quartiles"]

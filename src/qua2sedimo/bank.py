@@ -127,6 +127,7 @@ class Bank:
             raise Qua2SeDiMoError(f"{folder / _INDEX} is damaged: {error}", _REBUILD_FILE) from error
         self.folder, self._owner = folder, owner
         self._files: dict[str, Any] = {}
+        self._read: dict[tuple[str, Option], QuantizedWeight] = {}  # mapped, so no copies
 
     @staticmethod
     def is_finished(folder: Path, space: SearchSpace) -> bool:
@@ -215,6 +216,11 @@ class Bank:
         Raises :class:`Qua2SeDiMoError` naming file and layer if the file is missing or damaged; it is compared with its
         checksum on first use.
         """
+        if (layer, option) not in self._read:
+            self._read[layer, option] = self._mapped(layer, option)
+        return self._read[layer, option]
+
+    def _mapped(self, layer: str, option: Option) -> QuantizedWeight:
         if layer not in self._files:
             path = self._intact(layer)
             try:

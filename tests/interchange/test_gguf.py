@@ -16,6 +16,7 @@ from accelerate import init_empty_weights
 from diffusers import (
     FluxTransformer2DModel,
     GGUFQuantizationConfig,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
 )
@@ -202,6 +203,58 @@ def test_original_names_of_flux_are_what_diffusers_converts(guidance: bool) -> N
     assert all(torch.equal(back[name], tensor) for name, tensor in rows.tensors.items())
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"qk_norm": "rms_norm"}, {"qk_norm": "rms_norm", "dual_attention_layers": (0, 1)}],
+    ids=["3", "3.5 large", "3.5 medium"],
+)
+def test_original_names_of_sd3_are_what_diffusers_converts(changes: dict[str, Any]) -> None:
+    with init_empty_weights():
+        model = SD3Transformer2DModel(num_layers=3, **changes)
+    rows = _Rows(model)
+    back = single_file_utils.convert_sd3_transformer_checkpoint_to_diffusers(rows.written(model))
+    assert back.keys() == rows.tensors.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in rows.tensors.items())
+
+
+def test_original_names_of_pixart_are_those_of_its_checkpoints() -> None:
+    """diffusers has no converter in its package; names and shapes of PixArt-XL-2-1024-MS are written down here."""
+    with init_empty_weights():
+        model = PixArtTransformer2DModel(sample_size=128, caption_channels=4096)  # 128 brings conditions on size and aspect ratio
+    own = model.state_dict()
+    found = {}
+    for one in named(model, "original", own):
+        assert not one.swapped
+        found[one.name] = torch.cat([torch.empty(own[part].shape) for part in one.parts]).shape
+    d, last = 1152, 27
+    linear = {
+        "x_embedder.proj": (d, 4, 2, 2), "t_embedder.mlp.0": (d, 256), "t_embedder.mlp.2": (d, d),
+        "csize_embedder.mlp.0": (d // 3, 256), "csize_embedder.mlp.2": (d // 3, d // 3),
+        "ar_embedder.mlp.0": (d // 3, 256), "ar_embedder.mlp.2": (d // 3, d // 3), "t_block.1": (6 * d, d),
+        "y_embedder.y_proj.fc1": (d, 4096), "y_embedder.y_proj.fc2": (d, d), "final_layer.linear": (32, d),
+    }  # fmt: skip
+    in_block = {
+        "attn.qkv": (3 * d, d), "attn.proj": (d, d), "cross_attn.q_linear": (d, d), "cross_attn.kv_linear": (2 * d, d),
+        "cross_attn.proj": (d, d), "mlp.fc1": (4 * d, d), "mlp.fc2": (d, 4 * d),
+    }  # fmt: skip
+    linear |= {f"blocks.{i}.{name}": shape for i in range(last + 1) for name, shape in in_block.items()}
+    expected = {f"{name}.weight": shape for name, shape in linear.items()}
+    expected |= {f"{name}.bias": shape[:1] for name, shape in linear.items()}
+    expected |= {f"blocks.{i}.scale_shift_table": (6, d) for i in range(last + 1)}
+    expected |= {"final_layer.scale_shift_table": (2, d)}
+    assert {name: tuple(shape) for name, shape in found.items()} == expected
+
+
+@torch.no_grad()
+def test_diffusers_loads_sd3_with_original_names(tmp_path: Path) -> None:
+    model = sd3()
+    values = quantized(model, same=("attn.to_", "attn.add_"))
+    save_gguf(model, None, values, tmp_path / "model.gguf", names="original")
+    loaded = load(model, tmp_path / "model.gguf", tmp_path)
+    expected = plain(model, values)(**call_of(model)).sample
+    assert (loaded(**call_of(model)).sample - expected).norm() < 3e-3 * expected.norm()
+
+
 @pytest.mark.parametrize("changes", [{}, XL], ids=["SD 1.5", "SDXL"])
 def test_original_names_of_unets_are_what_diffusers_converts(changes: dict[str, Any]) -> None:
     model = unet(**changes)
@@ -258,8 +311,8 @@ def test_what_has_no_place_in_the_format_is_refused_or_written_plain(tmp_path: P
     tensors = {t.name: t for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
     for name, value in values.items():
         assert torch.equal(torch.from_numpy(tensors[f"{name}.weight"].data.copy()), dequantize_weight(value))
-    with pytest.raises(Qua2SeDiMoError, match="original names of PixArtTransformer2DModel are not known") as error:
-        save_gguf(model, None, values, tmp_path / "out.gguf", any_size=True, names="original")
+    with pytest.raises(Qua2SeDiMoError, match="original names of DiTTransformer2DModel are not known") as error:
+        save_gguf(dit().half(), None, one_layer(), tmp_path / "other.gguf", any_size=True, names="original")
     assert "--format gguf" in error.value.remedy
 
 

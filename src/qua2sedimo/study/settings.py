@@ -86,7 +86,7 @@ class StudySettings(BaseModel):
     configurations: str | None = None
     bits_range: tuple[float, float] = (2.0, 6.0)
     objective: str = "psnr"
-    metrics: list[str] = Field(default_factory=lambda: ["psnr", "features"])
+    metrics: list[str] = Field(default_factory=lambda: ["psnr"])
     loss: Literal["srcc", "lambdarank", "hybrid", "mse"] = "srcc"
 
     @model_validator(mode="before")

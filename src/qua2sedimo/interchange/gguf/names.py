@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -89,6 +89,64 @@ _FLUX = [
     ),
 ]  # fmt: skip
 
+_JOINT = [
+    *_each(
+        "",
+        {
+            "pos_embed.proj": "x_embedder.proj", "pos_embed": "", "context_embedder": "context_embedder",
+            "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+            "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+            "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+            "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2", "proj_out": "final_layer.linear",
+        },
+    ),
+    _Rule("", ("norm_out.linear",), "final_layer.adaLN_modulation.1", swapped=True),
+    _Rule(_BLOCK, _OURS, r"joint_blocks.\1.x_block.attn.qkv"),
+    _Rule(_BLOCK, _ADDED, r"joint_blocks.\1.context_block.attn.qkv"),
+    _Rule(_BLOCK, ("attn2.to_q", "attn2.to_k", "attn2.to_v"), r"joint_blocks.\1.x_block.attn2.qkv"),
+    *_each(
+        _BLOCK,
+        {
+            "norm1.linear": "x_block.adaLN_modulation.1", "norm1_context.linear": "context_block.adaLN_modulation.1",
+            "attn.norm_q": "x_block.attn.ln_q", "attn.norm_k": "x_block.attn.ln_k", "attn.to_out.0": "x_block.attn.proj",
+            "attn.norm_added_q": "context_block.attn.ln_q", "attn.norm_added_k": "context_block.attn.ln_k",
+            "attn.to_add_out": "context_block.attn.proj", "attn2.norm_q": "x_block.attn2.ln_q",
+            "attn2.norm_k": "x_block.attn2.ln_k", "attn2.to_out.0": "x_block.attn2.proj",
+            "ff.net.0.proj": "x_block.mlp.fc1", "ff.net.2": "x_block.mlp.fc2",
+            "ff_context.net.0.proj": "context_block.mlp.fc1", "ff_context.net.2": "context_block.mlp.fc2",
+        },
+        r"joint_blocks.\1.",
+    ),
+]  # fmt: skip
+
+_PIXART = [
+    *_each(
+        "",
+        {
+            "pos_embed.proj": "x_embedder.proj", "adaln_single.linear": "t_block.1", "proj_out": "final_layer.linear",
+            "": "final_layer", "caption_projection.linear_1": "y_embedder.y_proj.fc1",
+            "caption_projection.linear_2": "y_embedder.y_proj.fc2",
+            "adaln_single.emb.timestep_embedder.linear_1": "t_embedder.mlp.0",
+            "adaln_single.emb.timestep_embedder.linear_2": "t_embedder.mlp.2",
+            "adaln_single.emb.resolution_embedder.linear_1": "csize_embedder.mlp.0",
+            "adaln_single.emb.resolution_embedder.linear_2": "csize_embedder.mlp.2",
+            "adaln_single.emb.aspect_ratio_embedder.linear_1": "ar_embedder.mlp.0",
+            "adaln_single.emb.aspect_ratio_embedder.linear_2": "ar_embedder.mlp.2",
+        },
+    ),
+    _Rule(r"transformer_blocks\.(\d+)", ("",), r"blocks.\1"),
+    _Rule(_BLOCK, ("attn1.to_q", "attn1.to_k", "attn1.to_v"), r"blocks.\1.attn.qkv"),
+    _Rule(_BLOCK, ("attn2.to_k", "attn2.to_v"), r"blocks.\1.cross_attn.kv_linear"),
+    *_each(
+        _BLOCK,
+        {
+            "attn1.to_out.0": "attn.proj", "attn2.to_q": "cross_attn.q_linear", "attn2.to_out.0": "cross_attn.proj",
+            "ff.net.0.proj": "mlp.fc1", "ff.net.2": "mlp.fc2",
+        },
+        r"blocks.\1.",
+    ),
+]  # fmt: skip
+
 _RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3",
     "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection",
@@ -145,11 +203,21 @@ def _by_rules(rules: Iterable[_Rule]) -> Callable[[str, nn.Module], Named | None
             if match is not None:
                 start = module.removesuffix(own)
                 suffix = rule.suffix if rule.suffix and last == "weight" else f".{last}"
-                parts = tuple(f"{start}{other}.{last}" for other in rule.modules)
-                return Named(match.expand(rule.name) + suffix, parts, rule.swapped)
+                parts = tuple(f"{start}{other}.{last}".removeprefix(".") for other in rule.modules)
+                return Named((match.expand(rule.name) + suffix).removeprefix("."), parts, rule.swapped)
         return None
 
     return naming
+
+
+_by_joint_rules, _LAST = _by_rules(_JOINT), "transformer_blocks.{}.norm1_context."
+
+
+def _of_joint(tensor: str, denoiser: nn.Module) -> Named | None:
+    """A tensor of Stable Diffusion 3: the text's last block normalizes only what attention reads, as the output does."""
+    found = _by_joint_rules(tensor, denoiser)
+    last = denoiser.config["num_layers"] - 1  # type: ignore[index]
+    return replace(found, swapped=True) if found and tensor.startswith(_LAST.format(last)) else found
 
 
 def _of_unet(tensor: str, denoiser: nn.Module) -> Named | None:
@@ -186,6 +254,8 @@ def _in_unet_block(module: str, config: Any) -> str | None:
 
 _NAMINGS: Mapping[str, Callable[[str, nn.Module], Named | None]] = {
     "FluxTransformer2DModel": _by_rules(_FLUX),
+    "SD3Transformer2DModel": _of_joint,
+    "PixArtTransformer2DModel": _by_rules(_PIXART),
     "UNet2DConditionModel": _of_unet,
 }
 
