@@ -197,9 +197,9 @@ def own_model(folder: Path) -> None:
     (folder / "transformer" / "mine.py").write_text("raise SystemExit('run')")
 
 
-def four_bits(folder: Path) -> None:
+def four_bits(folder: Path, method: str = "bitsandbytes") -> None:
     path = folder / "transformer" / "config.json"
-    how = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    how = {"quant_method": method, "load_in_4bit": True}
     path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": how}))
 
 
@@ -226,7 +226,7 @@ def renamed(end: str) -> Callable[[Tensors, str, torch.Tensor], None]:
         (own_model, ("pipeline code of its own (transformer/mine.py)",)),
         (cut("vae/diffusion_pytorch_model.safetensors", 0), ("vae/diffusion_pytorch_model.safetensors is truncated",)),
         (cut("scheduler/scheduler_config.json", 40), ("scheduler/scheduler_config.json is damaged",)),
-        (four_bits, ("quantized already, by bitsandbytes", "unquantized")),
+        (four_bits, ("quantized already, by bitsandbytes", "Pass the unquantized")),
     ],
 )
 def test_what_cannot_be_loaded_is_named_with_its_cause(
@@ -237,6 +237,14 @@ def test_what_cannot_be_loaded_is_named_with_its_cause(
         load_pipeline(str(folder), device="cpu")
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "meta tensor" not in str(caught.value) and "elete" not in str(caught.value)
+
+
+def test_what_decodes_a_checkpoint_of_sdnq_is_named_where_it_is_missing(folder: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("qua2sedimo.denoisers.quantized.find_spec", lambda name: None)
+    four_bits(folder, "sdnq")
+    with pytest.raises(Qua2SeDiMoError, match=r"transformer is quantized already, by sdnq") as caught:
+        load_pipeline(str(folder), device="cpu")
+    assert "pip install sdnq" in str(caught.value.remedy) and "unquantized" in str(caught.value.remedy)
 
 
 def test_weights_that_the_model_does_not_use_are_said(folder: Path, caplog, monkeypatch) -> None:  # type: ignore[no-untyped-def]

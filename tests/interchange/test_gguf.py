@@ -220,7 +220,9 @@ def test_original_names_of_sd3_are_what_diffusers_converts(changes: dict[str, An
 def test_original_names_of_pixart_are_those_of_its_checkpoints() -> None:
     """diffusers has no converter in its package; names and shapes of PixArt-XL-2-1024-MS are written down here."""
     with init_empty_weights():
-        model = PixArtTransformer2DModel(sample_size=128, caption_channels=4096)  # 128 brings conditions on size and aspect ratio
+        model = PixArtTransformer2DModel(
+            sample_size=128, caption_channels=4096
+        )  # 128 brings conditions on size and aspect ratio
     own = model.state_dict()
     found = {}
     for one in named(model, "original", own):

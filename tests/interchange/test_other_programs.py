@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +50,85 @@ if type(denoiser).__name__ == "PixArtTransformer2DModel":
 with torch.no_grad():
     save_file({"sample": denoiser(**inputs).sample}, answer)
 """
+
+
+#: Quantizes the denoiser and the text encoder of a pipeline as SDNQ does, loads it as a model to quantize, and
+#: compares both outputs.
+QUANTIZED_THERE = """
+import json, sys
+folder, settings = sys.argv[1], json.loads(sys.argv[2])
+import diffusers, torch, transformers
+from sdnq import SDNQConfig
+from qua2sedimo import Study
+from qua2sedimo.denoisers.pipelines import load_pipeline
+settings = SDNQConfig(minimum_allowed_numel=0, minimum_allowed_channel_size=0, quant_conv=True, **settings)
+pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+made = {}
+for name in ("transformer", "text_encoder"):
+    kind = type(getattr(pipeline, name))
+    made[name] = kind.from_pretrained(f"{folder}/{name}", torch_dtype=torch.float16, quantization_config=settings)
+    made[name].save_pretrained(f"{folder}/{name}")
+found = load_pipeline(folder)
+torch.manual_seed(0)
+x = {"hidden_states": torch.randn(1, 3, 16, 16), "timestep": torch.tensor([7]),
+     "encoder_hidden_states": torch.randn(1, 5, 128)}
+x = {k: v.half() if v.is_floating_point() else v for k, v in x.items()}
+config = made["transformer"].config
+x["hidden_states"] = torch.randn(1, config.in_channels, config.sample_size, config.sample_size).half()
+size = {"resolution": None, "aspect_ratio": None}
+with torch.no_grad():
+    pairs = [(made["transformer"](**x, added_cond_kwargs=size).sample,
+              found.transformer.half()(**x, added_cond_kwargs=size).sample)]
+    ids = torch.tensor([[3, 4, 5]])
+    pairs.append((made["text_encoder"](ids).last_hidden_state, found.text_encoder.half()(ids).last_hidden_state))
+for theirs, ours in pairs:
+    assert (theirs.float() - ours.float()).norm() < 2e-3 * theirs.float().norm(), (theirs, ours)
+for model in (found.transformer, found.text_encoder):
+    assert not any("SDNQ" in type(m).__name__ for m in model.modules()), "plain layers"
+    assert "quantization_config" not in model.config.to_dict() if hasattr(model.config, "to_dict") else model.config
+"""
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process of this Python that finds SDNQ too."""
+    folder = tmp_path_factory.mktemp("beside")
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), PINNED[0]]
+    ended = subprocess.run(install, capture_output=True, text=True)
+    if ended.returncode and any(sign in ended.stderr for sign in ("NewConnectionError", "name resolution")):
+        pytest.skip(f"the package index is unreachable: {ended.stderr[-300:]}")
+    assert ended.returncode == 0, ended.stderr
+    return {**os.environ, "PYTHONPATH": str(folder), "SDNQ_USE_TORCH_COMPILE": "0"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"weights_dtype": "uint4"},
+        {"weights_dtype": "int8", "group_size": -1},
+        {"weights_dtype": "int5", "group_size": 32, "use_svd": True, "svd_rank": 4},
+        {"weights_dtype": "uint3", "use_hadamard": True},
+        {"weights_dtype": "uint2", "use_codebook": True},
+        {"weights_dtype": "float8_e4m3fn"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_a_checkpoint_of_sdnq_is_decoded_and_can_be_quantized(
+    beside: dict[str, str], settings: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.copytree(zoo.ENTRIES["avatars-pixart"].folder, tmp_path / "model")
+    script = tmp_path / "quantized.py"
+    script.write_text(QUANTIZED_THERE)
+    words = [sys.executable, str(script), str(tmp_path / "model"), json.dumps(settings)]
+    ended = subprocess.run(words, env=beside, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stderr.count("was quantized already, by sdnq") == 2
+    if settings == {"weights_dtype": "uint4"}:
+        asked = '--bits 3.5 --observe 2 --options uaq-3,uaq-4 --prompt red --arguments {"num_inference_steps":1}'
+        folders = [str(tmp_path / "model"), str(tmp_path / "study")]
+        words = [sys.executable, "-m", "qua2sedimo", "run", *folders, *asked.split()]
+        ended = subprocess.run(words, env=beside, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")

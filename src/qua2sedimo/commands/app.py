@@ -143,9 +143,7 @@ ListFile = Annotated[
 ]
 Metrics = Annotated[
     list[str] | None,
-    typer.Option(
-        "--metric", help="A metric to measure; repeatable. See `qua2sedimo metrics`. Default: psnr."
-    ),
+    typer.Option("--metric", help="A metric to measure; repeatable. See `qua2sedimo metrics`. Default: psnr."),
 ]
 Batch = Annotated[
     int | None,

@@ -16,6 +16,7 @@ from qua2sedimo.denoisers.encoders import refuse_shared
 from qua2sedimo.denoisers.layers import refuse_unsuitable, refuse_without_weights
 from qua2sedimo.denoisers.loading import Loading, save_memory
 from qua2sedimo.denoisers.offload import placed, refuse_hooks
+from qua2sedimo.denoisers.quantized import decode_foreign, quantized_by
 from qua2sedimo.denoisers.single_file import load_file
 from qua2sedimo.denoisers.stored import (
     DENOISERS,
@@ -125,7 +126,7 @@ def _from_folder(model: str, folder: Path, loading: Loading) -> Any:
             "Check that the folder is complete, and that its config.json files belong to its weights.",
         ) from error
     refuse_reported(str(folder), said)
-    for remark in check_loaded(pipeline, folder, variant, dtype):
+    for remark in (*check_loaded(pipeline, folder, variant, dtype), *decode_foreign(pipeline, folder)):
         note(remark)
     return pipeline
 
@@ -169,7 +170,7 @@ def denoisers_named(pipeline: Any, component: str | Sequence[str] | None) -> dic
 
 def denoiser_checkpoint(model: str, component: str | None = None, loading: Loading = Loading()) -> Checkpoint | None:
     """The safetensors files of the denoiser of a zoo model or local pipeline folder, which give every tensor as
-    :func:`load_pipeline` loads it; None if there are no such files, or their tensors have other names.
+    :func:`load_pipeline` loads it; None if there are no such files, or they hold something else.
 
     Raises :class:`Qua2SeDiMoError` if a shard is missing or damaged.
     """
@@ -178,7 +179,7 @@ def denoiser_checkpoint(model: str, component: str | None = None, loading: Loadi
         return None
     index = read_index(folder)
     names = [component] if component else denoisers_in(index)
-    if not names:
+    if not names or quantized_by(folder / names[0]) is not None:
         return None
     variant, _ = variant_for(folder, index, loading.variant)
     return checkpoint_of(folder / names[0], variant, as_loaded(class_in(folder / names[0] / "config.json"), dtype))

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from qua2sedimo.denoisers.loading import DTYPES, DtypeName, Loading, dtype_name
+from qua2sedimo.denoisers.quantized import PACKED, quantized_by, refuse_quantized
 from qua2sedimo.errors import Qua2SeDiMoError, first_line
 from qua2sedimo.formats.files import read_json, read_object
 from qua2sedimo.formats.float8 import FLOAT8
@@ -22,6 +23,7 @@ from qua2sedimo.formats.tensorfiles import (
     Checkpoint,
     as_stored,
     read_layout,
+    shard_files,
     weight_names,
 )
 
@@ -31,7 +33,6 @@ DENOISERS = ("transformer", "unet", "transformer_2", "prior", "decoder", "denois
 _FAMILIES = ("diffusers.models.transformers.", "diffusers.models.unets.")
 _NEVER_CALLED = ("MotionAdapter",)  # holds weights that AnimateDiff's pipelines copy to their denoiser
 INDEX = "model_index.json"
-_PACKED = "qua2sedimo"  # the quantization method of our own exports
 _WEIGHTS = re.compile(
     rf"({WEIGHTS}|model|pytorch_model)(-\d+-of-\d+)?(\.(?P<variant>[\w-]+?))?(-\d+-of-\d+)?\.(safetensors|bin)"
 )
@@ -62,7 +63,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise Qua2SeDiMoError(f"{path} names no pipeline class", _SAVE_AGAIN)
     _refuse_own_code(folder, index)
     for name in components(index):
-        _refuse_quantized(folder / name / "config.json")
+        refuse_quantized(folder / name)
     return index
 
 
@@ -88,17 +89,6 @@ def refuse_own_code(model: str, file: str) -> None:
         "If you trust it, load it in Python, pipe = DiffusionPipeline.from_pretrained(…, trust_remote_code=True), and "
         "pass it: qua2sedimo.quantize(pipe, …).",
     )
-
-
-def _refuse_quantized(config: Path) -> None:
-    content = read_json(config, DAMAGED_FILE) if config.is_file() else {}
-    how = content.get("quantization_config") if isinstance(content, dict) else None
-    method = how.get("quant_method") if isinstance(how, dict) else None
-    if how and method != _PACKED:
-        raise Qua2SeDiMoError(
-            f"{config.parent} is quantized already, by {method or 'another program'}",
-            "Pass the unquantized checkpoint that it was made from.",
-        )
 
 
 def variant_for(folder: Path, index: Mapping[str, Any], asked: str | None) -> tuple[str | None, str]:
@@ -169,14 +159,22 @@ def dtype_for(folder: Path, index: Mapping[str, Any], loading: Loading, variant:
     """
     if loading.dtype != "auto":
         return DTYPES[loading.dtype]
-    info = folder / f"{_PACKED}.json"
+    info = folder / f"{PACKED}.json"
     if info.is_file():
         return DTYPES.get(read_json(info).get("dtype"), torch.float32)
     for name in denoisers_in(index) or components(index):
+        if quantized_by(folder / name) is not None:
+            return _dtype_beside_codes(folder / name, variant)
         checkpoint = checkpoint_of(folder / name, variant)
         if checkpoint is not None:
             return stored_dtype(checkpoint.tensors)
     return torch.float32
+
+
+def _dtype_beside_codes(component: Path, variant: str | None) -> torch.dtype:
+    """:func:`stored_dtype` of what is not quantized in a quantized model: scales may be in another."""
+    tensors = {n: t for file in shard_files(component, variant) for n, t in read_layout(file).tensors.items()}
+    return stored_dtype({n: t for n, t in tensors.items() if f"{n.rpartition('.')[0]}.scale" not in tensors})
 
 
 def denoisers_in(index: Mapping[str, Any]) -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from qua2sedimo.denoisers.quantized import forget_quantization
 from qua2sedimo.runtime.activations import set_activation_bits
 from qua2sedimo.runtime.guards import unguard
-from qua2sedimo.runtime.libraries import of_transformers
 from qua2sedimo.runtime.modules import QuantizedLayer, bare, plain_class
 from qua2sedimo.runtime.replace import replace_layers
 
@@ -21,15 +21,7 @@ def dequantize(model: nn.Module) -> nn.Module:
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantizedLayer)}
     replace_layers(model, {name: _plain_module(layer) for name, layer in layers.items()})
     unguard(model)
-    for attribute in ("hf_quantizer", "quantization_method"):
-        model.__dict__.pop(attribute, None)
-    if of_transformers(type(model)) and hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    config = model.__dict__.get("_internal_dict")
-    if config is not None and "quantization_config" in config:
-        kept = {key: entry for key, entry in config.items() if key != "quantization_config"}
-        model.__dict__["_internal_dict"] = type(config)(kept)
-    return model
+    return forget_quantization(model)
 
 
 def _plain_module(layer: QuantizedLayer) -> nn.Module:

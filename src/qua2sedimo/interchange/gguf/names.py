@@ -108,12 +108,13 @@ _JOINT = [
         _BLOCK,
         {
             "norm1.linear": "x_block.adaLN_modulation.1", "norm1_context.linear": "context_block.adaLN_modulation.1",
-            "attn.norm_q": "x_block.attn.ln_q", "attn.norm_k": "x_block.attn.ln_k", "attn.to_out.0": "x_block.attn.proj",
-            "attn.norm_added_q": "context_block.attn.ln_q", "attn.norm_added_k": "context_block.attn.ln_k",
-            "attn.to_add_out": "context_block.attn.proj", "attn2.norm_q": "x_block.attn2.ln_q",
-            "attn2.norm_k": "x_block.attn2.ln_k", "attn2.to_out.0": "x_block.attn2.proj",
-            "ff.net.0.proj": "x_block.mlp.fc1", "ff.net.2": "x_block.mlp.fc2",
-            "ff_context.net.0.proj": "context_block.mlp.fc1", "ff_context.net.2": "context_block.mlp.fc2",
+            "attn.norm_q": "x_block.attn.ln_q", "attn.norm_k": "x_block.attn.ln_k",
+            "attn.to_out.0": "x_block.attn.proj", "attn.norm_added_q": "context_block.attn.ln_q",
+            "attn.norm_added_k": "context_block.attn.ln_k", "attn.to_add_out": "context_block.attn.proj",
+            "attn2.norm_q": "x_block.attn2.ln_q", "attn2.norm_k": "x_block.attn2.ln_k",
+            "attn2.to_out.0": "x_block.attn2.proj", "ff.net.0.proj": "x_block.mlp.fc1",
+            "ff.net.2": "x_block.mlp.fc2", "ff_context.net.0.proj": "context_block.mlp.fc1",
+            "ff_context.net.2": "context_block.mlp.fc2",
         },
         r"joint_blocks.\1.",
     ),
@@ -214,7 +215,7 @@ _by_joint_rules, _LAST = _by_rules(_JOINT), "transformer_blocks.{}.norm1_context
 
 
 def _of_joint(tensor: str, denoiser: nn.Module) -> Named | None:
-    """A tensor of Stable Diffusion 3: the text's last block normalizes only what attention reads, as the output does."""
+    """A tensor of Stable Diffusion 3, whose last block normalizes the text as the output layer its input."""
     found = _by_joint_rules(tensor, denoiser)
     last = denoiser.config["num_layers"] - 1  # type: ignore[index]
     return replace(found, swapped=True) if found and tensor.startswith(_LAST.format(last)) else found
