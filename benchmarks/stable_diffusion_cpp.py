@@ -58,7 +58,8 @@ def main() -> None:
 
 def compared(asked: argparse.Namespace) -> dict[str, Any]:
     encoder, autoencoder, unet = made()
-    save_file(encoder.half().state_dict(), asked.work / "clip_l.safetensors")
+    texts = {f"text_model.{n.removeprefix('text_model.')}": t for n, t in encoder.half().state_dict().items()}
+    save_file(texts, asked.work / "clip_l.safetensors")
     save_file(autoencoder.half().state_dict(), asked.work / "vae.safetensors")
     values = quantized(unet)
     kinds = sorted({value.option for value in values.values()})

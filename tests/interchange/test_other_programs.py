@@ -18,6 +18,9 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import choice_of, small_settings
 from tests.interchange.test_sdnq import every_option
 from tests.runtime.helpers import dit, pipeline
+from tests.sweep.build import built
+from tests.sweep.entries import ENTRIES
+from tests.sweep.registry import in_scope
 from torch import nn
 
 from qua2sedimo import Study, zoo
@@ -124,11 +127,59 @@ def test_a_checkpoint_of_sdnq_is_decoded_and_can_be_quantized(
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stderr.count("was quantized already, by sdnq") == 2
     if settings == {"weights_dtype": "uint4"}:
-        asked = '--bits 3.5 --observe 2 --options uaq-3,uaq-4 --prompt red --arguments {"num_inference_steps":1}'
+        arguments = json.dumps({**zoo.ENTRIES["avatars-pixart"].arguments, "num_inference_steps": 2})
+        asked = ["--bits", "3.5", "--observe", "2", "--options", "uaq-3,uaq-4", "--prompt", "red"]
         folders = [str(tmp_path / "model"), str(tmp_path / "study")]
-        words = [sys.executable, "-m", "qua2sedimo", "run", *folders, *asked.split()]
+        words = [sys.executable, "-m", "qua2sedimo", "run", *folders, *asked, "--arguments", arguments]
         ended = subprocess.run(words, env=beside, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+#: Makes a picture from a folder as stock diffusers does, with SDNQ's package imported for the text encoders.
+PAINTED_THERE = """
+import sys
+import diffusers, sdnq, torch
+from safetensors.torch import save_file
+folder, given, answer = sys.argv[1:]
+pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+pipeline.set_progress_bar_config(disable=True)
+for name in given.split(","):
+    assert any("SDNQ" in type(m).__name__ for m in getattr(pipeline, name).modules()), name
+made = pipeline("a red fox", num_inference_steps=2, height=32, width=32, max_sequence_length=8, output_type="pt",
+                generator=torch.Generator().manual_seed(5)).images
+save_file({"made": made.contiguous()}, answer)
+"""
+
+
+def test_text_encoders_are_computed_there(beside: dict[str, str], tmp_path: Path) -> None:
+    """T5 and CLIP of Flux."""
+    built(in_scope()["FluxPipeline"], ENTRIES["FluxPipeline"]).save_pretrained(tmp_path / "model")
+    components = ["transformer", "text_encoder", "text_encoder_2"]
+    settings = small_settings(
+        model=str(tmp_path / "model"), inputs=["a red fox"], arguments=dict(ENTRIES["FluxPipeline"].arguments),
+        component=components, target="sdnq", options="uaq-2,kmeans_a-3,uaq-4", rounding="nearest",
+    )  # fmt: skip
+    study = Study.create(tmp_path / "study", settings)
+    inside = study.workspace
+    options = inside.space.options.items()
+    chosen = choice_of(study, Configuration({n: held[i % len(held)] for i, (n, held) in enumerate(options)}))
+    study.export(chosen, tmp_path / "sdnq", form="sdnq", any_size=True)
+    (tmp_path / "reader.py").write_text(PAINTED_THERE)
+    words = [sys.executable, "reader.py", str(tmp_path / "sdnq"), ",".join(components), "answer.safetensors"]
+    ended = subprocess.run(words, cwd=tmp_path, env=beside, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    there = load_file(tmp_path / "answer.safetensors")["made"]
+
+    def painted() -> torch.Tensor:
+        chance = torch.Generator().manual_seed(5)
+        sizes = {"num_inference_steps": 2, "height": 32, "width": 32, "max_sequence_length": 8}
+        return inside.pipeline("a red fox", **sizes, generator=chance, output_type="pt").images
+
+    full = painted()
+    for unit, value in inside.values(chosen).items():
+        inside.switch.write(unit, value)
+    ours = painted()
+    assert (there - ours).norm() < 0.1 * (full - ours).norm()
 
 
 @pytest.fixture(scope="module")

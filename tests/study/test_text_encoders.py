@@ -78,6 +78,39 @@ def test_encoders_share_the_budget_and_are_packed_in_the_export(study: Study, ru
     assert f"({', '.join(inside.denoisers)}) is quantized" in card
 
 
+def test_encoders_are_written_as_plain_weights_but_not_as_gguf(study: Study, tmp_path: Path) -> None:
+    choice, inside = study.quick(3.0), study.workspace
+    size = study.export(choice, tmp_path / "out", form="diffusers")
+    assert size.quantized_bytes == 2 * sum(copied(study, unit) for unit in choice.configuration)
+    inside.switch.restore()
+    for unit, value in inside.values(choice).items():
+        inside.switch.write(unit, value)
+    expected = inside.generator(0, 2)
+    inside.switch.restore()
+    loaded = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    loaded.set_progress_bar_config(disable=True)
+    assert all(packed(getattr(loaded, name)) == 0 for name in inside.denoisers)
+    assert np.abs(Generator(loaded, inside.generation)(0, 2) - expected).max() < 1e-3
+    with pytest.raises(Qua2SeDiMoError, match=r"'text_encoder' is a text encoder .* the format gguf") as error:
+        study.export(choice, tmp_path / "out.gguf", form="gguf", any_size=True)
+    assert "sdnq or diffusers" in str(error.value.remedy)
+
+
+def copied(study: Study, unit: str) -> int:
+    """Weights of a unit and of its copies."""
+    layer = study.workspace.graph.layers[unit]
+    return int(np.prod(layer.shape)) * (1 + len(layer.copies))
+
+
+def test_what_t5_converts_its_input_to_stays_whole_for_sdnq(tmp_path: Path) -> None:
+    pipeline = tiny("FluxPipeline")
+    asked = settings("FluxPipeline", "flux", target="sdnq", options="kmeans_a-2,uaq-4", component=KINDS["FluxPipeline"])
+    layers = Study.create(tmp_path / "study", asked, pipeline).workspace.candidates.layers
+    second = [layer for layer in layers if layer.startswith("text_encoder_2.")]
+    assert any(layer.endswith("DenseReluDense.wi_0") or ".wi" in layer for layer in second)
+    assert not any(layer.endswith(".wo") for layer in second)
+
+
 def test_prompts_are_encoded_by_the_quantized_encoder(study: Study) -> None:
     inside = study.workspace
     full = inside.full_precision(range(2))
@@ -111,8 +144,8 @@ def test_what_cannot_be_quantized_is_said(tmp_path: Path) -> None:
     pack(pipeline.text_encoder, {unit.removeprefix("text_model."): METHODS["row"].quantize(layer.weight, [4])[0]})
     with pytest.raises(Qua2SeDiMoError, match="CLIPTextModel is already quantized"):
         study_of(pipeline, "c", "transformer", "text_encoder")
-    encoders = settings("FluxPipeline", "flux", target="sdnq", options="default")
-    with pytest.raises(Qua2SeDiMoError, match=r"'text_encoder' is a text encoder .* the format sdnq"):
+    encoders = settings("FluxPipeline", "flux", target="gguf", options="default")
+    with pytest.raises(Qua2SeDiMoError, match=r"'text_encoder' is a text encoder .* the format gguf"):
         Study.create(tmp_path / "e", encoders, tiny("FluxPipeline"))
     other = tiny("FluxPipeline")
     other.text_encoder_2.shared.weight = other.text_encoder.embeddings.token_embedding.weight

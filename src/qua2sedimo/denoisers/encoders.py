@@ -34,10 +34,10 @@ def refuse_shared(pipeline: Any, chosen: Mapping[str, nn.Module]) -> None:
 
 
 def refuse_encoders(chosen: Mapping[str, nn.Module], form: str) -> None:
-    """Raise :class:`Qua2SeDiMoError` if a text encoder is to be written in another program's format."""
-    for name, module in chosen.items():
+    """Raise :class:`Qua2SeDiMoError` if a text encoder is to be written in a format that is for denoisers."""
+    for name, module in chosen.items() if form.startswith("gguf") else ():
         if is_encoder(module):
             raise Qua2SeDiMoError(
                 f"'{name}' is a text encoder ({type(module).__name__}), and the format {form} is written for denoisers",
-                "Leave this component out, or use this program's own format (no --for, no --format).",
+                "Leave this component out, or use another format: this program's own, sdnq or diffusers.",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from qua2sedimo.formats.files import read_json
 from qua2sedimo.formats.tensorfiles import DAMAGED_FILE
 
 PACKED = "qua2sedimo"  # the quantization method of our own exports
-#: A method, and the package that registers it with diffusers and transformers: they decode such models with it.
+#: A method, and the package that registers it with diffusers and transformers when it is imported: they decode such
+#: models with it. diffusers imports it by itself, transformers does not.
 _SDNQ = "sdnq"
 
 
@@ -28,11 +30,14 @@ def quantized_by(component: Path) -> str | None:
     return str(how.get("quant_method") or "") if isinstance(how, dict) else ""
 
 
-def refuse_quantized(component: Path) -> None:
+def prepare_quantized(component: Path) -> None:
     """Raise :class:`Qua2SeDiMoError` if a component's folder is quantized by a program whose models are not decoded, or
-    by one whose package is missing."""
+    by one whose package is missing; else have that package register its models."""
     method = quantized_by(component)
-    if method in (None, PACKED) or (method == _SDNQ and find_spec(_SDNQ) is not None):
+    if method in (None, PACKED):
+        return
+    if method == _SDNQ and find_spec(_SDNQ) is not None:
+        import_module(_SDNQ)
         return
     decode = f"Install the package that decodes it, pip install {_SDNQ}, or pass" if method == _SDNQ else "Pass"
     raise Qua2SeDiMoError(

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from qua2sedimo.denoisers.loading import DTYPES, DtypeName, Loading, dtype_name
-from qua2sedimo.denoisers.quantized import PACKED, quantized_by, refuse_quantized
+from qua2sedimo.denoisers.quantized import PACKED, prepare_quantized, quantized_by
 from qua2sedimo.errors import Qua2SeDiMoError, first_line
 from qua2sedimo.formats.files import read_json, read_object
 from qua2sedimo.formats.float8 import FLOAT8
@@ -63,7 +63,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise Qua2SeDiMoError(f"{path} names no pipeline class", _SAVE_AGAIN)
     _refuse_own_code(folder, index)
     for name in components(index):
-        refuse_quantized(folder / name)
+        prepare_quantized(folder / name)
     return index
 
 

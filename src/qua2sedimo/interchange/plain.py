@@ -10,8 +10,9 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from qua2sedimo.formats.files import write_json
-from qua2sedimo.interchange.whole import config_of, other_tensors, whole_layers
+from qua2sedimo.interchange.whole import other_tensors, whole_layers
 from qua2sedimo.runtime.checkpoint import SHARD_BYTES, PackedSize, Values, write_export
+from qua2sedimo.runtime.libraries import config_of, weights_name, write_companions
 from qua2sedimo.runtime.shards import ShardWriter
 from qua2sedimo.runtime.units import NO_COPIES, Copies
 
@@ -26,7 +27,7 @@ def save_plain(
     extra: Mapping[str, Any] | None = None,
     copies: Copies = NO_COPIES,
 ) -> PackedSize:
-    """Write a pipeline or denoiser to the folder ``out`` with its quantized weights as 16-bit floats.
+    """Write a pipeline, denoiser or text encoder to the folder ``out``, its quantized weights as 16-bit floats.
 
     Arguments are those of :func:`~qua2sedimo.runtime.save_packed`. The weights are bit for bit those of a packed
     checkpoint; every copy of a layer is written.
@@ -34,7 +35,7 @@ def save_plain(
 
     def write(denoiser: Any, own: Values, own_copies: Copies, folder: Path) -> tuple[PackedSize, int]:
         layers = whole_layers(denoiser, own, own_copies)
-        writer = ShardWriter(folder, SHARD_BYTES)
+        writer = ShardWriter(folder, SHARD_BYTES, weights_name(denoiser))
         nbytes = total = 0
         for name, layer in layers.items():
             weight = layer.dequantized()
@@ -45,6 +46,7 @@ def save_plain(
             writer.add(name, tensor)
         writer.close()
         write_json(folder / "config.json", config_of(denoiser))
+        write_companions(denoiser, folder)
         size = PackedSize(nbytes, sum(layer.weights for layer in layers.values()), nbytes + total)
         return size, _FORMAT
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -109,13 +108,6 @@ def other_tensors(denoiser: Any, quantized: Iterable[str]) -> Iterator[tuple[str
     for name, tensor in model_tensors(denoiser):
         if name not in weights:
             yield name, as_kept(name, tensor)
-
-
-def config_of(denoiser: Any) -> dict[str, Any]:
-    """The entries of the denoiser's config.json, without the local path it was loaded from: exports are published."""
-    config: dict[str, Any] = json.loads(denoiser.to_json_string())
-    config.pop("_name_or_path", None)
-    return config
 
 
 def _on_cpu(value: QuantizedWeight) -> QuantizedWeight:

@@ -26,6 +26,7 @@ from qua2sedimo.denoisers.stored import dtype_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.tensorfiles import Checkpoint
 from qua2sedimo.images.generate import Generation, Generator, check_inputs
+from qua2sedimo.interchange.sdnq import layers_kept
 from qua2sedimo.interchange.targets import space_for
 from qua2sedimo.measuring.originals import Source, checkpoint_source, files_of
 from qua2sedimo.options import SearchSpace
@@ -149,9 +150,20 @@ class StudiedModel:
         if not shapes:
             raise Qua2SeDiMoError("keep: no layer is left to quantize", "Keep fewer layers.")
         if self.settings.target is not None:
+            shapes = {name: shape for name, shape in shapes.items() if layers[name].module not in self._unheld}
             dtype = self.weight(next(iter(shapes))).dtype
             return space_for(self.settings.target, shapes, self.settings.options, dtype)
         return SearchSpace.of(shapes, self.settings.options)
+
+    @cached_property
+    def _unheld(self) -> set[str]:
+        """Modules that the format of the study's target cannot hold quantized, whatever their option."""
+        if self.settings.target != "sdnq":
+            return set()
+        kept = {component: layers_kept(denoiser) for component, denoiser in self.denoisers.items()}
+        return {
+            f"{component}.{name}" if self.settings.several else name for component, of in kept.items() for name in of
+        }
 
     @property
     def generation(self) -> Generation:

@@ -19,9 +19,10 @@ from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import check_space, check_writable, write_via
 from qua2sedimo.formats.gguf_checksums import NAME, UNKNOWN, check, has_checksum, seal
 from qua2sedimo.interchange.gguf.names import Named, Names, architecture_of, named
-from qua2sedimo.interchange.whole import WholeLayer, config_of, other_tensors, refuse_growth, whole_layers
+from qua2sedimo.interchange.whole import WholeLayer, other_tensors, refuse_growth, whole_layers
 from qua2sedimo.quantizers import GGUF_METHODS, blocks_of, type_of
 from qua2sedimo.runtime.checkpoint import PackedSize, Values, separate_denoisers
+from qua2sedimo.runtime.libraries import config_of
 from qua2sedimo.runtime.units import NO_COPIES, Copies
 
 ENDING = ".gguf"

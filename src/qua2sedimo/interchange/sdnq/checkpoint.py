@@ -10,13 +10,17 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from qua2sedimo.denoisers.encoders import is_encoder
+from qua2sedimo.denoisers.stored import kept_in_fp32
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import write_json
 from qua2sedimo.interchange.sdnq.layer import PER_ROW, Form, form_of, stored_layer
-from qua2sedimo.interchange.whole import WholeLayer, config_of, other_tensors, refuse_growth, whole_layers
+from qua2sedimo.interchange.whole import WholeLayer, other_tensors, refuse_growth, whole_layers
 from qua2sedimo.options import Option
 from qua2sedimo.runtime.checkpoint import SHARD_BYTES, PackedSize, Values, write_export
+from qua2sedimo.runtime.libraries import config_of, weights_name, write_companions
 from qua2sedimo.runtime.shards import ShardWriter, model_tensors
+from qua2sedimo.runtime.table import layer_modules
 from qua2sedimo.runtime.units import NO_COPIES, Copies
 
 #: Of the version that these files were tested with. Its loader reads them with any newer version of the same format.
@@ -47,7 +51,7 @@ def save_sdnq(
     copies: Copies = NO_COPIES,
     any_size: bool = False,
 ) -> PackedSize:
-    """Write a pipeline or denoiser to the folder ``out`` as SDNQ stores it; returns its size there.
+    """Write a pipeline, denoiser or text encoder to the folder ``out`` as SDNQ stores it; returns its size there.
 
     Arguments are those of :func:`~qua2sedimo.runtime.save_packed`. Every layer keeps its quantized values: exact, or
     to the rounding of the weight's 16-bit type where it has a zero point or is of low rank. Layers that the format has
@@ -59,7 +63,8 @@ def save_sdnq(
 
     def write(denoiser: Any, own: Values, own_copies: Copies, folder: Path) -> tuple[PackedSize, int]:
         layers = whole_layers(denoiser, own, own_copies)
-        forms = {name: _form(layer) for name, layer in layers.items()}
+        kept = layers_kept(denoiser)
+        forms = {name: _plain_form(layer) if name in kept else _form(layer) for name, layer in layers.items()}
         if not any_size:
             nbytes = {name: form.nbytes for name, form in forms.items()}
             refuse_growth("SDNQ", layers, nbytes, "Make a study with `init --for sdnq`")
@@ -68,18 +73,29 @@ def save_sdnq(
     return write_export(model, component, values, out, extra or {}, copies, write, "sdnq")
 
 
+def layers_kept(model: nn.Module) -> set[str]:
+    """Layers that cannot be quantized in this format, by module: those of a text encoder that its class keeps in fp32,
+    such as ``wo`` of T5, whose forward pass converts its input to the dtype that the stored weight has."""
+    kept = kept_in_fp32(type(model)) if is_encoder(model) else ()
+    return {name for name in layer_modules(model) if set(name.split(".")) & set(kept)}
+
+
 def _form(layer: WholeLayer) -> Form:
     if layer.value is None:
-        return Form("plain", 2 * torch.Size(layer.shape).numel())
+        return _plain_form(layer)
     return form_of(Option.parse(layer.value.option), layer.shape, layer.dtype)
 
 
+def _plain_form(layer: WholeLayer) -> Form:
+    return Form("plain", 2 * torch.Size(layer.shape).numel())
+
+
 def _write(denoiser: Any, layers: Mapping[str, WholeLayer], forms: Mapping[str, Form], folder: Path) -> PackedSize:
-    writer = ShardWriter(folder, SHARD_BYTES)
+    writer = ShardWriter(folder, SHARD_BYTES, weights_name(denoiser))
     settings: dict[str, dict[str, Any]] = {}
     nbytes = total = 0
     for name, layer in layers.items():
-        if layer.value is None:
+        if layer.value is None or forms[name].kind == "plain":
             tensors = {"weight": layer.dequantized()}
         else:
             stored = stored_layer(layer.value, forms[name])
@@ -100,5 +116,6 @@ def _write(denoiser: Any, layers: Mapping[str, WholeLayer], forms: Mapping[str, 
     kept = [n for n, t in model_tensors(denoiser) if n.endswith(".weight") and t.dim() > 1 and n not in settings]
     quantization = {**_SETTINGS, "modules_to_not_convert": kept, "modules_quant_config": settings}
     write_json(folder / "config.json", {**config_of(denoiser), "quantization_config": quantization})
+    write_companions(denoiser, folder)
     weights = sum(layer.weights for layer in layers.values())
     return PackedSize(nbytes, weights, nbytes + total)
