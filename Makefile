@@ -5,11 +5,12 @@ BIN    := $(VENV)/bin
 # Tests use one thread each, and a process for every core; what a file's tests share is made once.
 PARALLEL ?= -n auto --dist loadfile
 
-.PHONY: help demo test test-all lint bench figures format docs clean
+.PHONY: help demo test test-all test-others lint bench figures format docs clean
 
 help:
 	@echo "make demo      shrink a shipped text-to-image model to 3.5 bits, with a report (minutes)"
 	@echo "make test      the tests (minutes)        make test-all  also the slow ones"
+	@echo "make test-others  files for other programs, read in environments of their own (minutes)"
 	@echo "make lint      ruff, mypy, layers       make bench     the benchmarks in docs/ (hours)"
 	@echo "make figures   pictures and tables of the pages again (under an hour)"
 	@echo "make docs      pages and API reference as a web site in build/docs"
@@ -33,6 +34,9 @@ test: $(VENV)/.installed-dev
 
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PARALLEL)
+
+test-others: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/interchange/test_other_programs.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks docs/site

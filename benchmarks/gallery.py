@@ -19,8 +19,6 @@ from qua2sedimo import Configuration, Study
 from qua2sedimo.sensitivity import LayerStep, Sensitivity
 from qua2sedimo.study.choices import Choice
 
-METHODS = ("uaq", "kmeans_c", "kmeans_a")
-
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__)
@@ -118,7 +116,7 @@ def shares(found: Sensitivity, configuration: Configuration) -> str:
     counted: Counter[str] = Counter()
     for layer, option in configuration.items():
         counted[option.method] += found.layers[layer].weights
-    return ", ".join(f"{method} {counted[method] / sum(counted.values()):.0%}" for method in METHODS)
+    return ", ".join(f"{method} {count / sum(counted.values()):.0%}" for method, count in counted.most_common())
 
 
 if __name__ == "__main__":

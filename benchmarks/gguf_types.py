@@ -6,8 +6,8 @@
 Every layer that holds the type gets it, the others stay in 16 bits; so all ways have the same bytes. PSNR is to the
 pictures in full precision of the same noise, which nothing was learned from. `ggml` is its own encoder, which other
 programs' files are made with, by `sd-cli -M convert` of stable-diffusion.cpp (built as
-benchmarks/stable_diffusion_cpp.py says); `package` is that of the package gguf, which has none for the K types. Writes docs/figures/gguf_types.json and
-the table of docs/formats.md.
+benchmarks/stable_diffusion_cpp.py says); `package` is that of the package gguf, which has none for the K types. Writes
+docs/figures/gguf_types.json and the table of docs/formats.md.
 """
 
 from __future__ import annotations

@@ -58,8 +58,10 @@ def main() -> None:
 
 def compared(asked: argparse.Namespace) -> dict[str, Any]:
     encoder, autoencoder, unet = made()
-    texts = {f"text_model.{n.removeprefix('text_model.')}": t for n, t in encoder.half().state_dict().items()}
-    save_file(texts, asked.work / "clip_l.safetensors")
+    # The program knows Stable Diffusion 1.5 by its text encoder, by the name that it has in the authors' checkpoint.
+    place = "cond_stage_model.transformer.text_model."
+    texts = {place + n.removeprefix("text_model."): t for n, t in encoder.half().state_dict().items()}
+    save_file(texts, asked.work / "texts.safetensors")
     save_file(autoencoder.half().state_dict(), asked.work / "vae.safetensors")
     values = quantized(unet)
     kinds = sorted({value.option for value in values.values()})
@@ -130,8 +132,8 @@ def by_the_program(asked: argparse.Namespace, name: str, found: dict[str, Any]) 
     """The picture that stable-diffusion.cpp paints from a file: float [height, width, 3]."""
     picture, began = asked.work / f"{name}.png", time.time()
     words = [
-        asked.cli, "--diffusion-model", asked.work / f"{name}.gguf", "--clip_l", asked.work / "clip_l.safetensors",
-        "--vae", asked.work / "vae.safetensors", "-p", "", "--cfg-scale", 1, "--steps", asked.steps, "-W", asked.size,
+        asked.cli, "-m", asked.work / "texts.safetensors", "--diffusion-model", asked.work / f"{name}.gguf", "--vae",
+         asked.work / "vae.safetensors", "-p", "", "--cfg-scale", 1, "--steps", asked.steps, "-W", asked.size,
         "-H", asked.size, "--seed", _SEED, "--rng", "cpu", "--sampling-method", "euler", "--scheduler", "discrete",
         "--output", picture, "-t", torch.get_num_threads(), "-v",
     ]  # fmt: skip
