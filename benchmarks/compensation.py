@@ -6,6 +6,7 @@
     python benchmarks/compensation.py --calls         # how many calls options must be weighed by
     python benchmarks/compensation.py --paper         # the paper's options, nearest and compensated
     python benchmarks/compensation.py --search        # what measuring images adds to quick choices
+    python benchmarks/compensation.py --targets       # quick choices for other programs' formats
     python benchmarks/compensation.py --docs          # only write the tables of docs/compensation.md
 
 For every size: the choice by the sum of weight errors among the paper's methods with nearest rounding; the choice by
@@ -21,6 +22,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
@@ -30,7 +32,7 @@ import numpy as np
 import torch
 
 from pages import write_table
-from qua2sedimo import Study, StudySettings, zoo
+from qua2sedimo import Qua2SeDiMoError, Study, StudySettings, zoo
 from qua2sedimo.formats.files import write_json
 from qua2sedimo.images.generate import Generation, Generator
 from qua2sedimo.images.ledger import EVALUATION
@@ -54,6 +56,7 @@ _TRANSFERRED = 2.5
 _BESIDE = "uaq-6"  # what a nearest-rounded denoiser of the same quality loses elsewhere
 _LARGER = "pictures of 1.5 × the side"
 _SEARCHED = 500  # images of a search
+_FORMATS_AT = (3.0, 3.5, 4.5)  # bits of choices for other programs
 #: Calls that options are weighed by, and how many separate parts of all calls are tried.
 _WEIGHED, _SHARES = (8, 16, 32, 64), 2
 #: Observed images, and the steps of each where these are fewer than the study's: the last are those of large denoisers.
@@ -133,6 +136,7 @@ def main() -> None:
     parser.add_argument("--calls", action="store_true", help="How many calls options must be weighed by.")
     parser.add_argument("--paper", action="store_true", help="The paper's options, nearest and compensated.")
     parser.add_argument("--search", action="store_true", help="What measuring images adds to quick choices.")
+    parser.add_argument("--targets", action="store_true", help="Quick choices for other programs' formats.")
     parser.add_argument("--ours", action="store_true", help="Without uniform options and choices by weight errors.")
     parser.add_argument("--docs", action="store_true", help="Only write the tables of the page.")
     asked = parser.parse_args()
@@ -149,6 +153,8 @@ def main() -> None:
                 paper(rows, asked, model, seed)
             elif asked.search:
                 searched(rows, asked, model, seed)
+            elif asked.targets:
+                for_programs(rows, asked, model, seed)
             else:
                 if not asked.ours:
                     beside(rows, asked, model, seed)
@@ -375,6 +381,17 @@ def searched(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> No
         rows(key, lambda: {**found, **about, "images": _SEARCHED, "search_s": seconds})  # noqa: B023
 
 
+def for_programs(rows: Rows, asked: argparse.Namespace, model: str, seed: int) -> None:
+    """Quick choices among all options, and among those that another program's format holds, where they reach."""
+    for target in (None, "sdnq", "gguf"):
+        study = opened(asked, model, seed, **({} if target is None else {"target": target}))
+        judge = Judge(study, asked.images)
+        for bits in _FORMATS_AT:
+            with suppress(Qua2SeDiMoError):
+                rows(f"{model} {seed} {bits:g} for {target or 'packed'}", lambda: quick_row(study, judge, bits, 0.0))  # noqa: B023
+        study.workspace.switch.restore()
+
+
 # docs/compensation.md ------------------------------------------------------------------------------------------------
 
 
@@ -385,6 +402,8 @@ def write_docs(rows: Mapping[str, Mapping[str, Any]]) -> None:
     write_table(PAGE, "counts", _counts_table(rows))
     write_table(PAGE, "calls", _calls_table(rows))
     write_table(PAGE, "paper", _paper_table(rows))
+    if _grouped(rows, r"(\S+) for (\S+)"):
+        write_table("formats.md", "targets", _targets_table(rows))
     if _grouped(rows, r"(\S+) search"):
         write_table(PAGE, "search", _search_table(rows))
 
@@ -468,6 +487,13 @@ def _paper_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for (model, rounding, by), of in _grouped(rows, r"paper (\w+), (\w+)").items()
     ]
     return _table(["model", "rounding", "chosen by", "bits", "PSNR, dB"], body)
+
+
+def _targets_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    programs, found = ("packed", "sdnq", "gguf"), _grouped(rows, r"(\S+) for (\S+)")
+    places = dict.fromkeys((model, bits) for model, bits, _ in sorted(found))
+    body = [[m, b, *(_mean(found.get((m, b, program), []), "psnr") for program in programs)] for m, b in places]
+    return _table(["model", "size", "all options, dB", "for SDNQ, dB", "for GGUF, dB"], body)
 
 
 def _search_table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:

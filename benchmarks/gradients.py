@@ -91,12 +91,14 @@ def measured(
     study: Study, configurations: Iterator[tuple[str, Configuration]], there: Mapping[str, Any],
     asked: argparse.Namespace,
 ) -> Iterator[tuple[str, dict[str, Any]]]:  # fmt: skip
-    """PSNR of each image, of the configurations that lack some."""
+    """PSNR of each image, of the configurations that lack some, or were others: where two options of a layer are about
+    equal, another machine may keep the other one."""
     inside, which = study.workspace, LEARNING.images(max(asked.images, asked.alone), skip=400)
     inside.switch.restore()
     full = inside.generator(which.start, which.stop)
     for name, configuration in configurations:
-        known = list(there[name]["psnr"]) if name in there else []
+        same = name in there and there[name]["configuration"] == configuration.to_json()
+        known = list(there[name]["psnr"]) if same else []
         images = range(len(known), asked.alone if name.startswith("alone") else asked.images)
         if images:
             inside.switch.apply(configuration)

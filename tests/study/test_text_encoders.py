@@ -96,6 +96,22 @@ def test_encoders_are_written_as_plain_weights_but_not_as_gguf(study: Study, tmp
     assert "sdnq or diffusers" in str(error.value.remedy)
 
 
+def test_an_encoder_is_quantized_by_itself(tmp_path: Path) -> None:
+    tiny("FluxPipeline").save_pretrained(tmp_path / "model")
+    study = Study.create(tmp_path / "study", settings("FluxPipeline", tmp_path / "model", component="text_encoder"))
+    inside = study.workspace
+    assert inside.unmeasured.features.groups.keys() >= {"cost"}, "it is weighed by what it changes in the picture"
+    assert study.search(4.0, 64).choice.average_bits <= 4.0
+    choice = study.quick(4.0)
+    study.export(choice, tmp_path / "out")
+    loaded = load_pipeline(str(tmp_path / "out"))
+    assert packed(loaded.text_encoder) == len(choice.configuration) and packed(loaded.transformer) == 0
+    inside.switch.apply(choice.configuration)
+    expected = inside.generator(0, 2)
+    inside.switch.restore()
+    assert np.abs(Generator(loaded, inside.generation)(0, 2) - expected).max() < 1e-3
+
+
 def copied(study: Study, unit: str) -> int:
     """Weights of a unit and of its copies."""
     layer = study.workspace.graph.layers[unit]
