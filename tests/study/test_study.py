@@ -357,7 +357,8 @@ def test_rows_know_their_configurations_so_that_an_objective_of_size_has_a_value
 def test_the_report_is_written_and_tells_the_choice(finished: Finished, tmp_path: Path) -> None:
     data = report_data(finished.study.workspace, finished.choice, finished.rows, packed=finished.out)
     compile(data.code, "loading", "exec")
-    assert f'from_pretrained("{finished.out}"' in data.code and data.other_bytes > 0
+    assert f'from_pretrained("{finished.out.name}"' in data.code and data.other_bytes > 0
+    assert finished.out.is_absolute() and str(finished.out.parent) not in data.code, "a report is passed on"
     page = write_report(data, tmp_path / "report.html")
     assert page.is_file()
     text = page.read_text(encoding="utf-8")

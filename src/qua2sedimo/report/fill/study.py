@@ -87,7 +87,7 @@ def report_data(
         cost_unit=cost_unit(found) if found else "",
         commands=_commands(study, choice) if choice else [],
         settings=(study.folder / "study.yaml").read_text(encoding="utf-8"),
-        code=loading_code(read_packed(packed), str(packed)) if packed is not None else "",
+        code="" if packed is None else loading_code(read_packed(packed), _place(packed)),
         other_bytes=_other_bytes(study),
         sizes=other_sizes(study, choice) if choice else [],
         expected=expected_damage(study.graph.layers, study.bank) if study.is_quantized else [],
@@ -231,6 +231,11 @@ def _rounding(study: Workspace, choice: Choice | None) -> dict[str, str]:
         more = f"; and {len(notes) - _NOTES} more" if len(notes) > _NOTES else ""
         said["layers apart"] = "; ".join(shown) + more
     return said
+
+
+def _place(packed: Path) -> str:
+    """How a folder is named in a report, which is passed on: without this machine's place for it."""
+    return packed.name if packed.is_absolute() else str(packed)
 
 
 def _provenance(study: Workspace, choice: Choice | None, explained: bool) -> dict[str, str]:
