@@ -88,8 +88,8 @@ def test_an_unknown_or_wrong_entry_is_named(tmp_path: Path, line: str, named: st
 
 def test_a_study_of_version_1_is_read_with_its_batch_and_its_protocol(tmp_path: Path) -> None:
     old = "version: 1\nmodel: m\nimages: 8\nsampler: paper\n"
-    nearest = {"options": "wide", "rounding": "nearest", "dtype": "fp32"}
-    assert load(tmp_path, old) == StudySettings(model="m", images=8, sampler="paper", batch=16, **nearest)
+    before = {"options": "wide", "rounding": "nearest", "dtype": "fp32", "metrics": ["psnr", "features"]}
+    assert load(tmp_path, old) == StudySettings(model="m", images=8, sampler="paper", batch=16, **before)
     assert load(tmp_path, old + "batch: 4").batch == 4
     assert load(tmp_path, old).protocol == "4ba8ae591d02c628"  # as version 1 computed it: its records stay readable
 
@@ -143,7 +143,7 @@ def test_settings_cannot_be_changed_in_place() -> None:
 @pytest.mark.parametrize(
     "change",
     [{"model": "n"}, {"component": "unet"}, {"inputs": ["b"]}, {"arguments": {"steps": 3}}, {"images": 5},
-     {"seed": 1}, {"keep": ["out"]}, {"metrics": ["psnr"]}, {"objective": "features"}, {"sampler": "paper"},
+     {"seed": 1}, {"keep": ["out"]}, {"metrics": ["features"]}, {"objective": "features"}, {"sampler": "paper"},
      {"bits_range": (3, 4)}],
     ids=lambda c: next(iter(c)),
 )  # fmt: skip

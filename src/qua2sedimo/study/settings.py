@@ -93,11 +93,12 @@ class StudySettings(BaseModel):
     @classmethod
     def _upgraded(cls, content: Any) -> Any:
         """Version 1 had no ``configurations`` and no ``batch: auto``; up to version 2 rounding was nearest, the default
-        set of options ``wide``, and every model loaded in fp32."""
+        set of options ``wide``, every model loaded in fp32, and features were measured too."""
         if isinstance(content, dict) and content.get("version") == 1:
             content = {"batch": _BATCH_OF_VERSION_1, **content, "version": 2}
         if isinstance(content, dict) and content.get("version") == 2:
-            return {"options": "wide", "rounding": "nearest", "dtype": "fp32", **content, "version": 3}
+            before = {"options": "wide", "rounding": "nearest", "dtype": "fp32", "metrics": ["psnr", "features"]}
+            return {**before, **content, "version": 3}
         return content
 
     @field_validator("sampler", "loss", mode="before")
