@@ -21,17 +21,21 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.loaders import single_file_utils
-from tests.conftest import randomized
+from tests.conftest import choice_of, randomized, small_settings
 from tests.runtime.helpers import dit, pixart
+from tests.sweep.build import built
+from tests.sweep.entries import ENTRIES
+from tests.sweep.registry import in_scope
 from torch import nn
 
+from qua2sedimo import Study
 from qua2sedimo.denoisers.gguf_files import decoded_file
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.gguf_checksums import NAME
 from qua2sedimo.interchange.gguf import save_gguf
 from qua2sedimo.interchange.gguf.names import named
 from qua2sedimo.interchange.targets import space_for
-from qua2sedimo.options import Option, options_for
+from qua2sedimo.options import Configuration, Option, options_for
 from qua2sedimo.quantizers import METHODS, QuantizedWeight, dequantize_weight
 from qua2sedimo.runtime.table import layer_modules
 
@@ -301,6 +305,43 @@ def test_flux_with_original_names_has_fused_tensors_of_one_type(tmp_path: Path) 
     back = torch.from_numpy(gguf.quants.dequantize(swapped.data, swapped.tensor_type))
     scale, shift = dequantize_weight(values["norm_out.linear"]).float().chunk(2)
     torch.testing.assert_close(back, torch.cat([shift, scale]), rtol=1e-3, atol=1e-6)
+
+
+def test_a_choice_with_mixed_options_gets_the_largest_where_names_fuse_layers(tmp_path: Path) -> None:
+    """Query, key and value are one tensor of one type; those of a smaller one are rounded anew, by their statistics."""
+    pipeline = built(in_scope()["FluxPipeline"], ENTRIES["FluxPipeline"])
+    config = pipeline.transformer.config
+    pipeline.register_modules(
+        transformer=FluxTransformer2DModel(
+            in_channels=config.in_channels, num_layers=1, num_single_layers=1, attention_head_dim=16,
+            num_attention_heads=2, joint_attention_dim=config.joint_attention_dim,
+            pooled_projection_dim=config.pooled_projection_dim, axes_dims_rope=(4, 4, 8),
+        )
+    )  # fmt: skip
+    settings = small_settings(
+        model="flux", inputs=["a fox"], arguments=dict(ENTRIES["FluxPipeline"].arguments), target="gguf",
+        options="gguf_0-4,gguf_0-8", observe=2,
+    )  # fmt: skip
+    study = Study.create(tmp_path / "study", settings, pipeline)
+    inside = study.workspace
+    small, large = Option("gguf_0", 4), Option("gguf_0", 8)
+    chosen = {name: large if name.endswith(("attn.to_k", "proj_mlp")) else small for name in inside.space.layers}
+    fused = [f"transformer_blocks.0.attn.to_{part}" for part in "qkv"]
+    assert {chosen[name] for name in fused} == {small, large}
+    choice = choice_of(study, Configuration(chosen))
+    study.export(choice, tmp_path / "out.gguf", form="gguf-original", any_size=True)
+    tensors = {t.name: t for t in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
+    found = tensors["double_blocks.0.img_attn.qkv.weight"]
+    assert found.tensor_type.name == "Q8_0"
+    back = torch.from_numpy(gguf.quants.dequantize(found.data, found.tensor_type)).chunk(3)
+    for name, part in zip(fused, back):
+        moment = inside.observed(name).moment
+        (expected,) = METHODS["gguf_0"].quantize(inside.weight(name), [8], moment)
+        assert torch.equal(part, METHODS["gguf_0"].dequantized(expected)), name
+    assert tensors["double_blocks.0.img_attn.proj.weight"].tensor_type.name == "Q4_0"
+    study.export(choice, tmp_path / "own.gguf", form="gguf")
+    kinds = {t.name: t.tensor_type.name for t in gguf.GGUFReader(tmp_path / "own.gguf").tensors}
+    assert [kinds[f"{name}.weight"] for name in fused] == ["Q4_0", "Q8_0", "Q4_0"]
 
 
 def test_what_has_no_place_in_the_format_is_refused_or_written_plain(tmp_path: Path) -> None:
