@@ -21,6 +21,10 @@ from qua2sedimo.denoisers.names import OPERATIONS
 from qua2sedimo.quantizers import METHODS, dequantize_weight
 from qua2sedimo.runtime import save_packed
 
+#: Relative difference of outputs of equal weights: some processors sum in another order where tensors lie otherwise in
+#: memory. One weight at another level of four bits makes a thousand times as much.
+_ROUNDING = 1e-6
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -52,8 +56,8 @@ class Checked:
             return f"{len(self.loaded)} output tensors instead of {len(self.expected)}"
         if not all(torch.isfinite(tensor).all() for tensor in self.expected):
             return "the reference has values that are not finite"
-        if not all(torch.equal(a, b) for a, b in zip(self.expected, self.loaded)):
-            far = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(self.expected, self.loaded))
+        far = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(self.expected, self.loaded))
+        if not far <= _ROUNDING:
             return f"the loaded model's output differs, relatively by up to {far:.1e}"
         return ""
 
