@@ -20,9 +20,9 @@ in memory](#in-use), and each of [its pipelines](#pipelines) with [files as peop
 
 Transformer and U-Net classes are built from a small configuration with random weights and traced; every layer and part
 is quantized and packed; the checkpoint is loaded with `from_pretrained`, and its output is compared. *Same output*
-means bit-identical to the model with the same quantized weights written into its layers. *Units* are layers or parts
-with their own option; *bypassed* layers are never called as modules in this call, or do not reach its output, and are
-not quantized.
+means equal to that of the model with the same quantized weights written into its layers, but for the order of sums
+(10⁻⁶). *Units* are layers or parts with their own option; *bypassed* layers are never called as modules in this call,
+or do not reach its output, and are not quantized.
 
 Made by `python benchmarks/coverage.py --docs`. The small instances and the questions are in
 `tests/denoisers/coverage/` and `tests/sweep/`.
