@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from qua2sedimo.errors import Qua2SeDiMoError
-from qua2sedimo.interchange.sdnq import form_of
+from qua2sedimo.interchange.sdnq import form_of, layers_kept
 from qua2sedimo.options import Option, SearchSpace, shapes_text, small_layers
 from qua2sedimo.quantizers import GGUF_METHODS
 
@@ -19,11 +20,13 @@ _HALF = Option("half", 16)
 @dataclass(frozen=True)
 class Target:
     """``default``: the option set in place of ``default``; ``holds``: whether the format holds an option of a whole
-    layer in the bytes that it takes here; ``needs``: what layers must be like, for an error's remedy."""
+    layer in the bytes that it takes here; ``needs``: what layers must be like, for an error's remedy; ``keeps``: the
+    modules of a model that it cannot hold quantized, whatever their option."""
 
     default: str
     holds: Callable[[Option, Shape, torch.dtype], bool]
     needs: str
+    keeps: Callable[[nn.Module], set[str]] = lambda model: set()
 
 
 def _in_sdnq(option: Option, shape: Shape, dtype: torch.dtype) -> bool:
@@ -38,7 +41,7 @@ def _in_gguf(option: Option, shape: Shape, dtype: torch.dtype) -> bool:
 
 
 _TARGETS: Mapping[str, Target] = {
-    "sdnq": Target("wide", _in_sdnq, "Choose other options with --options."),
+    "sdnq": Target("wide", _in_sdnq, "Choose other options with --options.", layers_kept),
     "gguf": Target(
         "gguf",
         _in_gguf,
@@ -46,6 +49,11 @@ _TARGETS: Mapping[str, Target] = {
         "them with --options, such as gguf_k-4,gguf_0-4.",
     ),
 }
+
+
+def kept_for(target: str, model: nn.Module) -> set[str]:
+    """Modules of a denoiser or text encoder that stay in 16 bits in the target's format."""
+    return _TARGETS[target].keeps(model)
 
 
 def space_for(target: str, shapes: Mapping[str, Shape], option_set: str, dtype: torch.dtype) -> SearchSpace:

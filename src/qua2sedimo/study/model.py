@@ -26,8 +26,7 @@ from qua2sedimo.denoisers.stored import dtype_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.tensorfiles import Checkpoint
 from qua2sedimo.images.generate import Generation, Generator, check_inputs
-from qua2sedimo.interchange.sdnq import layers_kept
-from qua2sedimo.interchange.targets import space_for
+from qua2sedimo.interchange.targets import kept_for, space_for
 from qua2sedimo.measuring.originals import Source, checkpoint_source, files_of
 from qua2sedimo.options import SearchSpace
 from qua2sedimo.study.parts import DenoiserPart, checkpoint_of, parts_of, traced
@@ -158,11 +157,11 @@ class StudiedModel:
     @cached_property
     def _unheld(self) -> set[str]:
         """Modules that the format of the study's target cannot hold quantized, whatever their option."""
-        if self.settings.target != "sdnq":
-            return set()
-        kept = {component: layers_kept(denoiser) for component, denoiser in self.denoisers.items()}
+        target, several = self.settings.target, self.settings.several
         return {
-            f"{component}.{name}" if self.settings.several else name for component, of in kept.items() for name in of
+            f"{component}.{name}" if several else name
+            for component, denoiser in self.denoisers.items()
+            for name in (kept_for(target, denoiser) if target is not None else ())
         }
 
     @property

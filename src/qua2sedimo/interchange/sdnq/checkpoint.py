@@ -95,7 +95,7 @@ def _write(denoiser: Any, layers: Mapping[str, WholeLayer], forms: Mapping[str, 
     settings: dict[str, dict[str, Any]] = {}
     nbytes = total = 0
     for name, layer in layers.items():
-        if layer.value is None or forms[name].kind == "plain":
+        if layer.value is None:
             tensors = {"weight": layer.dequantized()}
         else:
             stored = stored_layer(layer.value, forms[name])
