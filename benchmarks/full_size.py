@@ -89,10 +89,10 @@ def stages(folder: Path, model: Model) -> dict[str, list[str]]:
         "quick": [*program, "quick", study, "--bits", "3.0"],
         "export": [*program, "export", study, out, "--bits", "3.0"],
         "load": [sys.executable, "-c", _LOAD, out, repr({**given, **model.arguments})],
-        "measure": [*program, "measure", study, "--configurations", "20"],
+        "measure": [*program, "measure", study, "--configurations", "5"],
         "fit": [*program, "fit", study],
-        "search": [*program, "search", study, "--bits", "3.5", "--image-budget", "120"],
-        "report": [*program, "report", study, "--bits", "3.0"],
+        "search": [*program, "search", study, "--bits", "3.5", "--image-budget", "60"],
+        "report": [*program, "report", study, "--bits", "3.0", "--fresh-images", "8"],
     }
 
 

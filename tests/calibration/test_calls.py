@@ -12,7 +12,8 @@ from torch import nn
 
 from qua2sedimo import Qua2SeDiMoError
 from qua2sedimo.statistics import RecordedCall
-from qua2sedimo.statistics.calls import RecordedCalls, _write, record_calls
+from qua2sedimo.statistics.calls import RecordedCalls, write_call
+from qua2sedimo.statistics.recording import record_calls
 
 REAL = torch.arange(6.0).reshape(2, 3)
 TENSORS = {
@@ -26,7 +27,7 @@ TENSORS = {
 def test_arguments_of_every_kind_come_back(tmp_path: Path) -> None:
     nested = {"list": [TENSORS["complex"].clone(), None, 0.5], "tuple": (True, "text", TENSORS["half"].clone())}
     call = RecordedCall((REAL.clone(), 7), {**TENSORS, "nested": nested}, (REAL.sign(),))
-    _write(tmp_path / "000000-0001.safetensors", call)
+    write_call(tmp_path / "000000-0001.safetensors", call)
     found = RecordedCalls(tmp_path)[0]
     for name, tensor in TENSORS.items():
         again = found.kwargs[name]
@@ -44,13 +45,13 @@ def wide(tensor: torch.Tensor) -> torch.Tensor:
 
 def test_an_argument_that_no_file_can_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Qua2SeDiMoError, match="argument of the denoiser is a object"):
-        _write(tmp_path / "a.safetensors", RecordedCall((object(),), {}, ()))
+        write_call(tmp_path / "a.safetensors", RecordedCall((object(),), {}, ()))
 
 
 def test_arguments_that_share_memory_come_back(tmp_path: Path) -> None:
     """Pipelines give the same mask for text and sound, or parts of one tensor."""
     call = RecordedCall((REAL,), {"same": REAL, "part": REAL[1:], "moved": REAL.T}, (REAL,))
-    _write(tmp_path / "000000-0001.safetensors", call)
+    write_call(tmp_path / "000000-0001.safetensors", call)
     found = RecordedCalls(tmp_path)[0]
     assert torch.equal(found.args[0], REAL) and torch.equal(found.cotangents[0], REAL)
     assert all(torch.equal(found.kwargs[name], tensor) for name, tensor in call.kwargs.items())

@@ -545,7 +545,7 @@ def test_finished_work_is_not_done_again(monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / "index.json").unlink()
     for place in ("observe_moments", "squared_gradients"):
         monkeypatch.setattr(f"qua2sedimo.statistics.observing.{place}", lambda *_, **__: pytest.fail("done before"))
-    monkeypatch.setattr("qua2sedimo.statistics.calls._calls", lambda *_, **__: pytest.fail("done before"))
+    monkeypatch.setattr("qua2sedimo.statistics.recording._calls", lambda *_, **__: pytest.fail("done before"))
     observe(tmp_path, little(graph))
     assert contents(tmp_path) == before
 

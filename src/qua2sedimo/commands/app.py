@@ -114,8 +114,8 @@ Arguments = Annotated[
 Component = Annotated[
     list[str] | None,
     typer.Option(
-        help="Which denoiser, if the pipeline has several: transformer_2, prior, …; or a text encoder; repeatable for "
-        "several that share the budget."
+        help="Which denoiser, if the pipeline has several: transformer_2, prior, …; or a text encoder, or the "
+        "autoencoder, vae; repeatable for several that share the budget."
     ),
 ]
 Keep = Annotated[

@@ -70,32 +70,48 @@ def weight_modules(denoiser: nn.Module) -> dict[str, nn.Module]:
 
 
 def other_weights(denoiser: nn.Module) -> tuple[str, ...]:
-    """Names of the modules with a weight of at least two dimensions that are no Linear or Conv layer, or share it with
-    one that is none, as an output layer that is tied to the embeddings does."""
+    """Names of the modules with a weight of at least two dimensions that are no plain Linear or Conv layer, or share it
+    with one that is none, as an output layer that is tied to the embeddings does."""
     others = _of_other_modules(denoiser)
     weights = ((name, getattr(m, "weight", None)) for name, m in denoiser.named_modules())
     return tuple(name for name, weight in weights if id(weight) in others and getattr(weight, "ndim", 0) > 1)
 
 
 def _of_other_modules(denoiser: nn.Module) -> set[int]:
-    """Identities of the weights of modules that are no Linear or Conv layers."""
-    weights = (getattr(m, "weight", None) for m in denoiser.modules() if not isinstance(m, WEIGHT_MODULES))
+    """Identities of the weights of modules that are no plain Linear or Conv layers."""
+    weights = (getattr(m, "weight", None) for m in denoiser.modules() if not _is_layer(m))
     return {id(weight) for weight in weights if isinstance(weight, nn.Parameter)}
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module is a Linear or Conv layer that computes as PyTorch's own does, or would if its weight were."""
+    plain = next((cls for cls in WEIGHT_MODULES if isinstance(module, cls)), None)
+    return plain is not None and not (overridden(type(module), plain) and not _foreign(module))
+
+
+def overridden(cls: type[nn.Module], plain: type[nn.Module]) -> bool:
+    """Whether a subclass of a plain layer has a forward pass of its own, as causal convolutions of video have, which
+    pad their input: what such a layer multiplies is not what it is given."""
+    return any(getattr(cls, name, None) != getattr(plain, name, None) for name in ("forward", "_conv_forward"))
 
 
 def shared_modules(denoiser: nn.Module) -> list[tuple[str, ...]]:
     """Names of the weight modules in order, grouped by the weight tensor they share. Those that share it with a module
-    of another kind, such as embeddings, are left out: its weight would change with theirs.
+    of another kind, such as embeddings, are left out: its weight would change with theirs. So are layers whose class
+    overrides the forward pass.
 
     Raises :class:`Qua2SeDiMoError` if the denoiser has none.
     """
     found: dict[int, list[str]] = {}
     others = _of_other_modules(denoiser)
     for name, module in denoiser.named_modules():
-        if isinstance(module, WEIGHT_MODULES) and id(module.weight) not in others:
+        if _is_layer(module) and id(module.weight) not in others:
             found.setdefault(id(module.weight), []).append(name)
     if not found:
-        raise Qua2SeDiMoError(f"{type(denoiser).__name__} has no Linear or Conv layers to quantize")
+        raise Qua2SeDiMoError(
+            f"{type(denoiser).__name__} has no Linear or Conv layers to quantize",
+            "Layers whose class has a forward pass of its own, as in autoencoders for video, are not quantized.",
+        )
     return [tuple(names) for names in found.values()]
 
 

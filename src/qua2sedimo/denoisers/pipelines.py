@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from qua2sedimo import zoo
-from qua2sedimo.denoisers.encoders import refuse_shared
+from qua2sedimo.denoisers.components import as_called, refuse_shared
 from qua2sedimo.denoisers.layers import refuse_unsuitable, refuse_without_weights
 from qua2sedimo.denoisers.loading import Loading, save_memory
 from qua2sedimo.denoisers.offload import placed, refuse_hooks
@@ -267,7 +267,7 @@ def capture_call(
 
     hook = denoiser.register_forward_pre_hook(remember, with_kwargs=True)
     try:
-        with failures_of(name):
+        with failures_of(name), as_called(denoiser):
             if run is not None:
                 run()
             else:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from qua2sedimo.denoisers.absent import call_without_values, has_absent_weights, without_values
+from qua2sedimo.denoisers.components import arguments_of, as_called, is_decoder
 from qua2sedimo.denoisers.graph import Graph
 from qua2sedimo.denoisers.layers import WeightLayer, other_weights, weight_layers, weight_modules
 from qua2sedimo.denoisers.reduction import Spans, reduced
@@ -34,7 +35,7 @@ def trace(
     ties: bool = False,
     compute: bool = True,
 ) -> Graph:
-    """Run ``denoiser(*args, **kwargs)`` once and return its graph.
+    """Run ``denoiser(*args, **kwargs)`` once, of an autoencoder its ``decode``, and return its graph.
 
     ``parts``: split a layer whose input channels are a concatenation into one part per operand. ``ties``: merge layers
     with equal weights and equal inputs. With ``compute=False``, or if weights are on the meta device, parameters are
@@ -65,7 +66,7 @@ def trace(
     denoiser.eval()
     try:
         # Eagerly: flex_attention compiles itself, and a dispatch mode cannot see into compiled code.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"), tracer:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"), as_called(denoiser), tracer:
             output = call_without_values(denoiser, tensors, args, kwargs) if tensors else denoiser(*args, **kwargs)
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError) as error:
         raise Qua2SeDiMoError(
@@ -92,6 +93,8 @@ def trace(
 
 def _bound(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of the forward pass by name."""
+    if is_decoder(denoiser):
+        return arguments_of(args, kwargs)
     try:
         return dict(inspect.signature(denoiser.forward).bind(*args, **kwargs).arguments)
     except TypeError as error:

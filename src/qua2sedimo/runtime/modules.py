@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from qua2sedimo.denoisers.layers import overridden
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.options import Option
 from qua2sedimo.quantizers import (
@@ -267,8 +268,7 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
         if isinstance(module, quantized):
             return plain
         if isinstance(module, plain):
-            own = [f for f in ("forward", "_conv_forward") if getattr(type(module), f, None) != getattr(plain, f, None)]
-            if not own:
+            if not overridden(type(module), plain):
                 return plain
             raise Qua2SeDiMoError(
                 f"{type(module).__name__} overrides the forward pass of {plain.__name__}",

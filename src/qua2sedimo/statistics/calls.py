@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,19 +13,12 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from qua2sedimo.denoisers import capture_call
-from qua2sedimo.denoisers.encoders import is_encoder
+from qua2sedimo.denoisers.components import as_called
 from qua2sedimo.denoisers.offload import execution_device
-from qua2sedimo.errors import Qua2SeDiMoError, failures_of
-from qua2sedimo.formats.files import read_json, write_via
+from qua2sedimo.errors import Qua2SeDiMoError
+from qua2sedimo.formats.files import read_json
 from qua2sedimo.formats.sealed import load_tensors, save_tensors
-from qua2sedimo.images.generate import Generator, pictures, without_safety_checker
-from qua2sedimo.images.latents import Arguments, observed
-from qua2sedimo.images.soundness import check_finite
-from qua2sedimo.system.memory import within_memory
 
-#: Of a batch with at least this many calls, every other one is kept: more images tell more than more steps of each.
-_MANY = 6
 _REMEDY = "Move it and statistics/index.json away; `qua2sedimo observe STUDY` makes it again."
 _PLAIN = (bool, int, float, str, type(None))
 _COMPLEX = "complex."  # begins the names of tensors whose last two entries are real and imaginary part
@@ -53,7 +44,8 @@ class RecordedCall:
         device = device or execution_device(denoiser)
         args, kwargs = pytree.tree_map(lambda leaf: leaf.to(device) if torch.is_tensor(leaf) else leaf,
                                        (self.args, self.kwargs))  # fmt: skip
-        found = outputs_of(denoiser(*args, **kwargs))
+        with as_called(denoiser):
+            found = outputs_of(denoiser(*args, **kwargs))
         return found if self.used is None else [found[i] for i in self.used]
 
     @property
@@ -112,7 +104,7 @@ class RecordedCalls(Sequence[RecordedCall]):
     @property
     def complete(self) -> bool:
         """Whether the files of all batches that were finished are there."""
-        return len(self._files) == sum(_count(mark) or 0 for mark in self.folder.glob("images-*.json"))
+        return len(self._files) == sum(marked_count(mark) or 0 for mark in self.folder.glob("images-*.json"))
 
     @property
     def one_by_one(self) -> bool:
@@ -140,218 +132,6 @@ def outputs_of(output: Any) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_leaves(output) if torch.is_tensor(leaf) and leaf.is_floating_point()]
 
 
-def record_calls(
-    generator: Generator, denoiser: nn.Module, images: range, folder: Path,
-    progress: Callable[[int], object] = lambda done: None,
-) -> RecordedCalls:  # fmt: skip
-    """Generate ``images`` in full precision and keep calls of the denoiser in ``folder``: all, or where there are many,
-    half of each batch's, in turn the even and the odd ones.
-
-    A text encoder's calls, before the first step, are all kept. Calls with an argument that cannot be kept are left
-    out. Images whose calls are complete are marked, and not generated again. Raises :class:`Qua2SeDiMoError` if no call
-    can be kept, or the denoiser is not called.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    low = images.start
-    while low < images.stop:
-        indices = range(low, min(images.stop, low + generator.batch))
-        mark = folder / f"images-{indices.start}-{indices.stop}.json"
-        there = list(folder.glob(f"{indices.start:06d}*.safetensors"))
-        if len(there) != _count(mark):
-            for leftover in there:  # of a batch that was interrupted, or lost a file
-                leftover.unlink()
-            with failures_of(type(generator.pipeline).__name__):
-                made = _calls(generator, denoiser, indices)
-            if len(indices) > generator.batch:  # the pipeline turned out to take no lists
-                continue
-            if not made:
-                raise Qua2SeDiMoError(f"{type(generator.pipeline).__name__} never called {type(denoiser).__name__}")
-            made = [call for call in made if not _foreign(call)] or made
-            batch = (low - images.start) // generator.batch
-            once = is_encoder(denoiser)
-            kept = range(batch % 2, len(made), 2) if len(made) >= _MANY and not once else range(len(made))
-            for number in kept:
-                place = f".{number + 1:02d}-0001" if once else f"-{number + 1:04d}"  # the last part counts steps
-                _write(folder / f"{indices.start:06d}{place}.safetensors", made[number])
-            write_via(mark, lambda path, count=len(kept): path.write_text(json.dumps(count)))  # type: ignore[misc]
-        low = indices.stop
-        progress(low - images.start)
-    return RecordedCalls(folder)
-
-
-def record_texts(generator: Generator, denoiser: nn.Module, images: range, folder: Path) -> RecordedCalls:
-    """Keep the first call of the denoiser for each batch of ``images`` in ``folder``: nothing is generated, but their
-    prompts are encoded."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for low in range(images.start, images.stop, generator.batch):
-        indices = range(low, min(images.stop, low + generator.batch))
-        path = folder / f"{low:06d}-0001.safetensors"
-        if not path.exists():
-            with torch.no_grad(), without_safety_checker(generator.pipeline):
-                call = capture_call(generator.pipeline, denoiser, run=lambda i=indices: generator.run(i))  # type: ignore[misc]
-            _write(path, RecordedCall(call.args, call.kwargs, ()))
-    return RecordedCalls(folder)
-
-
-def _calls(generator: Generator, denoiser: nn.Module, indices: range) -> list[RecordedCall]:
-    """The calls of one batch of images."""
-    pipeline = generator.pipeline
-    recorder = (_EncoderRecorder if is_encoder(denoiser) else _Recorder)(generator.generation.number(indices.start, 2))
-    # Pipelines forbid gradients by a decorator; what it wraps lets them pass from the guided output to the denoiser's.
-    undecorated = getattr(type(pipeline).__call__, "__wrapped__", None)
-    function = functools.partial(undecorated, pipeline) if undecorated is not None else pipeline
-
-    def recorded(called: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-        recorder.forget()
-        torch.manual_seed(generator.generation.number(indices.start, 1))
-        return called(**arguments)
-
-    def begin(**arguments: Any) -> Any:
-        try:
-            return recorded(function, arguments)
-        except RuntimeError as error:
-            # Some pipelines leave torch between the denoiser and the guided output, or pass what a call gave, such as
-            # keys and values, to the next one, whose attention may have no backward pass.
-            if "requires grad" not in str(error) and not isinstance(error, NotImplementedError):
-                raise
-        recorder.differentiates = False
-        return recorded(pipeline, arguments)
-
-    hook = denoiser.register_forward_hook(recorder.called, with_kwargs=True)
-    try:
-        with (
-            _frozen(pipeline),
-            without_safety_checker(pipeline),
-            recorder.stepping(pipeline),
-            torch.enable_grad(),
-            torch.random.fork_rng(range(torch.cuda.device_count())),
-            within_memory(f"{len(indices)} images at once do not fit into memory"),
-        ):
-            check_finite(pictures(pipeline, generator.run(indices, begin)), type(pipeline).__name__)
-    finally:
-        hook.remove()
-    return recorder.finished()
-
-
-class _Recorder:
-    """Keeps the calls of a denoiser, and what a random sign on each guided output means for them."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        #: Whether gradients are taken from the guided output; otherwise every output has random signs itself.
-        self.differentiates = True
-        self.forget()
-
-    def forget(self) -> None:
-        """Begin anew."""
-        self._chance = torch.Generator().manual_seed(self._seed)
-        self._calls: list[tuple[tuple[Any, ...], dict[str, Any], list[torch.Tensor]]] = []
-        self._cotangents: list[tuple[torch.Tensor, ...]] = []
-
-    def called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        args, kwargs = pytree.tree_map(lambda leaf: leaf.detach().clone().cpu() if torch.is_tensor(leaf) else leaf,
-                                       (args, kwargs))  # fmt: skip
-        leaves, spec = pytree.tree_flatten(output)
-        leaves = [
-            leaf.detach().requires_grad_(self.differentiates)
-            if torch.is_tensor(leaf) and leaf.is_floating_point()
-            else leaf
-            for leaf in leaves
-        ]
-        output = pytree.tree_unflatten(leaves, spec)
-        self._calls.append((args, kwargs, outputs_of(output)))
-        return output
-
-    @contextmanager
-    def stepping(self, pipeline: Any) -> Iterator[None]:
-        """Within, a step of the scheduler completes the calls since the one before."""
-        scheduler = getattr(pipeline, "scheduler", None)
-        if not callable(getattr(scheduler, "step", None)):
-            yield
-            return
-
-        def stepped(model_output: Any, *args: Any, **kwargs: Any) -> Arguments:
-            if torch.is_tensor(model_output):
-                self._complete(model_output)
-                model_output = model_output.detach()
-            return (model_output, *args), kwargs
-
-        with observed(scheduler, "step", before=stepped):
-            yield
-
-    def finished(self) -> list[RecordedCall]:
-        self._complete(None)
-        return [RecordedCall(args, kwargs, of) for (args, kwargs, _), of in zip(self._calls, self._cotangents)]
-
-    def _complete(self, guided: torch.Tensor | None) -> None:
-        waiting = self._calls[len(self._cotangents) :]
-        outputs = [out for _, _, outs in waiting for out in outs]
-        found: Sequence[torch.Tensor | None] = [None] * len(outputs)
-        if guided is not None and guided.requires_grad and outputs:
-            found = torch.autograd.grad(guided, outputs, self._signs(guided), allow_unused=True)
-        if all(g is None for g in found):  # no guidance that gradients pass: signs on the outputs themselves
-            found = [self._signs(out) for out in outputs]
-        at, factor = 0, 1.0 if guided is None else len(waiting) ** 0.5
-        for _, _, outs in waiting:
-            own = [torch.zeros_like(o) if g is None else factor * g for o, g in zip(outs, found[at : at + len(outs)])]
-            self._cotangents.append(tuple(g.detach().cpu() for g in own))
-            at += len(outs)
-        for place, (args, kwargs, _) in enumerate(self._calls):
-            self._calls[place] = (args, kwargs, [])  # frees the outputs
-
-    def _signs(self, like: torch.Tensor) -> torch.Tensor:
-        signs = torch.randint(0, 2, like.shape, generator=self._chance) * 2.0 - 1.0
-        return signs.to(like.device, like.dtype)
-
-
-class _EncoderRecorder(_Recorder):
-    """Keeps the calls of a text encoder, made before the first step: the guided output of every step depends on them.
-
-    An output's cotangent is the sum over steps of what their signs mean for it, times √(calls / steps). Signs of
-    different steps are independent; so the mean over calls of the squared change that a weight's error makes is, in
-    expectation, the mean over steps of the change of the guided output by all calls together, as for a denoiser.
-    """
-
-    def forget(self) -> None:
-        """Begin anew."""
-        super().forget()
-        self._sums: list[list[torch.Tensor | None]] = []
-        self._steps = 0
-
-    def _complete(self, guided: torch.Tensor | None) -> None:
-        self._sums += [[None] * len(outputs) for *_, outputs in self._calls[len(self._sums) :]]
-        outputs = [out for *_, outs in self._calls for out in outs]
-        if guided is None or not guided.requires_grad or not outputs:
-            return
-        self._steps += 1
-        # The graph from these outputs to the prompt's embeddings is that of all steps.
-        found = iter(torch.autograd.grad(guided, outputs, self._signs(guided), retain_graph=True, allow_unused=True))
-        for sums in self._sums:
-            for place, before in enumerate(sums):
-                gradient = next(found)
-                if gradient is not None:
-                    sums[place] = gradient.float() if before is None else before + gradient.float()
-
-    def finished(self) -> list[RecordedCall]:
-        self._complete(None)
-        factor = (len(self._calls) / max(1, self._steps)) ** 0.5
-        calls: list[RecordedCall] = []
-        for (args, kwargs, outputs), sums in zip(self._calls, self._sums):
-            used = tuple(place for place, total in enumerate(sums) if total is not None)
-            scaled = [(sums[place], outputs[place].dtype) for place in used]
-            cotangents = tuple((total * factor).to(dtype).cpu() for total, dtype in scaled if total is not None)
-            calls.append(RecordedCall(args, kwargs, cotangents, used))
-        return calls
-
-
-@contextmanager
-def _frozen(pipeline: Any) -> Iterator[None]:
-    """Within, no parameter of the pipeline takes gradients: nothing of text encoder and decoder is kept for them."""
-    modules = [m for m in pipeline.components.values() if isinstance(m, nn.Module)]
-    with frozen(*modules):
-        yield
-
-
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
     """Within, no parameter of these modules takes gradients."""
@@ -365,16 +145,16 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def _foreign(call: RecordedCall) -> str:
+def foreign(call: RecordedCall) -> str:
     """The class of an argument that no file can hold; empty if there is none."""
     leaves = pytree.tree_leaves((call.args, call.kwargs))
     return next((type(leaf).__name__ for leaf in leaves if not isinstance(leaf, (torch.Tensor, *_PLAIN))), "")
 
 
-def _write(path: Path, call: RecordedCall) -> None:
-    foreign = _foreign(call)
-    if foreign:
-        raise Qua2SeDiMoError(f"an argument of the denoiser is a {foreign}, which cannot be kept")
+def write_call(path: Path, call: RecordedCall) -> None:
+    found = foreign(call)
+    if found:
+        raise Qua2SeDiMoError(f"an argument of the denoiser is a {found}, which cannot be kept")
     leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
     tensors: dict[str, torch.Tensor] = {}
     plain: list[Any] = []
@@ -396,7 +176,7 @@ def _write(path: Path, call: RecordedCall) -> None:
     save_tensors(path, tensors, {"spec": pytree.treespec_dumps(spec), "plain": plain, **used})
 
 
-def _count(mark: Path) -> int | None:
+def marked_count(mark: Path) -> int | None:
     """The number of calls in a batch that was finished; None if it was not."""
     try:
         found = read_json(mark)

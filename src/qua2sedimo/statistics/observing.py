@@ -12,16 +12,17 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from qua2sedimo.denoisers import Graph
-from qua2sedimo.denoisers.encoders import is_encoder
+from qua2sedimo.denoisers.components import LATENTS, is_decoder, is_encoder
 from qua2sedimo.denoisers.pipelines import denoisers_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import file_digest, read_json, write_json
 from qua2sedimo.formats.locks import alone
 from qua2sedimo.formats.temporary import clear_leftovers
 from qua2sedimo.images.generate import Generator
-from qua2sedimo.statistics.calls import RecordedCall, RecordedCalls, record_calls, record_texts
+from qua2sedimo.statistics.calls import RecordedCall, RecordedCalls
 from qua2sedimo.statistics.gradients import checkpointed, squared_gradients
 from qua2sedimo.statistics.moments import observe_moments
+from qua2sedimo.statistics.recording import record_calls, record_texts
 from qua2sedimo.statistics.sources import Source, find_sources, passes
 from qua2sedimo.statistics.store import (
     INDEX,
@@ -135,9 +136,12 @@ def _affordable_gradients(what: Observation) -> Iterator[None]:
 
 
 def sample_name(denoiser: nn.Module) -> str:
-    """The name of the denoiser's first argument, the noisy sample; "" for a text encoder, which sees only the text."""
+    """The name of the denoiser's first argument, the noisy sample; of an autoencoder, that of the latents; "" for a
+    text encoder, which sees only the text."""
     if is_encoder(denoiser):
         return ""
+    if is_decoder(denoiser):
+        return LATENTS
     return next(name for name in inspect.signature(type(denoiser).forward).parameters if name != "self")
 
 

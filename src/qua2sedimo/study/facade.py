@@ -12,7 +12,7 @@ from torch import nn
 
 from qua2sedimo import zoo
 from qua2sedimo.denoisers import denoisers_named, load_pipeline, weight_modules, weight_of
-from qua2sedimo.denoisers.encoders import refuse_encoders
+from qua2sedimo.denoisers.components import refuse_beside
 from qua2sedimo.denoisers.layers import refuse_unsuitable
 from qua2sedimo.denoisers.pipelines import check_given
 from qua2sedimo.errors import Qua2SeDiMoError
@@ -95,7 +95,7 @@ class Study:
             for denoiser in denoisers:
                 refuse_unsuitable(denoiser)
             if settings.target is not None:
-                refuse_encoders(named, settings.target)
+                refuse_beside(named, settings.target)
             _check_target(settings, denoisers)
             if not settings.inputs:
                 settings = settings.model_copy(update={"inputs": varied_inputs(loaded, denoisers[0], _INPUTS)})

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from qua2sedimo.bank import Bank
-from qua2sedimo.denoisers.encoders import is_encoder
+from qua2sedimo.denoisers.components import is_encoder
 from qua2sedimo.option_changes import LayerChanges
 from qua2sedimo.options import Option
 from qua2sedimo.quantizers import QuantizedWeight, inner_product

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from qua2sedimo.denoisers.encoders import is_encoder
+from qua2sedimo.denoisers.components import is_encoder
 from qua2sedimo.denoisers.stored import kept_in_fp32
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import write_json

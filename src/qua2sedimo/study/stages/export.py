@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from qua2sedimo.denoisers.encoders import refuse_encoders
+from qua2sedimo.denoisers.components import refuse_beside
 from qua2sedimo.denoisers.hub_names import public_name
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.images.own import CallablePipeline
@@ -68,7 +68,7 @@ def _save_as(
             f"the format {form} is of diffusers pipelines, and this study's denoiser is of your own code",
             "Leave out --format, and load the export with qua2sedimo.load_packed.",
         )
-    refuse_encoders(study.denoisers, form)
+    refuse_beside(study.denoisers, form)
     study.switch.restore()
     model, components, copies = study.pipeline, tuple(study.denoisers), study.copies
     with study.without_offload(), quiet():

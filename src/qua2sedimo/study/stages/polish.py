@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from qua2sedimo.denoisers.encoders import is_encoder
+from qua2sedimo.denoisers.components import is_encoder
 from qua2sedimo.images.ledger import FINALS, LEARNING
 from qua2sedimo.options import Configuration
 from qua2sedimo.quantizers import QuantizedWeight
