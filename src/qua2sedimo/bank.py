@@ -126,8 +126,10 @@ class Bank:
         except (KeyError, TypeError, ValueError, AttributeError, Qua2SeDiMoError) as error:
             raise Qua2SeDiMoError(f"{folder / _INDEX} is damaged: {error}", _REBUILD_FILE) from error
         self.folder, self._owner = folder, owner
+        self._place = {layer: place for place, layer in enumerate(self.space.layers)}
         self._files: dict[str, Any] = {}
         self._read: dict[tuple[str, Option], QuantizedWeight] = {}  # mapped, so no copies
+        self._compared: set[str] = set()  # layers whose file is as it was written
 
     @staticmethod
     def is_finished(folder: Path, space: SearchSpace) -> bool:
@@ -220,9 +222,16 @@ class Bank:
             self._read[layer, option] = self._mapped(layer, option)
         return self._read[layer, option]
 
+    def forget(self, layer: str) -> None:
+        """Close the layer's file, whose pages count as memory of this process while it is mapped."""
+        self._files.pop(layer, None)
+        for option in self.space.options[layer]:
+            self._read.pop((layer, option), None)
+
     def _mapped(self, layer: str, option: Option) -> QuantizedWeight:
         if layer not in self._files:
-            path = self._intact(layer)
+            path = self._path(layer) if layer in self._compared else self._intact(layer)
+            self._compared.add(layer)
             try:
                 self._files[layer] = safe_open(path, "pt")
             except (OSError, SafetensorError) as error:
@@ -238,9 +247,12 @@ class Bank:
         except SafetensorError as error:
             raise Qua2SeDiMoError(f"bank has no option '{option}' for layer '{layer}': {error}", _REBUILD) from error
 
+    def _path(self, layer: str) -> Path:
+        return _file(self.folder, self._place[layer])
+
     def _intact(self, layer: str) -> Path:
         """The layer's file; raises :class:`Qua2SeDiMoError` if it is missing or its checksum differs."""
-        path = _file(self.folder, self.space.layers.index(layer))
+        path = self._path(layer)
         try:
             damaged = sha256(path) != self._checksums[layer]
         except OSError as error:

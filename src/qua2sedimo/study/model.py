@@ -123,7 +123,11 @@ class StudiedModel:
         if self._checkpoint is not None and name in self._checkpoint:
             whole = stored_weight(self._checkpoint(name))
             return whole if unit.span is None else whole[:, unit.span[0] : unit.span[1]].contiguous()
-        return stored_weight(unit_weight(self.modules, unit))
+        return self.live_weight(layer)
+
+    def live_weight(self, layer: str) -> torch.Tensor:
+        """The 16-bit weight of a layer or part of the denoiser in memory, which maps no file."""
+        return stored_weight(unit_weight(self.modules, self.graph.layers[layer]))
 
     def original_weights(self) -> Source | None:
         """Reads original weights from the denoiser's files, if there are any."""

@@ -39,7 +39,7 @@ def weigh(
     """Add what gradients say of the options of these denoisers to the bank's changes; interrupted, it goes on with the
     first calls that are missing.
 
-    ``weight(layer)`` gives the original 16-bit weight. The live denoisers hold their original weights. A denoiser
+    ``weight(layer)`` gives the 16-bit weight of the live denoiser. The live denoisers hold their original weights. A denoiser
     whose gradients do not fit into memory is left out.
     """
     known = dict(bank.changes.of)
@@ -141,7 +141,9 @@ class _Products:
             for g, w in zip(flat.split(_PART), self._weight(layer).reshape(-1).split(_PART))
         )
         values = (self._bank.get(layer, option) for option in self._bank.space.options[layer])
-        return torch.tensor([inner_product(value, gradient) - own for value in values])
+        found = torch.tensor([inner_product(value, gradient) - own for value in values])
+        self._bank.forget(layer)  # all files together are larger than the denoiser
+        return found
 
 
 def _chosen(statistics: Statistics | JoinedStatistics, part: DenoiserPart) -> RecordedCalls:

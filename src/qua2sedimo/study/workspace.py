@@ -252,7 +252,7 @@ class Workspace(StudiedModel):
         differentiated = [part for part in self.parts if part.component not in without]
         if differentiated:
             with self.without_offload():  # gradients need the weights themselves
-                weigh(bank, differentiated, self.statistics, self.weight, progress)
+                weigh(bank, differentiated, self.statistics, self.live_weight, progress)
         others = [part for part in self.parts if part.component in without]
         if others:
             switch = Switch(self.denoiser, bank, self.graph.layers, self.original_weights())
