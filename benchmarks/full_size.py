@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import sys
@@ -54,7 +55,8 @@ def main() -> None:
         folder = asked.work / model
         if not (folder / "model" / "model_index.json").is_file():
             print(f"{model}: writing random weights", flush=True)
-            made(MODELS[model], folder / "model")
+            with multiprocessing.get_context("spawn").Pool(1) as pool:  # this process's peak would be its children's
+                pool.apply(made, (model, folder / "model"))
         commands = stages(folder, MODELS[model])
         for stage in asked.stages:
             if f"{model} {stage}" in rows:
@@ -181,12 +183,12 @@ class Model:
         self.steps, self.observe = steps, observe
 
 
-def made(model: Model, folder: Path) -> None:
+def made(name: str, folder: Path) -> None:
     """The pipeline with random weights, in shards of at most half a gigabyte."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)  # half the memory while it is built
     try:
-        pipeline = model.build()
+        pipeline = MODELS[name].build()
     finally:
         torch.set_default_dtype(torch.float32)
     part = folder.with_name(f"{folder.name}.part")

@@ -56,6 +56,7 @@ from qua2sedimo.quantizers import (
     quantization_error,
     telling_rows,
 )
+from qua2sedimo.system.elsewhere import Elsewhere
 from qua2sedimo.system.memory import return_memory
 
 FORMAT = 2
@@ -103,6 +104,17 @@ class Observed:
         return float(self.gradient.cpu() @ self.moment.errors(weight.float().reshape(len(weight), -1)))
 
 
+@dataclass(frozen=True)
+class Making:
+    """How layers are made: ``weights(layer)`` and ``observed(layer)`` give their tensors and statistics, ``tried`` has
+    their options, and ``prune`` leaves out those that another dominates."""
+
+    weights: Callable[[str], torch.Tensor]
+    observed: Callable[[str], Observed]
+    prune: bool
+    tried: SearchSpace
+
+
 class Bank:
     """Reads options of one search space from a bank folder; :meth:`build` creates or completes the folder."""
 
@@ -148,10 +160,12 @@ class Bank:
         observed: Callable[[str], Observed] = lambda layer: Observed(),
         prune: bool = False,
         tried: SearchSpace | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> Bank:
         """Quantize missing or damaged layers; ``weights(layer)`` gives a layer's tensor, ``observed(layer)`` its
         statistics, ``progress`` gets layers done. ``prune`` leaves out options that another dominates.
-        ``tried``: the space with the options that are made, if these are not all.
+        ``tried``: the space with the options that are made, if these are not all. ``elsewhere`` does the work if it is
+        given, by :func:`quantize_layer`.
 
         If another process builds the same bank, this one waits for it, and opens what it has built.
 
@@ -161,20 +175,20 @@ class Bank:
         waited: list[bool] = []
         with alone(folder, lambda: waited.append(True)):
             if not (waited and cls.is_finished(folder, space)):
-                cls._build(folder, space, owner, weights, progress, workers, observed, prune, tried or space)
+                made = Making(weights, observed, prune, tried or space)
+                cls._build(folder, space, owner, made, progress, workers, elsewhere)
         return cls(folder, space, owner)
 
     @classmethod
     def _build(
-        cls, folder: Path, space: SearchSpace, owner: str, weights: Callable[[str], torch.Tensor],
-        progress: Callable[[int], object], workers: int, observed: Callable[[str], Observed], prune: bool,
-        tried: SearchSpace,
+        cls, folder: Path, space: SearchSpace, owner: str, making: Making, progress: Callable[[int], object],
+        workers: int, elsewhere: Elsewhere | None,
     ) -> None:  # fmt: skip
         label = folder / "owner.json"
         if label.exists() and read_json(label) != owner:
             raise Qua2SeDiMoError(f"{folder} was begun for other weights or other options", _REBUILD)
         missing = [layer for i, layer in enumerate(space.layers) if not _file(folder, i).exists()]
-        check_space(folder, bank_bytes(tried, prune, missing), "the bank")
+        check_space(folder, bank_bytes(making.tried, making.prune, missing), "the bank")
         write_json(label, owner)
         clear_leftovers(folder)
         for leftover in folder.glob(".*.tmp"):  # of a build that an earlier version began
@@ -183,27 +197,41 @@ class Bank:
 
         known, writing = _known_checksums(folder), Lock()
 
-        def entry(position: int) -> tuple[str, dict[str, Any], bool]:
-            """(layer, what the index says of it, whether it was made now)"""
-            layer = space.layers[position]
-            path = _file(folder, position)
-            checksum = sha256(path) if layer in known and path.exists() else ""
-            lacks = checksum != known.get(layer) or _about(path)["layer"] != layer
-            if lacks:
-                with _named(layer):
-                    _write_layer(path, layer, weights(layer), tried.options[layer], observed(layer), prune)
-                return_memory()
-                checksum = sha256(path)
-                with writing:
-                    add_finished(folder / _SUMS, layer, checksum)
-            about = _about(path)
-            return layer, {"sha256": checksum, "errors": about["errors"], "dtype": about["dtype"]}, lacks
+        def lacks(position: int) -> bool:
+            layer, path = space.layers[position], _file(folder, position)
+            there = layer in known and path.exists()
+            return not there or sha256(path) != known[layer] or _about(path)["layer"] != layer
 
-        layers: dict[str, Any] = {}
-        for layer, content, made in each(entry, range(len(space.layers)), workers):
-            layers[layer] = content
-            if made or len(layers) == len(space.layers):  # what was there says nothing of the time that is left
-                progress(len(layers))
+        def make(position: int) -> None:
+            layer = space.layers[position]
+            options, seen = making.tried.options[layer], making.observed(layer)
+            quantize_layer(folder, space, layer, options, making.weights(layer), seen, making.prune)
+            keep(position)
+
+        def keep(position: int) -> None:
+            with writing:
+                layer = space.layers[position]
+                known[layer] = sha256(_file(folder, position))
+                add_finished(folder / _SUMS, layer, known[layer])
+
+        def made_elsewhere(elsewhere: Elsewhere) -> Iterator[None]:
+            options = {place: [str(o) for o in making.tried.options[space.layers[place]]] for place in lacking}
+            jobs = [{"do": "quantize", "layer": space.layers[place], "options": options[place]} for place in lacking]
+            for job, _ in elsewhere.each(jobs, "quantizing layers"):
+                keep(lacking[job])
+                yield
+
+        total = len(space.layers)
+        lacking = [position for position in range(total) if lacks(position)]
+        made = each(make, lacking, workers) if elsewhere is None else made_elsewhere(elsewhere)
+        for done, _ in enumerate(made, total - len(lacking) + 1):  # not from 0: it tells the time left
+            progress(done)
+        if not lacking:
+            progress(total)
+        layers = {}
+        for position, layer in enumerate(space.layers):
+            about = _about(_file(folder, position))
+            layers[layer] = {"sha256": known[layer], "errors": about["errors"], "dtype": about["dtype"]}
         index = {"format": FORMAT, "owner": owner, "layers": layers}
         write_json(folder / _INDEX, sealed(index))
 
@@ -313,6 +341,16 @@ class Bank:
 
     def values(self, configuration: Configuration) -> dict[str, QuantizedWeight]:
         return {layer: self.get(layer, option) for layer, option in configuration.items()}
+
+
+def quantize_layer(
+    folder: Path, space: SearchSpace, layer: str, options: Sequence[Option], weight: torch.Tensor, observed: Observed,
+    prune: bool,
+) -> None:  # fmt: skip
+    """Write the file of a layer of a bank; raises :class:`Qua2SeDiMoError` naming the layer."""
+    with _named(layer):
+        _write_layer(_file(folder, space.layers.index(layer)), layer, weight, tuple(options), observed, prune)
+    return_memory()
 
 
 def bank_bytes(space: SearchSpace, prune: bool, layers: Sequence[str]) -> int:

@@ -37,6 +37,7 @@ from qua2sedimo.statistics import (
     output_changes,
     squared_gradients,
 )
+from qua2sedimo.statistics.recording import record_texts
 
 GUIDANCE = 3.0
 EVERY = 3  # of the recorded calls, one in three has a backward pass
@@ -297,12 +298,23 @@ def test_layers_that_see_only_the_text_are_observed_with_other_prompts_too(tmp_p
     assert told >= 2  # the caption projection and the cross-attentions' keys and values
 
 
-def test_texts_are_encoded_one_by_one_where_a_pipeline_takes_no_lists(tmp_path: Path) -> None:
+def test_texts_are_encoded_one_by_one_where_a_pipeline_takes_no_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its arguments for several at once may not fit together: nothing calls the denoiser with them before."""
     what = replace(observation("pixart"), texts=["red hair", "mint top", "auburn hair"])
     what.generator.one_by_one = True
+    kept: list[int] = []
+
+    def recorded(*arguments: Any) -> RecordedCalls:
+        found = record_texts(*arguments)
+        kept.append(len(found))
+        return found
+
+    monkeypatch.setattr("qua2sedimo.statistics.observing.record_texts", recorded)
     found = observe(tmp_path, what)
-    assert found.calls.one_by_one and len(RecordedCalls(tmp_path / "texts")) == 3
+    assert found.calls.one_by_one and kept == [3]
+    assert not (tmp_path / "texts").exists(), "nothing needs them any more"
     assert not observe(tmp_path / "together", observation("pixart")).calls.one_by_one
 
 

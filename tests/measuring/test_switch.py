@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +19,10 @@ from qua2sedimo.bank import Bank
 from qua2sedimo.denoisers import unit_weight, weight_layers, weight_modules, weight_of
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.measuring.originals import Originals, checkpoint_source, compact, files_of
-from qua2sedimo.measuring.switch import Switch
+from qua2sedimo.measuring.switch import PackedSwitch, Switch
 from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.quantizers import METHODS, QuantizedWeight, dequantize_weight
+from qua2sedimo.runtime import QuantizedLayer
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 LOW, HIGH, CODEBOOK = Option("uaq", 3), Option("uaq", 4), Option("kmeans_c", 4)
@@ -255,3 +258,63 @@ def test_weights_of_16_bits_in_a_pipeline_of_32_cost_half_a_copy() -> None:
     assert compact(torch.randn(50).half().float()).dtype == torch.float16
     assert compact(torch.tensor([1e30]).bfloat16().float()).dtype == torch.bfloat16
     assert compact(torch.tensor([1 / 3])).dtype == torch.float32
+
+
+def packed_layers(model: nn.Module) -> set[str]:
+    return {name for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_packed_weights_compute_the_same_whatever_came_before(data: st.DataObject, bank: Bank) -> None:
+    """Any sequence of configurations, of some or all layers: outputs to the bit, and the very bits at the end."""
+    plain, model = small_dit(), small_dit()
+    layers, call = bank.space.layers, call_of(plain)
+    one, other = Switch(plain, bank, weight_layers(plain)), PackedSwitch(model, bank, weight_layers(model))
+    option = st.sampled_from([None, LOW, HIGH, CODEBOOK])
+    for _ in range(data.draw(st.integers(1, 3))):
+        drawn = {layer: data.draw(option) for layer in layers}
+        configuration = Configuration((layer, o) for layer, o in drawn.items() if o is not None)
+        one.apply(configuration)
+        other.apply(configuration)
+        assert packed_layers(model) == set(configuration)
+        with torch.no_grad():
+            assert torch.equal(model(**call).sample, plain(**call).sample)
+    other.restore()
+    assert not packed_layers(model)
+    original = small_dit().state_dict()
+    assert model.state_dict().keys() == original.keys()
+    assert all(torch.equal(tensor, original[name]) for name, tensor in model.state_dict().items())
+
+
+def test_packed_weights_are_the_only_ones(model: nn.Module, bank: Bank) -> None:
+    switch = PackedSwitch(model, bank, weight_layers(model))
+    plain = sum(p.nbytes for p in model.parameters())
+    switch.apply(bank.space.uniform(LOW))
+    held = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    freed = sum(4 * math.prod(shape) for shape in bank.space.shapes.values())
+    assert held < plain - 0.8 * freed
+    for name in bank.space.layers:  # the modules that wait hold nothing either
+        assert switch._modules[name].weight.is_meta
+
+
+def test_parts_and_copies_are_packed_together(tmp_path: Path) -> None:
+    """A layer in two parts is packed when both are quantized, and plain while one is not; a copy goes with it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 4), nn.Linear(8, 4))
+    model[1].load_state_dict(model[0].state_dict())
+    whole = replace(weight_layers(model)["0"], copies=("1",))
+    parts = {part.name: part for part in (whole.part(0, 3), whole.part(3, 8))}
+    space = SearchSpace.of({name: part.shape for name, part in parts.items()}, "uaq-3,uaq-4")
+    weights = {name: model[0].weight[:, part.span[0] : part.span[1]].half() for name, part in parts.items()}  # type: ignore[index]
+    made = Bank.build(tmp_path, space, "x", lambda name: weights[name])
+    plain = copy.deepcopy(model)
+    one, other = Switch(plain, made, parts), PackedSwitch(model, made, parts)
+    first, second = space.layers
+    x = torch.randn(5, 8)
+    for configuration in ({first: LOW}, {first: LOW, second: HIGH}, {second: LOW}, {}):
+        one.apply(configuration)
+        other.apply(configuration)
+        assert packed_layers(model) == ({"0", "1"} if len(configuration) == 2 else set())
+        for place in (0, 1):
+            assert torch.equal(model[place](x), plain[place](x))

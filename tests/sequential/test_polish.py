@@ -11,11 +11,13 @@ import torch
 from tests.conftest import MAKERS, call_of
 from tests.denoisers.small import SMALL
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from qua2sedimo.denoisers import Graph, trace, unit_weight, weight_modules
 from qua2sedimo.options import Configuration, Option
 from qua2sedimo.quantizers import METHODS, Moment, QuantizedWeight, dequantize_weight
 from qua2sedimo.sequential import polished, segment_of
+from qua2sedimo.sequential.polish import _Polish
 from qua2sedimo.sequential.segments import Replay
 from qua2sedimo.statistics import RecordedCall, Source, find_sources, observe_moments, sample_name
 
@@ -256,6 +258,49 @@ def test_the_same_is_found_twice_and_progress_ends_at_its_total(dit: Case) -> No
     two = dit.polished(configuration)
     assert one.keys() == two.keys() and all(torch.equal(one[n].codes, two[n].codes) for n in one)
     assert said[-1][0] == said[-1][1] and [done for done, _ in said] == sorted(done for done, _ in said)
+
+
+@pytest.mark.parametrize("kind", FEW)
+def test_outputs_that_nothing_reads_any_more_are_not_kept(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same codes as if all were kept, in less memory at a time."""
+    held: list[list[int]] = []
+
+    def run(keep_all: bool) -> dict[str, QuantizedWeight]:
+        case, most = Case.of(*model_and_call(kind)), list[int]()
+
+        def dropped(polish: _Polish, finished: str) -> None:
+            if not keep_all:
+                drop(polish, finished)
+            kept = pytree.tree_leaves([*polish._full, *polish._quantized])
+            most.append(sum(leaf.nbytes for leaf in kept if torch.is_tensor(leaf)))
+
+        monkeypatch.setattr(_Polish, "_drop_unread", dropped)
+        held.append(most)
+        return case.polished(uniform(case, Option("row", 3)))
+
+    drop = _Polish._drop_unread
+    every, few = run(keep_all=True), run(keep_all=False)
+    assert every.keys() == few.keys() and all(torch.equal(every[n].codes, few[n].codes) for n in every)
+    assert max(held[1]) < 0.8 * max(held[0])
+
+
+def test_a_block_is_read_by_the_next_and_a_skip_connection_by_the_block_that_it_leads_to() -> None:
+    dit, unet = (Case.of(*model_and_call(kind)) for kind in ("dit", "unet"))
+
+    def readers(case: Case) -> dict[str, set[str]]:
+        segments = list(dict.fromkeys(segment_of(name, case.model) for name in weight_modules(case.model)))
+        replay = Replay(case.model, segments, case.calls[0])
+        with torch.no_grad():
+            found = replay.readers(case.calls[0], list(replay.times))
+        assert is_whole(case.model)
+        return found
+
+    assert readers(dit)["transformer_blocks.0"] == {"transformer_blocks.1"}
+    found = readers(unet)
+    assert len(found["conv_in"]) > 1, "the first block, and the last one by a skip connection"
+    order = list(found)
+    assert any(name.startswith("up_blocks") for name in found["conv_in"])
+    assert all(order.index(name) < max(map(order.index, of)) for name, of in found.items() if of)
 
 
 def test_with_little_memory_it_is_done_with_fewer_calls(dit: Case) -> None:

@@ -22,9 +22,11 @@ from qua2sedimo import Configuration, Qua2SeDiMoError, Study
 from qua2sedimo.commands.collecting import measure
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.measuring.run import Request, Workers, record_of
+from qua2sedimo.measuring.switch import PackedSwitch
 from qua2sedimo.measuring.workers import Outcome, RayWorkers, Work
 from qua2sedimo.records import Failure, Record
 from qua2sedimo.records.measurement import Measurement
+from qua2sedimo.runtime import QuantizedLayer
 from qua2sedimo.study.measurements import measure_requests
 from qua2sedimo.study.worker import open_worker
 
@@ -344,3 +346,21 @@ def test_a_node_that_is_killed_midway_changes_no_record(
     assert essence(found) == essence(undisturbed)
     assert study.workspace.records.failed() == []
     assert os.getpid() not in {int(r.origin.worker) for r in found}
+
+
+def test_packed_weights_give_the_same_records(study: Study, undisturbed: list[Record]) -> None:
+    """It is a setting of where weights are, which may change between commands: nothing is measured again."""
+    settings = study.workspace.settings
+    study.measure(COUNT - 2)
+    packed = Study.create(study.folder, settings.model_copy(update={"packed": True}))
+    assert packed.workspace.settings.packed
+    found = packed.measure(COUNT)
+    assert isinstance(packed.workspace.switch, PackedSwitch)
+    assert essence(found) == essence(undisturbed)
+    packed.workspace.switch.apply(found[-1].configuration)
+    assert any(isinstance(m, QuantizedLayer) for m in packed.workspace.denoiser.modules())
+
+
+def test_weights_that_are_offloaded_layer_by_layer_cannot_be_packed() -> None:
+    with pytest.raises(ValueError, match=r"packed: .*\(offload: sequential\) stay plain"):
+        small_settings(packed=True, offload="sequential")

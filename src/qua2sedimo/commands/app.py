@@ -118,6 +118,10 @@ Component = Annotated[
         "autoencoder, vae; repeatable for several that share the budget."
     ),
 ]
+Packed = Annotated[
+    bool,
+    typer.Option("--packed", help="Measure configurations from packed weights: slower, in less memory."),
+]
 Keep = Annotated[
     list[str] | None,
     typer.Option("--keep", help="Leave layers that match this pattern in 16 bits; repeatable.", metavar="PATTERN"),
@@ -155,13 +159,11 @@ Images = Annotated[int, typer.Option(help="Images that each configuration is mea
 USUAL_IMAGES, FRESH_IMAGES = 8, 64
 WorkerCount = Annotated[
     int | None,
-    typer.Option(
-        "--workers", help="Measure in this many Ray processes, here or on --ray's cluster.", min=1, max=10_000
-    ),
+    typer.Option("--workers", help="Work in this many Ray processes, here or on --ray's cluster.", min=1, max=10_000),
 ]
 RayAddress = Annotated[
     str | None,
-    typer.Option("--ray", help="Measure on the Ray cluster at this address; `auto` finds it.", metavar="HOST:PORT"),
+    typer.Option("--ray", help="Work on the Ray cluster at this address; `auto` finds it.", metavar="HOST:PORT"),
 ]
 Efforts = Annotated[
     str | None,
@@ -246,6 +248,7 @@ def settings_for(
     rounding: str | None = None,
     observe: int | None = None,
     loading: Loading = Loading(),
+    packed: bool = False,
 ) -> StudySettings:
     """The settings of a new study; shipped models bring their own inputs and arguments."""
     entry = zoo.ENTRIES.get(model)
@@ -262,6 +265,7 @@ def settings_for(
         options=options,
         rounding=rounding,  # type: ignore[arg-type]
         **asdict(loading),
+        packed=packed,
         **changed,
         keep=keep or [],
         seed=seed,

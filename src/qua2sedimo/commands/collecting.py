@@ -16,15 +16,15 @@ _PANEL = "Measure"
 
 
 @app.command(rich_help_panel=_PANEL)
-def observe(study: StudyFolder) -> None:
+def observe(study: StudyFolder, workers: WorkerCount = None, ray: RayAddress = None) -> None:
     """Generate images in full precision and keep what each layer sees, for rounding; other commands do it when they
     need it."""
     from qua2sedimo.formats.text import command, size_text
     from qua2sedimo.study import Study
 
-    opened = Study(study)
+    opened, observing = Study(study), workers_of(workers, ray)
     with progress() as report:
-        found = opened.observe(report)
+        found = opened.observe(report, observing)
     nbytes = sum(path.stat().st_size for path in found.folder.rglob("*.safetensors"))
     units = sum(len(source.units) for source in found.sources)
     gradients = "with gradients" if found.has_gradients else "without gradients, which did not fit into memory"
@@ -37,14 +37,14 @@ def observe(study: StudyFolder) -> None:
 
 
 @app.command(rich_help_panel=_PANEL)
-def quantize(study: StudyFolder) -> None:
+def quantize(study: StudyFolder, workers: WorkerCount = None, ray: RayAddress = None) -> None:
     """Quantize every layer under every option, once; other commands do it when they need it."""
     from qua2sedimo.formats.text import size_text
     from qua2sedimo.study import Study
 
-    opened = Study(study)
+    opened, quantizing = Study(study), workers_of(workers, ray)
     with progress() as report:
-        opened.quantize(report)
+        opened.quantize(report, quantizing)
     nbytes = sum(path.stat().st_size for path in (study / "bank").glob("*.safetensors"))
     options = sum(map(len, opened.workspace.space.options.values()))
     say(
@@ -70,7 +70,7 @@ def measure(
     opened, measuring = Study(study), workers_of(workers, ray)
     check_samples(opened.workspace, configurations)
     with progress() as report:
-        opened.quantize(report)
+        opened.quantize(report, measuring)
         records = opened.measure(configurations, report, workers=measuring, again=again)
     if measuring.here and has_safety_checker(opened.workspace.pipeline):
         say(SAFETY_CHECKER)

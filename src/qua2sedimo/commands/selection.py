@@ -151,12 +151,14 @@ def quick(
     methods_at_most: AtMost = None,
     why: Why = False,
     as_json: AsJson = False,
+    workers: WorkerCount = None,
+    ray: RayAddress = None,
 ) -> None:
     """Choose by calibration statistics alone, round the weights again in sequence, and check the result: minutes."""
     from qua2sedimo.search import allow, budget_bytes
     from qua2sedimo.study import Study
 
-    opened = Study(study)
+    opened, building = Study(study), workers_of(workers, ray)
     budgets, limits = budgets_of(bits, nbytes, ratio), constraints_of(keep, min_bits, methods, methods_at_most)
     reachable = opened.workspace.reachable
     for budget in budgets:  # all are checked before work begins
@@ -164,7 +166,7 @@ def quick(
     said = _Said(opened, why, as_json)
     for budget in budgets:
         with progress() as report:
-            choice = opened.quick(budget, report, limits)
+            choice = opened.quick(budget, report, limits, building)
         said(choice, opened.workspace.choice_path(budget, limits))
     said.end()
 
@@ -223,7 +225,7 @@ def search(
     said = _Said(opened, why, as_json)
     for budget in budgets:
         with progress() as report:
-            opened.quantize(report)
+            opened.quantize(report, measuring)
             found = opened.search(budget, image_budget, report, limits, workers=measuring)
         if found.rounds and not as_json:
             console.print(rounds_table(found, opened.workspace.settings.objective))
@@ -252,7 +254,7 @@ def frontier(
     opened, measuring = Study(study), workers_of(workers, ray)
     check_objective(opened.workspace)
     with progress() as report:
-        opened.quantize(report)
+        opened.quantize(report, measuring)
         points = opened.frontier(images=images, progress=report, workers=measuring)
     console.print(frontier_table(points, opened.workspace.settings.objective))
     objective = objective_info(opened.workspace.objective)

@@ -26,6 +26,7 @@ from qua2sedimo.commands.app import (
     Model,
     Observe,
     Options,
+    Packed,
     RayAddress,
     Rounding,
     Samplers,
@@ -200,6 +201,7 @@ def init(
     listed: ListFile = None,
     metric: Metrics = None,
     batch: Batch = None,
+    packed: Packed = False,
     *,
     loading: Loading,
 ) -> None:
@@ -208,7 +210,7 @@ def init(
     from qua2sedimo.study import Study
 
     settings = settings_for(
-        model, prompt, arguments, options, images, component, seed, keep, rounding, observe, loading
+        model, prompt, arguments, options, images, component, seed, keep, rounding, observe, loading, packed
     )  # fmt: skip
     made = Study.create(study, measured_by(aimed_at(settings, program), sampler, listed, metric, batch))
     if has_safety_checker(made.workspace.pipeline):

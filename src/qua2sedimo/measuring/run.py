@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -71,16 +71,24 @@ class Crew:
         if self._workers.here:
             self._work = self._work or self._here()
             return run_here(self._work, jobs, stop)
+        return self._connected().run(jobs, stop)
+
+    @property
+    def width(self) -> int:
+        """How many jobs are done at a time."""
+        return 1 if self._workers.here else self._connected().width
+
+    def _connected(self) -> RayWorkers:
         if self._pool is None:
             where = self._workers.count, self._workers.address
             pool = RayWorkers(self._opener, self._arguments, *where, self._started, self._one_first)
             self._pool = pool.__enter__()
-        return self._pool.run(jobs, stop)
+        return self._pool
 
     def _started(self, ready: int, count: int) -> None:
         self._progress(ready, count, "starting workers")
 
-    def each(self, contents: Sequence[dict[str, Any]], what: str) -> Iterator[tuple[int, Any]]:
+    def each(self, contents: Sequence[Mapping[str, Any]], what: str) -> Iterator[tuple[int, Any]]:
         """(position, result) of jobs that must all succeed, as they finish.
 
         Raises :class:`Qua2SeDiMoError` saying that ``what`` failed if a job fails at its last attempt;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from qua2sedimo.errors import failures_of
 from qua2sedimo.images.generate import Generator, without_safety_checker
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.measuring.switch import Switch
-from qua2sedimo.options import Configuration, Option
+from qua2sedimo.options import Configuration
 from qua2sedimo.system.machine import peak_memory
 
 
@@ -67,23 +67,10 @@ class TimedGenerator(Generator):
         return images
 
 
-class TimedSwitch(Switch):
-    """A switch that accumulates its seconds, measured by ``clock``."""
-
-    seconds = 0.0
-    clock: Clock = staticmethod(time.perf_counter)
-
-    def apply(self, configuration: Mapping[str, Option]) -> int:
-        began = self.clock()
-        changed = super().apply(configuration)
-        self.seconds += self.clock() - began
-        return changed
-
-
 def try_out(
     measurer: Measurer,
     generator: TimedGenerator,
-    switch: TimedSwitch,
+    switch: Switch,
     configurations: Sequence[Configuration],
     progress: Callable[[int], object] = lambda done: None,
     clock: Clock = time.perf_counter,

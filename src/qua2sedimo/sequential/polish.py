@@ -17,9 +17,10 @@ from torch import nn
 from qua2sedimo.denoisers import Graph
 from qua2sedimo.options import Option
 from qua2sedimo.quantizers import METHODS, Moment, QuantizedWeight
-from qua2sedimo.sequential.segments import Outputs, Replay, Stop, segment_of, step_of
+from qua2sedimo.sequential.segments import Outputs, Replay, Stop, segment_of, step_of, unread
 from qua2sedimo.statistics import RecordedCall, RecordedCalls, Source, unit_columns
 from qua2sedimo.statistics.columns import input_of
+from qua2sedimo.system.memory import return_memory
 
 #: Positions of a source, over all calls: for each of its inputs, the fewest, and the most.
 _ROWS_EACH, _LEAST_ROWS, _ROWS = 16, 1 << 14, 1 << 16
@@ -42,9 +43,9 @@ def polished(
     """The units of ``values`` quantized again, in sequence; those that see only time step or text are left out:
     they were observed with more of these than the calls have.
 
-    ``weight(unit)`` gives the original weight [channels, …]. As many calls are used as have room for the outputs of all
-    segments in ``memory`` bytes, at least one. The denoiser's weights are written by ``write``, and are those of the
-    result at the end.
+    ``weight(unit)`` gives the original weight [channels, …]. As many calls are used as have room in ``memory`` bytes
+    for the outputs of segments that later ones read, at least one. The denoiser's weights are written by ``write``, and
+    are those of the result at the end.
     """
     with torch.no_grad():
         return _Polish(denoiser, graph, sources, sample, calls, configuration, values, weight, write, memory).run(
@@ -65,10 +66,12 @@ class _Polish:
         for unit in values:
             write(unit, None)
         self._place(calls[0])
+        self._readers = self._replay.readers(calls[0], list(self._steps))
         self._calls = self._affordable(calls, memory)
         self._full: list[Outputs] = [{} for _ in self._calls]
         self._quantized: list[Outputs] = [{} for _ in self._calls]
         self._done: set[str] = set()
+        self._finished: set[str] = set()
 
     def _place(self, call: RecordedCall) -> None:
         """Segments, their steps, and the units in each step, in the order in which they begin."""
@@ -101,6 +104,8 @@ class _Polish:
                     found |= self._step(step)
                 if steps != [segment]:
                     self._merge(segment, steps)
+                self._drop_unread(segment)
+                return_memory()
                 progress(number + 1, len(self._steps))
         finally:
             self._replay.release()
@@ -122,11 +127,20 @@ class _Polish:
         if segment not in steps:
             self._replay.finish(segment)
 
+    def _drop_unread(self, finished: str) -> None:
+        """Keep no outputs that only finished segments read."""
+        self._finished.add(finished)
+        for name in [name for name in self._finished if self._readers[name] <= self._finished]:
+            for outputs in (*self._full, *self._quantized):
+                outputs[name] = unread(outputs[name])
+
     def _affordable(self, calls: Sequence[RecordedCall], memory: int) -> list[RecordedCall]:
         """Some of the calls, as many as have room for outputs in full precision and quantized."""
-        sizes = self._replay.nbytes
-        within = max((sum(sizes.get(step, 0) for step in steps) for steps in self._steps.values()), default=0)
-        each = 2 * (sum(sizes.get(segment, 0) for segment in self._steps) + within)
+        sizes, order, most = self._replay.nbytes, list(self._steps), 0
+        for place, (segment, steps) in enumerate(self._steps.items()):
+            read = [name for name in order[:place] if self._readers[name] & set(order[place:])]
+            most = max(most, sum(sizes.get(name, 0) for name in {*read, *steps, segment}))
+        each = 2 * most
         count = min(len(calls), max(1, memory // max(1, each)))
         return list(calls.some(count) if isinstance(calls, RecordedCalls) else calls[:count])
 
@@ -223,7 +237,7 @@ class _Polish:
             chance = torch.Generator().manual_seed(1 + number + 1000 * len(into))
             x = input_of(args, kwargs)
             rows, samples = unit_columns(module, unit, x, most, chance)
-            into.append((rows.cpu(), samples))
+            into.append((rows.to(x.dtype).cpu(), samples))  # in fp32 they take twice as much, and are the same
             if stop and len(into) == times:
                 raise Stop
 
@@ -253,7 +267,7 @@ class _Pair:
         """Rows of full precision and of the quantized denoiser at the same positions."""
         for half, sums in enumerate(self._sums):
             chosen = full[1] % 2 == half
-            x, x_q = full[0][chosen], quantized[0][chosen]
+            x, x_q = full[0][chosen].float(), quantized[0][chosen].float()
             at = 0
             for both in sums:
                 a, b = x[:, at : at + both.shape[1]], x_q[:, at : at + both.shape[1]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +17,19 @@ from qua2sedimo.statistics import RecordedCall
 
 #: Kept outputs of finished modules, one for each time that a forward runs the module.
 Outputs = dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class Unread:
+    """In place of an output that no later module reads: tensors of its shape, with any values, serve as well."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def unread(outputs: list[Any]) -> list[Any]:
+    """Outputs whose tensors are no longer kept."""
+    return pytree.tree_map(lambda leaf: Unread(leaf.shape, leaf.dtype) if torch.is_tensor(leaf) else leaf, outputs)
 
 
 def segment_of(name: str, denoiser: nn.Module) -> str:
@@ -95,7 +110,7 @@ class Replay:
         found: list[Any] = []
 
         def keep(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            found.append(pytree.tree_map(lambda leaf: leaf.detach().cpu() if torch.is_tensor(leaf) else leaf, output))
+            found.append(_on_cpu(output))
             if len(found) == self.times[module]:
                 raise Stop
 
@@ -115,12 +130,57 @@ class Replay:
         def stub(*args: Any, **kwargs: Any) -> Any:
             number = self._called.get(module, 0)
             self._called[module] = number + 1
-            kept = self._outputs[module][number]
-            return pytree.tree_map(lambda leaf: leaf.to(self._device) if torch.is_tensor(leaf) else leaf, kept)
+            return pytree.tree_map(self._given, self._outputs[module][number])
 
         own = vars(self._denoiser.get_submodule(module))
         self._stubbed[module] = own.get("forward")
         own["forward"] = stub
+
+    def _given(self, leaf: Any) -> Any:
+        if isinstance(leaf, Unread):
+            floating = leaf.dtype.is_floating_point
+            return torch.full(leaf.shape, math.nan if floating else 0, dtype=leaf.dtype, device=self._device)
+        return leaf.to(self._device) if torch.is_tensor(leaf) else leaf
+
+    def readers(self, call: RecordedCall, segments: Sequence[str]) -> dict[str, set[str]]:
+        """The segments that read the output of each segment, not counting those that read what another computes of it.
+
+        Found by making one segment's output NaN, and those of all others what they are: who sees NaN reads it. Nothing
+        is computed meanwhile but what lies between segments. An output without floating-point numbers, or one that
+        cannot be NaN, counts as read by all.
+        """
+        kept: Outputs = {name: [] for name in segments}
+        self._watch(kept, lambda name, _, output: kept[name].append(_on_cpu(output)), call)
+        found: dict[str, set[str]] = {}
+        for name in segments:
+            self.finish(name)
+        try:
+            for name in segments:
+                seen: set[str] = set()
+                self._outputs, self._called = {**kept, name: unread(kept[name])}, {}
+                try:
+                    self._watch(segments, lambda other, inputs, _, seen=seen: _add_if_nan(seen, other, inputs), call)  # type: ignore[misc]
+                except (RuntimeError, ValueError, TypeError, LookupError):
+                    seen |= set(segments)
+                floating = any(_is_floating(leaf) for leaf in pytree.tree_leaves(kept[name]))
+                found[name] = seen if floating else set(segments)
+        finally:
+            self.release()
+        return found
+
+    def _watch(self, names: Iterable[str], see: Callable[[str, Any, Any], object], call: RecordedCall) -> None:
+        """Run the call; ``see`` gets the name, inputs and output of each of these modules."""
+        handles = [
+            self._denoiser.get_submodule(name).register_forward_hook(
+                lambda _, args, kwargs, output, name=name: see(name, (args, kwargs), output) and None, with_kwargs=True
+            )
+            for name in names
+        ]
+        try:
+            call.run(self._denoiser, self._device)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def release(self, modules: Iterable[str] | None = None) -> None:
         """These modules, by default all, compute again."""
@@ -129,3 +189,17 @@ class Replay:
             del own["forward"]
             if before is not None:
                 own["forward"] = before
+
+
+def _on_cpu(output: Any) -> Any:
+    return pytree.tree_map(lambda leaf: leaf.detach().cpu() if torch.is_tensor(leaf) else leaf, output)
+
+
+def _is_floating(leaf: Any) -> bool:
+    return torch.is_tensor(leaf) and leaf.is_floating_point()
+
+
+def _add_if_nan(found: set[str], name: str, inputs: Any) -> None:
+    """Add the name if any number of the inputs is NaN."""
+    if any(_is_floating(leaf) and bool(leaf.isnan().any()) for leaf in pytree.tree_leaves(inputs)):
+        found.add(name)

@@ -30,35 +30,52 @@ def squared_gradients(
     the denoiser's outputs, or where one of its operations has no backward pass.
     """
     totals: dict[str, torch.Tensor] = {}
+    try:
+        for number, found in enumerate(of_each_call(denoiser, layers, calls), start=1):
+            add_gradients(totals, found)
+            progress(number)
+    except (RuntimeError, MemoryError) as error:
+        if not without_backward(error):
+            raise
+        return None
+    return {name: total / len(calls) for name, total in totals.items()} or None
+
+
+def add_gradients(totals: dict[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> None:
+    """Add those of a call to the sum of those before; in the order of the calls, whoever computed them."""
+    for name, value in found.items():
+        totals[name] = totals[name] + value if name in totals else value
+
+
+def of_each_call(
+    denoiser: nn.Module, layers: Mapping[str, WeightLayer], calls: Sequence[RecordedCall]
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Σ g² of each call by module, fp64 [output channels]; what fails is raised."""
     found: dict[str, torch.Tensor] = {}  # of the call, or part of a call, that is run
     owner = {name: layer.module for layer in layers.values() for name in (layer.module, *layer.copies)}
     handles = [
         denoiser.get_submodule(name).register_forward_hook(_hook(module, found)) for name, module in owner.items()
     ]
-    waiting = list(reversed(calls))
     try:
         with frozen(denoiser), checkpointed(denoiser), torch.enable_grad():
-            while waiting:
-                call = waiting.pop()
-                found.clear()
-                try:
-                    _backward(denoiser, call)
-                except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error) or call.samples < 2:
-                        raise
-                    waiting += reversed(call.halves())
-                    continue
-                for name, value in found.items():
-                    totals[name] = totals.get(name, torch.zeros_like(value)) + value
-                progress(len(calls) - min(len(waiting), len(calls)))
-    except (RuntimeError, MemoryError) as error:
-        if not without_backward(error):
-            raise
-        return None
+            for call in calls:
+                total: dict[str, torch.Tensor] = {}
+                waiting = [call]
+                while waiting:
+                    part = waiting.pop()
+                    found.clear()
+                    try:
+                        _backward(denoiser, part)
+                    except (RuntimeError, MemoryError) as error:
+                        if not is_out_of_memory(error) or part.samples < 2:
+                            raise
+                        waiting += reversed(part.halves())
+                        continue
+                    add_gradients(total, found)
+                yield total
     finally:
         for handle in handles:
             handle.remove()
-    return {name: total / len(calls) for name, total in totals.items()} or None
 
 
 def without_backward(error: BaseException) -> bool:

@@ -39,10 +39,10 @@ _MANY = 6
 
 def record_calls(
     generator: Generator, denoiser: nn.Module, images: range, folder: Path,
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Callable[[int], object] = lambda done: None, within: range | None = None,
 ) -> RecordedCalls:  # fmt: skip
     """Generate ``images`` in full precision and keep calls of the denoiser in ``folder``: all, or where there are many,
-    half of each batch's, in turn the even and the odd ones.
+    half of each batch's, in turn the even and the odd ones. ``within``: only some batches of them.
 
     A text encoder's calls, before the first step, are all kept, and an autoencoder's, after the last. Calls with an
     argument that cannot be kept are left out. Images whose calls are complete are marked, and not generated again.
@@ -50,9 +50,10 @@ def record_calls(
     """
     folder.mkdir(parents=True, exist_ok=True)
     recorder = _recorder(generator, denoiser, images, folder)
-    low = images.start
-    while low < images.stop:
-        indices = range(low, min(images.stop, low + generator.batch))
+    within = images if within is None else within
+    low = within.start
+    while low < within.stop:
+        indices = range(low, min(within.stop, low + generator.batch))
         mark = folder / f"images-{indices.start}-{indices.stop}.json"
         there = list(folder.glob(f"{indices.start:06d}*.safetensors"))
         if len(there) != marked_count(mark):
@@ -77,6 +78,23 @@ def record_calls(
         low = indices.stop
         progress(low - images.start)
     return RecordedCalls(folder)
+
+
+def prepare_recording(generator: Generator, denoiser: nn.Module, images: range, folder: Path) -> None:
+    """Find out and keep what all who record some of ``images`` have to know alike."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _recorder(generator, denoiser, images, folder)
+
+
+def missing_batches(images: range, batch: int, folder: Path) -> list[range]:
+    """The batches whose calls are not kept: as one, or image by image."""
+
+    def kept(indices: range) -> bool:
+        mark = folder / f"images-{indices.start}-{indices.stop}.json"
+        return len(list(folder.glob(f"{indices.start:06d}*.safetensors"))) == marked_count(mark)
+
+    batches = (range(low, min(images.stop, low + batch)) for low in range(images.start, images.stop, batch))
+    return [some for some in batches if not (kept(some) or all(kept(range(i, i + 1)) for i in some))]
 
 
 def record_texts(generator: Generator, denoiser: nn.Module, images: range, folder: Path) -> RecordedCalls:

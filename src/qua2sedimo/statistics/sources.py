@@ -116,14 +116,14 @@ def _inputs(layer: WeightLayer) -> int:
     return layer.weights // layer.shape[0]
 
 
-def passes(sources: Sequence[Source], memory: int) -> list[list[Source]]:
-    """Sources in groups whose moments fit into ``memory`` bytes together; a larger one is alone."""
-    groups: list[list[Source]] = []
+def passes(sources: Sequence[tuple[int, Source]], memory: int) -> list[list[tuple[int, Source]]]:
+    """Sources, with their places, in groups whose moments fit into ``memory`` bytes together; a larger one is alone."""
+    groups: list[list[tuple[int, Source]]] = []
     room = 0
-    for source in sources:
+    for place, source in sources:
         if not groups or source.nbytes > room:
             groups.append([])
             room = memory
-        groups[-1].append(source)
+        groups[-1].append((place, source))
         room -= source.nbytes
     return groups

@@ -171,6 +171,10 @@ def write_moment(path: Path, moment: Moment, rows: int) -> None:
             tensors[f"block.{i}"] = block[a, b].contiguous()
     nbytes = moment_bytes([len(block) for block in moment.blocks])
     write_via(path, lambda temporary: save_file(tensors, temporary, metadata={"rows": str(rows)}), nbytes)
+
+
+def add_moment(path: Path) -> None:
+    """Note that the file of a moment is finished."""
     add_finished(path.parent / _SUMS, path.name, file_digest(path))
 
 

@@ -110,7 +110,7 @@ class Study:
 
     # One line per stage, in the order in which they are run.
     observe = _stage(stages.observe.observe)
-    quantize = _stage(Workspace.build_bank)
+    quantize = _stage(stages.quantize.quantize)
     plan = _stage(stages.plan.plan)
     measure = _stage(stages.measure.measure)
     fit = _stage(stages.fit.fit)

@@ -6,7 +6,7 @@ running calls with one layer changed at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -17,6 +17,7 @@ from qua2sedimo.options import Option
 from qua2sedimo.quantizers import QuantizedWeight, inner_product
 from qua2sedimo.statistics import JoinedStatistics, OutputDifference, RecordedCalls, Statistics, output_changes
 from qua2sedimo.study.parts import LARGE, DenoiserPart
+from qua2sedimo.system.elsewhere import Elsewhere
 from qua2sedimo.system.progress import Progress
 
 #: Calls with a backward pass. A mean of this many squares of normal numbers has a relative standard error of 0.18; of
@@ -34,37 +35,37 @@ _SMALLEST = 1e-12
 
 def weigh(
     bank: Bank, parts: Sequence[DenoiserPart], statistics: Statistics | JoinedStatistics,
-    weight: Callable[[str], torch.Tensor], progress: Progress,
+    weight: Callable[[str], torch.Tensor], progress: Progress, elsewhere: Elsewhere | None = None,
 ) -> None:  # fmt: skip
     """Add what gradients say of the options of these denoisers to the bank's changes; interrupted, it goes on with the
     first calls that are missing.
 
-    ``weight(layer)`` gives the 16-bit weight of the live denoiser. The live denoisers hold their original weights. A denoiser
-    whose gradients do not fit into memory is left out.
+    ``weight(layer)`` gives the 16-bit weight of the live denoiser. The live denoisers hold their original weights. A
+    denoiser whose gradients do not fit into memory is left out. ``elsewhere`` does the work if it is given, by
+    :func:`weigh_some`.
     """
     known = dict(bank.changes.of)
     chosen = {part.component: _chosen(statistics, part) for part in parts}
     total, before = sum(map(len, chosen.values())), 0
-    products = _Products(bank, weight)
     for part in parts:
         calls, layers = chosen[part.component], [part.prefix + unit for unit in part.units]
         found = {layer: known[layer].values for layer in layers if layer in known and not known[layer].measured}
         begun = [found[layer].shape[1] if layer in found else 0 for layer in layers]
         at = min((n for n in begun if n), default=0)  # a layer that no call reached so far has none
-        while at < len(calls):
-            some = calls[at : at + _KEPT_AFTER]
-            changes = output_changes(
-                part.denoiser, {unit: part.graph.layers[unit] for unit in part.units}, some,
-                lambda unit, gradient, prefix=part.prefix: products(prefix + unit, gradient),  # type: ignore[misc]
-                lambda done, first=before + at: progress(first + done, total, "weighing options"),  # type: ignore[misc]
-            )  # fmt: skip
-            if changes is None:
+        ranges = [range(low, min(low + _KEPT_AFTER, len(calls))) for low in range(at, len(calls), _KEPT_AFTER)]
+        report = _after(progress, before, total)
+        every: Iterator[dict[str, torch.Tensor] | None]
+        if elsewhere is None:
+            every = (weigh_some(bank, part, statistics, weight, some, report) for some in ranges)
+        else:
+            every = _weighed_elsewhere(part, ranges, report, elsewhere)
+        for some, own in zip(ranges, every):
+            if own is None:
                 found = {}
                 break
-            own = {part.prefix + unit: of for unit, of in changes.items()}
             for layer in {*own, *(layer for layer in layers if layer in found)}:
                 found[layer] = _with_more(found.get(layer), at, own.get(layer), len(some))
-            at += len(some)
+            at = some.stop
             known |= {layer: LayerChanges(of, calls.places[:at]) for layer, of in found.items()}
             bank.keep_changes(known, complete=False)
         for layer in layers:
@@ -72,6 +73,41 @@ def weigh(
         known |= {layer: LayerChanges(of, calls.places[:at]) for layer, of in found.items()}
         before += len(calls)
     bank.keep_changes(known, complete=False)
+
+
+def weigh_some(
+    bank: Bank, part: DenoiserPart, statistics: Statistics | JoinedStatistics, weight: Callable[[str], torch.Tensor],
+    some: range, progress: Callable[[int], object] = lambda done: None,
+) -> dict[str, torch.Tensor] | None:  # fmt: skip
+    """What options change in some of the calls that are run, by layer: fp32 [options, calls]; None if gradients do not
+    fit into memory. ``progress`` gets the number of calls up to the one that was run."""
+    products = _Products(bank, weight)
+    found = output_changes(
+        part.denoiser, {unit: part.graph.layers[unit] for unit in part.units},
+        _chosen(statistics, part)[some.start : some.stop],
+        lambda unit, gradient: products(part.prefix + unit, gradient), lambda done: progress(some.start + done),
+    )  # fmt: skip
+    return None if found is None else {part.prefix + unit: of for unit, of in found.items()}
+
+
+def _weighed_elsewhere(
+    part: DenoiserPart, ranges: Sequence[range], progress: Callable[[int], object], elsewhere: Elsewhere
+) -> Iterator[dict[str, torch.Tensor] | None]:
+    """What others found by :func:`weigh_some`, in the order of the calls; the first ones as soon as they are known."""
+    jobs = [{"do": "weigh", "component": part.component, "start": s.start, "stop": s.stop} for s in ranges]
+    waiting: dict[int, dict[str, torch.Tensor] | None] = {}
+    following, done = 0, ranges[0].start if ranges else 0
+    for place, values in elsewhere.each(jobs, "weighing options"):
+        waiting[place] = None if values is None else {layer: torch.tensor(of) for layer, of in values.items()}
+        done += len(ranges[place])
+        progress(done)
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+
+
+def _after(progress: Progress, before: int, total: int) -> Callable[[int], object]:
+    return lambda done: progress(before + done, total, "weighing options")
 
 
 def weigh_one_by_one(

@@ -23,6 +23,7 @@ from qua2sedimo.measuring.run import Crew, Workers
 from qua2sedimo.measuring.workers import Work
 from qua2sedimo.options import Configuration
 from qua2sedimo.runtime import set_activation_bits
+from qua2sedimo.study.building import built_by, refuse_given_pipeline
 from qua2sedimo.study.choices import Choice
 from qua2sedimo.study.workspace import Workspace
 from qua2sedimo.system.machine import peak_memory
@@ -41,13 +42,10 @@ def crew(study: Workspace, workers: Workers = Workers(), progress: Progress = si
     if study.crew is not None:
         yield study.crew
         return
-    if not workers.here and study.pipeline_given:
-        raise Qua2SeDiMoError(
-            "workers load the pipeline by its name, but that of this study was passed in memory",
-            "Save the pipeline to a folder and create a study of that, or measure without workers.",
-        )
     if not workers.here:
-        study.bank  # noqa: B018 - graph and bank must exist before a worker opens them
+        refuse_given_pipeline(study)
+        with built_by(study, workers, progress):
+            study.build_bank(progress)  # graph and bank must exist before a worker opens them
     opener, folder = f"{__name__}:{open_worker.__name__}", str(study.folder.resolve())
     with Crew(workers, lambda: work_of(study), opener, [folder], progress, not study.batch_is_known) as study.crew:
         try:

@@ -28,7 +28,7 @@ from qua2sedimo.images.reference import ReferenceStore
 from qua2sedimo.images.varied import varied_inputs
 from qua2sedimo.measuring.measurer import Measurer
 from qua2sedimo.measuring.run import Crew
-from qua2sedimo.measuring.switch import Switch
+from qua2sedimo.measuring.switch import PackedSwitch, Switch
 from qua2sedimo.objective import Objective
 from qua2sedimo.options import SearchSpace, within_reach
 from qua2sedimo.predictor import Encoding
@@ -41,6 +41,7 @@ from qua2sedimo.study.choices import Choice, choice_name, load_values
 from qua2sedimo.study.model import StudiedModel
 from qua2sedimo.study.parts import LARGE, DenoiserPart
 from qua2sedimo.study.weighing import weigh, weigh_one_by_one
+from qua2sedimo.system.elsewhere import Elsewhere
 from qua2sedimo.system.memory import return_memory
 from qua2sedimo.system.progress import Progress, silent
 
@@ -72,6 +73,8 @@ class Workspace(StudiedModel):
             clear_leftovers(self.folder / name)
         #: The active crew; see :func:`qua2sedimo.study.worker.crew`.
         self.crew: Crew | None = None
+        #: Workers that make statistics and bank; see :func:`qua2sedimo.study.building.built_by`.
+        self.elsewhere: Elsewhere | None = None
 
     # What can be chosen ----------------------------------------------------------------------------------------
 
@@ -199,13 +202,16 @@ class Workspace(StudiedModel):
         return f"{self.statistics_key}-{component}" if component else self.statistics_key
 
     def _observed_part(self, part: DenoiserPart, progress: Progress) -> Statistics:
-        folder, key = self.statistics_folder / part.component, self._part_key(part.component)
+        return observe(self.statistics_folder / part.component, self.observation(part), progress, self.elsewhere)
+
+    def observation(self, part: DenoiserPart) -> Observation:
+        """What is observed of a denoiser, which has its original weights from now on."""
         self.full_precision_generator()
-        what = Observation(
+        return Observation(
             Generator(self.pipeline, self.observed_generation), part.denoiser, part.graph, part.units,
-            OBSERVED.images(self.observed_images), int(self.settings.memory * 1e9), key, self.observed_texts,
+            OBSERVED.images(self.observed_images), int(self.settings.memory * 1e9), self._part_key(part.component),
+            self.observed_texts, part.component,
         )  # fmt: skip
-        return observe(folder, what, progress)
 
     @cached_property
     def statistics(self) -> Statistics | JoinedStatistics:
@@ -252,7 +258,7 @@ class Workspace(StudiedModel):
         differentiated = [part for part in self.parts if part.component not in without]
         if differentiated:
             with self.without_offload():  # gradients need the weights themselves
-                weigh(bank, differentiated, self.statistics, self.live_weight, progress)
+                weigh(bank, differentiated, self.statistics, self.live_weight, progress, self.elsewhere)
         others = [part for part in self.parts if part.component in without]
         if others:
             switch = Switch(self.denoiser, bank, self.graph.layers, self.original_weights())
@@ -268,7 +274,7 @@ class Workspace(StudiedModel):
         total = len(space.layers)
         bank = Bank.build(
             folder, space, self.identity, self.weight, lambda done: progress(done, total, "quantizing layers"),
-            self.quantizing_threads, self.observed, self.prunes, tried,
+            self.quantizing_threads, self.observed, self.prunes, tried, self.elsewhere,
         )  # fmt: skip
         if self.settings.compensates:
             self.statistics.forget_moments()
@@ -381,7 +387,12 @@ class Workspace(StudiedModel):
 
     @cached_property
     def switch(self) -> Switch:
-        return Switch(self.denoiser, self.bank, self.graph.layers, self.original_weights())
+        return self.switch_of(self.bank)
+
+    def switch_of(self, bank: Bank) -> Switch:
+        """What puts configurations of a bank into the live denoiser."""
+        kind = PackedSwitch if self.settings.packed else Switch
+        return kind(self.denoiser, bank, self.graph.layers, self.original_weights())
 
     def measurer(
         self, images: range, generator: Generator | None = None, switch: Switch | None = None,

@@ -136,6 +136,14 @@ class RayWorkers:
         if self._opened_here:
             ray.shutdown()
 
+    @property
+    def width(self) -> int:
+        """The number of actors that jobs are given to."""
+        return self._shares()[0]
+
+    def _shares(self) -> tuple[int, Shares]:
+        return shares(self.count, [node["Resources"] for node in _ray().nodes() if node["Alive"]])
+
     def run(self, jobs: Iterable[Job], stop: Callable[[], bool] = lambda: False) -> Generator[Outcome, None, None]:
         """Outcomes as they arrive; after ``stop()`` only those of running jobs.
 
@@ -144,8 +152,7 @@ class RayWorkers:
         """
         ray = _ray()
         try:
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            count, share = shares(self.count, nodes)
+            count, share = self._shares()
             if not (self._starting or self._idle):
                 self._later, self._lost = count - 1 if self.one_first else 0, 0
                 for _ in range(count - self._later):

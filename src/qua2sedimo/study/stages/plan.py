@@ -19,7 +19,6 @@ from qua2sedimo.images.generate import steps_of
 from qua2sedimo.images.ledger import LEARNING
 from qua2sedimo.measuring.trial import (
     TimedGenerator,
-    TimedSwitch,
     Trial,
     bare_seconds,
     peak_bytes,
@@ -104,7 +103,7 @@ def plan(study: Workspace, configurations: int, repeats: int = 2, progress: Prog
     drawn += [drawn[-1]] * (repeats + 1 - len(drawn))
     with _bank_for_trial(study) as (bank, share, quantize):
         generator = TimedGenerator(study.pipeline, study.generator.generation, study.denoisers.values())
-        switch = TimedSwitch(study.denoiser, bank, study.graph.layers, study.original_weights())
+        switch = study.switch_of(bank)
         images = LEARNING.images(study.settings.images)
         progress(0, len(drawn), "trying configurations")
         slow = bare_seconds(generator, images[:1]) > _SLOW

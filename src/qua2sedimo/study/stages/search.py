@@ -38,6 +38,7 @@ from qua2sedimo.study.stages.choose import choose, kept_choice, search_owner
 from qua2sedimo.study.stages.fit import fit
 from qua2sedimo.study.stages.last_comparison import compared_and_kept
 from qua2sedimo.study.stages.measure import measure
+from qua2sedimo.study.stages.quantize import quantize
 from qua2sedimo.study.stages.quick import quick
 from qua2sedimo.study.stages.search_log import Compared, Finals, Round, SearchLog, log_path
 from qua2sedimo.study.worker import crew
@@ -92,7 +93,7 @@ def search(
     budget = budget if isinstance(budget, Budget) else Budget(budget)
     limits = constraints or Constraints()
     check_search(study, budget, images, limits)
-    study.build_bank(progress)
+    quantize(study, progress, workers)
     nbytes, allowed = check_search(study, budget, images, limits)
     found = _kept_search(study, budget, limits, images)
     if found is not None:
@@ -193,8 +194,8 @@ def run(
         if effort == "quick" and (found := kept_choice(study, budget)) is not None:
             return found  # with more effort, made before
     if effort == "quick":
-        return quick(study, budget, progress)
-    study.build_bank(progress)
+        return quick(study, budget, progress, workers=workers)
+    quantize(study, progress, workers)
     with crew(study, workers, progress):
         records = measure(study, configurations or USUAL_CONFIGURATIONS, progress)
         if effort == "paper" or not study.objective.in_decibels:
