@@ -91,7 +91,7 @@ def stages(folder: Path, model: Model) -> dict[str, list[str]]:
         "quick": [*program, "quick", study, "--bits", "3.0"],
         "export": [*program, "export", study, out, "--bits", "3.0"],
         "load": [sys.executable, "-c", _LOAD, out, repr({**given, **model.arguments})],
-        "measure": [*program, "measure", study, "--configurations", "5"],
+        "measure": [*program, "measure", study, "--configurations", "20"],
         "fit": [*program, "fit", study],
         "search": [*program, "search", study, "--bits", "3.5", "--image-budget", "60"],
         "report": [*program, "report", study, "--bits", "3.0", "--fresh-images", "8"],

@@ -134,7 +134,8 @@ def _subject(asked: argparse.Namespace, model: str, seed: int, study: Study) -> 
         """The statistics of benchmarks/compensation.py's study: rivals observe what ours do."""
         return opened(asked, model, seed).workspace.statistics
 
-    return Subject(denoiser_of(zoo.load(model, torch.float16))[1], study, lambda layer: observed().moment(layer))
+    denoiser = denoiser_of(zoo.load(model, torch.float16))[1]
+    return Subject(denoiser, study, lambda layer: observed().moment(layer), lambda: observed().calls)
 
 
 def _about(subject: Subject) -> dict[str, int]:

@@ -5,6 +5,7 @@ Those that observe a layer's inputs get the moments that ours get.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -12,7 +13,8 @@ import torch
 
 from peers_tools import Saved, Setting, Subject, packed_bytes, units, written
 from qua2sedimo.quantizers.moment import Moment
-from rivals import adaround, gptq, svdquant, uniform
+from qua2sedimo.statistics import RecordedCalls
+from rivals import adaround, gptq, reconstruction, svdquant, uniform
 
 _GROUP = 64
 
@@ -26,6 +28,7 @@ def rivals() -> Iterable[Setting]:
         rows = partial(_gptq, bits=bits, group=None, ordered=True)
         size = partial(uniform.packed_bytes, bits=bits)
         if bits in (3, 4):  # minutes each
+            yield Setting("Q-Diffusion", f"{bits} bits, rows", partial(_reconstructed, bits=bits), True)
             learned = partial(_adaround, bits=bits)
             yield Setting("AdaRound", f"{bits} bits, rows", partial(_by_method, method=learned, size=size), True)
         yield Setting("GPTQ", f"{bits} bits, rows, ordered", partial(_by_method, method=rows, size=size))
@@ -50,6 +53,20 @@ def _by_method(subject: Subject, method: Method, size: Callable[[int, int], int]
         rows = weight.detach().float().reshape(len(weight), -1)
         nbytes += size(*rows.shape)
         weight.copy_(method(rows, partial(subject.moment, name)).view(weight.shape))
+    return Saved(packed_bytes(subject, nbytes), written(subject))
+
+
+#: Calls of 16 images that blocks are reconstructed by, spread over the time steps.
+_CALLS = 16
+
+
+def _reconstructed(subject: Subject, bits: int) -> Saved:
+    denoiser, inside = subject.denoiser.float().eval(), subject.study.workspace
+    layers = {name: inside.graph.layers[name] for name in inside.candidates.layers}
+    calls = subject.calls()
+    chosen = list(calls.some(_CALLS)) if isinstance(calls, RecordedCalls) else list(calls)
+    reconstruction.reconstruct(denoiser, copy.deepcopy(denoiser), chosen, layers, bits)
+    nbytes = sum(uniform.packed_bytes(*rows.reshape(len(rows), -1).shape, bits) for rows in units(subject).values())
     return Saved(packed_bytes(subject, nbytes), written(subject))
 
 

@@ -7,7 +7,7 @@ its weights then stand for is read back by the tool itself. The tools are option
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +22,7 @@ from qua2sedimo.denoisers import unit_weight, weight_modules
 from qua2sedimo.options import Option
 from qua2sedimo.quantizers import METHODS, dequantize_weight
 from qua2sedimo.quantizers.moment import Moment
+from qua2sedimo.statistics import RecordedCall
 
 NEAREST = "ours, nearest"
 #: Tool → the package whose version is recorded.
@@ -38,12 +39,13 @@ Weights = dict[str, torch.Tensor]
 class Subject:
     """What is quantized: a denoiser of its own in fp16, and a study of it that says what its layers are.
 
-    ``moment`` gives the second moment of a layer's inputs to methods that need one.
+    ``moment`` gives the second moment of a layer's inputs to methods that need one, ``calls`` calls at all time steps.
     """
 
     denoiser: nn.Module
     study: Study
     moment: Callable[[str], Moment]
+    calls: Callable[[], Sequence[RecordedCall]] = tuple
 
     @property
     def has_convolutions(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import MAKERS, call_of
+from torch import nn
+
+from qua2sedimo.denoisers import Graph, trace
+from qua2sedimo.statistics import RecordedCall, sample_name
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +110,53 @@ def test_adaround_goes_up_or_down_by_less_than_a_step_and_beats_nearest_rounding
     assert ((made - weight).abs() <= 1.001 * grid.scale)[inside].all()
     near = output_error(grid.nearest(weight) - weight, moment)
     assert output_error(made - weight, moment) < 0.8 * near
+
+
+# Q-Diffusion ---------------------------------------------------------------------------------------------------------
+
+
+def reconstructed(rivals: Any, kind: str, bits: int = 3) -> tuple[nn.Module, nn.Module, Graph, list[RecordedCall]]:
+    model = MAKERS[kind]()
+    call = call_of(model)
+    graph = trace(model, (), call, parts=True, ties=True)
+    sample, chance = sample_name(model), torch.Generator().manual_seed(2)
+    noises = [torch.randn(call[sample].shape, generator=chance) for _ in range(4)]
+    calls = [RecordedCall((), {**call, sample: noise}, ()) for noise in noises]
+    full = copy.deepcopy(model)
+    rivals("rivals.reconstruction").reconstruct(model, full, calls, graph.layers, bits, steps=60)
+    return model, full, graph, calls
+
+
+@pytest.mark.parametrize("kind", ["dit", "unet"])
+def test_a_reconstructed_denoiser_is_nearer_than_one_rounded_to_nearest_levels(rivals: Any, kind: str) -> None:
+    """Its table 4: reconstruction behind quantized predecessors keeps what nearest rounding at 3 bits loses."""
+    model, full, graph, calls = reconstructed(rivals, kind)
+    near, grid = copy.deepcopy(full), rivals("rivals.uniform").Grid
+    for unit in graph.layers.values():
+        for name in (unit.module, *unit.copies):
+            whole = near.get_submodule(name).weight.data
+            part = whole if unit.span is None else whole[:, unit.span[0] : unit.span[1]]
+            rows = part.reshape(len(part), -1)
+            part.copy_(grid.best(rows, 3).nearest(rows).view(part.shape))
+
+    def error(other: nn.Module) -> float:
+        with torch.no_grad():
+            return sum(float((call.run(other)[0] - call.run(full)[0]).square().sum()) for call in calls)
+
+    assert error(model) < 0.8 * error(near)
+
+
+def test_every_part_of_a_split_shortcut_has_a_grid_of_its_own(rivals: Any) -> None:
+    """Its §4.2. Every weight is one of 2³ levels of its row and part."""
+    model, full, graph, _ = reconstructed(rivals, "unet")
+    parts = [unit for unit in graph.layers.values() if unit.span is not None]
+    assert parts
+    for unit in [*parts, *list(graph.layers.values())[:3]]:
+        span = unit.span or (0, None)
+        made, before = (m.get_submodule(unit.module).weight[:, span[0] : span[1]].flatten(1) for m in (model, full))
+        assert all(len(row.unique()) <= 8 for row in made)
+        step = rivals("rivals.uniform").Grid.best(before, 3).scale
+        assert ((made / step).round() - made / step).abs().max() < 1e-3
 
 
 # SVDQuant ------------------------------------------------------------------------------------------------------------
