@@ -56,7 +56,7 @@ from qua2sedimo.quantizers import (
     quantization_error,
     telling_rows,
 )
-from qua2sedimo.system.elsewhere import Elsewhere
+from qua2sedimo.system.elsewhere import Elsewhere, written_elsewhere
 from qua2sedimo.system.memory import return_memory
 
 FORMAT = 2
@@ -218,6 +218,7 @@ class Bank:
             options = {place: [str(o) for o in making.tried.options[space.layers[place]]] for place in lacking}
             jobs = [{"do": "quantize", "layer": space.layers[place], "options": options[place]} for place in lacking]
             for job, _ in elsewhere.each(jobs, "quantizing layers"):
+                written_elsewhere(_file(folder, lacking[job]))
                 keep(lacking[job])
                 yield
 

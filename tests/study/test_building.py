@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,36 @@ def test_it_goes_on_where_another_stopped(model: Path, expected: dict[str, bytes
 def _stopping(done: int, total: int, what: str) -> None:
     if what == "weighing options" and done:
         raise KeyboardInterrupt
+
+
+class Absent:
+    """Workers whose files are on other storage than ours."""
+
+    width = 2
+
+    def each(self, contents: Sequence[Mapping[str, Any]], what: str) -> Iterator[tuple[int, Any]]:
+        yield from ((place, True) for place in range(len(contents)))
+
+
+@pytest.mark.parametrize("begun", ["", "observing: images", "observing: layer inputs", "observing: gradients"])
+def test_files_that_do_not_appear_here_are_an_error(
+    begun: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever stage: each is begun where this process stopped."""
+    monkeypatch.setattr("qua2sedimo.system.elsewhere._SEEN_AFTER", 0.0)
+
+    def until(done: int, total: int, what: str) -> None:
+        if what == begun and done == total:
+            raise KeyboardInterrupt
+
+    if begun:
+        with pytest.raises(KeyboardInterrupt):
+            new(tmp_path / "study", model).quantize(until)
+    inside = new(tmp_path / "study", model).workspace
+    inside.elsewhere = Absent()
+    with pytest.raises(Qua2SeDiMoError, match="written by a worker, and is not there") as error:
+        inside.build_bank()
+    assert "storage that all machines share" in str(error.value.remedy)
 
 
 def test_a_pipeline_in_memory_is_refused(tmp_path: Path) -> None:

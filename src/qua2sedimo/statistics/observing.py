@@ -44,7 +44,7 @@ from qua2sedimo.statistics.store import (
     write_gradients,
     write_moment,
 )
-from qua2sedimo.system.elsewhere import Elsewhere
+from qua2sedimo.system.elsewhere import Elsewhere, written_elsewhere
 from qua2sedimo.system.memory import return_memory
 from qua2sedimo.system.progress import Progress, silent
 
@@ -174,6 +174,8 @@ def _recorded(folder: Path, what: Observation, progress: Progress, elsewhere: El
     for place, _ in elsewhere.each(jobs, name):
         done += len(missing[place])
         progress(done, total, name)
+    for images in missing_batches(what.images, what.generator.batch, folder / "calls"):
+        written_elsewhere(folder / "calls" / f"images-{images.start}-{images.stop}.json")
     return RecordedCalls(folder / "calls")
 
 
@@ -211,10 +213,10 @@ def _moments(
         ]  # fmt: skip
         for job, _ in elsewhere.each(jobs, name):
             for place in groups[job]:
-                add_moment(files[place])
+                add_moment(written_elsewhere(files[place]))
             at += len(groups[job])
             progress(at, len(missing), name)
-    return [counts[i] if i in counts else _rows(file) or 0 for i, file in enumerate(files)]
+    return [counts[i] if i in counts else _rows_of(file) for i, file in enumerate(files)]
 
 
 def _shared_out(sources: Mapping[int, Source], width: int) -> list[list[tuple[int, Source]]]:
@@ -264,9 +266,10 @@ def _gradients_elsewhere(
     files = [folder / _PARTS / f"{number:04d}.safetensors" for number in range(count)]
     missing = [number for number, file in enumerate(files) if _part(file) is None]
     jobs = [{"do": "gradients", "component": what.component, "number": number} for number in missing]
-    for done, (_, possible) in enumerate(elsewhere.each(jobs, "observing: gradients"), count - len(missing) + 1):
+    for done, (job, possible) in enumerate(elsewhere.each(jobs, "observing: gradients"), count - len(missing) + 1):
         if not possible:
             return None
+        written_elsewhere(files[missing[job]])
         progress(done)
     totals: dict[str, torch.Tensor] = {}
     for file in files:
@@ -316,6 +319,14 @@ def _after(progress: Progress, before: int, total: int, what: str) -> Callable[[
 def _is_known(path: Path, known: Mapping[str, str]) -> bool:
     """Whether a file is there and as it was written."""
     return path.exists() and file_digest(path) == known.get(path.name)
+
+
+def _rows_of(path: Path) -> int:
+    """Observed positions of a moment that was just written."""
+    found = _rows(path)
+    if found is None:
+        raise Qua2SeDiMoError(f"{path} is damaged", "Run the same command again: it is made anew.")
+    return found
 
 
 def _rows(path: Path) -> int | None:
