@@ -28,6 +28,7 @@ _NUMBERS = 1 << 27  # numbers of a source's inputs in full precision that are ke
 
 #: λ as a share of the mean diagonal of H_q: the more, the closer the target stays to W.
 _RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_TELLING = 256  # rows of a weight, at most, by which λ is chosen
 #: Rows of inputs [positions, n], and the number of the sample of each.
 _Rows = tuple[torch.Tensor, torch.Tensor]
 
@@ -102,10 +103,10 @@ class _Polish:
             for number, (segment, steps) in enumerate(self._steps.items()):
                 for step in steps:
                     found |= self._step(step)
+                    return_memory()
                 if steps != [segment]:
                     self._merge(segment, steps)
                 self._drop_unread(segment)
-                return_memory()
                 progress(number + 1, len(self._steps))
         finally:
             self._replay.release()
@@ -289,27 +290,28 @@ class _Pair:
 
         λ is chosen for each unit by how well a target from one half of the samples serves the other half.
         """
-        rows = [w.double().reshape(len(w), -1) for w in weights]
-        ridges = self._ridges(rows)
+        rows = [w.reshape(len(w), -1) for w in weights]
+        ridges = self._ridges([some.float()[:: -(-len(some) // _TELLING)] for some in rows])
         found: list[torch.Tensor] = list(weights)
         means = self.means(0, 1)
         for ridge in set(ridges):
             solve = _Solver(means, ridge)
             for i in (i for i, own in enumerate(ridges) if own == ridge):
-                target = solve(rows[i]).reshape(weights[i].shape).to(weights[i].dtype)
+                target = solve(rows[i].double()).reshape(weights[i].shape).to(weights[i].dtype)
                 if bool(torch.isfinite(target).all()):
                     found[i] = target
         return found
 
     def _ridges(self, rows: Sequence[torch.Tensor]) -> list[float]:
-        """λ of every unit [rows, n], by how well a target from one half of the samples serves the other."""
+        """λ of every unit, of which some rows fp32 [rows, n] tell, by how well a target from one half of the samples
+        serves the other."""
         if min(self._rows) == 0:
             return [_RIDGES[-1]] * len(rows)
         losses = [[0.0] * len(_RIDGES) for _ in rows]
         for half in (0, 1):
             own, other = self.means(half), self.means(1 - half)
             for place, ridge in enumerate(_RIDGES):
-                solve = _Solver(own, ridge)
+                solve = _Solver(own, ridge, torch.float32)
                 for loss, w in zip(losses, rows):
                     loss[place] += _loss(w, solve(w), other)
         return [_RIDGES[loss.index(min(loss))] for loss in losses]
@@ -329,8 +331,8 @@ def _loss(rows: torch.Tensor, target: torch.Tensor, means: Sequence[torch.Tensor
 class _Solver:
     """W·(C + λ)·(H_q + λ)⁻¹ with λ = ``ridge`` times the mean diagonal of H_q, block by block."""
 
-    def __init__(self, means: Sequence[torch.Tensor], ridge: float) -> None:
-        self._blocks = [_factored(both, ridge) for both in means]
+    def __init__(self, means: Sequence[torch.Tensor], ridge: float, dtype: torch.dtype = torch.float64) -> None:
+        self._blocks = [_factored(both.to(dtype), ridge) for both in means]
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         """Targets of ``rows`` [rows, n]: the rows themselves where all inputs are zero."""
@@ -346,7 +348,7 @@ class _Solver:
 
 def _factored(both: torch.Tensor, ridge: float) -> tuple[torch.Tensor, torch.Tensor | None, float]:
     """(C, Cholesky factor of H_q + λ, λ) of one block; no factor of a matrix that is not positive definite."""
-    moment, cross = both[0].double(), both[1].double()
+    moment, cross = both[0], both[1]
     added = ridge * float(moment.diagonal().mean())
     factor, failed = torch.linalg.cholesky_ex(moment + added * torch.eye(len(moment), dtype=moment.dtype))
     return cross, None if int(failed) else factor, added
