@@ -18,8 +18,8 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from qua2sedimo.bank.making import Observed, OptionError, named, write_layer
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.files import (
     check_space,
@@ -37,7 +37,6 @@ from qua2sedimo.formats.files import (
     sha256,
     unreadable,
     write_json,
-    write_via,
 )
 from qua2sedimo.formats.finished import add_finished, finished
 from qua2sedimo.formats.locks import alone
@@ -48,60 +47,17 @@ from qua2sedimo.options import Configuration, Option, SearchSpace
 from qua2sedimo.quantizers import (
     LEVEL_METHODS,
     METHODS,
-    Moment,
     QuantizedWeight,
-    check_half,
-    dequantize_weight,
     each,
-    quantization_error,
-    telling_rows,
 )
 from qua2sedimo.system.elsewhere import Elsewhere, written_elsewhere
 from qua2sedimo.system.memory import return_memory
 
 FORMAT = 2
 _BEFORE = 1  # errors without those of outputs; every option kept
-_LARGE = 1_000_000  # weights from which methods are compared on some rows
-_SAMPLED = 16  # of these rows, one in so many, and as many of the heaviest
-_FEW_DIRECTIONS = 32.0  # :attr:`Moment.dimension` below which low-rank options are tried
 _REBUILD = "Move the bank folder away; `qua2sedimo quantize STUDY` builds it again."
 _REBUILD_FILE = "Move the file away; `qua2sedimo quantize STUDY` makes it again."
 _INDEX, _SUMS, _CHANGES = "index.json", "checksums.jsonl", "changes.safetensors"
-
-
-@dataclass(frozen=True)
-class OptionError:
-    """Error of one option of one layer: mean |e|^2.4 per weight, and relative MSE ‖e‖²/‖W‖².
-
-    ``output``: the relative error of the layer's output, Σ_c e_c / tr(W·H·Wᵀ); ``cost``: Σ_c G_c·e_c, the expected
-    squared change of the denoiser's guided output. Both are None without calibration statistics, ``cost`` also without
-    gradients.
-    """
-
-    loss: float
-    relative_mse: float
-    output: float | None = None
-    cost: float | None = None
-
-    @property
-    def relative(self) -> float:
-        """The relative error of the output, or of the weight where there are no statistics."""
-        return self.relative_mse if self.output is None else self.output
-
-
-@dataclass(frozen=True)
-class Observed:
-    """Statistics of one layer: the moment of its inputs, and squared gradients fp64 [channels] at its output."""
-
-    moment: Moment | None = None
-    gradient: torch.Tensor | None = None
-
-    def stake(self, weight: torch.Tensor) -> float:
-        """Σ_c G_c·w_c·H·w_cᵀ: what the outputs of a layer with this weight add to the squared guided output, to first
-        order; 0 without statistics."""
-        if self.moment is None or self.gradient is None or not self.moment.usable or weight.numel() == 0:
-            return 0.0
-        return float(self.gradient.cpu() @ self.moment.errors(weight.float().reshape(len(weight), -1)))
 
 
 @dataclass(frozen=True)
@@ -285,7 +241,7 @@ class Bank:
         try:
             damaged = sha256(path) != self._checksums[layer]
         except OSError as error:
-            with _named(layer):
+            with named(layer):
                 raise unreadable(path, error, _REBUILD_FILE) from error
         if damaged:
             raise Qua2SeDiMoError(
@@ -349,8 +305,8 @@ def quantize_layer(
     prune: bool,
 ) -> None:  # fmt: skip
     """Write the file of a layer of a bank; raises :class:`Qua2SeDiMoError` naming the layer."""
-    with _named(layer):
-        _write_layer(_file(folder, space.layers.index(layer)), layer, weight, tuple(options), observed, prune)
+    with named(layer):
+        write_layer(_file(folder, space.layers.index(layer)), layer, weight, tuple(options), observed, prune)
     return_memory()
 
 
@@ -365,26 +321,6 @@ def bank_bytes(space: SearchSpace, prune: bool, layers: Sequence[str]) -> int:
             sizes[key] = max(sizes.get(key, 0), option.nbytes(space.shapes[layer]))
         total += sum(sizes.values())
     return total
-
-
-def stored_weight(weight: torch.Tensor) -> torch.Tensor:
-    """The 16-bit tensor that is quantized: bf16 unchanged, any other dtype as fp16.
-
-    Raises :class:`Qua2SeDiMoError` if a finite weight is beyond the range of fp16.
-    """
-    if weight.dtype in (torch.bfloat16, torch.float16):
-        return weight
-    check_half(weight)
-    return weight.to(torch.float16)
-
-
-@contextmanager
-def _named(layer: str) -> Iterator[None]:
-    """Prefix errors of a quantizer with the layer's name."""
-    try:
-        yield
-    except Qua2SeDiMoError as error:
-        raise Qua2SeDiMoError(f"layer '{layer}': {error.message}", error.remedy) from error
 
 
 def _file(folder: Path, position: int) -> Path:
@@ -412,103 +348,3 @@ def _read_index(folder: Path) -> dict[str, Any]:
     if found.get("format") not in (_BEFORE, FORMAT):
         raise Qua2SeDiMoError(f"{folder / _INDEX}: format {found.get('format')} is not {FORMAT}", _REBUILD)
     return unsealed(found, folder / _INDEX, _REBUILD_FILE)
-
-
-def _write_layer(
-    path: Path, layer: str, weight: torch.Tensor, options: tuple[Option, ...], observed: Observed, prune: bool
-) -> None:
-    if prune:
-        options = _worth_trying(weight, options, observed)
-    made = _quantized(weight, options, observed.moment)
-    errors = _errors(weight, made, observed)
-    if prune:
-        made = {o: made[o] for o in _not_dominated(errors, {o: value.nbytes for o, value in made.items()})}
-    tensors: dict[str, torch.Tensor] = {}
-    for option, value in made.items():
-        tensors[f"{option}.codes"] = value.codes.cpu()
-        tensors |= {f"{option}.{name}": t.cpu().contiguous() for name, t in value.parameters.items()}
-    about = {
-        "layer": layer,
-        "errors": {str(o): [e.loss, e.relative_mse, e.output, e.cost] for o, e in errors.items() if o in made},
-        "dtype": str(weight.dtype).removeprefix("torch."),
-    }
-    nbytes = sum(value.nbytes for value in made.values())
-    write_via(path, lambda temporary: save_file(tensors, temporary, metadata={"about": json.dumps(about)}), nbytes)
-
-
-def _quantized(weight: torch.Tensor, options: Sequence[Option], moment: Moment | None) -> dict[Option, QuantizedWeight]:
-    """The weight under these options, rounded to nearest levels without a moment."""
-    found: dict[Option, QuantizedWeight] = {}
-    for method in dict.fromkeys(o.method for o in options):
-        numbers = [o.number for o in options if o.method == method]
-        found |= dict(zip((Option(method, n) for n in numbers), METHODS[method].quantize(weight, numbers, moment)))
-    return found
-
-
-def _worth_trying(weight: torch.Tensor, options: Sequence[Option], observed: Observed) -> tuple[Option, ...]:
-    """Options without those that are known to lose before their rounding is compensated, which takes most of the time.
-
-    Low-rank options are tried only where inputs lie in few directions: elsewhere they lose, and cost an SVD. Of methods
-    with codes of the same width and about the same size, the one that errs least when rounded to nearest levels is
-    tried.
-    """
-    low_rank = [o for o in options if o.method == "lowrank"]
-    if observed.moment is None or observed.moment.dimension >= _FEW_DIRECTIONS:
-        low_rank = []
-    codes = [o for o in options if o.method != "lowrank"]
-    sizes = {o: (o.number, METHODS[o.method].overhead(o.number)) for o in codes}
-    rivals = [o for o in codes if sum(sizes[o] == other for other in sizes.values()) > 1]
-    weight, observed = _some_rows(weight, observed)
-    errors = {o: _rank(e) for o, e in _errors(weight, _quantized(weight, rivals, None), observed).items()}
-    best = {
-        min((o for o in rivals if sizes[o] == size), key=lambda o: (errors[o], o))
-        for size in {sizes[o] for o in rivals}
-    }
-    return tuple(sorted([*(o for o in codes if o not in rivals or o in best), *low_rank]))
-
-
-def _some_rows(weight: torch.Tensor, observed: Observed) -> tuple[torch.Tensor, Observed]:
-    """Rows of a large weight that tell which method errs less on it, and what was observed of them; all of a small
-    one."""
-    if weight.numel() < _LARGE:
-        return weight, observed
-    heavy = weight.reshape(len(weight), -1).float().square().sum(dim=1).cpu()
-    if observed.gradient is not None:
-        heavy *= observed.gradient.cpu().float()
-    rows = telling_rows(heavy, _SAMPLED)
-    gradient = None if observed.gradient is None else observed.gradient[rows.to(observed.gradient.device)]
-    return weight[rows.to(weight.device)], replace(observed, gradient=gradient)
-
-
-def _errors(
-    weight: torch.Tensor, made: Mapping[Option, QuantizedWeight], observed: Observed
-) -> dict[Option, OptionError]:
-    """What each option gets wrong of a weight."""
-    moment, found = observed.moment, {}
-    power = None if moment is None or weight.numel() == 0 else moment.power(weight)
-    for option, value in made.items():
-        quantized = dequantize_weight(value)
-        loss, relative = quantization_error(weight, quantized)
-        if moment is None or power is None:
-            found[option] = OptionError(loss, relative)
-            continue
-        errors, output = moment.output_errors(weight, quantized, power)
-        cost = None if observed.gradient is None else float(observed.gradient.cpu() @ errors)
-        found[option] = OptionError(loss, relative, output, cost)
-    return found
-
-
-def _not_dominated(errors: Mapping[Option, OptionError], nbytes: Mapping[Option, int]) -> list[Option]:
-    """Options that no other one beats, in order of size: each has less error than all that are no larger."""
-    kept: list[Option] = []
-    least = math.inf
-    for option in sorted(errors, key=lambda o: (nbytes[o], _rank(errors[o]), o)):
-        if _rank(errors[option]) < least or not kept:
-            kept.append(option)
-            least = _rank(errors[option])
-    return sorted(kept)
-
-
-def _rank(error: OptionError) -> float:
-    """What options of one layer are compared by."""
-    return error.relative if error.cost is None else error.cost
