@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.methods import ANY_SHAPE
 
+from qua2sedimo.options import Option
 from qua2sedimo.quantizers import (
     LEVEL_METHODS,
     METHODS,
@@ -322,3 +325,19 @@ def test_convolutions_are_rounded_as_their_unfolded_weight(method: str) -> None:
     weight, moment = normal(6, 4, 3, 3), moment_of("decaying", 36, 2)
     (conv,), (flat,) = (METHODS[method].quantize(w, [3], moment) for w in (weight, weight.view(6, 36)))
     assert same_value(conv, flat) and conv.shape == (6, 4, 3, 3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e6])
+@pytest.mark.parametrize("option", ["row-3", "kmeans_a-3", "lowrank-4"])
+def test_a_moment_and_its_factors_are_freed_with_the_last_reference(option: str, scale: float) -> None:
+    """Not when Python next looks for cycles: between two layers there are few objects, and gigabytes."""
+    one, x = Option.parse(option), torch.randn(200, 24, generator=torch.Generator().manual_seed(3))
+    moment = Moment((scale * x.T @ x / 200,))
+    gone = weakref.ref(moment)
+    gc.disable()
+    try:
+        METHODS[one.method].quantize(torch.randn(8, 24).half(), [one.number], moment)
+        del moment
+        assert gone() is None
+    finally:
+        gc.enable()

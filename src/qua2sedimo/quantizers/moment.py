@@ -63,12 +63,16 @@ class Moment:
     def usable(self) -> bool:
         return self.problem is None
 
-    @cached_property
+    @property
     def normal(self) -> Moment:
         """This moment times a power of two that brings its mean diagonal near 1; itself if that is near enough."""
+        return self if self._scaled is None else self._scaled
+
+    @cached_property
+    def _scaled(self) -> Moment | None:  # None for itself: with a reference to itself, it would not be freed at once
         power = math.frexp(self._mean)[1]
         if abs(power) <= _PLAIN:
-            return self
+            return None
         return Moment(tuple((block.double() * 2.0**-power).float() for block in self.blocks))
 
     @property
