@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from qua2sedimo import bank as bank_module
-from qua2sedimo.bank import Bank, Observed, stored_weight
+from qua2sedimo.bank import Bank, Observed, making, stored_weight
 from qua2sedimo.errors import Qua2SeDiMoError
 from qua2sedimo.formats.sealed import content_digest
 from qua2sedimo.options import Configuration, Option, SearchSpace, options_for, within_reach
@@ -128,7 +127,7 @@ def test_layers_that_are_there_are_no_measure_of_the_time_that_is_left(tmp_path:
     (tmp_path / "bank" / "index.json").unlink()
     done: list[int] = []
     build(tmp_path / "bank", progress=done.append)
-    assert done == [3, 4, *([len(SHAPES)] if len(SHAPES) > 4 else [])]
+    assert done == [len(SHAPES) - 1, len(SHAPES)], "of what was there, nothing is told"
     done.clear()
     build(tmp_path / "bank", progress=done.append)
     assert done == [len(SHAPES)]
@@ -368,7 +367,7 @@ def test_a_build_killed_between_layers_goes_on_and_gives_the_same_bank(tmp_path:
 def test_a_build_killed_while_it_writes_leaves_no_half_layer(
     tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = bank_module.save_file
+    save = making.save_file
 
     def save_a_part(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
         save(tensors, path, metadata=metadata)
@@ -379,7 +378,7 @@ def test_a_build_killed_while_it_writes_leaves_no_half_layer(
 
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     with monkeypatch.context() as patch:
-        patch.setattr(bank_module, "save_file", save_a_part)
+        patch.setattr(making, "save_file", save_a_part)
         assert exit_code(lambda: Bank.build(killed, UNIFORM, OWNER, weight)) == -signal.SIGKILL
     assert [path.name for path in layer_files(killed)] == ["0000.safetensors", "0001.safetensors"]
     Bank.build(killed, UNIFORM, OWNER, weight).verify()
@@ -512,17 +511,17 @@ def test_methods_are_compared_on_some_rows_of_a_large_layer(tmp_path: Path, monk
     weight, observed = torch.randn(shape, generator=torch.Generator().manual_seed(2)), statistics_of("layer", shape)
     weight[101] *= 30
     seen: list[int] = []
-    quantized = bank_module._quantized
+    quantized = making._quantized
 
     def spying(weight: torch.Tensor, options: object, moment: Moment | None) -> dict[Option, QuantizedWeight]:
         if moment is None:
             seen.append(len(weight))
         return quantized(weight, options, moment)
 
-    monkeypatch.setattr(bank_module, "_quantized", spying)
+    monkeypatch.setattr(making, "_quantized", spying)
     kept = []
     for name, large in (("all", 10**9), ("some", 1)):
-        monkeypatch.setattr(bank_module, "_LARGE", large)
+        monkeypatch.setattr(making, "_LARGE", large)
         bank = Bank.build(tmp_path / name, space, OWNER, lambda _: weight, observed=lambda _: observed, prune=True)
         kept.append({o.method for o in bank.space.options["layer"] if o.number in (3, 4) and o.method != "lowrank"})
     assert seen[0] == 160 and seen[1] <= 20

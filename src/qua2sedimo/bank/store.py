@@ -160,8 +160,8 @@ class Bank:
 
         def make(position: int) -> None:
             layer = space.layers[position]
-            options, seen = making.tried.options[layer], making.observed(layer)
-            quantize_layer(folder, space, layer, options, making.weights(layer), seen, making.prune)
+            options = making.tried.options[layer]
+            quantize_layer(folder, space, layer, options, making.weights, making.observed, making.prune)
             keep(position)
 
         def keep(position: int) -> None:
@@ -301,12 +301,13 @@ class Bank:
 
 
 def quantize_layer(
-    folder: Path, space: SearchSpace, layer: str, options: Sequence[Option], weight: torch.Tensor, observed: Observed,
-    prune: bool,
+    folder: Path, space: SearchSpace, layer: str, options: Sequence[Option], weights: Callable[[str], torch.Tensor],
+    observed: Callable[[str], Observed], prune: bool,
 ) -> None:  # fmt: skip
     """Write the file of a layer of a bank; raises :class:`Qua2SeDiMoError` naming the layer."""
+    path = _file(folder, space.layers.index(layer))
     with named(layer):
-        write_layer(_file(folder, space.layers.index(layer)), layer, weight, tuple(options), observed, prune)
+        write_layer(path, layer, weights(layer), tuple(options), observed(layer), prune)
     return_memory()
 
 

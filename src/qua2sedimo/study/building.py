@@ -84,8 +84,8 @@ def building_work(study: Workspace) -> Work:
 
     def quantize(layer: str, options: Sequence[str]) -> None:
         tried = [Option.parse(option) for option in options]
-        weight, observed = study.weight(layer), study.observed(layer)
-        quantize_layer(study.folder / "bank", study.candidates, layer, tried, weight, observed, study.prunes)
+        folder, space = study.folder / "bank", study.candidates
+        quantize_layer(folder, space, layer, tried, study.weight, study.observed, study.prunes)
 
     def weigh(component: str, start: int, stop: int) -> dict[str, list[list[float]]] | None:
         study.full_precision_generator()
