@@ -36,7 +36,7 @@ _FEW_DIRECTIONS = 32.0  # :attr:`Moment.dimension` below which low-rank options 
 
 @dataclass(frozen=True)
 class OptionError:
-    """Error of one option of one layer: mean |e|^2.4 per weight, and relative MSE ‖e‖²/‖W‖².
+    """Error of one option of one layer: the mean of ``|e|^2.4`` over weights, and relative MSE ‖e‖²/‖W‖².
 
     ``output``: the relative error of the layer's output, Σ_c e_c / tr(W·H·Wᵀ); ``cost``: Σ_c G_c·e_c, the expected
     squared change of the denoiser's guided output. Both are None without calibration statistics, ``cost`` also without
@@ -70,7 +70,7 @@ class Observed:
 
 
 def stored_weight(weight: torch.Tensor) -> torch.Tensor:
-    """The 16-bit tensor that is quantized: bf16 unchanged, any other dtype as fp16.
+    """The 16-bit tensor, of the same shape, that is quantized: bf16 unchanged, any other dtype as fp16.
 
     Raises :class:`Qua2SeDiMoError` if a finite weight is beyond the range of fp16.
     """

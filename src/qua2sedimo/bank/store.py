@@ -118,10 +118,11 @@ class Bank:
         tried: SearchSpace | None = None,
         elsewhere: Elsewhere | None = None,
     ) -> Bank:
-        """Quantize missing or damaged layers; ``weights(layer)`` gives a layer's tensor, ``observed(layer)`` its
-        statistics, ``progress`` gets layers done. ``prune`` leaves out options that another dominates.
-        ``tried``: the space with the options that are made, if these are not all. ``elsewhere`` does the work if it is
-        given, by :func:`quantize_layer`.
+        """Quantize missing or damaged layers.
+
+        ``weights(layer)`` gives a layer's tensor [channels, …], ``observed(layer)`` its statistics, ``progress`` gets
+        layers done. ``prune`` leaves out options that another dominates. ``tried``: the space with the options that are
+        made, if these are not all. ``elsewhere`` does the work if it is given, by :func:`quantize_layer`.
 
         If another process builds the same bank, this one waits for it, and opens what it has built.
 
@@ -297,6 +298,7 @@ class Bank:
         self.changes.save(self.folder / _CHANGES, self._owner)
 
     def values(self, configuration: Configuration) -> dict[str, QuantizedWeight]:
+        """The packed weights of a configuration, by layer."""
         return {layer: self.get(layer, option) for layer, option in configuration.items()}
 
 
@@ -304,7 +306,10 @@ def quantize_layer(
     folder: Path, space: SearchSpace, layer: str, options: Sequence[Option], weights: Callable[[str], torch.Tensor],
     observed: Callable[[str], Observed], prune: bool,
 ) -> None:  # fmt: skip
-    """Write the file of a layer of a bank; raises :class:`Qua2SeDiMoError` naming the layer."""
+    """Write the file of a layer of a bank, whose weight [channels, …] and statistics the functions give.
+
+    Raises :class:`Qua2SeDiMoError` naming the layer.
+    """
     path = _file(folder, space.layers.index(layer))
     with named(layer):
         write_layer(path, layer, weights(layer), tuple(options), observed(layer), prune)
