@@ -43,7 +43,7 @@ def polished_and_kept(study: Workspace, choice: Choice, progress: Progress = sil
     try:
         better = better_weights(study, choice.configuration, progress)
         if better or not choice.measured:
-            choice = checked(study, choice, better)
+            choice = checked(study, choice, better, progress)
     finally:  # also if it is interrupted, the live denoiser is as it was
         study.switch.restore()
     return save_choice(study.folder / "choices", choice, better)
@@ -79,10 +79,16 @@ def _polished_part(
     return {part.prefix + unit: value for unit, value in found.items()}
 
 
-def checked(study: Workspace, choice: Choice, values: Mapping[str, QuantizedWeight] = MappingProxyType({})) -> Choice:
+def checked(
+    study: Workspace, choice: Choice, values: Mapping[str, QuantizedWeight] = MappingProxyType({}),
+    progress: Progress = silent,
+) -> Choice:  # fmt: skip
     """The choice with metrics on images that nothing was learned from, also for candidates without any; ``values`` are
     weights that differ from those of the bank."""
+    what = "checking on fresh images"
+    progress(0, CHECKED, what)
     measured = study.measurer(FINALS.images(CHECKED))(choice.configuration, values).means
+    progress(CHECKED, CHECKED, what)
     candidates = [c if c.measured else c.model_copy(update={"measured": measured}) for c in choice.candidates]
     return choice.model_copy(update={"measured": measured, "candidates": candidates})
 

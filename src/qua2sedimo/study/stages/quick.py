@@ -39,7 +39,7 @@ def quick(
     )
     choice = Choice.of(candidate, study.space, owner, budget, constraints=limits)
     if not study.settings.compensates:
-        choice = checked(study, choice)
+        choice = checked(study, choice, progress=progress)
         study.switch.restore()
     return polished_and_kept(study, choice, progress)
 
