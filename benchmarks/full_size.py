@@ -39,7 +39,7 @@ GROWING = ("small", "pixart-xl", "sdxl")
 _LOAD = """
 import sys, torch, qua2sedimo, diffusers
 pipeline = diffusers.DiffusionPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.bfloat16)
-pipeline(**eval(sys.argv[2]), num_inference_steps=1)
+pipeline(**eval(sys.argv[2]), num_inference_steps=2)
 """
 
 
@@ -93,7 +93,7 @@ def stages(folder: Path, model: Model) -> dict[str, list[str]]:
         "load": [sys.executable, "-c", _LOAD, out, repr({**given, **model.arguments})],
         "measure": [*program, "measure", study, "--configurations", "20"],
         "fit": [*program, "fit", study],
-        "search": [*program, "search", study, "--bits", "3.5", "--image-budget", "60"],
+        "search": [*program, "search", study, "--bits", "3.5", "--image-budget", "64"],
         "report": [*program, "report", study, "--bits", "3.0", "--fresh-images", "8"],
     }
 
