@@ -77,7 +77,7 @@ def peers(kept: Kept, asked: argparse.Namespace, model: str, seed: int) -> None:
     first = made()
     judge = PeerJudge(first.study, asked.images)
     kept.models[model] = _about(first)
-    kept.versions |= versions()
+    kept.versions |= {tool: found for tool, found in versions().items() if found != "not installed"}
     for setting in [*settings(first), *rivals()]:
         key = f"{model} {seed} {setting.tool} {setting.name}"
         tried = key in kept.rows and not (asked.retry and "error" in kept.rows[key])

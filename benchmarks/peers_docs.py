@@ -28,7 +28,8 @@ OURS = "ours"
 #: Ours are blue, as in the other figures.
 COLORS = {
     OURS: "#08306b", "SDNQ": "#d97706", "quanto": "#8e1b1b", "torchao": "#7b4fa3", "bitsandbytes": "#c2539b",
-    "HQQ": "#2f9e6e", "GGUF": "#6b7d2f", "GPTQ": "#e2604a", "AdaRound": "#555555", "SVDQuant's branch": "#b79b7f",
+    "HQQ": "#2f9e6e", "GGUF": "#6b7d2f", "GPTQ": "#e2604a", "AdaRound": "#555555", "Q-Diffusion": "#c79a1e",
+    "SVDQuant's branch": "#b79b7f",
     "ours, nearest": "#7fb8da",
 }  # fmt: skip
 #: Bits a weight of the whole denoiser: the columns of the first table.
