@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from tests.sweep.build import built
+from tests.study.tiny import packed, settings_of, tiny
 from tests.sweep.entries import ENTRIES
-from tests.sweep.registry import in_scope
 
 from qua2sedimo import Qua2SeDiMoError, Study, StudySettings
 from qua2sedimo.denoisers import load_pipeline, trace
@@ -20,27 +18,13 @@ from qua2sedimo.denoisers.layers import weight_layers
 from qua2sedimo.formats.files import read_json
 from qua2sedimo.images.generate import Generation, Generator
 from qua2sedimo.options import Option
-from qua2sedimo.runtime import QuantizedLayer
 from qua2sedimo.statistics.gain import picture_gain
 
 KINDS = {"StableDiffusionPipeline": "unet", "SanaPipeline": "transformer"}
 
 
-def tiny(kind: str) -> Any:
-    return built(in_scope()[kind], ENTRIES[kind])
-
-
-def settings(kind: str, model: Path, **changes: Any) -> StudySettings:
-    asked: dict[str, Any] = {
-        "model": str(model), "component": [KINDS[kind], "vae"], "inputs": ["a red fox", "a cat"], "images": 2,
-        "observe": 4, "observe_inputs": ["two birds in fog", "a dog"], "arguments": dict(ENTRIES[kind].arguments),
-        "batch": 2, "options": "row-2,row-4,row-8", "metrics": ["psnr"],
-    }  # fmt: skip
-    return StudySettings(**{**asked, **changes})
-
-
-def packed(module: Any) -> int:
-    return sum(isinstance(m, QuantizedLayer) for m in module.modules())
+def settings(kind: str, model: Path, component: str | list[str] = "") -> StudySettings:
+    return settings_of(kind, model, component or [KINDS[kind], "vae"], observe=4, options="row-2,row-4,row-8")
 
 
 @pytest.fixture(scope="module", params=sorted(KINDS))

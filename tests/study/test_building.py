@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tests.conftest import small_pipeline, small_settings
 
 from qua2sedimo import Qua2SeDiMoError, Study
@@ -36,15 +35,6 @@ def mortal_builder(folder: str) -> Work:
     return done
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As workers with one core: sums depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
@@ -59,7 +49,6 @@ def new(folder: Path, model: Path) -> Study:
 
 @pytest.fixture(scope="module")
 def expected(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    torch.set_num_threads(1)
     study = new(tmp_path_factory.mktemp("alone") / "study", model)
     study.quantize()
     assert study.workspace.statistics.has_gradients and study.workspace.bank.changes.of

@@ -10,9 +10,8 @@ import pytest
 import transformers
 from diffusers import DiffusionPipeline
 from tests.commands.conftest import refused, run  # noqa: F401
-from tests.sweep.build import built
+from tests.study.tiny import packed, settings_of, tiny
 from tests.sweep.entries import ENTRIES
-from tests.sweep.registry import in_scope
 from tests.sweep.texts import WIDTH, clip_eyes
 
 from qua2sedimo import Qua2SeDiMoError, Study, StudySettings, quantize
@@ -20,7 +19,7 @@ from qua2sedimo.denoisers import load_pipeline
 from qua2sedimo.formats.files import read_json
 from qua2sedimo.images.generate import Generator
 from qua2sedimo.quantizers import METHODS
-from qua2sedimo.runtime import QuantizedLayer, pack
+from qua2sedimo.runtime import pack
 
 KINDS = {
     "FluxPipeline": ["transformer", "text_encoder", "text_encoder_2"],
@@ -28,21 +27,8 @@ KINDS = {
 }
 
 
-def tiny(kind: str) -> Any:
-    return built(in_scope()[kind], ENTRIES[kind])
-
-
-def settings(kind: str, model: Path | str, **changes: Any) -> StudySettings:
-    asked: dict[str, Any] = {
-        "model": str(model), "component": KINDS[kind], "inputs": ["a red fox", "a cat"], "images": 2, "observe": 2,
-        "observe_inputs": ["two birds in fog", "a dog"], "arguments": dict(ENTRIES[kind].arguments), "batch": 2,
-        "options": "row-2,row-4", "metrics": ["psnr"],
-    }  # fmt: skip
-    return StudySettings(**{**asked, **changes})
-
-
-def packed(module: Any) -> int:
-    return sum(isinstance(m, QuantizedLayer) for m in module.modules())
+def settings(kind: str, model: Path | str, component: str | list[str] = "", **changes: Any) -> StudySettings:
+    return settings_of(kind, model, component or KINDS[kind], **changes)
 
 
 @pytest.fixture(scope="module", params=sorted(KINDS))

@@ -53,11 +53,8 @@ def as_called(module: nn.Module) -> Iterator[None]:
 
 def arguments_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of ``decode`` by name. Offloading hides its signature; what is decoded comes first."""
-    named = dict(zip((LATENTS, *map(str, range(1, len(args)))), args))
-    if not args and kwargs:
-        first, *others = kwargs
-        return {LATENTS: kwargs[first], **{name: kwargs[name] for name in others}}
-    return {**named, **kwargs}
+    (_, latents), *others = {**{str(place): value for place, value in enumerate(args)}, **kwargs}.items()
+    return {LATENTS: latents, **dict(others)}
 
 
 def refuse_shared(pipeline: Any, chosen: Mapping[str, nn.Module]) -> None:

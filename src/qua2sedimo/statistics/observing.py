@@ -31,7 +31,13 @@ from qua2sedimo.statistics.gradients import (
     without_backward,
 )
 from qua2sedimo.statistics.moments import observe_moments
-from qua2sedimo.statistics.recording import missing_batches, prepare_recording, record_calls, record_texts
+from qua2sedimo.statistics.recording import (
+    batch_mark,
+    missing_batches,
+    prepare_recording,
+    record_calls,
+    record_texts,
+)
 from qua2sedimo.statistics.sources import Source, find_sources, passes
 from qua2sedimo.statistics.store import (
     INDEX,
@@ -175,7 +181,7 @@ def _recorded(folder: Path, what: Observation, progress: Progress, elsewhere: El
         done += len(missing[place])
         progress(done, total, name)
     for images in missing_batches(what.images, what.generator.batch, folder / "calls"):
-        written_elsewhere(folder / "calls" / f"images-{images.start}-{images.stop}.json")
+        written_elsewhere(batch_mark(folder / "calls", images))
     return RecordedCalls(folder / "calls")
 
 

@@ -54,10 +54,8 @@ def record_calls(
     low = within.start
     while low < within.stop:
         indices = range(low, min(within.stop, low + generator.batch))
-        mark = folder / f"images-{indices.start}-{indices.stop}.json"
-        there = list(folder.glob(f"{indices.start:06d}*.safetensors"))
-        if len(there) != marked_count(mark):
-            for leftover in there:  # of a batch that was interrupted, or lost a file
+        if not _is_kept(folder, indices):
+            for leftover in _files(folder, indices):  # of a batch that was interrupted, or lost a file
                 leftover.unlink()
             with failures_of(type(generator.pipeline).__name__):
                 made = _calls(generator, denoiser, recorder, indices)
@@ -74,7 +72,7 @@ def record_calls(
                 # The last part of a name counts steps: those before them are of the first, those behind of the last.
                 place = f".{number + 1:02d}-000{1 if before else 2}" if once else f"-{number + 1:04d}"
                 write_call(folder / f"{indices.start:06d}{place}.safetensors", made[number])
-            write_via(mark, lambda path, count=len(kept): path.write_text(json.dumps(count)))  # type: ignore[misc]
+            write_via(batch_mark(folder, indices), lambda path, count=len(kept): path.write_text(json.dumps(count)))  # type: ignore[misc]
         low = indices.stop
         progress(low - images.start)
     return RecordedCalls(folder)
@@ -88,13 +86,22 @@ def prepare_recording(generator: Generator, denoiser: nn.Module, images: range, 
 
 def missing_batches(images: range, batch: int, folder: Path) -> list[range]:
     """The batches whose calls are not kept: as one, or image by image."""
-
-    def kept(indices: range) -> bool:
-        mark = folder / f"images-{indices.start}-{indices.stop}.json"
-        return len(list(folder.glob(f"{indices.start:06d}*.safetensors"))) == marked_count(mark)
-
     batches = (range(low, min(images.stop, low + batch)) for low in range(images.start, images.stop, batch))
-    return [some for some in batches if not (kept(some) or all(kept(range(i, i + 1)) for i in some))]
+    missing = [some for some in batches if not _is_kept(folder, some)]
+    return [some for some in missing if not all(_is_kept(folder, range(i, i + 1)) for i in some)]
+
+
+def batch_mark(folder: Path, indices: range) -> Path:
+    """The file that says that the calls of a batch are complete."""
+    return folder / f"images-{indices.start}-{indices.stop}.json"
+
+
+def _files(folder: Path, indices: range) -> list[Path]:
+    return list(folder.glob(f"{indices.start:06d}*.safetensors"))
+
+
+def _is_kept(folder: Path, indices: range) -> bool:
+    return len(_files(folder, indices)) == marked_count(batch_mark(folder, indices))
 
 
 def record_texts(generator: Generator, denoiser: nn.Module, images: range, folder: Path) -> RecordedCalls:
