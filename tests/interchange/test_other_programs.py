@@ -151,10 +151,10 @@ save_file({"made": made.contiguous()}, answer)
 """
 
 
-def test_text_encoders_are_computed_there(beside: dict[str, str], tmp_path: Path) -> None:
-    """T5 and CLIP of Flux."""
+def test_text_encoders_and_an_autoencoder_are_computed_there(beside: dict[str, str], tmp_path: Path) -> None:
+    """T5, CLIP and decoder of Flux."""
     built(in_scope()["FluxPipeline"], ENTRIES["FluxPipeline"]).save_pretrained(tmp_path / "model")
-    components = ["transformer", "text_encoder", "text_encoder_2"]
+    components = ["transformer", "text_encoder", "text_encoder_2", "vae"]
     settings = small_settings(
         model=str(tmp_path / "model"), inputs=["a red fox"], arguments=dict(ENTRIES["FluxPipeline"].arguments),
         component=components, target="sdnq", options="uaq-2,kmeans_a-3,uaq-4", rounding="nearest",
